@@ -1,0 +1,1 @@
+"""What quantization did to reliability: accuracy, calibration, detection, noise, shift, groups, with paired intervals."""
