@@ -1,0 +1,59 @@
+# Every target makes .venv first where it is missing, and installs again only when what it installs has changed.
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt
+SOURCES := pyproject.toml setup.py constraints.txt $(wildcard csrc/*.cc csrc/*.h csrc/cpu/*)
+
+.PHONY: help demo test test-hf4 lint bench clean
+.DELETE_ON_ERROR:
+
+help:
+	@echo "make demo      quantize two small CLIP models and show what that did to their reliability"
+	@echo "make test      the whole test suite"
+	@echo "make test-hf4  the Hugging Face tests with transformers 4, in .venv-hf4"
+	@echo "make lint      ruff, clang-format, mypy, import-linter"
+	@echo "make bench     the kernels and a whole tower beside their peers"
+	@echo "make clean     remove what was built (not .venv)"
+
+demo: .venv/.installed
+	$(BIN)/qclip demo
+
+test: .venv/.installed-test
+	$(BIN)/python -m pytest
+
+lint: .venv/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/clang-format --dry-run --Werror $$(git ls-files 'csrc/*.cc' 'csrc/*.h')
+	$(BIN)/lint-imports --no-cache
+	$(BIN)/mypy
+
+bench: .venv/.installed-bench .venv/.installed-test
+	$(BIN)/python -m pytest benchmarks --benchmark-only
+	$(BIN)/qclip bench ViT-B-32 --recipe w8a8 --tower image --batch 16 --peers all
+
+.venv/bin/python:
+	@test -n "$(PYTHON)" || { echo "qclip needs Python 3.11 or newer; install it, or name it: make PYTHON=/path/to/python"; exit 1; }
+	$(PYTHON) -m venv .venv
+
+.venv/.installed: $(SOURCES) | .venv/bin/python
+	@echo "installing into .venv (torch is a large download the first time)"
+	$(PIP) -e .
+	@touch $@
+
+.venv/.installed-%: $(SOURCES) | .venv/bin/python
+	@echo "installing into .venv, with what '$*' needs (torch is a large download the first time)"
+	$(PIP) -e '.[$*]'
+	@touch .venv/.installed $@
+
+# transformers 4 wants an older huggingface_hub and tokenizers, so these four are free here and everything else is pinned.
+test-hf4: $(SOURCES)
+	@test -n "$(PYTHON)" || { echo "qclip needs Python 3.11 or newer; install it, or name it: make PYTHON=/path/to/python"; exit 1; }
+	test -x .venv-hf4/bin/python || $(PYTHON) -m venv .venv-hf4
+	grep -vE '^(transformers|huggingface_hub|tokenizers|hf-xet)==' constraints.txt > .venv-hf4/constraints.txt
+	.venv-hf4/bin/python -m pip install --disable-pip-version-check -q -c .venv-hf4/constraints.txt -e . 'transformers>=4.50,<5' pytest hypothesis pytest-benchmark scipy
+	.venv-hf4/bin/python -m pytest tests/models -k "hugging or hf or siglip"
+
+clean:
+	rm -rf build dist *.egg-info qclip-demo .pytest_cache .hypothesis .ruff_cache .mypy_cache .import_linter_cache .benchmarks
+	rm -f qkernels/_native*.so .venv/.installed*
+	find qclip qkernels tests benchmarks dev -name __pycache__ -type d -prune -exec rm -rf {} +
