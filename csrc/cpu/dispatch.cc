@@ -1,0 +1,79 @@
+// cpuid -> tier, and what exists once a process.
+//
+// How an op is added:
+//   1. csrc/cpu/NAME.cc defines `extern "C" void QK_IMPL(NAME)(arguments)`. It is compiled once a tier with -DQK_TIER=scalar|avx2|
+//      avx512vnni and that tier's instruction flags, so it includes "simd.h" (vector types), "vmath.h" (exp, GELU) and "parallel.h",
+//      and keeps all helpers `static` or inside an unnamed namespace. An inline function or a template of the standard library that
+//      is emitted out of line would be merged across tiers by the linker, and the scalar tier would run AVX-512: use none there
+//      (a test looks for weak symbols).
+//   2. ops.def gets one line: QK_OP(NAME, arguments). That declares all tiers and binds `qkernels._native.NAME`.
+//   3. qkernels/cpu.py gets the wrapper of the same name and arguments as in qkernels/reference.py.
+// setup.py finds the file by itself.
+#include "ops.h"
+
+#include <cstdlib>
+#include <new>
+
+#if QK_X86
+#include <cpuid.h>
+#endif
+
+namespace {
+
+#if QK_X86
+int detect() {
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  if (!__get_cpuid(1, &a, &b, &c, &d)) return 0;
+  const bool osxsave = c & (1u << 27), avx = c & (1u << 28), fma = c & (1u << 12), f16c = c & (1u << 29);
+  if (!osxsave || !avx || !fma || !f16c) return 0;
+  // XCR0: the operating system saves XMM (1), YMM (2), and for AVX-512 mask and ZMM state (5, 6, 7).
+  unsigned low = 0, high = 0;
+  __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+  if ((low & 0x6) != 0x6) return 0;
+  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return 0;
+  if (!(b & (1u << 5))) return 0;  // AVX2
+  const unsigned f = 1u << 16, dq = 1u << 17, bw = 1u << 30, vl = 1u << 31;
+  const bool avx512 = (b & (f | dq | bw | vl)) == (f | dq | bw | vl) && (low & 0xe6) == 0xe6;
+  return avx512 && (c & (1u << 11)) ? 2 : 1;  // AVX512_VNNI
+}
+#else
+int detect() { return 0; }
+#endif
+
+const int best = detect();
+int current = best;
+
+struct Buffer {
+  void* data = nullptr;
+  std::size_t bytes = 0;
+  ~Buffer() { std::free(data); }
+};
+
+}  // namespace
+
+extern "C" {
+
+int qk_best_tier() { return best; }
+int qk_tier() { return current; }
+
+bool qk_set_tier(int tier) {
+  if (tier < 0 || tier > best) return false;
+  current = tier;
+  return true;
+}
+
+void* qk_workspace(int slot, std::size_t bytes) {
+  thread_local Buffer buffers[QK_SLOT_COUNT];
+  Buffer& buffer = buffers[slot];
+  if (buffer.bytes < bytes) {
+    std::free(buffer.data);
+    buffer.bytes = (bytes + 4095) / 4096 * 4096;
+    buffer.data = std::aligned_alloc(64, buffer.bytes);
+    if (buffer.data == nullptr) {
+      buffer.bytes = 0;
+      throw std::bad_alloc();
+    }
+  }
+  return buffer.data;
+}
+}
