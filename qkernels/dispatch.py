@@ -1,0 +1,104 @@
+"""Device and environment -> backend, and what to say when a backend cannot take a case.
+
+Environment: `QKERNELS_BACKEND` (`reference` or `cpu`) forces a backend, `QKERNELS_CPU_TIER` (`scalar`, `avx2`, `avx512vnni`) forces the
+CPU tier, and `QKERNELS_STRICT=1` turns every fall-back to the reference into an error.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from qkernels import cpu, reference
+from qkernels.weights import Int4Weight, Int8Weight
+
+BACKENDS: dict[str, ModuleType] = {"reference": reference, "cpu": cpu}
+
+_announced: set[str] = set()
+
+
+class FallbackWarning(UserWarning):
+    """A case runs on the slow reference backend."""
+
+
+class FallbackError(RuntimeError):
+    """A case would run on the reference backend, and `QKERNELS_STRICT=1` forbids it."""
+
+
+def _fall_back(message: str) -> None:
+    """Say once that the reference runs, or raise under QKERNELS_STRICT=1."""
+    if os.environ.get("QKERNELS_STRICT") == "1":
+        raise FallbackError(f"{message} (QKERNELS_STRICT=1 makes this an error)")
+    if message not in _announced:
+        _announced.add(message)
+        warnings.warn(message, FallbackWarning, stacklevel=3)
+
+
+def backend_for(device: torch.device | str) -> ModuleType:
+    """The backend module that runs tensors of `device`: `qkernels.cpu` or `qkernels.reference`.
+
+    Raises ValueError where the environment names an unknown backend or tier, or a backend that is not there.
+    """
+    kind = device.type if isinstance(device, torch.device) else torch.device(device).type
+    forced = os.environ.get("QKERNELS_BACKEND")
+    if forced:
+        if forced not in BACKENDS:
+            raise ValueError(f"QKERNELS_BACKEND={forced} is not a backend of this version; known: {', '.join(BACKENDS)}")
+        if forced == "cpu" and cpu.native is None:
+            raise ValueError(f"QKERNELS_BACKEND=cpu, but {cpu.missing}")
+    if forced == "reference" or kind == "meta":
+        return reference
+    if kind != "cpu":
+        _fall_back(f"qkernels has no kernels for device type '{kind}' in this version: the reference backend runs")
+        return reference
+    if cpu.native is None:
+        _fall_back(f"{cpu.missing}: the slow reference backend runs")
+        return reference
+    cpu.use_tier(os.environ.get("QKERNELS_CPU_TIER"))
+    return cpu
+
+
+def select(op: str, device: torch.device | str, *args: Any, **kwargs: Any) -> Callable[..., Any]:
+    """The function that runs `op` with these arguments: the backend's, or the reference's where the backend says why it cannot."""
+    backend = backend_for(device)
+    if backend is not reference:
+        reason = backend.supports(op, *args, **kwargs)
+        if reason is None:
+            return getattr(backend, op)
+        _fall_back(f"{op}: the {backend.__name__.rpartition('.')[2]} backend {reason}; the reference backend runs")
+    return getattr(reference, op)
+
+
+def layout_for(weight: Int8Weight | Int4Weight) -> str:
+    """The layout that the backend of the weight's device wants: what `weight.pack()` makes."""
+    if backend_for(weight.codes.device) is not cpu:
+        return "canonical"
+    return "vnni64" if isinstance(weight, Int8Weight) else "nibble64"
+
+
+def info() -> dict[str, Any]:
+    """What was built and what runs.
+
+    Keys: `built` (bool), `reason` (str or None: why there is no native code), `tiers` (that this processor can run), `tier` (in use, or
+    None), `threads`, `backend` (for CPU tensors), `forced` (the environment's settings).
+    """
+    names = ("QKERNELS_BACKEND", "QKERNELS_CPU_TIER", "QKERNELS_STRICT")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FallbackWarning)
+        backend = "reference" if cpu.native is None else backend_for("cpu").__name__.rpartition(".")[2]
+    if cpu.native is not None:
+        cpu.use_tier(os.environ.get("QKERNELS_CPU_TIER"))
+    return {
+        "built": cpu.native is not None,
+        "reason": cpu.missing,
+        "tiers": [] if cpu.native is None else list(cpu.native.tiers()),
+        "tier": None if cpu.native is None else cpu.native.tier(),
+        "threads": torch.get_num_threads(),
+        "backend": backend,
+        "forced": {name: os.environ[name] for name in names if name in os.environ},
+    }
