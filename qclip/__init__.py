@@ -1,0 +1,53 @@
+"""Quantize CLIP-like models on real kernels, and show what that did to their reliability.
+
+    import qclip
+    model = qclip.load_model("photos")
+    small = qclip.quantize(model, "w8a8")
+    results = qclip.evaluate({"float": model, "w8a8": small}, data="scenes:test")
+    print(qclip.table(results))
+"""
+
+from __future__ import annotations
+
+import importlib
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .artifact import load, save
+    from .models import encoders, towers
+    from .ptq import quantize, quantize_
+    from .recipes import Recipe
+    from .reliability import Results, evaluate
+    from .report import report, table
+    from .rewrite import Coverage, coverage, dequantize_
+    from .spectral import weight_spectrum
+    from .zoo import load_model
+
+try:
+    __version__ = version("qclip")
+except PackageNotFoundError:  # used from a checkout that is not installed
+    __version__ = "0+unknown"
+
+# Where each public name lives: imported at first use, so that `import qclip` costs nothing but itself.
+_PUBLIC = {
+    "load_model": "zoo", "quantize": "ptq", "quantize_": "ptq", "dequantize_": "rewrite", "coverage": "rewrite",
+    "Coverage": "rewrite", "save": "artifact", "load": "artifact", "towers": "models", "encoders": "models",
+    "evaluate": "reliability", "Results": "reliability", "report": "report", "table": "report", "Recipe": "recipes",
+    "weight_spectrum": "spectral",
+}  # fmt: skip
+
+__all__ = ["Coverage", "Recipe", "Results", "coverage", "dequantize_", "encoders", "evaluate", "load", "load_model",
+           "quantize", "quantize_", "report", "save", "table", "towers", "weight_spectrum"]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    if name in _PUBLIC:
+        value = getattr(importlib.import_module(f".{_PUBLIC[name]}", __name__), name)
+        globals()[name] = value
+        return value
+    raise AttributeError(f"module 'qclip' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

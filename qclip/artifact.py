@@ -1,0 +1,306 @@
+"""A quantized model as a folder: `model.safetensors` (canonical codes and the rest) and `qclip.json` (everything else).
+
+Nothing in it is executed. Loading checks the description and the checksum before it builds anything, makes the float
+skeleton on the meta device, and brings in one tensor at a time, so that two forms of a weight never coexist.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from qkernels import Int4Weight, Int8Weight
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from . import models, rewrite
+from .errors import ArtifactError, ModelError, OutputExistsError
+from .layers import Int4Linear, Int8Linear, QuantizedEmbedding, QuantizedPatch, QuantizedSite, SimulatedLinear
+from .recipes import Recipe, SitePlan
+
+FORMAT = 1
+TENSORS, DESCRIPTION = "model.safetensors", "qclip.json"
+
+
+def is_artifact(path: str | Path) -> bool:
+    return (Path(path) / DESCRIPTION).is_file()
+
+
+def weight_hash(model: nn.Module) -> str:
+    """sha256 over names, dtypes, shapes and bytes of the state dict."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        flat = tensor.detach().cpu().contiguous().flatten()
+        digest.update(flat.view(torch.uint8).numpy().data if flat.numel() else b"")
+    return digest.hexdigest()
+
+
+def file_hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def save(model: nn.Module, path: str | Path, force: bool = False) -> Path:
+    """Write a quantized model to the folder `path`; whole or not at all. Returns the folder.
+
+    Raises ModelError for a model that is not quantized, OutputExistsError for a non-empty folder without `force`
+    (with it, only a folder that is an artifact is replaced).
+    """
+    path = Path(path)
+    done = rewrite.quantization(model)
+    if done is None:
+        raise ModelError("the model is not quantized, so there is no artifact to save; call qclip.quantize first")
+    if path.exists() and not path.is_dir():
+        raise OutputExistsError(f"{str(path)!r} is a file; give a folder")
+    if path.is_dir() and any(path.iterdir()):
+        if not force:
+            raise OutputExistsError(f"{str(path)!r} is not empty; choose another folder or pass force=True (--force)")
+        if not is_artifact(path):
+            raise OutputExistsError(f"{str(path)!r} holds other files than an artifact and is not replaced; "
+                                    "choose another folder")  # fmt: skip
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    try:
+        tensors = {name: t.detach().cpu().contiguous() for name, t in model.state_dict().items()}
+        save_file(_unshared(tensors), fresh / TENSORS, metadata={"format": "pt"})
+        coverage = done.coverage
+        content = {
+            "format": FORMAT, "architecture": models.config_of(model), "preprocess": models.preprocess_config(model),
+            "tokenizer": models.tokenizer_config(model), "source": done.source, "recipe": done.recipe.to_dict(),
+            "plans": {name: dataclasses.asdict(plan) for name, plan in done.plans.items()},
+            "sites": {site.name: _site_facts(site.module) for t in models.towers(model).values() for site in t
+                      if done.plans[site.name].state != "float"},
+            "coverage": {state: {of: round(coverage.share(state, of), 6) for of in ("macs", "parameters")}
+                         for state in ("real", "simulated", "float")},
+            "provenance": done.provenance, "tensors_sha256": file_hash(fresh / TENSORS),
+            "tensors_bytes": (fresh / TENSORS).stat().st_size,
+        }  # fmt: skip
+        (fresh / DESCRIPTION).write_text(json.dumps(content, indent=1) + "\n")
+        for name in (TENSORS, DESCRIPTION):
+            _sync(fresh / name)
+        fresh.chmod(0o755)
+        _replace(fresh, path)
+    except BaseException:
+        shutil.rmtree(fresh, ignore_errors=True)
+        raise
+    return path
+
+
+def _unshared(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """safetensors refuses tensors that share memory (tied weights): give each its own."""
+    seen: set[int] = set()
+    for name, tensor in tensors.items():
+        if tensor.numel() and tensor.data_ptr() in seen:
+            tensors[name] = tensor.clone()
+        seen.add(tensor.data_ptr())
+    return tensors
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _replace(fresh: Path, path: Path) -> None:
+    """Put the finished folder in its place; the old one stays until the new one stands."""
+    if not path.exists():
+        fresh.rename(path)
+    else:
+        old = Path(tempfile.mkdtemp(prefix=f".{path.name}.old.", dir=path.parent))
+        path.rename(old / path.name)
+        fresh.rename(path)
+        shutil.rmtree(old)
+    _sync(path.parent)
+
+
+def _site_facts(module: nn.Module) -> dict[str, Any]:
+    """What rebuilds an empty module of this form."""
+    inner = module.site if isinstance(module, QuantizedPatch) else module
+    assert isinstance(inner, QuantizedSite)
+    facts: dict[str, Any] = {
+        "class": type(inner).__name__, "shape": list(inner.shape), "group": inner.group,
+        "zeros": inner.zeros is not None, "bias": inner.bias is not None, "smooth": inner.smooth is not None,
+        "input_scale": inner.input_scale is not None, "dtype": str(inner.witness.dtype).removeprefix("torch."),
+    }  # fmt: skip
+    if isinstance(module, QuantizedPatch):
+        facts["patch"] = list(module.patch)
+    if isinstance(inner, SimulatedLinear):
+        facts["activation_bits"] = inner.activation_bits
+    if isinstance(inner, Int4Linear):
+        facts["float_input"] = inner.float_input
+    return facts
+
+
+def _empty_site(facts: dict[str, Any]) -> nn.Module:
+    """The module of `_site_facts` on the meta device."""
+    n, k = facts["shape"]
+    dtype = getattr(torch, facts["dtype"])
+    with torch.device("meta"):
+        bias = torch.empty(n, dtype=dtype) if facts["bias"] else None
+        smooth = torch.empty(k) if facts["smooth"] else None
+        scale = torch.empty(()) if facts["input_scale"] else None
+        weight: Int8Weight | Int4Weight
+        if facts["group"] is None:
+            weight = Int8Weight(torch.empty(n, k, dtype=torch.int8), torch.empty(n), (n, k))
+        else:
+            groups = -(-k // facts["group"])
+            zeros = torch.empty(n, groups, dtype=torch.float16) if facts["zeros"] else None
+            weight = Int4Weight(torch.empty(n, -(-k // 2), dtype=torch.uint8),
+                                torch.empty(n, groups, dtype=torch.float16), zeros, (n, k), facts["group"])  # fmt: skip
+    kind = facts["class"]
+    module: nn.Module
+    if kind == "QuantizedEmbedding":
+        module = QuantizedEmbedding(weight, dtype=dtype)
+    elif kind == "SimulatedLinear":
+        module = SimulatedLinear(weight, bias, int(facts["activation_bits"]), smooth, scale, dtype)
+    elif kind == "Int8Linear":
+        module = Int8Linear(weight, bias, smooth, scale, dtype)
+    elif kind == "Int4Linear":
+        module = Int4Linear(weight, bias, smooth, scale, dtype)
+        module.float_input = bool(facts["float_input"])
+    else:
+        raise ArtifactError(f"the artifact has a layer of the unknown class {kind!r}; it is not one of ours")
+    patch = facts.get("patch")
+    return module if patch is None else QuantizedPatch(module, (int(patch[0]), int(patch[1])))
+
+
+def read_description(path: str | Path) -> dict[str, Any]:
+    """`qclip.json`, checked for form and version. Raises ArtifactError with the reason."""
+    path = Path(path)
+    file = path / DESCRIPTION
+    if not file.is_file():
+        raise ArtifactError(f"{str(path)!r} is no artifact: {DESCRIPTION} is missing")
+    try:
+        content = json.loads(file.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ArtifactError(f"{str(file)!r} is not valid JSON ({error}); the artifact is truncated or edited") from None
+    if not isinstance(content, dict) or not isinstance(content.get("format"), int):
+        raise ArtifactError(f"{str(file)!r} has no format version; it was not written by qclip")
+    if content["format"] > FORMAT:
+        raise ArtifactError(f"{str(path)!r} has format {content['format']}, this version reads up to {FORMAT}; "
+                            "upgrade qclip")  # fmt: skip
+    wanted = {"architecture", "preprocess", "tokenizer", "source", "recipe", "plans", "sites", "provenance",
+              "tensors_sha256", "tensors_bytes"}  # fmt: skip
+    if missing := sorted(wanted - set(content)):
+        raise ArtifactError(f"{str(file)!r} lacks {missing[0]!r}; the artifact is edited or foreign")
+    return content
+
+
+@torch.no_grad()
+def load(path: str | Path, device: str | torch.device = "cpu") -> nn.Module:
+    """A model from an artifact folder, in eval mode, with `preprocess` and `tokenizer`.
+
+    Raises ArtifactError - truncated, edited, foreign, newer - before any model exists.
+    """
+    path = Path(path)
+    content = read_description(path)
+    tensors = path / TENSORS
+    if not tensors.is_file():
+        raise ArtifactError(f"{str(path)!r} lacks {TENSORS}")
+    size = tensors.stat().st_size
+    if size != content["tensors_bytes"]:
+        raise ArtifactError(f"{str(tensors)!r} has {size} bytes instead of {content['tensors_bytes']}; "
+                            "it is truncated or from another artifact")  # fmt: skip
+    if file_hash(tensors) != content["tensors_sha256"]:
+        raise ArtifactError(f"{str(tensors)!r} does not match its checksum; it was changed after it was saved")
+    try:
+        model, plans, recipe = _skeleton(content)
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        if isinstance(error, ArtifactError):
+            raise
+        raise ArtifactError(f"{str(path / DESCRIPTION)!r} describes no model that can be built "
+                            f"({type(error).__name__}: {error}); it is edited or foreign") from None  # fmt: skip
+    _fill(model, tensors, torch.device(device))
+    models.materialize_buffers(model)
+    if torch.device(device).type != "cpu":
+        model.to(device)
+    models.attach(model, content["preprocess"], content["tokenizer"], source=content["source"])
+    rewrite.mark(model, recipe, plans, content["provenance"], content["source"])
+    return model.eval()
+
+
+def _skeleton(content: dict[str, Any]) -> tuple[nn.Module, dict[str, SitePlan], Recipe]:
+    recipe = Recipe.from_dict(content["recipe"])
+    plans = {name: SitePlan(**plan) for name, plan in content["plans"].items()}
+    model = models.create_from_config(content["architecture"], device="meta")
+    towers = models.towers(model)
+    known = {site.name for tower in towers.values() for site in tower}
+    if set(plans) != known:
+        odd = sorted(set(plans) ^ known)[0]
+        raise ArtifactError(f"the artifact's sites do not fit its architecture (first difference: {odd!r})")
+    wanted = {name for name, plan in plans.items() if plan.state != "float"}
+    if set(content["sites"]) != wanted:
+        odd = sorted(set(content["sites"]) ^ wanted)[0]
+        raise ArtifactError(f"the artifact's layers do not fit its plans (first difference: {odd!r})")
+    rewrite.write(towers, {name: _empty_site(facts) for name, facts in content["sites"].items()})
+    return model, plans, recipe
+
+
+def _fill(model: nn.Module, path: Path, device: torch.device) -> None:
+    """Move the file's tensors into the skeleton, module by module, packing each weight as soon as it is there."""
+    slots = {name: _slot(model, name) for name in model.state_dict()}
+    try:
+        with safe_open(path, framework="pt") as file:
+            names = list(file.keys())
+    except SafetensorError as error:
+        raise ArtifactError(f"{str(path)!r} is not a readable safetensors file ({error})") from None
+    if set(names) != set(slots):
+        odd = sorted(set(names) ^ set(slots))[0]
+        raise ArtifactError(f"{str(path)!r} does not fit its description (first difference: {odd!r})")
+    done: dict[int, int] = {}
+    for name, tensor in _read(path, names):
+        owner, attribute = slots[name]
+        have = getattr(owner, attribute)
+        if have.shape != tensor.shape or have.dtype != tensor.dtype:
+            raise ArtifactError(f"{name!r} in {str(path)!r} is {tensor.dtype} {tuple(tensor.shape)} instead of "
+                                f"{have.dtype} {tuple(have.shape)}")  # fmt: skip
+        if attribute in owner._parameters:
+            owner._parameters[attribute] = nn.Parameter(tensor, requires_grad=have.requires_grad)
+        else:
+            owner._buffers[attribute] = tensor
+        if isinstance(owner, QuantizedSite):
+            done[id(owner)] = done.get(id(owner), 0) + 1
+            if done[id(owner)] == len(owner.state_dict()):
+                owner.witness = torch.empty(0, dtype=owner.witness.dtype)
+                if device.type == "cpu":
+                    owner.pack()
+
+
+def _slot(model: nn.Module, name: str) -> tuple[nn.Module, str]:
+    owner, _, attribute = name.rpartition(".")
+    return model.get_submodule(owner), attribute
+
+
+def _read(path: Path, names: list[str], most: int = 32 << 20) -> Iterator[tuple[str, Tensor]]:
+    """The tensors in file order. The file is opened anew after every 32 MiB: the pages of a memory map count as ours
+    for as long as the map lives."""
+    waiting = list(names)
+    while waiting:
+        read = 0
+        with safe_open(path, framework="pt") as file:
+            while waiting and read < most:
+                name = waiting.pop(0)
+                tensor = file.get_tensor(name).clone()
+                read += tensor.numel() * tensor.element_size()
+                yield name, tensor
+
+
+def bytes_of(path: str | Path) -> int:
+    """Size of an artifact on disk."""
+    return sum(file.stat().st_size for file in Path(path).iterdir() if file.is_file())
+
+
+__all__ = ["FORMAT", "bytes_of", "is_artifact", "load", "read_description", "save", "weight_hash"]

@@ -1,0 +1,219 @@
+"""Streams samples through the float towers in explicit form and keeps, for every site, what methods need to know."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from .data import batches, load
+from .errors import DataError, NonFiniteError
+from .models import Encoders
+from .models.tower import Site, Tower
+
+IMAGES = 128  # enough for maxima and histograms; more changes little (methods 2.1)
+
+_SUBJECTS = ("dog", "cat", "bird", "child", "woman", "man", "car", "truck", "boat", "airplane", "horse", "flower",
+             "house", "street", "mountain", "river", "red star", "blue circle", "bowl of fruit", "train")  # fmt: skip
+_FORMS = ("a photo of a {}.", "a {}", "a black and white picture of the {} in the distance.",
+          "two people look at a {} on a sunny afternoon while others walk past.", "a small {} on grass",
+          "the {} stands next to a wooden fence, partly hidden.", "a close-up of a {} with a blurred background.",
+          "a drawing of a {}.")  # fmt: skip
+CAPTIONS = [form.format(subject) for form in _FORMS for subject in _SUBJECTS]
+
+
+@dataclasses.dataclass
+class Samples:
+    """What calibration runs on. `images` float `[n, 3, H, W]`, preprocessed; `tokens` int64 `[m, context]`."""
+
+    images: Tensor
+    tokens: Tensor | None
+    description: dict  # source, counts, hash: goes into the provenance
+
+    def image_batches(self, size: int = 32) -> Iterator[Tensor]:
+        yield from self.images.split(size)
+
+    def token_batches(self) -> Iterator[Tensor]:
+        """Captions of equal length together: the tower stops at the last EOT of a batch, so that no position behind a
+        caption's own EOT enters a statistic."""
+        if self.tokens is None:
+            return
+        lengths = self.tokens.argmax(-1)
+        for length in lengths.unique().tolist():
+            yield from self.tokens[lengths == length].split(32)
+
+
+def samples(calibration: object, encoders: Encoders, images: int = IMAGES, seed: int = 0) -> Samples:
+    """From what a user may give: a data name, an `ImageSet`, a loader of image tensors (or tuples that begin with
+    one), or a tensor of preprocessed images `[n, 3, H, W]`. Captions are the set's own, else a built-in list.
+
+    Raises DataError when nothing is there or a value is not finite.
+    """
+    captions, origin = CAPTIONS, "built-in captions"
+    source = type(calibration).__name__
+    if isinstance(calibration, str | Path):
+        calibration = load(str(calibration))
+    if isinstance(calibration, Tensor):
+        stack = calibration[:images]
+    elif hasattr(calibration, "image") and hasattr(calibration, "sample"):
+        data = calibration
+        source = data.spec  # type: ignore[attr-defined]
+        data = data.sample(min(images, len(data)), seed)  # type: ignore[attr-defined, arg-type]
+        if data.captions is not None:
+            captions, origin = [c for group in data.captions for c in group[:1]], "the set's captions"
+        if encoders.preprocess is None:
+            raise DataError("the model has no preprocess, so images cannot be calibrated on; "
+                            "pass a tensor of preprocessed images, or set model.preprocess")  # fmt: skip
+        stack = torch.cat([batch for _, batch in batches(data, encoders.preprocess)])
+    elif isinstance(calibration, Iterable):
+        parts, have = [], 0
+        for batch in calibration:
+            part = batch[0] if isinstance(batch, tuple | list) else batch
+            parts.append(part)
+            have += len(part)
+            if have >= images:
+                break
+        if not parts:
+            raise DataError("the calibration loader gave no batch; pass one with images")
+        stack = torch.cat(parts)[:images]
+    else:
+        raise DataError(f"calibration is a data name, a loader or a tensor of images, not {type(calibration).__name__}")
+    if stack.ndim != 4 or len(stack) == 0:
+        raise DataError(f"calibration images must be a non-empty [n, 3, H, W] tensor, got {tuple(stack.shape)}")
+    if not stack.isfinite().all():
+        bad = int((~stack.flatten(1).isfinite().all(1)).nonzero()[0])
+        raise DataError(f"calibration image {bad} holds NaN or Inf; remove it or check the preprocessing")
+    tokens = encoders.tokenizer(captions[:256]) if encoders.tokenizer is not None else None
+    digest = hashlib.sha256(np.ascontiguousarray(stack.float().cpu().numpy()).tobytes())
+    if tokens is not None:
+        digest.update(tokens.cpu().numpy().tobytes())
+    stack = stack.to(encoders.device, encoders.dtype)
+    tokens = None if tokens is None else tokens.to(encoders.device)
+    description = {"source": source, "images": len(stack), "captions": 0 if tokens is None else len(tokens),
+                   "captions_from": origin, "seed": seed, "sha256": digest.hexdigest()}  # fmt: skip
+    return Samples(stack, tokens, description)
+
+
+class AbsMax:
+    """Largest |x| of every input channel: float32 `[K]`."""
+
+    def __init__(self) -> None:
+        self.value: Tensor | None = None
+
+    def update(self, x: Tensor) -> None:
+        top = x.flatten(0, -2).abs().amax(0).float()
+        self.value = top if self.value is None else torch.maximum(self.value, top)
+
+
+class Histogram:
+    """|x| of a tensor in 2,048 bins; the range doubles by merging bins, so the result does not depend on the batches."""
+
+    BINS = 2048
+
+    def __init__(self) -> None:
+        self.counts = torch.zeros(self.BINS, dtype=torch.float64)
+        self.top = 0.0
+
+    def update(self, x: Tensor) -> None:
+        x = x.detach().float().abs().flatten().cpu()
+        peak = float(x.max()) if x.numel() else 0.0
+        if peak == 0.0:
+            self.counts[0] += x.numel()
+            return
+        if self.top == 0.0:  # a power of two, so that ranges found in any order are multiples of each other
+            self.top = 2.0 ** np.ceil(np.log2(peak))
+        while peak > self.top:
+            merged = self.counts.reshape(-1, 2).sum(1)
+            self.counts = torch.cat([merged, torch.zeros_like(merged)])
+            self.top *= 2
+        self.counts += torch.histc(x, self.BINS, 0.0, self.top).double()
+
+    def scale(self, bits: int = 8, steps: int = 100) -> float:
+        """The symmetric scale with the least squared error, searched over `steps` clipping points."""
+        if self.top == 0.0:
+            return 1.0
+        qmax = 2 ** (bits - 1) - 1
+        width = self.top / self.BINS
+        centres = (torch.arange(self.BINS, dtype=torch.float64) + 0.5) * width
+        used = int(self.counts.nonzero().max()) + 1
+        best, best_error = self.top / qmax, float("inf")
+        for i in range(steps):
+            scale = used * width * (1 - i / (steps * 1.25)) / qmax
+            error = centres - torch.round(centres / scale).clamp(max=qmax) * scale
+            total = float((self.counts * error * error).sum())
+            if total < best_error:
+                best, best_error = scale, total
+        return best
+
+
+class Hooks:
+    """Forward pre-hooks that are gone when the block ends."""
+
+    def __init__(self) -> None:
+        self.handles: list = []
+
+    def add(self, module: nn.Module, see: Callable[[Tensor], None]) -> None:
+        self.handles.append(module.register_forward_pre_hook(lambda _, args: see(args[0])))
+
+    def __enter__(self) -> Hooks:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for handle in self.handles:
+            handle.remove()
+
+
+@torch.no_grad()
+def run(encoders: Encoders, data: Samples, towers: Iterable[str]) -> None:
+    """One pass over all samples through the named towers."""
+    if "vision" in towers:
+        for batch in data.image_batches():
+            encoders.encode_image(batch)
+    if "text" in towers:
+        for tokens in data.token_batches():
+            encoders.encode_text(tokens)
+
+
+def channel_maxima(encoders: Encoders, towers: dict[str, Tower], data: Samples, sites: list[Site]) -> dict[str, Tensor]:
+    """Largest |input| per channel for every group of sites that share an input, keyed by `site.shared`.
+
+    Raises NonFiniteError naming the site whose input is not finite.
+    """
+    observers: dict[str, AbsMax] = {}
+    with Hooks() as hooks:
+        for site in sites:
+            if site.kind != "embedding" and site.shared not in observers:
+                observers[site.shared] = AbsMax()
+                hooks.add(site.module, observers[site.shared].update)
+        run(encoders, data, towers)
+    out = {}
+    for site in sites:
+        if site.shared in observers and (value := observers[site.shared].value) is not None:
+            if not value.isfinite().all():
+                raise NonFiniteError(f"the input of {site.name} is NaN or Inf during calibration; "
+                                     "check the weights before it and the calibration images")  # fmt: skip
+            out[site.shared] = value
+    return out
+
+
+def static_scales(encoders: Encoders, towers: dict[str, Tower], data: Samples, sites: list[Site],
+                  smooth: dict[str, Tensor], bits: Callable[[Site], int]) -> dict[str, Tensor]:  # fmt: skip
+    """The static activation scale of every shared input, float32 `[]`, of the smoothed input where `smooth` has one."""
+    observers: dict[str, Histogram] = {}
+    width: dict[str, int] = {}
+    with Hooks() as hooks:
+        for site in sites:
+            if site.shared in observers:
+                continue
+            observer = observers[site.shared] = Histogram()
+            width[site.shared] = bits(site)
+            factor = smooth.get(site.shared)
+            see = observer.update if factor is None else (lambda x, o=observer, f=factor: o.update(x * f))
+            hooks.add(site.module, see)
+        run(encoders, data, towers)
+    return {key: torch.tensor(observer.scale(width[key]), dtype=torch.float32) for key, observer in observers.items()}

@@ -1,0 +1,47 @@
+"""One exception family. A message says what was wrong, where, and what to do; the CLI prints it as one sentence."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class QclipError(Exception):
+    """Everything this package raises on purpose. The CLI exits with 1."""
+
+
+class InputError(QclipError, ValueError):
+    """Something the caller passed cannot be used. The CLI exits with 2."""
+
+
+class ModelError(InputError):
+    """A model that is unknown, not supported, or not what it says."""
+
+
+class DataError(InputError):
+    """A data set that is missing, empty, unreadable or too small."""
+
+
+class RecipeError(InputError):
+    """A recipe that is unknown or contradicts itself."""
+
+
+class ArtifactError(InputError):
+    """A stored artifact that is truncated, edited, foreign or newer than this version."""
+
+
+class OutputExistsError(InputError):
+    """The output is there already and `force` was not given."""
+
+
+class NonFiniteError(QclipError):
+    """NaN or Inf where numbers are needed; names the layer."""
+
+
+def nearest(name: str, known: Iterable[str], count: int = 3) -> str:
+    """A hint for an unknown name: "did you mean 'a', 'b'?", or the known names when nothing is near."""
+    known = list(known)
+    close = difflib.get_close_matches(name, known, n=count, cutoff=0.4)
+    if close:
+        return "did you mean " + ", ".join(repr(c) for c in close) + "?"
+    return "known: " + ", ".join(known)

@@ -1,0 +1,74 @@
+"""Attention whose projections share one quantized input and whose output leaves quantized."""
+
+from __future__ import annotations
+
+import qkernels
+from torch import Tensor, nn
+
+from ..models.tower import Attention
+from .linear import QuantizedLinear
+
+
+class QuantizedAttention(Attention):
+    """The explicit attention core, fused where its sites allow it.
+
+    q, k and v read one quantized input (after `norm`, in one pass with it), and `out` reads codes that the attention
+    kernel wrote. Sites that cannot take part (float, simulated, W4A16) make it run like the float core, site by site.
+    """
+
+    shares_input: bool
+    shares_pool_input: bool
+    codes_out: bool
+
+    @classmethod
+    def fuse(cls, core: Attention) -> QuantizedAttention:
+        """Turn a core whose sites have been written into this class, in place: whoever holds it goes on holding it."""
+        core.__class__ = cls
+        q, k, v, out = core.q, core.k, core.v, core.out
+        core.shares_input = _takes_codes(q) and q.same_input(k) and q.same_input(v)  # type: ignore[operator, assignment]
+        core.shares_pool_input = _takes_codes(k) and k.same_input(v)  # type: ignore[operator, assignment]
+        core.codes_out = _takes_codes(out) and out.smooth is None and core.inner_norm is None  # type: ignore[assignment]
+        return core  # type: ignore[return-value]
+
+    def unfuse(self) -> None:
+        self.__class__ = Attention  # type: ignore[assignment]
+
+    def forward(self, x: Tensor, mask: Tensor | None = None, causal: bool = False, query: Tensor | None = None) -> Tensor:
+        if query is None and self.shares_input:
+            codes, scale = self.q.quantize(x, self.norm)  # type: ignore[operator]
+            q, k, v = (site.linear(codes, scale) for site in (self.q, self.k, self.v))  # type: ignore[operator]
+        else:
+            x = x if self.norm is None else self.norm(x)
+            q = self.q(x if query is None else query)
+            if self.shares_pool_input:
+                codes, scale = self.k.quantize(x)  # type: ignore[operator]
+                k, v = self.k.linear(codes, scale), self.v.linear(codes, scale)  # type: ignore[operator]
+            else:
+                k, v = self.k(x), self.v(x)
+        q, k, v = (t.unflatten(-1, (self.heads, -1)) for t in (q, k, v))
+        if self.q_norm is not None:
+            q = self.q_norm(q)
+        if self.k_norm is not None:
+            k = self.k_norm(k)
+        if not self.codes_out:
+            y = qkernels.attention(q, k, v, mask, causal=causal, scale=self.scale).flatten(-2)
+            return self.out(y if self.inner_norm is None else self.inner_norm(y))
+        static = self.out.input_scale
+        if static is None:
+            y, scale = qkernels.attention(q, k, v, mask, causal=causal, scale=self.scale, out_dynamic=True)
+        else:
+            y, scale = qkernels.attention(q, k, v, mask, causal=causal, scale=self.scale, out_scale=static), static
+        return self.out.linear(y.flatten(-2), scale)  # type: ignore[operator, no-any-return]
+
+
+def _takes_codes(site: nn.Module) -> bool:
+    return isinstance(site, QuantizedLinear) and site.takes_codes()
+
+
+def movable_norm(core: nn.Module, norm: nn.Module | None) -> bool:
+    """Whether `norm` can run inside `core`, fused with the quantization of its first site."""
+    if not isinstance(norm, nn.LayerNorm) or norm.weight is None or norm.bias is None or len(norm.normalized_shape) != 1:
+        return False  # subclasses of it (open_clip's, timm's) differ in dtypes only; ours is float32 inside anyway
+    if isinstance(core, QuantizedAttention):
+        return core.shares_input
+    return _takes_codes(core.fc1)  # type: ignore[arg-type]

@@ -1,0 +1,40 @@
+"""The MLP with its activation in the epilogue of the first product."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from ..models.tower import Mlp, activate
+from .linear import QuantizedLinear
+
+
+class QuantizedMlp(Mlp):
+    """The explicit MLP core, fused where its sites allow it: norm and quantization in one pass, the activation on the
+    accumulator, and with a static scale codes straight into fc2."""
+
+    codes_between: bool
+
+    @classmethod
+    def fuse(cls, core: Mlp) -> QuantizedMlp:
+        """As `QuantizedAttention.fuse`."""
+        core.__class__ = cls
+        fc1, fc2 = core.fc1, core.fc2
+        core.codes_between = (isinstance(fc1, QuantizedLinear) and isinstance(fc2, QuantizedLinear)  # type: ignore[assignment]
+                              and fc2.takes_codes() and fc2.input_scale is not None and fc2.smooth is None
+                              and core.inner_norm is None)  # fmt: skip
+        return core  # type: ignore[return-value]
+
+    def unfuse(self) -> None:
+        self.__class__ = Mlp  # type: ignore[assignment]
+
+    def forward(self, x: Tensor) -> Tensor:
+        fc1, fc2 = self.fc1, self.fc2
+        if not isinstance(fc1, QuantizedLinear):
+            x = activate(fc1(x if self.norm is None else self.norm(x)), self.activation)
+        else:
+            codes, scale = fc1.quantize(x, self.norm)  # type: ignore[arg-type]
+            if self.codes_between:
+                static: Tensor = fc2.input_scale  # type: ignore[assignment]
+                return fc2.linear(fc1.linear(codes, scale, self.activation, out_scale=static), static)  # type: ignore[operator, no-any-return]
+            x = fc1.linear(codes, scale, self.activation)
+        return fc2(x if self.inner_norm is None else self.inner_norm(x))

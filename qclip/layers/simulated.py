@@ -1,0 +1,46 @@
+"""A linear site on the quantization grid in float arithmetic: what the numbers would be, not what the speed would be."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .site import QuantizedSite, Weight
+
+TINY = 2.0**-100  # below it a row counts as zero (DESIGN 4, number rules)
+
+
+def quantize_dequantize(x: Tensor, bits: int, scale: Tensor | None = None) -> Tensor:
+    """`x` on the symmetric grid of `bits`: dynamic per token (last axis), or with a static `scale`. Float32 inside."""
+    qmax = 2 ** (bits - 1) - 1
+    y = x.float()
+    if scale is None:
+        absmax = y.abs().amax(-1, keepdim=True)
+        small = absmax < TINY
+        scale = torch.where(small, torch.ones_like(absmax), absmax / qmax)
+        inverse = torch.where(small, torch.zeros_like(absmax), qmax / absmax)
+    else:
+        inverse = 1 / scale
+    return torch.round(y * inverse).clamp(-qmax, qmax) * scale
+
+
+class SimulatedLinear(QuantizedSite):
+    """Weight codes as in a real site (6-bit codes in an `Int8Weight`, 4-bit in an `Int4Weight`), computed in float."""
+
+    def __init__(self, weight: Weight, bias: Tensor | None, activation_bits: int, smooth: Tensor | None = None,
+                 input_scale: Tensor | None = None, dtype: torch.dtype = torch.float32) -> None:  # fmt: skip
+        super().__init__(weight, bias, smooth, input_scale, dtype)
+        self.activation_bits = activation_bits
+
+    def pack(self) -> None:
+        """Stays canonical: no kernel reads it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x if self.smooth is None else x.float() * self.smooth
+        if self.activation_bits < 16:
+            y = quantize_dequantize(y, self.activation_bits, self.input_scale)
+        return F.linear(y.to(x.dtype), self.quantized.dequantize().to(x.dtype), self.bias)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, activation_bits={self.activation_bits}"

@@ -1,0 +1,170 @@
+"""What every other part sees of a model: towers, blocks and sites.
+
+A *site* is one linear map of a tower (DESIGN: `vision.blocks.3.attn.q`). An adapter of this package brings a foreign
+model into *explicit form* in place - every site a module of its own, attention and MLP as the two cores below - and
+describes it as `Tower`s. The float numbers do not change. Whoever replaces a layer calls `Tower.write`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+KINDS = ("patch", "q", "k", "v", "out", "fc1", "fc2", "projection", "pool_q", "pool_k", "pool_v", "pool_out",
+         "downsample", "embedding")  # fmt: skip
+FEEDS = ("norm", "attention", "activation", "raw")
+ACTIVATIONS = ("gelu", "quick_gelu", "gelu_tanh")
+
+
+def activate(x: Tensor, activation: str | None) -> Tensor:
+    """The activations that the kernels know, in torch; the names are those of `qkernels.int8_linear`."""
+    if activation is None:
+        return x
+    if activation == "gelu":
+        return F.gelu(x)
+    if activation == "gelu_tanh":
+        return F.gelu(x, approximate="tanh")
+    if activation == "quick_gelu":
+        return x * torch.sigmoid(1.702 * x)
+    raise ValueError(f"unknown activation {activation!r}; known: {', '.join(ACTIVATIONS)}")
+
+
+class Attention(nn.Module):
+    """Explicit multi-head self attention: four linear sites, one softmax. Input and output `[B, L, D]`.
+
+    `norm` is None while the block's own norm runs before this module; a rewrite may move that norm in here, so that
+    it is fused with the quantization (the block then holds a `DeferredNorm`). `q_norm` and `k_norm` act on
+    `[B, L, H, d]`, `inner_norm` on the heads' joined output before `out`. In an attention pool the queries come from
+    elsewhere: `query` of `forward`; keys and values always come from x.
+    """
+
+    def __init__(self, q: nn.Module, k: nn.Module, v: nn.Module, out: nn.Module, heads: int, scale: float | None = None,
+                 q_norm: nn.Module | None = None, k_norm: nn.Module | None = None,
+                 inner_norm: nn.Module | None = None) -> None:  # fmt: skip
+        super().__init__()
+        self.q, self.k, self.v, self.out = q, k, v, out
+        self.heads, self.scale = heads, scale
+        self.norm: nn.Module | None = None
+        self.q_norm, self.k_norm, self.inner_norm = q_norm, k_norm, inner_norm
+
+    def forward(self, x: Tensor, mask: Tensor | None = None, causal: bool = False, query: Tensor | None = None) -> Tensor:
+        """`mask`: additive float or bool (True = may attend), broadcastable to `[B, H, Lq, Lk]`. `query`: input of q
+        where it is not x (attention pools)."""
+        if self.norm is not None:
+            x = self.norm(x)
+        source = x if query is None else query
+        q, k, v = (t.unflatten(-1, (self.heads, -1)) for t in (self.q(source), self.k(x), self.v(x)))
+        if self.q_norm is not None:
+            q = self.q_norm(q)
+        if self.k_norm is not None:
+            k = self.k_norm(k)
+        y = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), attn_mask=mask,
+                                           is_causal=causal, scale=self.scale)  # fmt: skip
+        y = y.transpose(1, 2).flatten(2)
+        if self.inner_norm is not None:
+            y = self.inner_norm(y)
+        return self.out(y)
+
+
+class Mlp(nn.Module):
+    """Explicit MLP: fc1, activation, (inner norm), fc2. Input and output `[..., D]`. `norm` as in `Attention`."""
+
+    def __init__(self, fc1: nn.Module, fc2: nn.Module, activation: str, inner_norm: nn.Module | None = None) -> None:
+        super().__init__()
+        self.fc1, self.fc2, self.activation = fc1, fc2, activation
+        self.norm: nn.Module | None = None
+        self.inner_norm = inner_norm
+
+    @property
+    def c_fc(self) -> nn.Module:
+        """open_clip's name for `fc1`: its `get_weight_dtype` reads `mlp.c_fc.weight.dtype` (or `int8_original_dtype`)."""
+        return self.fc1
+
+    @property
+    def c_proj(self) -> nn.Module:
+        """open_clip's name for `fc2`."""
+        return self.fc2
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.norm is not None:
+            x = self.norm(x)
+        x = activate(self.fc1(x), self.activation)
+        if self.inner_norm is not None:
+            x = self.inner_norm(x)
+        return self.fc2(x)
+
+
+class DeferredNorm(nn.Module):
+    """Stands where a block's norm stood when the reader's core applies that norm itself, fused with quantization."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+
+@dataclasses.dataclass(frozen=True)
+class Site:
+    """One linear map of a tower, or a lookup (`kind="embedding"`)."""
+
+    name: str  # "vision.blocks.3.attn.q", "vision.patch", "vision.projection", "text.embedding"
+    kind: str  # one of KINDS
+    feed: str  # one of FEEDS: what its input is
+    shared: str  # sites of equal `shared` read the same input tensor ("vision.blocks.3.attn.in")
+    owner: nn.Module = dataclasses.field(repr=False, compare=False)  # the module that holds it ...
+    attribute: str = ""  # ... under this name
+    smoothable: bool = True  # False where a scale cannot be moved into or out of its input
+    rows: int = 1  # input rows a sample at the model's own resolution / context: MACs = rows * N * K (lookups: none)
+
+    @property
+    def module(self) -> nn.Module:
+        return getattr(self.owner, self.attribute)
+
+    @property
+    def tower(self) -> str:
+        return self.name.split(".", 1)[0]
+
+
+@dataclasses.dataclass
+class Block:
+    """One residual block. The cores are `Attention` / `Mlp` (or their quantized successors) held by `owner.attribute`;
+    `norm` names the module that feeds a core: (owner, attribute), or None where nothing does."""
+
+    name: str  # "vision.blocks.3"
+    module: nn.Module  # the foreign block: hooks on it keep working
+    attention: tuple[nn.Module, str] | None  # getattr(*attention) is the core
+    attention_norm: tuple[nn.Module, str] | None
+    mlp: tuple[nn.Module, str] | None
+    mlp_norm: tuple[nn.Module, str] | None
+    sites: dict[str, Site]  # by kind: q k v out fc1 fc2 (downsample)
+
+
+@dataclasses.dataclass
+class Tower:
+    """One encoder of a model, in explicit form."""
+
+    name: str  # "vision" or "text"
+    module: nn.Module  # what encodes: runs the whole tower
+    blocks: list[Block]
+    sites: dict[str, Site]  # by name, in the order in which they run
+    tokens: int  # sequence length at the model's own resolution / context
+
+    def __iter__(self) -> Iterator[Site]:
+        return iter(self.sites.values())
+
+    def weight(self, site: Site) -> Tensor:
+        """The float weight as `[N, K]` (a convolution's flattened over (C, kh, kw); an embedding's `[rows, width]`)."""
+        weight: Tensor = site.module.weight  # type: ignore[assignment]
+        return weight.detach().flatten(1)
+
+    def bias(self, site: Site) -> Tensor | None:
+        bias = getattr(site.module, "bias", None)
+        return None if bias is None else bias.detach()
+
+    def write(self, site: Site, module: nn.Module) -> nn.Module:
+        """Put `module` in the site's place and return what was there."""
+        old = site.module
+        setattr(site.owner, site.attribute, module)
+        return old

@@ -1,0 +1,87 @@
+"""Post-training quantization: a recipe's methods, run in order on a float model, then every site rounded and written."""
+
+from __future__ import annotations
+
+import copy
+import platform
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from .. import calibration, models, recipes, rewrite
+from ..errors import ModelError, RecipeError
+from .base import Context, Method, SiteState, build
+from .smoothquant import SmoothQuant
+from .static import StaticScales
+
+METHODS: dict[str, type[Method]] = {"smoothquant": SmoothQuant}
+
+__all__ = ["METHODS", "Context", "Method", "SiteState", "quantize", "quantize_"]
+
+
+def quantize(model: nn.Module, recipe: str | Path | dict | recipes.Recipe, calibration: object = None,
+             seed: int = 0) -> nn.Module:  # fmt: skip
+    """`quantize_` on a copy; the float model stays as it is."""
+    return quantize_(copy.deepcopy(model), recipe, calibration, seed)
+
+
+@torch.no_grad()
+def quantize_(model: nn.Module, recipe: str | Path | dict | recipes.Recipe, calibration: object = None,
+              seed: int = 0) -> nn.Module:  # fmt: skip
+    """Quantize a CLIP-like model in place and return it: the same object, with other modules inside.
+
+    `recipe`: a name (`qclip.recipes.presets()`), a Recipe, a dict or a JSON path. `calibration`: a data name, an
+    ImageSet, a loader, or a tensor of preprocessed images `[n, 3, H, W]`; only some recipes need one.
+    Raises ModelError (no adapter, or quantized already), RecipeError (unknown, or calibration missing), DataError,
+    NonFiniteError (names the layer). When it raises, the model's numbers are as before.
+    """
+    recipe = recipes.get(recipe)
+    if (done := rewrite.quantization(model)) is not None:
+        raise ModelError(f"the model is quantized already (recipe {done.recipe.name!r}); quantize the float model instead")
+    if recipe.needs_data and calibration is None:
+        raise RecipeError(f"recipe {recipe.name!r} needs data: pass calibration=... "
+                          "(--calibration DATA on the command line)")  # fmt: skip
+    training = model.training
+    model.eval()
+    try:
+        towers = models.towers(model)
+        if missing := [name for name in recipe.towers if name not in towers]:
+            raise RecipeError(f"recipe {recipe.name!r} wants the {missing[0]} tower, but this model has only: "
+                              f"{', '.join(towers)}")  # fmt: skip
+        encoders = models.encoders(model)
+        data = None
+        if recipe.needs_data:
+            data = _samples(calibration, encoders, seed)
+        sites = {site.name: site for tower in towers.values() for site in tower}
+        plans = rewrite.plans(recipe, towers)
+        context = Context(model, recipe, towers, encoders, data, plans, {n: s.module for n, s in sites.items()},
+                          {n: SiteState() for n in sites}, {})  # fmt: skip
+        for name in recipe.methods:
+            if name in METHODS:  # "rtn" is what `build` does to every site in the end
+                METHODS[name]().run(context)
+        if recipe.static:
+            StaticScales().run(context)
+        built = {site.name: build(context, site) for site in context.quantized_sites()}
+        rewrite.write(towers, built)
+        provenance = {
+            "qclip": _version(), "torch": torch.__version__, "python": platform.python_version(),
+            "calibration": None if data is None else data.description, "seed": seed, **context.notes,
+        }  # fmt: skip
+        source = str(getattr(model, "qclip_source", type(model).__name__))
+        return rewrite.mark(model, recipe, plans, provenance, source)
+    finally:
+        model.train(training)
+
+
+def _samples(data: object, encoders: models.Encoders, seed: int) -> calibration.Samples:
+    return calibration.samples(data, encoders, seed=seed)
+
+
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("qclip")
+    except PackageNotFoundError:
+        return "unknown"

@@ -1,0 +1,219 @@
+"""Puts finished layers into a model, fuses the cores around them, counts what is covered, and takes layers out again."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import qkernels
+import torch
+from torch import nn
+
+from . import models
+from .layers import QuantizedAttention, QuantizedMlp, QuantizedPatch, QuantizedSite
+from .layers.attention import movable_norm
+from .models.tower import Block, DeferredNorm, Site, Tower
+from .recipes import FLOAT, Recipe, SitePlan
+
+
+@dataclasses.dataclass(frozen=True)
+class SiteCoverage:
+    """One row of the coverage table. `macs`: multiply-accumulates for one image or one full caption."""
+
+    site: str
+    kind: str
+    state: str  # "real", "simulated", "float"
+    weight_bits: int | None
+    activation_bits: int | None
+    macs: int
+    parameters: int
+    backend: str  # "cpu:avx512vnni", "torch" ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Coverage:
+    rows: list[SiteCoverage]
+
+    def share(self, state: str, of: str = "macs") -> float:
+        """Share of `macs` or `parameters` in this state, 0..1."""
+        total = sum(getattr(row, of) for row in self.rows)
+        return sum(getattr(row, of) for row in self.rows if row.state == state) / total if total else 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Quantization:
+    """What was done to a model; kept on it as `qclip_quantization`."""
+
+    recipe: Recipe
+    plans: dict[str, SitePlan]
+    provenance: dict
+    source: str
+    model: nn.Module = dataclasses.field(repr=False, compare=False)
+
+    def __deepcopy__(self, memo: dict) -> Quantization:
+        model = memo.get(id(self.model))  # the copy that is being made of our model, if it is that which is copied
+        return dataclasses.replace(self, model=self.model if model is None else model)
+
+    @property
+    def coverage(self) -> Coverage:
+        """Counted afresh: the backend is the one that would run now."""
+        return coverage(self.model, self.plans)
+
+
+def quantization(model: nn.Module) -> Quantization | None:
+    """What was done to `model`, or None for a float model."""
+    return model.__dict__.get("qclip_quantization")
+
+
+def mark(model: nn.Module, recipe: Recipe, plans: dict[str, SitePlan], provenance: dict, source: str) -> nn.Module:
+    # Straight into __dict__: as an attribute of nn.Module it would be looked at as a child.
+    model.__dict__["qclip_quantization"] = Quantization(recipe, plans, provenance, source, model)
+    return model
+
+
+def plans(recipe: Recipe, towers: dict[str, Tower]) -> dict[str, SitePlan]:
+    """The recipe's wish for every site, with what cannot be had (a convolution that overlaps) left float."""
+    out = {}
+    for tower in towers.values():
+        for site in tower:
+            plan = recipe.plan(site.name, site.kind)
+            conv = isinstance(site.module, nn.Conv2d | QuantizedPatch)
+            if conv and not isinstance(site.module, QuantizedPatch) and not QuantizedPatch.fits(site.module):
+                plan = SitePlan("float")
+            out[site.name] = plan
+    return out
+
+
+def write(towers: dict[str, Tower], built: dict[str, nn.Module]) -> None:
+    """Write the modules of `built` (by site name), fuse the cores of every block that got one, pack the weights."""
+    for tower in towers.values():
+        for site in tower:
+            if site.name in built:
+                tower.write(site, built[site.name].train(site.module.training))
+        for block in tower.blocks:
+            if any(site.name in built for site in block.sites.values()):
+                _fuse(block)
+    for tower in towers.values():
+        pack(tower.module)
+
+
+def pack(module: nn.Module) -> None:
+    """Bring every quantized weight below `module` into the form that its device's backend wants."""
+    for child in module.modules():
+        if isinstance(child, QuantizedSite):
+            child.pack()
+
+
+def _fuse(block: Block) -> None:
+    for place, norm_place, fused in ((block.attention, block.attention_norm, QuantizedAttention),
+                                     (block.mlp, block.mlp_norm, QuantizedMlp)):  # fmt: skip
+        if place is None:
+            continue
+        core = fused.fuse(getattr(*place))
+        norm = None if norm_place is None else getattr(*norm_place)
+        if norm is not None and core.norm is None and movable_norm(core, norm):
+            core.norm = norm
+            setattr(*norm_place, DeferredNorm())
+
+
+def _unfuse(block: Block) -> None:
+    for place, norm_place in ((block.attention, block.attention_norm), (block.mlp, block.mlp_norm)):
+        core = None if place is None else getattr(*place)
+        if isinstance(core, QuantizedAttention | QuantizedMlp):
+            if core.norm is not None and norm_place is not None:
+                setattr(*norm_place, core.norm)
+                core.norm = None
+            core.unfuse()
+
+
+@torch.no_grad()
+def dequantize_(model: nn.Module) -> nn.Module:
+    """Take the layers out again: every quantized site becomes a float module with the dequantized weight."""
+    for tower in models.towers(model).values():
+        for block in tower.blocks:
+            _unfuse(block)
+        for site in tower:
+            if isinstance(site.module, QuantizedSite | QuantizedPatch):
+                tower.write(site, _float(site))
+    model.__dict__.pop("qclip_quantization", None)
+    return model
+
+
+def _float(site: Site) -> nn.Module:
+    module = site.module
+    weight = module.dequantized_weight().to(module.weight.dtype)  # type: ignore[operator, union-attr, arg-type]
+    bias = getattr(module, "bias", None)
+    n, k = weight.shape
+    new: nn.Module
+    if site.kind == "embedding":
+        new = nn.Embedding(n, k, _weight=weight)
+    elif isinstance(module, QuantizedPatch):
+        new = nn.Conv2d(k // (module.patch[0] * module.patch[1]), n, module.patch, module.patch, bias=bias is not None)
+        new.weight = nn.Parameter(weight.unflatten(1, (-1, *module.patch)))
+    else:
+        new = nn.Linear(k, n, bias=bias is not None)
+        new.weight = nn.Parameter(weight)
+    if bias is not None:
+        new.bias = nn.Parameter(bias.detach().clone())
+    return new.to(weight.device).train(module.training)
+
+
+def coverage(model: nn.Module, plans: dict[str, SitePlan] | None = None) -> Coverage:
+    """Every site, the products inside attention, and the other parameters: what runs how. Works on float models too."""
+    plans = plans or {}
+    rows = []
+    for tower in models.towers(model).values():
+        counted = 0
+        for site in tower:
+            plan = plans.get(site.name, SitePlan("float"))
+            rows.append(_site_row(tower, site, plan))
+            counted += rows[-1].parameters
+        for block in tower.blocks:
+            if block.attention is not None:
+                core = getattr(*block.attention)
+                width = _site_shape(block.sites["q"])[0] if "q" in block.sites else 0
+                name = f"{block.name}.attn.scores"
+                rows.append(SiteCoverage(name, "attention", "float", None, None, 2 * tower.tokens**2 * width, 0,
+                                         _attention_backend(core)))  # fmt: skip
+        other = sum(p.numel() for p in tower.module.parameters()) - _site_parameters(tower)
+        rows.append(SiteCoverage(f"{tower.name}.other", "other", "float", None, None, 0, max(0, other), "torch"))
+    return Coverage(rows)
+
+
+def _device(site: Site) -> torch.device:
+    return site.module.weight.device  # type: ignore[union-attr, return-value]
+
+
+def _attention_backend(core: nn.Module) -> str:
+    if not isinstance(core, QuantizedAttention):
+        return "torch"
+    return qkernels.backend_for(core.q.weight.device)  # type: ignore[union-attr, arg-type]
+
+
+def _site_shape(site: Site) -> tuple[int, int]:
+    module = site.module
+    if isinstance(module, QuantizedPatch):
+        return module.site.shape  # type: ignore[return-value]
+    if isinstance(module, QuantizedSite):
+        return module.shape
+    weight = module.weight.flatten(1)  # type: ignore[operator, union-attr]
+    return weight.shape[0], weight.shape[1]
+
+
+def _site_parameters(tower: Tower) -> int:
+    """Float parameters below the tower that belong to sites (so that the rest can be named)."""
+    return sum(p.numel() for site in tower for p in site.module.parameters())
+
+
+def _site_row(tower: Tower, site: Site, plan: SitePlan) -> SiteCoverage:
+    n, k = _site_shape(site)
+    bias = getattr(site.module, "bias", None)
+    tokens = {"projection": 1, "embedding": 0, "pool_q": 1, "pool_out": 1}.get(site.kind, tower.tokens)
+    if site.name.startswith(f"{tower.name}.pool") and site.kind in ("fc1", "fc2"):
+        tokens = 1
+    backend = "torch"
+    if plan.state == "real" and site.kind != "embedding":
+        backend = qkernels.backend_for(_device(site))
+    return SiteCoverage(site.name, site.kind, plan.state,
+                        None if plan.state == "float" else plan.weight_bits,
+                        None if plan.state == "float" or plan.activation_bits == FLOAT else plan.activation_bits,
+                        tokens * n * k, n * k + (0 if bias is None else bias.numel()), backend)  # fmt: skip
