@@ -1,1 +1,1 @@
-"""What quantization did to reliability: accuracy, calibration, detection, noise, shift, groups, with paired intervals."""
+"""What quantization did to reliability: accuracy, calibration, detection, noise, shift and groups, paired."""

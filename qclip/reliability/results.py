@@ -43,7 +43,9 @@ def _checked(column: str, value: Any) -> Any:
     try:
         number = float(value)  # numpy and torch scalars too
     except (TypeError, ValueError, OverflowError):
-        raise InputError(f"results column {column!r} takes a number, got {value!r}; pass an int, a float or None") from None
+        raise InputError(
+            f"results column {column!r} takes a number, got {value!r}; pass an int, a float or None"
+        ) from None
     if math.isnan(number):
         return missing(column)  # undefined is None everywhere: NaN is not JSON and compares unequal to itself
     if column in INTEGER_COLUMNS:
@@ -130,7 +132,9 @@ class Results:
         found = self.where(**filters).rows
         if len(found) > 1:
             differ = [c for c in COLUMNS if len({repr(row[c]) for row in found}) > 1]
-            raise InputError(f"{len(found)} results rows match {filters}; they differ in {', '.join(differ) or 'nothing'}")
+            raise InputError(
+                f"{len(found)} results rows match {filters}; they differ in {', '.join(differ) or 'nothing'}"
+            )
         return found[0] if found else None
 
     def value(self, **filters: Any) -> float | None:
@@ -161,13 +165,17 @@ class Results:
         try:
             body = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
-            raise InputError(f"no results file at {path}; write one with `Results.to_json` or `qclip evaluate`") from None
+            raise InputError(
+                f"no results file at {path}; write one with `Results.to_json` or `qclip evaluate`"
+            ) from None
         except (OSError, UnicodeDecodeError, ValueError) as error:
             raise InputError(f"{path} is not a results file ({error}); write it again") from None
         if not isinstance(body, dict) or body.get("format") != FORMAT:
             raise InputError(f'{path} is not a results file: it has no "format": "{FORMAT}"')
         if not isinstance(body.get("version"), int) or body["version"] > VERSION:
-            raise InputError(f"{path} has results version {body.get('version')!r}, this qclip reads up to {VERSION}; update qclip")
+            raise InputError(
+                f"{path} has results version {body.get('version')!r}, this qclip reads up to {VERSION}; update qclip"
+            )
         rows, notes, meta = body.get("rows"), body.get("notes", []), body.get("meta", {})
         if not isinstance(rows, list) or not all(isinstance(r, dict) for r in rows) \
                 or not isinstance(notes, list) or not isinstance(meta, dict):  # fmt: skip

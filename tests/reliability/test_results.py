@@ -30,8 +30,17 @@ def test_a_row_has_every_column_and_numpy_scalars_become_plain() -> None:
     assert type(row["value"]) is float and type(row["n"]) is int
 
 
-@pytest.mark.parametrize("fields", [{"metrik": "x"}, {"value": 1.0}, {"metric": "x", "value": "1"}, {"metric": "x", "n": 1.5},
-                                    {"metric": "x", "model": 3}, {"metric": "x", "value": True}])  # fmt: skip
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"metrik": "x"},
+        {"value": 1.0},
+        {"metric": "x", "value": "1"},
+        {"metric": "x", "n": 1.5},
+        {"metric": "x", "model": 3},
+        {"metric": "x", "value": True},
+    ],
+)
 def test_a_malformed_row_is_refused(fields: dict) -> None:
     with pytest.raises(InputError):
         Results().add(**fields)
@@ -74,9 +83,18 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch) -> None:
     assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"format": "other"}', '{"format": "qclip-results", "version": 99, "rows": []}',
-                                  '{"format": "qclip-results", "version": 1, "rows": [1]}',
-                                  '{"format": "qclip-results", "version": 1, "rows": [{"nope": 1}]}'])  # fmt: skip
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{",
+        "[]",
+        '{"format": "other"}',
+        '{"format": "qclip-results", "version": 99, "rows": []}',
+        '{"format": "qclip-results", "version": 1, "rows": [1]}',
+        '{"format": "qclip-results", "version": 1, "rows": [{"nope": 1}]}',
+    ],
+)
 def test_a_foreign_or_damaged_file_is_refused(tmp_path, text: str) -> None:
     path = tmp_path / "results.json"
     path.write_text(text)

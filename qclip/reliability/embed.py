@@ -1,0 +1,231 @@
+"""Images and class names to embeddings: every model sees the same pixels, each picture is decoded once for all."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from qclip import data as qdata
+from qclip import models as qmodels
+from qclip.errors import DataError, InputError, NonFiniteError
+
+from .cache import Cache, key_of, model_fingerprint, preprocess_fingerprint, runtime
+
+SHARD = 1024  # images in one file of the cache: what a killed run loses at most, for each model
+TEXTS = 256  # prompts in one forward
+
+Progress = Callable[[str, int, int], None]
+
+
+class EncodersLike(Protocol):
+    """What is asked of a model: `qclip.models.encoders` gives it for any model that has an adapter."""
+
+    logit_scale: float
+    device: torch.device
+    dtype: torch.dtype
+
+    def encode_image(self, image: Tensor) -> Tensor: ...
+    def encode_text(self, tokens: Tensor) -> Tensor: ...
+    def preprocess(self, image: Any) -> Tensor: ...
+    def tokenizer(self, texts: list[str]) -> Tensor: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """One set of images in one condition."""
+
+    data: qdata.ImageSet
+    corruption: str = ""
+    severity: int = 0
+
+    @property
+    def name(self) -> str:
+        return f"{self.data.name} {self.corruption} {self.severity}" if self.corruption else self.data.name
+
+
+@dataclasses.dataclass
+class Embedded:
+    """Unit image embeddings float64 `[m, E]` of the readable images at `indices` `[m]`; the seconds they took when
+    they were computed, which may have been in an earlier run."""
+
+    indices: np.ndarray
+    vectors: np.ndarray
+    seconds: float
+    unreadable: list[tuple[int, str]]
+
+
+@dataclasses.dataclass
+class View:
+    """A model as the engine sees it."""
+
+    label: str
+    model: nn.Module
+    encoders: EncodersLike
+    fingerprint: str
+    pixels: str  # fingerprint of its preprocessing: models of equal pixels share decoded batches
+
+
+class Embedder:
+    """Embeds stages and class names with all models, through the cache."""
+
+    def __init__(self, models: dict[str, nn.Module], cache: Cache, batch: int = 64, strict: bool = False, seed: int = 0,
+                 device: str | torch.device | None = None, progress: Progress | None = None) -> None:  # fmt: skip
+        if batch < 1:
+            raise InputError(f"batch={batch} images cannot be embedded at once; use 1 or more")
+        self.cache, self.batch, self.strict, self.seed, self.progress = cache, batch, strict, seed, progress
+        self.views: dict[str, View] = {}
+        for label, model in models.items():
+            if device is not None:
+                model.to(device)
+            encoders = qmodels.encoders(model)
+            self.views[label] = View(label, model, encoders, model_fingerprint(model),
+                                     preprocess_fingerprint(encoders.preprocess))  # fmt: skip
+        self.runtime = runtime()
+        self.done = self.total = 0
+
+    def _key(self, view: View, **parts: Any) -> str:
+        where = {"device": torch.device(view.encoders.device).type, "dtype": str(view.encoders.dtype)}
+        return key_of(model=view.fingerprint, **where, **self.runtime, **parts)
+
+    def _advance(self, name: str, steps: int) -> None:
+        self.done += steps
+        if self.progress is not None:
+            self.progress(name, self.done, self.total)
+
+    def expect(self, stages: Sequence[Stage]) -> None:
+        """Say what will be embedded, so that progress has an end."""
+        self.total += sum(len(stage.data) for stage in stages) * len(self.views)
+
+    def images(self, stage: Stage) -> dict[str, Embedded]:
+        """One `Embedded` for each model. Raises DataError where no image can be read, NonFiniteError where a model
+        gives NaN or Inf."""
+        size = max(1, SHARD // self.batch) * self.batch
+        parts: dict[str, list[Embedded]] = {label: [] for label in self.views}
+        for start in range(0, len(stage.data), size):
+            positions = np.arange(start, min(start + size, len(stage.data)))
+            for label, part in self._shard(dataclasses.replace(stage, data=stage.data.select(positions))).items():
+                part.indices = part.indices + start
+                part.unreadable = [(i + start, why) for i, why in part.unreadable]
+                parts[label].append(part)
+        out = {}
+        for label, found in parts.items():
+            indices = np.concatenate([p.indices for p in found])
+            unreadable = [bad for p in found for bad in p.unreadable]
+            if not len(indices):
+                reason = f" (first: {unreadable[0][1]})" if unreadable else ""
+                raise DataError(
+                    f"{stage.data.spec}: none of {len(stage.data)} images can be read{reason}; check the files"
+                )
+            vectors = np.concatenate([p.vectors for p in found if len(p.indices)])
+            vectors = unit(vectors, f"image embeddings of {label!r} on {stage.name}")
+            out[label] = Embedded(indices, vectors, sum(p.seconds for p in found), unreadable)
+        return out
+
+    def _shard(self, stage: Stage) -> dict[str, Embedded]:
+        keys = {label: self._key(view, pixels=view.pixels, data=stage.data.digest, corruption=stage.corruption,
+                                 severity=stage.severity, seed=self.seed if stage.corruption else 0, batch=self.batch)
+                for label, view in self.views.items()}  # fmt: skip
+        out: dict[str, Embedded] = {}
+        wanting: dict[str, list[View]] = {}
+        for label, view in self.views.items():
+            stored = self.cache.load(keys[label])
+            unreadable = [(int(i), str(why)) for i, why in stored[1]["unreadable"]] if stored else []
+            if stored is None or (self.strict and unreadable):  # strict: let the reader raise what it raises
+                wanting.setdefault(view.pixels, []).append(view)
+            else:
+                out[label] = Embedded(stored[0]["indices"], stored[0]["vectors"], stored[1]["seconds"], unreadable)
+                self._advance(f"{label}: {stage.name}", len(stage.data))
+        for views in wanting.values():
+            for label, part in self._compute(stage, views).items():
+                facts = {"seconds": part.seconds, "unreadable": part.unreadable}
+                self.cache.store(keys[label], {"indices": part.indices, "vectors": part.vectors}, facts)
+                out[label] = part
+        return out
+
+    def _compute(self, stage: Stage, views: list[View]) -> dict[str, Embedded]:
+        indices: list[np.ndarray] = []
+        vectors: dict[str, list[np.ndarray]] = {view.label: [] for view in views}
+        seconds = dict.fromkeys(vectors, 0.0)
+        stream = qdata.batches(
+            stage.data,
+            views[0].encoders.preprocess,
+            size=self.batch,
+            strict=self.strict,
+            corruption=stage.corruption or None,
+            severity=stage.severity,
+            seed=self.seed,
+        )
+        with contextlib.ExitStack() as stack:
+            for view in views:
+                stack.enter_context(evaluating(view.model))
+            for positions, pixels in stream:
+                indices.append(np.asarray(positions, np.int64))
+                for view in views:
+                    began = time.perf_counter()
+                    embedded = view.encoders.encode_image(pixels.to(view.encoders.device, view.encoders.dtype))
+                    vectors[view.label].append(embedded.float().cpu().numpy())
+                    seconds[view.label] += time.perf_counter() - began
+                    self._advance(f"{view.label}: {stage.name}", len(positions))
+        unreadable = [(int(i), str(why)) for i, why in stage.data.unreadable]
+        for view in views:
+            self._advance(f"{view.label}: {stage.name}", len(unreadable))
+        kept = np.concatenate(indices) if indices else np.empty(0, np.int64)
+        none = np.empty((0, 1), np.float32)
+        return {label: Embedded(kept, np.concatenate(parts) if parts else none, seconds[label], unreadable)
+                for label, parts in vectors.items()}  # fmt: skip
+
+    def texts(self, view: View, prompts: list[str]) -> np.ndarray:
+        """Unit text embeddings float64 `[len(prompts), E]`."""
+        tokens = view.encoders.tokenizer(prompts)
+        if not isinstance(tokens, Tensor):
+            raise InputError(
+                f"the tokenizer of {view.label!r} gives {type(tokens).__name__}; it must give a tensor of token ids"
+            )
+        key = self._key(view, tokens=key_of(shape=list(tokens.shape), ids=tokens.tolist()), texts=TEXTS)
+        stored = self.cache.load(key)
+        if stored is None:
+            with evaluating(view.model):
+                found = [
+                    view.encoders.encode_text(part.to(view.encoders.device)).float().cpu().numpy()
+                    for part in tokens.split(TEXTS)
+                ]
+            stored = {"vectors": np.concatenate(found)}, {}
+            self.cache.store(key, *stored)
+        return unit(stored[0]["vectors"], f"text embeddings of {view.label!r}")
+
+    def classifier(self, view: View, classes: Sequence[str], templates: Sequence[str]) -> np.ndarray:
+        """The zero-shot classifier: for each class the renormalised mean of its unit prompt embeddings, `[K, E]`."""
+        prompts = [template.format(name) for name in classes for template in templates]
+        each = self.texts(view, prompts).reshape(len(classes), len(templates), -1)
+        return unit(each.mean(1), f"class embeddings of {view.label!r}")
+
+
+def unit(vectors: np.ndarray, what: str) -> np.ndarray:
+    """Rows of unit length, float64. Raises NonFiniteError naming `what`, how many rows, and the first."""
+    vectors = vectors.astype(np.float64)
+    norms = np.linalg.norm(vectors, axis=-1, keepdims=True)
+    bad = np.flatnonzero(~np.isfinite(norms[:, 0]) | (norms[:, 0] == 0))
+    if len(bad):
+        raise NonFiniteError(f"{len(bad)} of {len(vectors)} {what} are NaN, Inf or zero, the first at row {bad[0]}; "
+                             "check the model's weights and its input")  # fmt: skip
+    return vectors / norms
+
+
+@contextlib.contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode without gradients; every module's own mode comes back afterwards."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with torch.no_grad():  # not inference mode: a layer may keep a packed weight that it makes in here
+            yield
+    finally:
+        for module, mode in modes:
+            module.training = mode

@@ -1,0 +1,310 @@
+"""From per-image outputs of all models to rows with intervals and paired differences."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import platform
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from .classification import METRICS, Outputs, reliability_diagram, statistics
+from .ood import Detection, detection
+from .results import Results
+from .statistics import Estimate, Resampling, Statistic, bca, evaluate_on, mcnemar, mean_of, percentile, seeded
+
+SMALL_GROUP = 10  # a group of fewer images is flagged
+MOST_GROUPS = 64
+ROC_GRID = np.unique(np.round(np.concatenate([np.arange(0, 0.1, 0.005), np.arange(0.1, 1.0001, 0.02), [1.0]]), 3))
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """What the rows of one table have in common."""
+
+    set: str
+    digest: str  # seeds the resampling: equal for all models, different between sets
+    n: int  # images
+    classes: int
+    seed: int
+    corruption: str = ""
+
+
+@dataclasses.dataclass
+class Table:
+    """Writes the rows of one labelled set. `labels[0]` is the reference of the differences."""
+
+    results: Results
+    setting: Setting
+    labels: list[str]
+    replicates: int
+
+    @functools.cached_property
+    def resampling(self) -> Resampling:
+        return Resampling.draw(self.setting.n, seeded(self.setting.seed, self.setting.digest), self.replicates)
+
+    def _add(self, model: str, metric: str, **fields: Any) -> None:
+        described = self.results.meta.get("models", {}).get(model, {})
+        self.results.add(**{"model": model, "set": self.setting.set, "corruption": self.setting.corruption,
+                            "metric": metric, "seed": self.setting.seed} | described | fields)  # fmt: skip
+
+    def _estimates(self, metric: str, drawn: Mapping[str, np.ndarray], skewed: bool, **fields: Any) -> None:
+        """Rows of a metric for all models, and of the differences to the first."""
+        interval = bca if skewed else percentile
+        reference = drawn[self.labels[0]]
+        for label in self.labels:
+            self._estimate(label, metric, interval(drawn[label], self.replicates), **fields)
+        for label in self.labels[1:]:
+            difference = interval(drawn[label] - reference, self.replicates)
+            self._estimate(label, metric, difference, reference=self.labels[0], **fields)
+
+    def _estimate(self, label: str, metric: str, estimate: Estimate, **fields: Any) -> None:
+        self._add(label, metric, value=estimate.value, low=estimate.low, high=estimate.high, **fields)
+
+    def metrics(self, outputs: dict[str, Outputs], groups: dict[str, np.ndarray]) -> None:
+        """Every metric of `METRICS` on all images and on each subset; worst group and gap where there are groups."""
+        n = self.setting.n
+        subsets = {"all": np.ones(n, bool)}
+        named = self._group_names(groups)
+        subsets |= {name: values for name, values in groups.items() if values.dtype == bool and values.any()}
+        subsets |= {name: groups["group"] == name for name in named}
+        drawn = self._draw(outputs, subsets)
+        for subset, mask in subsets.items():
+            self._subset(drawn, subset, int(mask.sum()))
+        if len(named) > 1:
+            self._worst_group({name: {label: drawn[label][name, "top1"] for label in self.labels} for name in named}, n)
+
+    def _subset(self, drawn: dict[str, dict[tuple[str, str], np.ndarray]], subset: str, n: int, **fields: Any) -> None:
+        for metric in METRICS:
+            if all((subset, metric) in drawn[label] for label in self.labels):
+                values = {label: drawn[label][subset, metric] for label in self.labels}
+                self._estimates(metric, values, metric in ("ece", "ece_ts"), subset=subset, n=n, **fields)
+            else:
+                for label in self.labels:
+                    self._add(label, metric, value=None, subset=subset, n=n, **fields)
+                if metric == "top5":
+                    self.results.note(f"{self.setting.set}: top5 is undefined with {self.setting.classes} classes")
+
+    def _draw(self, outputs: dict[str, Outputs], subsets: dict[str, np.ndarray]) \
+            -> dict[str, dict[tuple[str, str], np.ndarray]]:  # fmt: skip
+        wanted: dict[tuple[str, str, str], Statistic] = {}
+        for label in self.labels:
+            for subset, mask in subsets.items():
+                for metric, statistic in statistics(outputs[label], self.setting.classes, mask).items():
+                    wanted[label, subset, metric] = statistic
+        values = evaluate_on(list(wanted.values()), self.resampling.counts)
+        out: dict[str, dict[tuple[str, str], np.ndarray]] = {label: {} for label in self.labels}
+        for (label, subset, metric), value in zip(wanted, values, strict=True):
+            out[label][subset, metric] = value
+        return out
+
+    def _group_names(self, groups: dict[str, np.ndarray]) -> list[str]:
+        if "group" not in groups:
+            return []
+        names, counts = np.unique(groups["group"], return_counts=True)
+        if len(names) > MOST_GROUPS:
+            self.results.note(
+                f"{self.setting.set}: {len(names)} groups are too many for a table, only up to {MOST_GROUPS} are shown"
+            )
+            return []
+        small = [f"{name} ({count})" for name, count in zip(names, counts, strict=True) if count < SMALL_GROUP]
+        if small:
+            self.results.note(f"{self.setting.set}: groups of fewer than {SMALL_GROUP} images: {', '.join(small)}")
+        return [str(name) for name in names]
+
+    def _worst_group(self, top1: dict[str, dict[str, np.ndarray]], n: int) -> None:
+        """Each model's worst and best group are fixed by the sample: the worst group of a replicate is biased low."""
+        worst, gap, names = {}, {}, {}
+        for label in self.labels:
+            ranked = sorted(top1, key=lambda name: float(top1[name][label][0]))
+            worst[label] = top1[ranked[0]][label]
+            gap[label] = top1[ranked[-1]][label] - worst[label]
+            names[label] = ranked[0]
+        self._estimates("worst_group_top1", worst, False, n=n)
+        self._estimates("group_gap", gap, False, n=n)
+        shown = ", ".join(f"{label}: {name}" for label, name in names.items())
+        self.results.note(f"{self.setting.set}: worst group of {shown}; its interval holds the group fixed")
+
+    def severities(self, outputs: dict[int, dict[str, Outputs]]) -> None:
+        """Metrics at each severity, and `mean_top1`, `mean_ece`, `mean_nll` over the severities above 0. One
+        resampling serves all: they are the same images."""
+        n = self.setting.n
+        everything = {"all": np.ones(n, bool)}
+        drawn = {severity: self._draw(found, everything) for severity, found in outputs.items()}
+        for severity, values in drawn.items():
+            self._subset(values, "all", n, severity=severity)
+        for metric in ("top1", "ece", "nll"):
+            means = {
+                label: np.mean([drawn[s][label]["all", metric] for s in drawn if s], axis=0) for label in self.labels
+            }
+            self._estimates(f"mean_{metric}", means, metric == "ece", subset="all", n=n)
+
+    def temperatures(self, fitted: Mapping[str, float | None]) -> None:
+        for label in self.labels:
+            self._add(label, "temperature", value=fitted[label], subset="all", n=self.setting.n)
+
+    def agreement(self, vectors: dict[str, np.ndarray], outputs: dict[str, Outputs]) -> None:
+        """Cosine between a model's image embeddings and the reference's, equal predictions, and McNemar's flips."""
+        reference = self.labels[0]
+        n = self.setting.n
+        counts = self.resampling.bootstrap()
+        for label in self.labels[1:]:
+            common: dict[str, Any] = {"reference": reference, "subset": "all", "n": n}
+            same = outputs[label].predicted == outputs[reference].predicted
+            if vectors[label].shape == vectors[reference].shape:
+                cosines = np.einsum("ne,ne->n", vectors[label], vectors[reference])
+                mean, agree = evaluate_on([mean_of(cosines), mean_of(same)], counts)
+                self._estimate(label, "cosine_mean", percentile(mean, self.replicates), **common)
+                self._add(label, "cosine_min", value=cosines.min(), **common)
+            else:  # another architecture: its embeddings live in another space
+                (agree,) = evaluate_on([mean_of(same)], counts)
+            self._estimate(label, "agreement", percentile(agree, self.replicates), **common)
+            flips = mcnemar(outputs[reference].right, outputs[label].right)
+            self._add(label, "flips_lost", value=flips.lost, **common)
+            self._add(label, "flips_won", value=flips.won, **common)
+            self._add(label, "mcnemar_p", value=flips.p, **common)
+
+    def bins(self, outputs: dict[str, Outputs]) -> None:
+        for label in self.labels:
+            for index, accuracy, confidence, count in reliability_diagram(outputs[label]):
+                for metric, value in (("bin_accuracy", accuracy), ("bin_confidence", confidence), ("bin_count", count)):
+                    self._add(label, metric, value=value, subset=f"bin {index:02d}", n=count)
+
+    def speed(self, seconds: Mapping[str, float]) -> None:
+        for label in self.labels:
+            self._add(
+                label,
+                "ms_per_image",
+                value=1000 * seconds[label] / self.setting.n,
+                n=self.setting.n,
+                seconds=seconds[label],
+                host=self.results.meta["cpu"],
+            )
+        self.results.note(
+            "ms_per_image was taken while embedding, beside whatever else ran: `qclip bench` measures speed"
+        )
+
+
+@dataclasses.dataclass
+class DetectionTable:
+    """Writes the rows of OOD detection, set by set, then their mean."""
+
+    results: Results
+    id_digest: str
+    n_id: int
+    labels: list[str]
+    replicates: int
+    seed: int
+    id_scores: dict[str, dict[str, np.ndarray]] = dataclasses.field(default_factory=dict)
+    drawn: list[dict[tuple[str, str], Detection]] = dataclasses.field(default_factory=list)
+
+    @functools.cached_property
+    def id_counts(self) -> np.ndarray:
+        return Resampling.draw(self.n_id, seeded(self.seed, self.id_digest), self.replicates).bootstrap()
+
+    def add(self, name: str, digest: str, kind: str, ood_scores: dict[str, dict[str, np.ndarray]]) -> None:
+        """One OOD set: scores by model and score name."""
+        n_ood = len(ood_scores[self.labels[0]]["mcm"])
+        # the word keeps an OOD set that equals the ID set from being resampled like it
+        ood_counts = Resampling.draw(n_ood, seeded(self.seed, f"ood {digest}"), self.replicates).bootstrap()
+        table = Table(self.results, Setting(name, digest, n_ood, 0, self.seed), self.labels, self.replicates)
+        found = {(label, score): detection(self.id_scores[label][score], values, self.id_counts, ood_counts)
+                 for label in self.labels for score, values in ood_scores[label].items()}  # fmt: skip
+        self.drawn.append(found)
+        self._rows(table, found, n=n_ood, subset=kind)
+        for label, score in found:
+            for at, tpr in roc_points(self.id_scores[label][score], ood_scores[label][score]):
+                table._add(label, "roc_tpr", value=tpr, subset=f"fpr {at:.3f}", score=score, n=n_ood)
+
+    def _rows(self, table: Table, found: dict[tuple[str, str], Detection], **fields: Any) -> None:
+        for score in dict.fromkeys(score for _, score in found):
+            for metric in ("auroc", "fpr95", "fpr95_ood_positive"):
+                values = {label: getattr(found[label, score], metric) for label in self.labels}
+                table._estimates(metric, values, False, score=score, **fields)
+
+    def means(self) -> None:
+        """The mean over sets (not of pooled scores), where there are several."""
+        if len(self.drawn) < 2:
+            return
+        mean = {key: Detection(*(np.mean([getattr(found[key], f.name) for found in self.drawn], axis=0)
+                                 for f in dataclasses.fields(Detection))) for key in self.drawn[0]}  # fmt: skip
+        name = f"mean of {len(self.drawn)} OOD sets"
+        self._rows(Table(self.results, Setting(name, "", 0, 0, self.seed), self.labels, self.replicates), mean)
+
+
+def roc_points(id_scores: np.ndarray, ood_scores: np.ndarray) -> list[tuple[float, float]]:
+    """(share of OOD accepted at most, largest share of ID accepted) on `ROC_GRID`."""
+    ids, oods = np.sort(id_scores), np.sort(ood_scores)
+    thresholds = np.unique(np.concatenate([ids, oods]))[::-1]
+    accepted_ood = 1 - np.searchsorted(oods, thresholds, "left") / len(oods)
+    accepted_id = 1 - np.searchsorted(ids, thresholds, "left") / len(ids)
+    last = np.searchsorted(accepted_ood, ROC_GRID + 1e-12, "right") - 1
+    return [(float(at), float(accepted_id[k]) if k >= 0 else 0.0) for at, k in zip(ROC_GRID, last, strict=True)]
+
+
+def about_model(results: Results, label: str, model: nn.Module) -> None:
+    """What the model is: source and recipe for all its rows, coverage where it was quantized here, and size."""
+    quantization = getattr(model, "qclip_quantization", None)
+    described = {"source": str(getattr(model, "qclip_source", "") or "")}
+    if quantization is not None:
+        recipe = quantization.recipe
+        described = {"source": quantization.source, "recipe": recipe.name, "method": recipe.method, "bits": recipe.bits,
+                     "recipe_hash": recipe.hash}  # fmt: skip
+    results.meta.setdefault("models", {})[label] = described
+    tensors = {t.data_ptr() or id(t): t for t in (*model.parameters(), *model.buffers())}  # tied weights once
+    size = sum(t.numel() * t.element_size() for t in tensors.values())
+    results.add(model=label, metric="model_bytes", value=size, **described)
+    if quantization is None:
+        return
+    coverage = quantization.coverage
+    for state in ("real", "simulated", "float"):
+        for metric, counted in (("coverage_macs", "macs"), ("coverage_params", "parameters")):
+            total = sum(getattr(row, counted) for row in coverage.rows)
+            value = sum(getattr(row, counted) for row in coverage.rows if row.state == state) / max(total, 1)
+            results.add(model=label, metric=metric, subset=state, value=value, **described)
+    for row in coverage.rows:
+        activation = "float" if row.activation_bits in (None, 16) else row.activation_bits
+        bits = "" if row.weight_bits is None else f"{row.weight_bits}/{activation}"
+        results.add(
+            **described
+            | {
+                "model": label,
+                "metric": "site_macs",
+                "set": row.site,
+                "subset": row.state,
+                "score": row.backend,
+                "bits": bits,
+                "value": row.macs,
+                "n": row.parameters,
+            }
+        )
+
+
+def environment(seed: int, batch: int, replicates: int) -> dict[str, Any]:
+    """What the numbers were made with."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    versions = {"python": platform.python_version(), "numpy": np.__version__, "torch": torch.__version__}
+    for package in ("qclip", "open_clip_torch", "timm", "transformers"):
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return {"versions": versions, "cpu": cpu_name(), "threads": torch.get_num_threads(), "seed": seed, "batch": batch,
+            "replicates": replicates, "command": "qclip.evaluate", "platform": sys.platform}  # fmt: skip
+
+
+def cpu_name() -> str:
+    """The processor's own name where the system tells it."""
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
