@@ -1,0 +1,264 @@
+"""Speed of a quantized tower beside its peers: interleaved calls on the same input and threads, medians, in one run.
+
+A ratio is peer seconds over ours, both from the same minutes of the same machine. Every contender's output is compared
+with the float32 model first, so that nobody is fast by computing something else.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import importlib.util
+import math
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from . import models, recipes, zoo
+from .errors import InputError, nearest
+from .models.class_names import IMAGENET
+from .ptq import quantize
+from .reliability.tables import cpu_name
+
+Run = Callable[[], Tensor]
+NEEDS = {"torch-fp32": (), "torch-bf16": (), "torchao": ("torchao",), "onnxruntime": ("onnx", "onnxruntime"),
+         "openvino": ("openvino", "nncf")}  # fmt: skip
+MIN_ROUNDS, TURN = 5, 0.05  # rounds at least; seconds that one timed turn lasts at least
+BATCH = {"image": 16, "text": 64}
+
+
+@dataclasses.dataclass(frozen=True)
+class Contender:
+    """One way to run the tower. `peer` may have several settings; the fastest speaks for it."""
+
+    peer: str
+    setting: str
+    run: Run
+
+
+def peer_names(text: str) -> tuple[str, ...]:
+    """`"all"`, `"none"` or a comma-separated list -> names. Raises InputError for an unknown or missing peer."""
+    names = tuple(NEEDS) if text == "all" else () if text == "none" else tuple(n.strip() for n in text.split(","))
+    for name in names:
+        if name not in NEEDS:
+            raise InputError(f"unknown peer {name!r}; {nearest(name, NEEDS)} (or all, none)")
+        if absent := [m for m in NEEDS[name] if importlib.util.find_spec(m) is None]:
+            raise InputError(f"peer {name!r} needs {' and '.join(absent)}, which is not installed; "
+                             "`make bench` installs the peers (extra `bench`)")  # fmt: skip
+    return tuple(dict.fromkeys(names))
+
+
+@torch.inference_mode()
+def bench(model: str | Path | nn.Module, recipe: str | Path | dict | recipes.Recipe = "w8a8", *, tower: str = "image",
+          batch: int | None = None, peers: Iterable[str] = ("torch-fp32",), calibration: object = None,
+          seconds: float = 20.0, arch: str | None = None, seed: int = 0,
+          progress: Callable[[str, int, int], None] | None = None) -> dict[str, Any]:  # fmt: skip
+    """Time `recipe` on one tower of `model`, and peers, on a CPU with torch's threads. Float32 in, embeddings out.
+
+    `batch` images of standard normal pixels, or prompts "a photo of a NAME"; `seconds` for all measurements together.
+    Returns JSON: `ours` and `peers[NAME]` (seconds a call: median and quartiles; ms_per_item; cosine to float32),
+    `ratios[NAME]` = peer seconds / our seconds, `cpu`, `threads`, `peak_gops`, `percent_of_peak`, notes.
+    """
+    chosen = recipes.get(recipe)
+    names = peer_names(",".join(peers) or "none")
+    batch = batch or BATCH[tower]
+    say = progress or (lambda what, done, total: None)
+    say("loading", 0, 1)
+    original = zoo.load_model(model, arch=arch)
+    x = _input(original, tower, batch, seed)
+    wanted = _encode(original, tower)(x).float()
+
+    with torch.inference_mode(False):
+        quantized = quantize(original, chosen, calibration, seed)
+    notes = []
+    contenders = [Contender("ours", chosen.name, _bound(quantized, tower, x))]
+    explicit = copy.deepcopy(original)
+    models.towers(explicit)
+    macs = count_macs(explicit, tower, x)
+    with tempfile.TemporaryDirectory() as folder:
+        for number, name in enumerate(names):
+            say(f"preparing {name}", number, len(names))
+            contenders += PEERS[name](original, explicit, tower, x, Path(folder))
+        cosines = {c: _cosine(c.run(), wanted) for c in contenders}
+        peak = _peak()
+        times = interleave({c: c.run for c in contenders}, seconds, say)
+        peak = None if peak is None else max(peak, _peak() or 0.0)
+
+    best: dict[str, Contender] = {}
+    for c in contenders:
+        if c.peer not in best or statistics.median(times[c]) < statistics.median(times[best[c.peer]]):
+            best[c.peer] = c
+    rows = {name: _row(c, times[c], cosines[c], batch) for name, c in best.items()}
+    ours = rows.pop("ours")
+    coverage = quantized.qclip_quantization.coverage  # type: ignore[union-attr]
+    if coverage.share("simulated"):
+        notes.append(f"{chosen.name} is simulated in float arithmetic here: its time says nothing about a kernel")
+    if tower == "text":
+        notes.append("the text tower runs up to the last end-of-text token of the batch where that is exact; "
+                     "percent_of_peak counts what was computed")  # fmt: skip
+    gops = 2 * macs / ours["seconds"] / 1e9
+    return {
+        "model": str(getattr(original, "qclip_source", None) or model), "recipe": chosen.name, "tower": tower,
+        "batch": batch, "unit": "image" if tower == "image" else "prompt", "threads": torch.get_num_threads(),
+        "cpu": cpu_name(), "rounds": len(times[contenders[0]]), "ours": ours, "peers": rows,
+        "ratios": {name: row["seconds"] / ours["seconds"] for name, row in rows.items()},
+        "macs": macs, "gops": gops, "peak_gops": peak,
+        "percent_of_peak": None if not peak else 100 * gops / peak, "notes": notes,
+    }  # fmt: skip
+
+
+def interleave(runs: dict[Any, Run], seconds: float, say: Callable[[str, int, int], None]) -> dict[Any, list[float]]:
+    """Seconds a call, one value a round and contender. Each turn begins with an untimed call, because the one before
+    left its data in the caches and its threads spinning; the order turns round after round."""
+    calls = {}
+    for key, run in runs.items():
+        run()
+        began = time.perf_counter()
+        run()
+        calls[key] = max(1, math.ceil(TURN / (time.perf_counter() - began)))
+    times: dict[Any, list[float]] = {key: [] for key in runs}
+    order = list(runs)
+    began = time.perf_counter()
+    while len(times[order[0]]) < MIN_ROUNDS or time.perf_counter() - began < seconds:
+        for key in order:
+            runs[key]()
+            start = time.perf_counter()
+            for _ in range(calls[key]):
+                runs[key]()
+            times[key].append((time.perf_counter() - start) / calls[key])
+        order = order[1:] + order[:1] if len(times[order[0]]) % 2 else order[::-1]
+        say("measuring", min(int(time.perf_counter() - began), int(seconds)), max(1, int(seconds)))
+    return times
+
+
+def count_macs(explicit: nn.Module, tower: str, x: Tensor) -> int:
+    """Multiply-accumulates that one call with `x` does in the linear maps and in attention of a float model in
+    explicit form (`qclip.towers`), counted from the shapes that pass by."""
+    total = 0
+
+    def site(module: nn.Module, inputs: tuple, output: Tensor) -> None:
+        nonlocal total
+        total += output.numel() * (module.weight.numel() // module.weight.shape[0])  # type: ignore[operator, union-attr, index]
+
+    def attention(module: nn.Module, args: tuple, kwargs: dict, output: Tensor) -> None:
+        nonlocal total
+        source, query = args[0], kwargs.get("query", args[3] if len(args) > 3 else None)
+        length, width = source.shape[1], module.v.weight.shape[0]
+        queries = length if query is None else query.shape[1]
+        total += 2 * source.shape[0] * queries * length * width
+
+    seen = models.towers(explicit)["vision" if tower == "image" else "text"]
+    hooks = [s.module.register_forward_hook(site) for s in seen if s.kind != "embedding"]
+    cores = [getattr(*block.attention) for block in seen.blocks if block.attention is not None]
+    hooks += [core.register_forward_hook(attention, with_kwargs=True) for core in cores]
+    _encode(explicit, tower)(x)
+    for hook in hooks:
+        hook.remove()
+    return total
+
+
+class _Tower(nn.Module):
+    """One encoder as a module, for exporters."""
+
+    def __init__(self, model: nn.Module, tower: str) -> None:
+        super().__init__()
+        self.model, self.tower = model, tower
+
+    def forward(self, x: Tensor) -> Tensor:
+        return _encode(self.model, self.tower)(x)
+
+
+def _encode(model: nn.Module, tower: str) -> Callable[[Tensor], Tensor]:
+    encoders = models.encoders(model)
+    return encoders.encode_image if tower == "image" else encoders.encode_text
+
+
+def _bound(model: nn.Module, tower: str, x: Tensor) -> Run:
+    encode = _encode(model.eval(), tower)
+    return lambda: encode(x)
+
+
+def _input(model: nn.Module, tower: str, batch: int, seed: int) -> Tensor:
+    encoders = models.encoders(model)
+    if tower == "text":
+        return encoders.tokenizer([f"a photo of a {IMAGENET[i % len(IMAGENET)]}" for i in range(batch)])
+    side = encoders.image_size
+    return torch.randn(batch, 3, side, side, generator=torch.Generator().manual_seed(seed))
+
+
+def _cosine(out: Tensor, wanted: Tensor) -> float:
+    return float(torch.nn.functional.cosine_similarity(out.float(), wanted, dim=-1).mean())
+
+
+def _row(contender: Contender, times: list[float], cosine: float, batch: int) -> dict[str, Any]:
+    low, median, high = statistics.quantiles(times, n=4)
+    return {"setting": contender.setting, "seconds": median, "low": low, "high": high,
+            "ms_per_item": 1000 * median / batch, "cosine": cosine}  # fmt: skip
+
+
+def _peak() -> float | None:
+    import qkernels
+
+    return qkernels.cpu.peak_gops() if qkernels.info()["built"] else None
+
+
+def _fp32(original: nn.Module, explicit: nn.Module, tower: str, x: Tensor, folder: Path) -> list[Contender]:
+    return [Contender("torch-fp32", "eager, the model as it was loaded", _bound(original, tower, x))]
+
+
+def _bf16(original: nn.Module, explicit: nn.Module, tower: str, x: Tensor, folder: Path) -> list[Contender]:
+    model = copy.deepcopy(original).bfloat16()
+    y = x.bfloat16() if x.is_floating_point() else x
+    return [Contender("torch-bf16", "eager, model and input bfloat16", _bound(model, tower, y))]
+
+
+def _torchao(original: nn.Module, explicit: nn.Module, tower: str, x: Tensor, folder: Path) -> list[Contender]:
+    from torchao.quantization import Int8DynamicActivationInt8WeightConfig, quantize_
+
+    with torch.inference_mode(False):
+        model = copy.deepcopy(explicit)
+        quantize_(model, Int8DynamicActivationInt8WeightConfig())
+    return [Contender("torchao", "int8 dynamic, eager, attention as plain linears", _bound(model, tower, x))]
+
+
+def _onnxruntime(original: nn.Module, explicit: nn.Module, tower: str, x: Tensor, folder: Path) -> list[Contender]:
+    import onnxruntime as ort
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    full, small = folder / "full.onnx", folder / "int8.onnx"
+    with torch.inference_mode(False), torch.no_grad():
+        torch.onnx.export(_Tower(copy.deepcopy(explicit), tower).eval(), (x.clone(),), str(full), input_names=["x"])
+    quantize_dynamic(full, small, weight_type=QuantType.QInt8, per_channel=True)
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = ort.InferenceSession(str(small), options, providers=["CPUExecutionProvider"])
+    feed = {"x": x.numpy()}
+    return [Contender("onnxruntime", "INT8 dynamic", lambda: torch.from_numpy(session.run(None, feed)[0]))]
+
+
+def _openvino(original: nn.Module, explicit: nn.Module, tower: str, x: Tensor, folder: Path) -> list[Contender]:
+    import nncf
+    import openvino as ov
+
+    with torch.inference_mode(False), torch.no_grad():
+        converted = ov.convert_model(_Tower(copy.deepcopy(explicit), tower).eval(), example_input=x.clone())
+    data = nncf.Dataset([x.numpy()])
+    small = nncf.quantize(converted, data, model_type=nncf.ModelType.TRANSFORMER, subset_size=1)
+    out = []
+    for rest in ("f32", "bf16"):
+        settings = {"INFERENCE_PRECISION_HINT": rest, "INFERENCE_NUM_THREADS": torch.get_num_threads()}
+        compiled = ov.Core().compile_model(small, "CPU", settings)
+        run = lambda compiled=compiled: torch.from_numpy(compiled(x.numpy())[0])  # noqa: E731
+        out.append(Contender("openvino", f"NNCF INT8 static, rest {rest}", run))
+    return out
+
+
+PEERS: dict[str, Callable[[nn.Module, nn.Module, str, Tensor, Path], list[Contender]]] = {
+    "torch-fp32": _fp32, "torch-bf16": _bf16, "torchao": _torchao, "onnxruntime": _onnxruntime, "openvino": _openvino,
+}  # fmt: skip

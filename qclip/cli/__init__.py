@@ -1,0 +1,48 @@
+"""The `qclip` command. Each command is a file here: it parses, calls the API, prints; it decides nothing."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Sequence
+
+FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code: 0, 1 (ran, something failed), 2 (bad input), 130 (Ctrl-C).
+
+    Errors are one sentence on stderr; `--debug`, anywhere on the line, shows the traceback as well.
+    """
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in arguments
+    arguments = [a for a in arguments if a != "--debug"]
+    from qclip.errors import InputError, QclipError
+
+    from .app import app
+
+    try:
+        code = app(arguments, prog_name="qclip", standalone_mode=False)
+        return code if isinstance(code, int) else 0
+    except KeyboardInterrupt:
+        return _say("interrupted; nothing half-written was left behind", INTERRUPTED)
+    except (BrokenPipeError, SystemExit) as error:  # the reader of our output has gone: not our failure to explain
+        return error.code if isinstance(error, SystemExit) and isinstance(error.code, int) else FAILED
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        if type(error).__name__ == "Abort":  # Ctrl-C, as older releases of typer put it
+            return _say("interrupted; nothing half-written was left behind", INTERRUPTED)
+        if type(error).__name__ == "NoArgsIsHelpError":  # its message is the help text, printed already
+            return BAD_INPUT
+        if hasattr(error, "format_message") and hasattr(error, "exit_code"):  # typer's own: a flag or an argument
+            command = getattr(getattr(error, "ctx", None), "command_path", "qclip")
+            return _say(f"{error.format_message().rstrip('.')}; see `{command} --help`", error.exit_code)
+        if isinstance(error, QclipError):
+            return _say(str(error), BAD_INPUT if isinstance(error, InputError) else FAILED)
+        return _say(f"{type(error).__name__}: {error}; run it again with --debug to see where", FAILED)
+
+
+def _say(message: str, code: int) -> int:
+    print(f"qclip: {' '.join(message.split())}", file=sys.stderr)
+    return code

@@ -1,0 +1,78 @@
+"""`qclip evaluate`: accuracy, calibration, OOD detection, noise and shift, with intervals."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from . import common, lineup
+
+EXAMPLES = (
+    "[bold]Examples[/]\n\n"
+    "qclip evaluate scenes-clean --recipe float --recipe w8a8 --data scenes:test --output out\n\n"
+    "qclip evaluate photos --recipe float --recipe w4a8 --data parquet:cifar10_test.parquet "
+    "--dev parquet:cifar10_dev.parquet --ood far=parquet:mnist_test.parquet --output out\n\n"
+    "qclip evaluate my.safetensors my-artifact --data folder:pictures --templates prompts.txt"
+)
+
+
+def command(
+    models: common.Models,
+    data: Annotated[list[str], typer.Option("--data", metavar="DATA", help="Labelled images, KIND:PATH; repeatable.")],
+    recipe: common.Recipes = None,
+    ood: Annotated[
+        list[str] | None,
+        typer.Option("--ood", metavar="DATA", help="Other classes, KIND:PATH, before it near= or far=; repeatable."),
+    ] = None,
+    shift: Annotated[
+        list[str] | None, typer.Option("--shift", metavar="DATA", help="The same classes, other images; repeatable.")
+    ] = None,
+    dev: Annotated[
+        str | None, typer.Option("--dev", metavar="DATA", help="Labelled images on which temperatures are fitted.")
+    ] = None,
+    classes: common.Classes = None,
+    templates: Annotated[
+        Path | None, typer.Option("--templates", metavar="FILE", help="Prompts with a {} for the name, one a line.")
+    ] = None,
+    calibration: common.Calibration = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", metavar="DIR", help="Write report.html and results.json here.")
+    ] = None,
+    full: Annotated[bool, typer.Option("--full", help="Noise on all images, not on a fixed sample of 1,000.")] = False,
+    spectrum: Annotated[bool, typer.Option("--spectrum/--no-spectrum", help="Spectra of the weights as well.")] = True,
+    cache: common.Cache = True,
+    batch: Annotated[int, typer.Option("--batch", min=1, help="Images at once.")] = 64,
+    strict: Annotated[bool, typer.Option("--strict", help="Stop at an unreadable image.")] = False,
+    arch: common.Arch = None,
+    device: common.Device = "cpu",
+    seed: common.Seed = 0,
+    threads: common.Threads = None,
+    force: common.Force = False,
+    json: common.Json = False,
+) -> None:
+    """Evaluate models, or one model under several recipes: differences are paired and have 95 % intervals."""
+    from qclip.data import load
+    from qclip.report import table
+
+    if output is not None:
+        common.refuse_existing(output, force)
+    common.set_threads(threads)
+    prompts = common.read_lines(templates, "templates")
+    labelled = [load(name, classes_file=classes) for name in data]
+    settings = {
+        "data": labelled, "ood": ood or [], "shift": [load(n, classes_file=classes) for n in shift or []],
+        "dev": None if dev is None else load(dev, classes_file=classes), "templates": prompts, "full": full,
+        "seed": seed, "batch": batch, "strict": strict, "cache": cache, "device": device,
+    }  # fmt: skip
+    found = lineup.groups(models, recipe, calibration=calibration, arch=arch, device=device, seed=seed)
+    results = lineup.join([lineup.evaluate(group, spectrum, **settings) for group in found])
+    if output is not None:
+        lineup.write(results, output)
+    if json:
+        common.print_results(results)
+        return
+    print(table(results))
+    if output is not None:
+        print(f"\nreport: {output / 'report.html'}")

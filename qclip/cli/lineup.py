@@ -1,0 +1,83 @@
+"""Which models a command compares: names and recipes in, labelled models in groups out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from qclip.errors import InputError
+
+from . import common
+
+FLOAT = "float"
+
+
+def groups(names: list[str], recipes: list[str] | None, *, calibration: str | None = None, arch: str | None = None,
+           device: str = "cpu", seed: int = 0) -> Iterator[dict[str, Any]]:  # fmt: skip
+    """Groups of label -> model, each to be evaluated together: its first model is what the others are compared with.
+
+    Without recipes all models are one group, as they are. With recipes every model is a group of its own: as loaded
+    (`float`, always first) and quantized by each recipe.
+    """
+    import qclip
+
+    labels = _distinct([common.short_name(name) for name in names])
+    if not recipes:
+        common.say(f"loading {', '.join(names)}")
+        yield {label: qclip.load_model(n, device, arch) for label, n in zip(labels, names, strict=True)}
+        return
+    from qclip.recipes import get
+
+    if duplicates := {r for r in recipes if recipes.count(r) > 1}:
+        raise InputError(f"--recipe {sorted(duplicates)[0]} was given twice; once is enough")
+    chosen = {r if r == FLOAT else get(r).name: None if r == FLOAT else get(r) for r in recipes}
+    order = sorted(chosen, key=lambda r: r != FLOAT)
+    for label, name in zip(labels, names, strict=True):
+        common.say(f"loading {name}")
+        model = qclip.load_model(name, device, arch)
+        group = {}
+        for recipe in order:
+            key = recipe if len(names) == 1 else f"{label} {recipe}"
+            if recipe == FLOAT:
+                group[key] = model
+            else:
+                common.say(f"quantizing {name} with {recipe}")
+                group[key] = qclip.quantize(model, chosen[recipe], calibration=calibration, seed=seed)
+        yield group
+
+
+def evaluate(group: dict[str, Any], spectrum: bool, **settings: Any) -> Any:
+    """`qclip.evaluate` of one group, with a progress bar, and its weight spectra."""
+    import qclip
+
+    with common.progress() as progress:
+        results = qclip.evaluate(group, progress=progress, **settings)
+    if spectrum:
+        common.say("weight spectra")
+        results.extend(qclip.weight_spectrum(group))
+    return results
+
+
+def join(parts: list[Any]) -> Any:
+    """One table from several; facts that differ in kind (what each model is) are joined, the rest is the first's."""
+    whole, *others = parts
+    for other in others:
+        whole.extend(other)
+        for key, value in other.meta.items():
+            if isinstance(value, dict):
+                whole.meta[key] = {**whole.meta.get(key, {}), **value}
+    whole.meta["command"] = common.command_line()
+    return whole
+
+
+def write(results: Any, folder: Any) -> None:
+    """results.json and report.html, both or neither."""
+    from qclip.report import report
+
+    with common.whole_files(folder) as part:
+        results.to_json(part / "results.json")
+        report(results, part / "report.html")
+
+
+def _distinct(names: list[str]) -> list[str]:
+    return [name if names.count(name) == 1 else f"{name} {names[: i + 1].count(name)}" for i, name in enumerate(names)]

@@ -1,0 +1,35 @@
+"""`qclip recipes`: the presets, and one recipe in full."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from . import common
+
+EXAMPLES = "[bold]Examples[/]\n\nqclip recipes\n\nqclip recipes w4a8 --json > mine.json"
+
+
+def command(
+    name: Annotated[str | None, typer.Argument(metavar="[RECIPE]", help="Show this recipe in full.")] = None,
+    json: common.Json = False,
+) -> None:
+    """List the recipes: how many bits, and how they are found."""
+    from qclip import recipes
+
+    if name is not None:
+        recipe = recipes.get(name)
+        if json:
+            common.print_json(recipe.to_dict())
+        else:
+            fields = {**recipe.to_dict(), "hash": recipe.hash}
+            common.print_table(recipe.name, ["field", "value"], [[k, common.plain(v)] for k, v in fields.items()])
+        return
+    presets = recipes.presets()
+    if json:
+        common.print_json({n: {"about": about, **recipes.get(n).to_dict()} for n, about in presets.items()})
+        return
+    common.print_table("presets", ["name", "what it does"], [[n, about] for n, about in presets.items()])
+    print("\nNames compose: wXaY[-static][-METHOD], X weight bits 2..8, Y activation bits 2..8 or 16 (float);")
+    print(f"methods: {', '.join(recipes.METHODS)}. What no kernel runs is simulated in float, and says so.")

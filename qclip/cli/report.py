@@ -1,0 +1,34 @@
+"""`qclip report`: results.json in, one HTML page out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from . import common
+
+EXAMPLES = "[bold]Examples[/]\n\nqclip report results.json --output report.html\n\nqclip report results.json --json"
+
+
+def command(
+    results: Annotated[Path, typer.Argument(metavar="RESULTS", help="A results.json that `qclip evaluate` wrote.")],
+    output: Annotated[Path | None, typer.Option("--output", metavar="FILE", help="Write the HTML page here.")] = None,
+    force: common.Force = False,
+    json: common.Json = False,
+) -> None:
+    """Make the HTML page from results again, or show them as a table."""
+    import qclip
+    from qclip.report import report, table
+
+    found = qclip.Results.from_json(results)
+    if output is not None:
+        common.refuse_existing(output, force)
+        report(found, output, force=force)
+    if json:
+        common.print_json({"report": None if output is None else str(output), "notes": found.notes, "rows": found.rows})
+        return
+    print(table(found))
+    if output is not None:
+        print(f"\nreport: {output}")

@@ -1,0 +1,46 @@
+"""`qclip spectrum`: what quantization does to the singular values of the weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from . import common, lineup
+
+EXAMPLES = (
+    "[bold]Examples[/]\n\nqclip spectrum photos --recipe w8a8 --recipe w4a8\n\n"
+    "qclip spectrum photos photos-w4a8 --output spectrum.json"
+)
+
+
+def command(
+    models: common.Models,
+    recipe: common.Recipes = None,
+    calibration: common.Calibration = None,
+    output: Annotated[Path | None, typer.Option("--output", metavar="FILE", help="Write the results here.")] = None,
+    arch: common.Arch = None,
+    seed: common.Seed = 0,
+    threads: common.Threads = None,
+    force: common.Force = False,
+    json: common.Json = False,
+) -> None:
+    """Compare weight spectra: energy by rank band, gain on the float basis, and both for white noise of equal norm."""
+    import qclip
+    from qclip.report import table
+
+    if output is not None:
+        common.refuse_existing(output, force)
+    common.set_threads(threads)
+    recipes = None if recipe is None else list(dict.fromkeys([lineup.FLOAT, *recipe]))
+    found = lineup.groups(models, recipes, calibration=calibration, arch=arch, seed=seed)
+    results = lineup.join([qclip.weight_spectrum(group) for group in found])
+    if output is not None:
+        results.to_json(output)
+    if json:
+        common.print_results(results)
+        return
+    print(table(results))
+    if output is not None:
+        print(f"\nresults: {output}")

@@ -1,0 +1,78 @@
+"""What is installed, what was built, and what will run here: for `qclip doctor`, and for a report of a problem."""
+
+from __future__ import annotations
+
+import os
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+PACKAGES = ("qclip", "torch", "torchvision", "triton", "open_clip_torch", "timm", "transformers", "numpy", "pyarrow",
+            "safetensors", "openvino", "nncf", "onnxruntime", "torchao")  # fmt: skip
+OPTIONAL = {"triton", "transformers", "openvino", "nncf", "onnxruntime", "torchao"}
+
+
+def examine() -> dict[str, Any]:
+    """A JSON-able picture: `versions`, `processor`, `kernels`, `checkpoints` (each name -> value) and `problems`, a
+    list of sentences that is empty where all is well.
+
+    `int8_peak_gops` is measured: register-only INT8 multiply-adds on torch's threads, 10^9 operations a second, a
+    multiply-add counted as two.
+    """
+    import torch
+
+    import qkernels
+    from qclip import zoo
+    from qclip.reliability.tables import cpu_name
+
+    problems: list[str] = []
+    info = qkernels.info()
+    kernels = {k: v for k, v in info.items() if k != "forced"} | dict(info.get("forced", {}))
+    if info["built"]:
+        from qkernels.cpu import peak_gops
+
+        kernels["int8_peak_gops"] = round(peak_gops(), 1)
+        kernels["agrees_with_reference"] = _agrees()
+        if not kernels["agrees_with_reference"]:
+            problems.append(
+                "the native kernels disagree with the reference on this processor; set QKERNELS_BACKEND=reference, "
+                "and report it"
+            )
+    else:
+        problems.append(f"{info['reason']}; the slow reference backend runs")
+    checkpoints = {name: card.get("summary", "present") for name, card in zoo.checkpoints().items()}
+    if not checkpoints:
+        problems.append("the shipped checkpoints are missing, so `qclip demo` cannot run; reinstall qclip")
+    processor = {
+        "name": cpu_name(), "cores": os.cpu_count(), "usable_cores": len(os.sched_getaffinity(0)),
+        "threads": torch.get_num_threads(), "gpu": torch.cuda.get_device_name(0) if torch.cuda.is_available() else None,
+    }  # fmt: skip
+    return {"versions": {"python": platform.python_version(), **_versions()}, "processor": processor,
+            "kernels": kernels, "checkpoints": checkpoints, "problems": problems}  # fmt: skip
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed (optional)" if name in OPTIONAL else "not installed"
+    return found
+
+
+def _agrees() -> bool:
+    """INT8 and INT4 linear layers of odd sizes against plain integer arithmetic in torch."""
+    import torch
+
+    import qkernels
+
+    generator = torch.Generator().manual_seed(0)
+    x, scale = qkernels.quantize_per_token(torch.randn(7, 200, generator=generator))
+    weight = torch.randn(33, 200, generator=generator)
+    for quantized in (qkernels.Int8Weight.quantize(weight), qkernels.Int4Weight.quantize(weight)):
+        op = qkernels.int8_linear if isinstance(quantized, qkernels.Int8Weight) else qkernels.int4_linear
+        wanted = (x.double() * scale.double()[:, None]) @ quantized.dequantize().double().T
+        if not torch.allclose(op(x, scale, quantized.pack()).double(), wanted, rtol=1e-4, atol=1e-4):
+            return False
+    return True
