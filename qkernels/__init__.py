@@ -1,0 +1,40 @@
+"""Quantization kernels for PyTorch: one contract for each op (`qkernels.ops`), several backends behind it.
+
+    codes, scale = qkernels.quantize_per_token(x)
+    weight = qkernels.Int8Weight.quantize(linear.weight).pack()
+    y = qkernels.int8_linear(codes, scale, weight, linear.bias)
+
+Needs torch and nothing else. Without native code (no C++ compiler at installation) the slow reference backend runs, with one warning.
+"""
+
+from .dispatch import FallbackError, FallbackWarning, backend_for, info
+from .ops import (
+    attention,
+    channel_absmax,
+    fake_quantize,
+    hadamard_transform,
+    int4_linear,
+    int8_linear,
+    layer_norm_quantize,
+    quantize_per_token,
+    smooth_scale,
+)
+from .weights import Int4Weight, Int8Weight
+
+__all__ = [
+    "FallbackError",
+    "FallbackWarning",
+    "Int4Weight",
+    "Int8Weight",
+    "attention",
+    "backend_for",
+    "channel_absmax",
+    "fake_quantize",
+    "hadamard_transform",
+    "info",
+    "int4_linear",
+    "int8_linear",
+    "layer_norm_quantize",
+    "quantize_per_token",
+    "smooth_scale",
+]

@@ -1,0 +1,591 @@
+"""The contract: every op's signature, meaning, checks, registration with torch, and gradient.
+
+Arguments are checked here, once; backends trust them. All ops run under `torch.compile(fullgraph=True)` and `torch.inference_mode`.
+`out=` (a tensor, or a pair for two results; contiguous, not overlapping an input) receives the results instead of new tensors. Float tensors
+are float32, bfloat16 or float16. Refusals are a TypeError (kind or dtype) or a ValueError (shape, device, value) of one sentence.
+
+Number rules. Rounding is half to even; activation codes are -127..127. *Dynamic* rule, per row: `scale = absmax / 127`,
+`code = rne(y * (127 / absmax))`; a row with absmax below 2^-100 has codes 0 and scale 1. *Static* rule: `code = clamp(rne(y * (1 / scale)) +
+zero_point)`. Rows with NaN or Inf, and all rows under a static scale that has no positive finite reciprocal, get codes 0 and scale NaN, so
+that the fault reaches the output.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import checks, dispatch
+from .checks import FLOATS, MAX_K
+from .hadamard import base_order
+from .registry import call, library, register
+from .weights import Int4Weight, Int8Weight
+
+ACTIVATIONS = ("gelu", "quick_gelu", "gelu_tanh")
+ESTIMATORS = ("ste", "lsq")
+GROUP = 128  # channels that share one activation scale where scales are per group
+OUT_DTYPES = FLOATS
+
+Pair = tuple[Tensor, Tensor]
+
+
+# -- quantization of activations -------------------------------------------------------------------------------------------------------
+
+
+def quantize_per_token(
+    x: Tensor,
+    smooth: Tensor | None = None,
+    scale: Tensor | float | None = None,
+    zero_point: Tensor | int | None = None,
+    *,
+    out: Pair | None = None,
+) -> Pair:
+    """Quantize rows to int8, dynamically (a scale a row) or statically (the given one). Bit-exact on every backend.
+
+    Args:
+        x: float `[..., K]`, any strides.
+        smooth: float `[K]`, multiplies x first (pass 1/s of SmoothQuant).
+        scale: one positive number; makes it static. `zero_point`: one integer, static only.
+
+    Returns: codes int8 `[..., K]` and scales float32 `[...]`, by the rules at the top of this module.
+    """
+    op = "quantize_per_token"
+    checks.rows(op, "x", x, FLOATS)
+    smooth = checks.vector(op, "smooth", smooth, x.shape[-1], x.device)
+    zero_point = checks.zero_point(op, zero_point, scale, x.device)
+    return call(op, out, x, smooth, checks.scalar(op, "scale", scale, x.device), zero_point)
+
+
+def layer_norm_quantize(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    smooth: Tensor | None = None,
+    scale: Tensor | float | None = None,
+    zero_point: Tensor | int | None = None,
+    *,
+    out: Pair | None = None,
+) -> Pair:
+    """LayerNorm over the last axis, then `quantize_per_token`, in one pass.
+
+    Args: x float `[..., K]`; weight and bias float `[K]` or None; eps >= 0; the rest as in `quantize_per_token`. Statistics are float32 (a
+    row whose variance leaves that range comes out NaN). Codes are the reference's but for one step near ties.
+
+    Returns: codes int8 `[..., K]` and scales float32 `[...]`.
+    """
+    op = "layer_norm_quantize"
+    checks.rows(op, "x", x, FLOATS)
+    if not eps >= 0:
+        raise ValueError(f"{op}: eps must be at least 0, got {eps}")
+    width, device = x.shape[-1], x.device
+    weight = checks.vector(op, "weight", weight, width, device)
+    bias = checks.vector(op, "bias", bias, width, device)
+    smooth = checks.vector(op, "smooth", smooth, width, device)
+    zero_point = checks.zero_point(op, zero_point, scale, device)
+    return call(op, out, x, weight, bias, float(eps), smooth, checks.scalar(op, "scale", scale, device), zero_point)
+
+
+def _rows_and_scales(x: Tensor, *_: Any) -> list:
+    return [(x.shape, torch.int8), (x.shape[:-1], torch.float32)]
+
+
+def _contiguous_first(x: Tensor, *rest: Any) -> tuple:
+    return (x.contiguous(), *rest)
+
+
+register(
+    "quantize_per_token",
+    "Tensor x, Tensor? smooth, Tensor? scale, Tensor? zero_point",
+    "(Tensor, Tensor)",
+    _rows_and_scales,
+    _contiguous_first,
+)
+register(
+    "layer_norm_quantize",
+    "Tensor x, Tensor? weight, Tensor? bias, float eps, Tensor? smooth, Tensor? scale, Tensor? zero_point",
+    "(Tensor, Tensor)",
+    _rows_and_scales,
+    _contiguous_first,
+)
+
+
+# -- linear maps -----------------------------------------------------------------------------------------------------------------------
+
+
+def int8_linear(
+    x: Tensor,
+    x_scale: Tensor | float,
+    weight: Int8Weight,
+    bias: Tensor | None = None,
+    activation: str | None = None,
+    residual: Tensor | None = None,
+    out_scale: Tensor | float | None = None,
+    out_zero_point: Tensor | int | None = None,
+    out_group: int | None = None,
+    out_dtype: torch.dtype = torch.float32,
+    *,
+    out: Tensor | Pair | None = None,
+) -> Tensor | Pair:
+    """`y = activation(x_scale * weight.scales * (x @ codes^T) + bias) + residual`, from int8 codes, with int32 accumulators.
+
+    Args:
+        x: int8 `[..., K]`, codes -127..127, K <= 65,536.
+        x_scale: float32 scale of a row `[...]`, of the tensor (a number), or of 128 inputs of a row `[..., ceil(K/128)]`.
+        weight: Int8Weight of shape (N, K), best in the layout of the backend (`weight.pack()`).
+        bias: float `[N]`. activation: None, "gelu" (exact), "quick_gelu", "gelu_tanh". residual: float `[..., N]`.
+        out_scale: a number or float32 `[N]`: the result leaves as int8 by the static rule, with `out_zero_point`; not finite becomes 0.
+        out_group: 128: it leaves as int8 by the dynamic rule per 128 outputs.
+        out_dtype: dtype of a float result.
+
+    Returns: `[..., N]` of `out_dtype`, or int8; with `out_group` int8 and float32 scales `[..., ceil(N/128)]`. The epilogue is
+    `fma(float(acc), x_scale * w_scale, bias)`, then the activation, then the residual: within 2 float32 ulp of the largest term.
+    """
+    op = "int8_linear"
+    checks.rows(op, "x", x, (torch.int8,))
+    if not isinstance(weight, Int8Weight):
+        raise TypeError(
+            f"{op}: weight must be an Int8Weight, got {type(weight).__name__}; make one with Int8Weight.quantize"
+        )
+    x_scale = _x_scale(op, x, x_scale)
+    rest = _epilogue_arguments(
+        op, x, weight, bias, activation, residual, out_scale, out_zero_point, out_group, out_dtype
+    )
+    n, k = weight.shape
+    result = call(op, out, x, x_scale, weight.codes, weight.scales, n, k, weight.layout, *rest)
+    return _unlisted(result, out)
+
+
+def int4_linear(
+    x: Tensor,
+    x_scale: Tensor | float | None,
+    weight: Int4Weight,
+    bias: Tensor | None = None,
+    activation: str | None = None,
+    residual: Tensor | None = None,
+    out_scale: Tensor | float | None = None,
+    out_zero_point: Tensor | int | None = None,
+    out_group: int | None = None,
+    out_dtype: torch.dtype = torch.float32,
+    *,
+    out: Tensor | Pair | None = None,
+) -> Tensor | Pair:
+    """`int8_linear` with 4-bit weights in groups, `value = scale * (code - zero)`.
+
+    x is int8 with `x_scale` (W4A8), or float with `x_scale=None` (W4A16). `weight` is an Int4Weight. Everything else, the results included, as in
+    `int8_linear`. Sums over groups are float32: within (groups + 2) ulp of the sum of magnitudes; W4A16 within 1e-5 (float32 x) or 1e-2.
+    """
+    op = "int4_linear"
+    checks.rows(op, "x", x, (torch.int8, *FLOATS))
+    if not isinstance(weight, Int4Weight):
+        raise TypeError(
+            f"{op}: weight must be an Int4Weight, got {type(weight).__name__}; make one with Int4Weight.quantize"
+        )
+    if (x.dtype == torch.int8) != (x_scale is not None):
+        raise ValueError(
+            f"{op}: int8 x needs x_scale and float x must come without it, got {x.dtype} with x_scale={x_scale is not None}"
+        )
+    scale = None if x_scale is None else _x_scale(op, x, x_scale)
+    rest = _epilogue_arguments(
+        op, x, weight, bias, activation, residual, out_scale, out_zero_point, out_group, out_dtype
+    )
+    n, k = weight.shape
+    result = call(
+        op, out, x, scale, weight.codes, weight.scales, weight.zeros, n, k, weight.group, weight.layout, *rest
+    )
+    return _unlisted(result, out)
+
+
+def _x_scale(op: str, x: Tensor, x_scale: Any) -> Tensor:
+    if isinstance(x_scale, int | float):
+        return torch.full((), float(x_scale), dtype=torch.float32, device=x.device)
+    checks.tensor(op, "x_scale", x_scale, (torch.float32,), x.device)
+    groups = (*x.shape[:-1], -(-x.shape[-1] // GROUP))
+    if x_scale.shape == x.shape[:-1] or tuple(x_scale.shape) == groups:
+        return x_scale.contiguous()
+    if x_scale.numel() != 1:
+        raise ValueError(
+            f"{op}: x_scale of shape {tuple(x_scale.shape)} does not fit x of shape {tuple(x.shape)}; "
+            f"it must be one number, {tuple(x.shape[:-1])} or {groups}"
+        )
+    return x_scale.reshape(())
+
+
+def _epilogue_arguments(
+    op: str,
+    x: Tensor,
+    weight: Int8Weight | Int4Weight,
+    bias: Any,
+    activation: Any,
+    residual: Any,
+    out_scale: Any,
+    out_zero_point: Any,
+    out_group: Any,
+    out_dtype: Any,
+) -> tuple:
+    """Checked and normalised: bias float32 `[N]`, residual `[..., N]`, out_scale float32 `[]` or `[N]`, zero point float32 `[]`."""
+    n, k = weight.shape
+    if x.shape[-1] != k:
+        raise ValueError(
+            f"{op}: x of shape {tuple(x.shape)} does not fit a weight of shape {(n, k)}; its last axis must be {k}"
+        )
+    if k > MAX_K:
+        raise ValueError(f"{op}: K = {k} is over {MAX_K}, where a 32-bit accumulator could overflow; split the weight")
+    if weight.codes.device != x.device:
+        raise ValueError(f"{op}: weight is on {weight.codes.device} but x is on {x.device}; move one of them")
+    if activation is not None and activation not in ACTIVATIONS:
+        raise ValueError(f"{op}: unknown activation {activation!r}; known: None, {', '.join(map(repr, ACTIVATIONS))}")
+    if out_dtype not in OUT_DTYPES:
+        raise TypeError(
+            f"{op}: out_dtype must be float32, bfloat16 or float16, got {out_dtype}; for int8 give out_scale or out_group"
+        )
+    if out_group is not None and (out_group != GROUP or out_scale is not None):
+        raise ValueError(f"{op}: out_group must be {GROUP} and excludes out_scale, got {out_group}")
+    shape = (*x.shape[:-1], n)
+    checks.few(op, "the result", shape)
+    bias = checks.vector(op, "bias", bias, n, x.device)
+    if residual is not None:
+        checks.tensor(op, "residual", residual, FLOATS, x.device)
+        if tuple(residual.shape) != shape:
+            raise ValueError(f"{op}: residual must have shape {shape}, got {tuple(residual.shape)}")
+        residual = residual.contiguous()
+    zero_point = checks.zero_point(op, out_zero_point, out_scale, x.device)
+    if isinstance(out_scale, Tensor) and out_scale.numel() != 1:
+        out_scale = checks.vector(op, "out_scale", out_scale, n, x.device)
+    else:
+        out_scale = checks.scalar(op, "out_scale", out_scale, x.device)
+    return bias, activation, residual, out_scale, zero_point, out_group, out_dtype
+
+
+def _linear_shapes(x: Tensor, n: int, out_scale: Tensor | None, out_group: int | None, out_dtype: torch.dtype) -> list:
+    lead = x.shape[:-1]
+    if out_group is not None:
+        return [((*lead, n), torch.int8), ((*lead, -(-n // GROUP)), torch.float32)]
+    return [((*lead, n), out_dtype if out_scale is None else torch.int8)]
+
+
+def _unlisted(result: Any, out: Any) -> Any:
+    """`Tensor[]` results of one or two as a tensor or a pair."""
+    if out is not None:
+        return out
+    return result[0] if len(result) == 1 else tuple(result)
+
+
+_EPILOGUE = "Tensor? bias, str? activation, Tensor? residual, Tensor? out_scale, Tensor? out_zero_point, int? out_group, ScalarType out_dtype"
+register(
+    "int8_linear",
+    f"Tensor x, Tensor x_scale, Tensor codes, Tensor scales, SymInt n, SymInt k, str layout, {_EPILOGUE}",
+    "Tensor[]",
+    lambda x, x_scale, codes, scales, n, k, layout, *rest: _linear_shapes(x, n, rest[3], rest[5], rest[6]),
+    lambda x, x_scale, codes, scales, n, k, layout, *rest: (
+        x.contiguous(),
+        x_scale,
+        Int8Weight(codes, scales, (n, k), layout),
+        *rest,
+    ),
+)
+register(
+    "int4_linear",
+    "Tensor x, Tensor? x_scale, Tensor codes, Tensor scales, Tensor? zeros, SymInt n, SymInt k, SymInt group, str layout, "
+    + _EPILOGUE,
+    "Tensor[]",
+    lambda x, x_scale, codes, scales, zeros, n, k, group, layout, *rest: _linear_shapes(
+        x, n, rest[3], rest[5], rest[6]
+    ),
+    lambda x, x_scale, codes, scales, zeros, n, k, group, layout, *rest: (
+        x.contiguous(),
+        x_scale,
+        Int4Weight(codes, scales, zeros, (n, k), group, layout),
+        *rest,
+    ),
+)
+
+
+# -- attention -------------------------------------------------------------------------------------------------------------------------
+
+
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None = None,
+    causal: bool = False,
+    scale: float | None = None,
+    out_scale: Tensor | float | None = None,
+    out_dynamic: bool = False,
+    *,
+    out: Tensor | Pair | None = None,
+) -> Tensor | Pair:
+    """`softmax(scale * q k^T + mask) v` per head, for short sequences. Not differentiable.
+
+    Args:
+        q: float `[B, Lq, H, d]`; k, v: `[B, Lk, H, d]` of the same dtype. Any strides.
+        mask: float, added, or bool, True = may attend; broadcastable to `[B, H, Lq, Lk]`.
+        causal: query i attends keys 0..i (as `is_causal` of torch), besides the mask.
+        scale: default `d ** -0.5`.
+        out_scale: a number or float32 `[H, d]`: the result leaves as int8 by the static rule; not finite becomes 0.
+        out_dynamic: it leaves as int8 by the dynamic rule over the H*d values of a token.
+
+    Returns: `[B, Lq, H, d]` of q's dtype, or int8, or with `out_dynamic` int8 and float32 scales `[B, Lq]`. A query that may attend nothing
+    gets zeros. Float32: within 1e-5 of float64.
+    """
+    op = "attention"
+    checks.tensor(op, "q", q, FLOATS)
+    for name, value in (("k", k), ("v", v)):
+        checks.tensor(op, name, value, (q.dtype,), q.device)
+    if q.dim() != 4 or k.dim() != 4 or k.shape != v.shape or q.shape[0] != k.shape[0] or q.shape[2:] != k.shape[2:]:
+        raise ValueError(
+            f"{op}: q must be [B, Lq, H, d] and k, v [B, Lk, H, d], got {tuple(q.shape)}, {tuple(k.shape)}, {tuple(v.shape)}"
+        )
+    batch, queries, heads, d = q.shape
+    if d == 0:
+        raise ValueError(f"{op}: heads of width 0 have nothing to attend with, got q of shape {tuple(q.shape)}")
+    if mask is not None:
+        checks.tensor(op, "mask", mask, (torch.bool, *FLOATS), q.device)
+        wanted = (batch, heads, queries, k.shape[1])
+        padded = (1,) * (4 - mask.dim()) + tuple(mask.shape)
+        if len(padded) != 4 or not all(have == 1 or have == want for have, want in zip(padded, wanted, strict=True)):
+            raise ValueError(f"{op}: mask of shape {tuple(mask.shape)} does not broadcast to [B, H, Lq, Lk] = {wanted}")
+        mask = mask.reshape(padded)
+    if out_scale is not None and out_dynamic:
+        raise ValueError(f"{op}: out_scale is static and out_dynamic is not; give one of them")
+    if isinstance(out_scale, Tensor) and out_scale.numel() != 1:
+        checks.tensor(op, "out_scale", out_scale, FLOATS, q.device)
+        if out_scale.shape != q.shape[2:]:
+            raise ValueError(
+                f"{op}: out_scale must be one number or [H, d] = {(heads, d)}, got {tuple(out_scale.shape)}"
+            )
+        out_scale = out_scale.float().contiguous()
+    else:
+        out_scale = checks.scalar(op, "out_scale", out_scale, q.device)
+    scale = d**-0.5 if scale is None else float(scale)
+    return _unlisted(call(op, out, q, k, v, mask, causal, scale, out_scale, out_dynamic), out)
+
+
+def _attention_shapes(
+    q: Tensor, k: Any, v: Any, mask: Any, causal: bool, scale: Any, out_scale: Any, out_dynamic: bool
+) -> list:
+    if out_dynamic:
+        return [(q.shape, torch.int8), (q.shape[:2], torch.float32)]
+    return [(q.shape, q.dtype if out_scale is None else torch.int8)]
+
+
+register(
+    "attention",
+    "Tensor q, Tensor k, Tensor v, Tensor? mask, bool causal, float scale, Tensor? out_scale, bool out_dynamic",
+    "Tensor[]",
+    _attention_shapes,
+    lambda *args: args,
+)
+
+
+# -- statistics ------------------------------------------------------------------------------------------------------------------------
+
+
+def channel_absmax(x: Tensor, running: Tensor | None = None, *, out: Tensor | None = None) -> Tensor | None:
+    """Largest magnitude of every channel: float `[..., K]` -> float32 `[K]`, 0 without rows. NaN wins. Bit-exact on every backend.
+
+    With `running` (float32 `[K]`, contiguous) the maximum is taken into it, in place, and nothing is returned.
+    """
+    op = "channel_absmax"
+    checks.rows(op, "x", x, FLOATS)
+    if running is None:
+        return call(op, out, x)
+    if out is not None:
+        raise ValueError(f"{op}: running is updated in place, so out has no meaning; leave it out")
+    checks.tensor(op, "running", running, (torch.float32,), x.device)
+    if running.shape != x.shape[-1:] or not running.is_contiguous():
+        raise ValueError(
+            f"{op}: running must be contiguous of shape ({x.shape[-1]},), got shape {tuple(running.shape)}"
+        )
+    torch.ops.qkernels.channel_absmax_(x, running)
+    return None
+
+
+def _update_absmax(x: Tensor, running: Tensor) -> None:
+    x = x.contiguous()
+    dispatch.select("channel_absmax", x.device, x, running)(x, running)
+    torch.autograd.graph.increment_version(running)
+
+
+register("channel_absmax", "Tensor x", "Tensor", lambda x: [(x.shape[-1:], torch.float32)], _contiguous_first)
+library.define("channel_absmax_(Tensor x, Tensor(a!) running) -> ()", tags=(torch.Tag.pt2_compliant_tag,))
+library.impl("channel_absmax_", _update_absmax, "CompositeExplicitAutograd")
+torch.library.register_fake("qkernels::channel_absmax_", lambda x, running: None, lib=library)
+
+
+def smooth_scale(act_absmax: Tensor, weight_absmax: Tensor, strength: float, *, out: Tensor | None = None) -> Tensor:
+    """SmoothQuant's factors `s_j = act_absmax_j^strength / weight_absmax_j^(1 - strength)`, not normalised; 1 where either maximum is 0.
+
+    Args: two float `[K]`, largest magnitudes per input channel of the activations and of the weight; strength in [0, 1].
+    Returns: float32 `[K]`. Activations are divided by s and weights multiplied (Xiao et al. 2022, equation 4).
+    """
+    op = "smooth_scale"
+    checks.tensor(op, "act_absmax", act_absmax, FLOATS)
+    if act_absmax.dim() != 1:
+        raise ValueError(f"{op}: act_absmax must have shape [K], got {tuple(act_absmax.shape)}")
+    if not 0 <= strength <= 1:
+        raise ValueError(f"{op}: strength must lie in [0, 1], got {strength}")
+    weight = checks.vector(op, "weight_absmax", weight_absmax, act_absmax.shape[0], act_absmax.device)
+    return call(op, out, act_absmax.float().contiguous(), weight, float(strength))
+
+
+register(
+    "smooth_scale",
+    "Tensor act_absmax, Tensor weight_absmax, float strength",
+    "Tensor",
+    lambda act_absmax, weight_absmax, strength: [(act_absmax.shape, torch.float32)],
+    lambda *args: args,
+)
+
+
+# -- training --------------------------------------------------------------------------------------------------------------------------
+
+
+def fake_quantize(
+    x: Tensor,
+    scale: Tensor | float,
+    zero_point: Tensor | int | None,
+    qmin: int,
+    qmax: int,
+    estimator: str,
+    axis: int | None = None,
+    group: int | None = None,
+    grad_scale: float = 1.0,
+    delta: float = 0.0,
+) -> Tensor:
+    """Quantize and dequantize: `scale * (clamp(rne(x * (1 / scale)) + zero_point, qmin, qmax) - zero_point)`. Differentiable.
+
+    Args:
+        x: float, any shape.
+        scale: one number; `[x.shape[axis]]` with `axis`; `[..., ceil(K/group)]` with `group` (consecutive values of the last axis share one).
+        zero_point: None, an integer, or integers of the scale's shape.
+        estimator: "ste": the gradient passes where `qmin <= x / scale + zero_point <= qmax`, the scale gets none. "lsq" (Esser et al. 2019): besides,
+            the scale's gradient is `grad_scale * sum G * (rne(v) - v inside, bound - zero_point outside)`, v = x / scale, summed in a fixed order.
+        delta: used by estimators that "ste" and "lsq" are not; must be 0.
+
+    Returns: x's shape and dtype. The forward half is bit-exact on every backend; computed in float32.
+    """
+    op = "fake_quantize"
+    checks.tensor(op, "x", x, FLOATS)
+    if estimator not in ESTIMATORS:
+        raise ValueError(f"{op}: estimator {estimator!r} is not built; available: {', '.join(map(repr, ESTIMATORS))}")
+    if delta != 0:
+        raise ValueError(f"{op}: delta has no meaning for estimator {estimator!r}; leave it at 0")
+    if not -(2**23) <= qmin < qmax <= 2**23:
+        raise ValueError(f"{op}: qmin and qmax must be integers with qmin < qmax within 2^23, got {qmin} and {qmax}")
+    scale, axis = _fake_quantize_scale(op, x, scale, axis, group)
+    if zero_point is not None:
+        if isinstance(zero_point, Tensor):
+            checks.tensor(op, "zero_point", zero_point, checks.INTEGERS, x.device)
+            if zero_point.numel() != 1 and zero_point.shape != scale.shape:
+                raise ValueError(
+                    f"{op}: zero_point must have the scale's shape {tuple(scale.shape)}, got {tuple(zero_point.shape)}"
+                )
+        else:
+            zero_point = checks.zero_point(op, zero_point, scale, x.device)
+        zero_point = zero_point.float().expand(scale.shape).contiguous()
+    return call(op, None, x, scale, zero_point, qmin, qmax, estimator, axis, group, float(grad_scale), float(delta))
+
+
+def _fake_quantize_scale(
+    op: str, x: Tensor, scale: Any, axis: int | None, group: int | None
+) -> tuple[Tensor, int | None]:
+    """The scale as contiguous float32 (its gradient flows through the cast), and a non-negative axis."""
+    if not isinstance(scale, Tensor):
+        scale = torch.full((), float(scale), dtype=torch.float32, device=x.device)
+    checks.tensor(op, "scale", scale, FLOATS, x.device)
+    if axis is not None and group is not None:
+        raise ValueError(f"{op}: axis and group exclude each other; groups run along the last axis")
+    if group is not None:
+        if x.dim() == 0 or group < 1:
+            raise ValueError(
+                f"{op}: group must be at least 1 and x at least one-dimensional, got {group} and {tuple(x.shape)}"
+            )
+        wanted: tuple = (*x.shape[:-1], -(-x.shape[-1] // group))
+        if tuple(scale.shape) != wanted:
+            raise ValueError(f"{op}: with groups of {group}, scale must have shape {wanted}, got {tuple(scale.shape)}")
+    elif axis is not None:
+        if not -x.dim() <= axis < x.dim():
+            raise ValueError(f"{op}: axis {axis} is not an axis of x of shape {tuple(x.shape)}")
+        axis = axis % x.dim()
+        if scale.dim() != 1 or scale.shape[0] != x.shape[axis]:
+            raise ValueError(
+                f"{op}: with axis {axis}, scale must have shape ({x.shape[axis]},), got {tuple(scale.shape)}"
+            )
+    elif scale.numel() != 1:
+        raise ValueError(
+            f"{op}: scale of shape {tuple(scale.shape)} needs axis or group; without them it is one number"
+        )
+    return scale.float().contiguous(), axis
+
+
+_FAKE_QUANTIZE = "Tensor x, Tensor scale, Tensor? zero_point, int qmin, int qmax, str estimator, int? axis, int? group, float grad_scale, float delta"
+register("fake_quantize", _FAKE_QUANTIZE, "Tensor", lambda x, *_: [(x.shape, x.dtype)], _contiguous_first)
+register(
+    "fake_quantize_backward",
+    "Tensor grad, " + _FAKE_QUANTIZE,
+    "(Tensor, Tensor)",
+    lambda grad, x, scale, *_: [(x.shape, x.dtype), (scale.shape, torch.float32)],
+    lambda grad, x, *rest: (grad.contiguous(), x.contiguous(), *rest),
+)
+
+
+def _save_for_fake_quantize(ctx: Any, inputs: tuple, output: Tensor) -> None:
+    x, scale, zero_point, *rest = inputs
+    ctx.save_for_backward(x, scale, zero_point)
+    ctx.rest = rest
+
+
+def _fake_quantize_gradients(ctx: Any, grad: Tensor) -> tuple:
+    x, scale, zero_point = ctx.saved_tensors
+    dx, dscale = call("fake_quantize_backward", None, grad, x, scale, zero_point, *ctx.rest)
+    return (dx, None if ctx.rest[2] == "ste" else dscale, *[None] * 8)
+
+
+torch.library.register_autograd(
+    "qkernels::fake_quantize", _fake_quantize_gradients, setup_context=_save_for_fake_quantize, lib=library
+)
+
+
+# -- rotation --------------------------------------------------------------------------------------------------------------------------
+
+
+def hadamard_transform(x: Tensor, transpose: bool = False, *, out: Tensor | None = None) -> Tensor:
+    """Multiply every row by an orthonormal Hadamard matrix T, or by its transpose: `[..., n] -> T x`. Differentiable.
+
+    Widths are `m * 2^k` with m = 1, 12, 20, 28, 36, 44 and further orders of `qkernels.hadamard`; others raise ValueError. T is not symmetric
+    where m is of Paley's first kind (12, 20, 44). Linear maps keep their result when the same T turns x and the rows of the weight.
+    Computed in float32, returned in x's dtype; T then the transpose is the identity to 1e-5.
+    """
+    op = "hadamard_transform"
+    checks.rows(op, "x", x, FLOATS)
+    if base_order(int(x.shape[-1])) is None:
+        raise ValueError(
+            f"{op}: no Hadamard matrix of width {x.shape[-1]} is known; widths are 2^k * 1, 12, 20, 28, 36, 44, ..."
+        )
+    return call(op, out, x, transpose)
+
+
+register(
+    "hadamard_transform",
+    "Tensor x, bool transpose",
+    "Tensor",
+    lambda x, transpose: [(x.shape, x.dtype)],
+    _contiguous_first,
+)
+
+
+def _save_for_hadamard(ctx: Any, inputs: tuple, output: Tensor) -> None:
+    ctx.transpose = inputs[1]
+
+
+def _hadamard_gradient(ctx: Any, grad: Tensor) -> tuple:
+    return call("hadamard_transform", None, grad, not ctx.transpose), None
+
+
+torch.library.register_autograd(
+    "qkernels::hadamard_transform", _hadamard_gradient, setup_context=_save_for_hadamard, lib=library
+)

@@ -1,0 +1,346 @@
+"""Every op in plain torch, for any device: the truth that the other backends are compared with.
+
+Arguments were validated and normalised in `qkernels.ops`: scales are float32 tensors, masks broadcast, widths are supported. Where the
+contract asks for bits (scales, codes, `fake_quantize`), the arithmetic is float32 with one rounding an operation; where it asks for closeness,
+it is float64. Every function takes `out` (a tensor, or a pair for two results) and then writes there.
+
+Two traps of torch: `127 / t` is `t.reciprocal() * 127`, two roundings, and division by a Python number is a multiplication by its
+reciprocal on a GPU. Divisors are tensors here.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .hadamard import base_matrix, base_order
+from .weights import Int4Weight, Int8Weight
+
+TINY = 2.0**-100  # a row whose largest magnitude is below this counts as a row of zeros
+GROUP = 128  # inputs (or outputs) that share one activation scale where scales are per group
+
+
+def _deliver(out: Any, *results: Tensor) -> Any:
+    """The results, or `out` after they were written into it."""
+    if out is None:
+        return results if len(results) > 1 else results[0]
+    for target, result in zip((out,) if isinstance(out, Tensor) else out, results, strict=True):
+        target.copy_(result)
+    return out
+
+
+def _divide(a: float, b: Tensor) -> Tensor:
+    return torch.full_like(b, a) / b
+
+
+def _quantize_rows(y: Tensor, scale: Tensor | None, zero_point: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Float32 `[..., K]` -> int8 codes and float32 scales `[...]`, by the dynamic rule or, with `scale`, the static one."""
+    absmax = y.abs().amax(-1)
+    good = torch.isfinite(absmax)
+    if scale is None:
+        small = absmax < TINY
+        scales = torch.where(small, 1.0, absmax / torch.full_like(absmax, 127.0))
+        inverse = torch.where(small, 0.0, _divide(127.0, absmax)).unsqueeze(-1)
+    else:
+        inverse = _divide(1.0, scale)
+        good = good & torch.isfinite(inverse) & (inverse > 0)
+        scales = scale.expand_as(absmax)
+    rounded = torch.round(y * inverse)
+    if zero_point is not None:
+        rounded = rounded + zero_point
+    codes = torch.where(good.unsqueeze(-1), rounded.clamp(-127, 127), 0.0).to(torch.int8)
+    return codes, torch.where(good, scales, math.nan)
+
+
+def quantize_per_token(
+    x: Tensor,
+    smooth: Tensor | None = None,
+    scale: Tensor | None = None,
+    zero_point: Tensor | None = None,
+    *,
+    out: Any = None,
+) -> Any:
+    """See `qkernels.ops.quantize_per_token`."""
+    y = x.float() if smooth is None else x.float() * smooth
+    return _deliver(out, *_quantize_rows(y, scale, zero_point))
+
+
+def layer_norm_quantize(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    smooth: Tensor | None = None,
+    scale: Tensor | None = None,
+    zero_point: Tensor | None = None,
+    *,
+    out: Any = None,
+) -> Any:
+    """See `qkernels.ops.layer_norm_quantize`. Statistics that exceed float32 make the row NaN, as they do in float32 kernels."""
+    d = x.double()
+    centred = d - d.mean(-1, keepdim=True)
+    variance = centred.square().mean(-1, keepdim=True)
+    overflow = torch.isinf(variance.float()) | torch.isinf(d.sum(-1, keepdim=True).float())
+    y = centred / torch.sqrt(variance + eps)
+    if weight is not None:
+        y = y * weight.double()
+    if bias is not None:
+        y = y + bias.double()
+    y = torch.where(overflow, math.nan, y).float()
+    if smooth is not None:
+        y = y * smooth
+    return _deliver(out, *_quantize_rows(y, scale, zero_point))
+
+
+def _activate(y: Tensor, activation: str | None) -> Tensor:
+    """Float32 in and out, computed in float64."""
+    if activation is None:
+        return y
+    d = y.double()
+    if activation == "gelu":
+        return F.gelu(d).float()
+    if activation == "gelu_tanh":
+        return F.gelu(d, approximate="tanh").float()
+    return (d * torch.sigmoid(1.702 * d)).float()
+
+
+def _epilogue(
+    y: Tensor,
+    activation: str | None,
+    residual: Tensor | None,
+    out_scale: Tensor | None,
+    out_zero_point: Tensor | None,
+    out_group: int | None,
+    out_dtype: torch.dtype,
+) -> tuple[Tensor, ...]:
+    """Float32 `[M, N]` after the bias -> the op's results, `[M, N]` and for groups scales `[M, ceil(N/128)]`."""
+    y = _activate(y, activation)
+    if residual is not None:
+        y = y + residual.float().reshape(y.shape)
+    if out_group is not None:
+        n = y.shape[1]
+        groups = -(-n // GROUP)
+        padded = F.pad(y, (0, groups * GROUP - n)).view(-1, groups, GROUP)
+        codes, scales = _quantize_rows(padded, None, None)
+        return codes.view(-1, groups * GROUP)[:, :n], scales
+    if out_scale is not None:
+        return (_to_codes(y, out_scale, out_zero_point),)
+    return (y.to(out_dtype),)
+
+
+def _to_codes(y: Tensor, scale: Tensor, zero_point: Tensor | None = None) -> Tensor:
+    """The static rule value by value; what is not finite becomes 0."""
+    rounded = torch.round(y * _divide(1.0, scale))
+    if zero_point is not None:
+        rounded = rounded + zero_point
+    return torch.where(torch.isfinite(y) & ~torch.isnan(rounded), rounded.clamp(-127, 127), 0.0).to(torch.int8)
+
+
+def _deliver_shaped(out: Any, lead: torch.Size, results: tuple[Tensor, ...]) -> Any:
+    return _deliver(out, *(result.reshape(*lead, -1) for result in results))
+
+
+def _spread(x_scale: Tensor, x: Tensor) -> Tensor:
+    """Activation scales (scalar, a row, or a group of 128 of a row) as something that broadcasts to x as `[rows, K]`."""
+    if x_scale.dim() == x.dim():
+        return x_scale.reshape(-1, x_scale.shape[-1]).repeat_interleave(GROUP, dim=1)[:, : x.shape[-1]]
+    return x_scale.reshape(-1, 1)
+
+
+def int8_linear(
+    x: Tensor,
+    x_scale: Tensor,
+    weight: Int8Weight,
+    bias: Tensor | None = None,
+    activation: str | None = None,
+    residual: Tensor | None = None,
+    out_scale: Tensor | None = None,
+    out_zero_point: Tensor | None = None,
+    out_group: int | None = None,
+    out_dtype: torch.dtype = torch.float32,
+    *,
+    out: Any = None,
+) -> Any:
+    """See `qkernels.ops.int8_linear`."""
+    weight = weight.canonical()
+    n, k = weight.shape
+    codes = x.reshape(-1, k).double()
+    scales = _spread(x_scale, x)
+    if scales.shape[1] == 1:
+        # Sums of int8 products are exact in float64. float(acc), the product of the scales and the sum are rounded once each.
+        acc = (codes @ weight.codes.double().t()).float()
+        y = acc.double() * (scales * weight.scales).double()
+    else:
+        y = (codes * scales.double()) @ weight.codes.double().t() * weight.scales.double()
+    if bias is not None:
+        y = y + bias.double()
+    results = _epilogue(y.float(), activation, residual, out_scale, out_zero_point, out_group, out_dtype)
+    return _deliver_shaped(out, x.shape[:-1], results)
+
+
+def int4_linear(
+    x: Tensor,
+    x_scale: Tensor | None,
+    weight: Int4Weight,
+    bias: Tensor | None = None,
+    activation: str | None = None,
+    residual: Tensor | None = None,
+    out_scale: Tensor | None = None,
+    out_zero_point: Tensor | None = None,
+    out_group: int | None = None,
+    out_dtype: torch.dtype = torch.float32,
+    *,
+    out: Any = None,
+) -> Any:
+    """See `qkernels.ops.int4_linear`."""
+    n, k = weight.shape
+    rows = x.reshape(-1, k).double()
+    if x_scale is not None:
+        rows = rows * _spread(x_scale, x).double()
+    y = rows @ weight.dequantize().double().t()
+    if bias is not None:
+        y = y + bias.double()
+    results = _epilogue(y.float(), activation, residual, out_scale, out_zero_point, out_group, out_dtype)
+    return _deliver_shaped(out, x.shape[:-1], results)
+
+
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None = None,
+    causal: bool = False,
+    scale: float | None = None,
+    out_scale: Tensor | None = None,
+    out_dynamic: bool = False,
+    *,
+    out: Any = None,
+) -> Any:
+    """See `qkernels.ops.attention`. Float64 inside, some images at a time."""
+    batch, queries, heads, d = q.shape
+    keys = k.shape[1]
+    scale = d**-0.5 if scale is None else scale
+    if mask is not None:
+        mask = mask.expand(batch, heads, queries, keys)
+    allowed = torch.ones(queries, keys, dtype=torch.bool, device=q.device).tril() if causal else None
+    y = torch.empty(batch, queries, heads, d, dtype=torch.float32, device=q.device)
+    step = max(1, 2**23 // max(1, heads * queries * keys))
+    for start in range(0, batch, step):
+        part = slice(start, start + step)
+        scores = torch.einsum("bqhd,bkhd->bhqk", q[part].double(), k[part].double()) * scale
+        if mask is not None:
+            scores = scores.masked_fill(~mask[part], -math.inf) if mask.dtype == torch.bool else scores + mask[part]
+        if allowed is not None:
+            scores = scores.masked_fill(~allowed, -math.inf)
+        # Where nothing may be attended the softmax is 0/0: such a query gets zeros.
+        nothing = (scores == -math.inf).all(-1, keepdim=True)
+        weights = torch.softmax(scores, -1).masked_fill(nothing, 0.0)
+        y[part] = torch.einsum("bhqk,bkhd->bqhd", weights, v[part].double()).float()
+    if out_dynamic:
+        codes, scales = _quantize_rows(y.flatten(2), None, None)
+        return _deliver(out, codes.view(y.shape), scales)
+    return _deliver(out, y.to(q.dtype) if out_scale is None else _to_codes(y, out_scale))
+
+
+def channel_absmax(x: Tensor, running: Tensor | None = None, *, out: Any = None) -> Any:
+    """See `qkernels.ops.channel_absmax`."""
+    rows = x.reshape(-1, x.shape[-1]).float().abs()
+    found = rows.amax(0) if len(rows) else rows.new_zeros(x.shape[-1])
+    if running is None:
+        return _deliver(out, found)
+    running.copy_(torch.maximum(running, found))
+    return None
+
+
+def smooth_scale(act_absmax: Tensor, weight_absmax: Tensor, strength: float, *, out: Any = None) -> Any:
+    """See `qkernels.ops.smooth_scale`."""
+    found = act_absmax.double().pow(strength) / weight_absmax.double().pow(1 - strength)
+    return _deliver(out, torch.where((act_absmax == 0) | (weight_absmax == 0), 1.0, found).float())
+
+
+def _per_element(values: Tensor, x: Tensor, axis: int | None, group: int | None) -> Tensor:
+    """Scales (or zero points) of `fake_quantize` in a shape that broadcasts with x."""
+    if group is not None:
+        return values.repeat_interleave(group, dim=-1)[..., : x.shape[-1]]
+    if axis is None:
+        return values.reshape(())
+    shape = [1] * x.dim()
+    shape[axis] = x.shape[axis]
+    return values.reshape(shape)
+
+
+def fake_quantize(
+    x: Tensor,
+    scale: Tensor,
+    zero_point: Tensor | None,
+    qmin: int,
+    qmax: int,
+    estimator: str,
+    axis: int | None = None,
+    group: int | None = None,
+    grad_scale: float = 1.0,
+    delta: float = 0.0,
+    *,
+    out: Any = None,
+) -> Any:
+    """See `qkernels.ops.fake_quantize`; the forward half."""
+    y, s = x.float(), _per_element(scale, x, axis, group)
+    z = torch.zeros((), device=x.device) if zero_point is None else _per_element(zero_point, x, axis, group)
+    codes = (torch.round(y * _divide(1.0, s)) + z).clamp(qmin, qmax)
+    return _deliver(out, ((codes - z) * s).to(x.dtype))
+
+
+def fake_quantize_backward(
+    grad: Tensor,
+    x: Tensor,
+    scale: Tensor,
+    zero_point: Tensor | None,
+    qmin: int,
+    qmax: int,
+    estimator: str,
+    axis: int | None = None,
+    group: int | None = None,
+    grad_scale: float = 1.0,
+    delta: float = 0.0,
+    *,
+    out: Any = None,
+) -> Any:
+    """Gradients of `fake_quantize`: of x (its dtype), and of the scale (float32, its shape; all 0 for the estimator `ste`)."""
+    s = _per_element(scale, x, axis, group)
+    z = torch.zeros((), device=x.device) if zero_point is None else _per_element(zero_point, x, axis, group)
+    v, low, high = x.float() * _divide(1.0, s), qmin - z, qmax - z
+    inside = (v >= low) & (v <= high)
+    dx = torch.where(inside, grad, torch.zeros_like(grad)).to(x.dtype)
+    if estimator == "ste":
+        return _deliver(out, dx, torch.zeros_like(scale))
+    slope = torch.where(v < low, low, torch.where(v > high, high, torch.round(v) - v))
+    terms = grad.double() * slope.double()
+    if group is not None:
+        padding = scale.shape[-1] * group - x.shape[-1]
+        ds = F.pad(terms, (0, padding)).view(*scale.shape, group).sum(-1)
+    elif axis is None:
+        ds = terms.sum()
+    else:
+        ds = terms.movedim(axis, 0).flatten(1).sum(1) if x.dim() > 1 else terms
+    return _deliver(out, dx, (ds * grad_scale).float().reshape(scale.shape))
+
+
+def hadamard_transform(x: Tensor, transpose: bool = False, *, out: Any = None) -> Any:
+    """See `qkernels.ops.hadamard_transform`. Float64 inside."""
+    n = x.shape[-1]
+    m = base_order(n)
+    assert m is not None
+    y = x.double().reshape(-1, m, n // m)
+    half = 1
+    while half < n // m:
+        pairs = y.reshape(-1, m, n // m // (2 * half), 2, half)
+        a, b = pairs[:, :, :, 0], pairs[:, :, :, 1]
+        y = torch.stack([a + b, a - b], dim=3).reshape(-1, m, n // m)
+        half *= 2
+    base = base_matrix(m).to(device=x.device, dtype=torch.float64)
+    y = torch.einsum("ij,rjk->rik", base.t() if transpose else base, y)
+    return _deliver(out, (y / math.sqrt(n)).reshape(x.shape).to(x.dtype))
