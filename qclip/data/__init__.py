@@ -1,0 +1,8 @@
+"""Images from generated scenes, Parquet files and folders, and their way into a model."""
+
+from qclip.data import corruptions
+from qclip.data.batches import batches
+from qclip.data.imageset import ImageSet, UnreadableImage
+from qclip.data.sources import load
+
+__all__ = ["ImageSet", "UnreadableImage", "batches", "corruptions", "load"]

@@ -1,0 +1,93 @@
+"""Images to the tensors that a model takes, one batch ahead in a thread."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from qclip.data import corruptions
+from qclip.data.imageset import ImageSet, UnreadableImage
+from qclip.errors import DataError
+
+Preprocess = Callable[[Image.Image], Tensor]
+
+
+def batches(data: ImageSet, preprocess: Preprocess, size: int = 64, strict: bool = False, corruption: str | None = None,
+            severity: int = 0, seed: int = 0) -> Iterator[tuple[NDArray[np.int64], Tensor]]:  # fmt: skip
+    """Yields (positions in `data` int64 `[b]`, images `[b, 3, H, W]`), b <= size.
+
+    An unreadable image is left out and noted in `data.unreadable` as (position, reason); with `strict` it raises
+    UnreadableImage. `corruption` at `severity` acts on the crop, between resizing and normalisation, in 8 bits; it
+    depends on the image's row in its source and on `seed`, not on batch or order. Raises DataError for empty data, or
+    when no image at all can be read.
+    """
+    if len(data) == 0:
+        raise DataError(f"{data.spec}: no images to read.")
+    if size < 1:
+        raise DataError(f"a batch of {size} images is impossible; take at least one.")
+    if corruption is not None:
+        corruptions.check(corruption, severity)
+    corrupt = _Corrupter(preprocess, corruption, severity, seed) if corruption is not None and severity else None
+    return _prefetched(data, preprocess, size, strict, corrupt)
+
+
+def _prefetched(data: ImageSet, preprocess: Preprocess, size: int, strict: bool, corrupt: _Corrupter | None):
+    data.unreadable.clear()
+    starts = range(0, len(data), size)
+
+    def make(start: int) -> tuple[NDArray[np.int64], list[Tensor], list[tuple[int, str]]]:
+        positions, tensors, faults = [], [], []
+        indices = range(start, min(start + size, len(data)))
+        for index, image in zip(indices, data.read(indices), strict=True):
+            if isinstance(image, UnreadableImage):
+                if strict:
+                    raise image
+                faults.append((index, str(image)))
+                continue
+            tensor = preprocess(image)
+            tensors.append(tensor if corrupt is None else corrupt(tensor, int(data.rows[index])))
+            positions.append(index)
+        return np.array(positions, np.int64), tensors, faults
+
+    seen = 0
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="qclip-batches") as pool:
+        ahead = pool.submit(make, 0)
+        for start in starts:
+            positions, tensors, faults = ahead.result()
+            if start + size < len(data):
+                ahead = pool.submit(make, start + size)
+            data.unreadable.extend(faults)
+            seen += len(positions)
+            if tensors:
+                yield positions, torch.stack(tensors)
+    if not seen:
+        raise DataError(f"{data.spec}: none of its {len(data)} images can be read; the first: {data.unreadable[0][1]}")
+
+
+class _Corrupter:
+    """Undoes a normalisation, corrupts 8-bit pixels, and normalises again.
+
+    What the normalisation is, is read from black, white and grey pictures, so that any `preprocess` will do that is
+    affine in the pixel values for each channel (all of open_clip's, timm's and Hugging Face's are).
+    """
+
+    def __init__(self, preprocess: Preprocess, name: str, severity: int, seed: int) -> None:
+        self.name, self.severity, self.seed = name, severity, seed
+        black, grey, white = (
+            preprocess(Image.new("RGB", (64, 64), (v, v, v))).double().amax((1, 2), keepdim=True) for v in (0, 51, 255)
+        )
+        self.black, self.span = black, white - black
+        if not torch.allclose(black + self.span * 0.2, grey, atol=1e-4) or not (self.span.abs() > 1e-6).all():
+            raise DataError(f"{name} cannot be applied: `preprocess` is not affine in the pixel values, so that the "
+                            "crop cannot be recovered from its output.")  # fmt: skip
+
+    def __call__(self, tensor: Tensor, image_id: int) -> Tensor:
+        pixels = ((tensor.double() - self.black) / self.span * 255).round().clamp(0, 255).to(torch.uint8)
+        worse = corruptions.apply(pixels.permute(1, 2, 0).numpy(), self.name, self.severity, self.seed, image_id)
+        return (self.black + torch.from_numpy(worse).permute(2, 0, 1).double() / 255 * self.span).to(tensor.dtype)

@@ -1,0 +1,115 @@
+"""`ImageSet`: images with labels, captions or groups, whatever they are stored in."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from qclip.errors import DataError
+
+
+class UnreadableImage(DataError):
+    """One image cannot be decoded; names its file or row, and why."""
+
+
+class Source(Protocol):
+    """Where pixels come from."""
+
+    def read(self, rows: Sequence[int]) -> list[Image.Image | UnreadableImage]:
+        """RGB images of these rows, in this order; an unreadable one is returned as its error, not raised."""
+        ...
+
+
+@dataclasses.dataclass
+class ImageSet:
+    """A selection of images. `labels` int64 `[n]`, `captions` a list for each image, `groups` arrays `[n]` (bool, str)."""
+
+    name: str
+    spec: str
+    classes: list[str] | None
+    labels: NDArray[np.int64] | None
+    captions: list[list[str]] | None
+    groups: dict[str, NDArray]
+    digest: str  # content hash of what is selected, in its order
+    prompts: str | list[str] | None
+    source: Source = dataclasses.field(repr=False)
+    rows: NDArray[np.int64] = dataclasses.field(repr=False)  # row of each image in `source`
+    unreadable: list[tuple[int, str]] = dataclasses.field(default_factory=list, repr=False)  # filled by `batches`
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def image(self, index: int) -> Image.Image:
+        """Image `index` in RGB. Raises UnreadableImage naming the file or row."""
+        return self.images([index])[0]
+
+    def images(self, indices: Sequence[int]) -> list[Image.Image]:
+        """Several images in RGB. Raises UnreadableImage at the first that cannot be decoded."""
+        found = self.read(indices)
+        for image in found:
+            if isinstance(image, UnreadableImage):
+                raise image
+        return found  # type: ignore[return-value]
+
+    def read(self, indices: Sequence[int]) -> list[Image.Image | UnreadableImage]:
+        """Like `images`, but an unreadable one is its error instead of raising it."""
+        return self.source.read([int(self.rows[i]) for i in indices])
+
+    def labelled(self) -> tuple[NDArray[np.int64], list[str]]:
+        """Labels `[n]` and class names, checked to fit each other.
+
+        Raises DataError where either is missing, a label has no name, or there are fewer than two classes.
+        """
+        if self.labels is None:
+            raise DataError(f"{self.spec} has no labels, so that accuracy is not defined; use it as an OOD set.")
+        if self.classes is None:
+            raise DataError(f"{self.spec} has labels but no class names; give a classes file, one name a line.")
+        if len(self.classes) < 2:
+            raise DataError(f"{self.spec} has {len(self.classes)} class; zero-shot classification needs at least two.")
+        wrong = np.flatnonzero((self.labels < 0) | (self.labels >= len(self.classes)))
+        if len(wrong):
+            raise DataError(
+                f"{self.spec}: {len(wrong)} labels have no name, the first is {self.labels[wrong[0]]} at image {wrong[0]} "
+                f"with {len(self.classes)} class names; give a classes file that fits."
+            )
+        return self.labels, self.classes
+
+    def select(self, indices: Sequence[int] | NDArray) -> ImageSet:
+        """The images at these positions (or where a bool mask `[n]` is true), in this order."""
+        index = np.asarray(indices)
+        if index.dtype == bool:
+            if index.shape != (len(self),):
+                raise DataError(f"{self.spec}: a mask of shape {index.shape} cannot select from {len(self)} images.")
+            index = np.flatnonzero(index)
+        index = index.astype(np.int64)
+        if len(index) == len(self) and np.array_equal(index, np.arange(len(self))):
+            return dataclasses.replace(self, unreadable=[])
+        return dataclasses.replace(
+            self,
+            labels=None if self.labels is None else self.labels[index],
+            captions=None if self.captions is None else [self.captions[i] for i in index],
+            groups={name: values[index] for name, values in self.groups.items()},
+            digest=digest_of(self.digest, index.tolist()),
+            rows=self.rows[index],
+            unreadable=[],
+        )
+
+    def sample(self, n: int, seed: int = 0) -> ImageSet:
+        """`n` images drawn without replacement, in their stored order. Raises DataError where there are fewer."""
+        if not 0 < n <= len(self):
+            raise DataError(f"{self.spec}: {n} images were asked for, but it has {len(self)}; ask for fewer.")
+        if n == len(self):
+            return self.select(np.arange(n))
+        return self.select(np.sort(np.random.default_rng(seed).permutation(len(self))[:n]))
+
+
+def digest_of(*parts: object) -> str:
+    """sha256 (hex) of JSON-able parts."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
