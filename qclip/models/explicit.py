@@ -1,0 +1,164 @@
+"""What every adapter needs to bring a foreign model into explicit form: subclasses set on an object, split projections,
+activations known by their values, and blocks described by their sites."""
+
+from __future__ import annotations
+
+import functools
+import warnings
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import ModelError
+from .tower import ACTIVATIONS, Attention, Block, DeferredNorm, Mlp, Site, activate
+
+Place = tuple[nn.Module, str]  # getattr(*place) is the module
+
+
+@functools.cache
+def _subclass(form: type, base: type) -> type:
+    return type(f"Explicit{base.__name__}", (form, base), {"__doc__": form.__doc__})
+
+
+def become(module: nn.Module, form: type) -> None:
+    """Lay the methods of `form` over those of the object's own class: the object stays itself (`isinstance`, hooks,
+    `deepcopy`), only what it computes with is explicit."""
+    if not isinstance(module, form):
+        module.__class__ = _subclass(form, type(module))
+
+
+def linear(weight: Tensor, bias: Tensor | None = None, like: nn.Parameter | None = None) -> nn.Linear:
+    """An nn.Linear `[N, K]` that owns a copy of `weight` and `bias`; trained or frozen as `like` is."""
+    n, k = weight.shape
+    new = nn.Linear(k, n, bias=bias is not None, device="meta")
+    grad = True if like is None else like.requires_grad
+    new.weight = nn.Parameter(weight.detach().clone(memory_format=torch.contiguous_format), requires_grad=grad)
+    if bias is not None:
+        new.bias = nn.Parameter(bias.detach().clone(), requires_grad=grad)
+    return new
+
+
+def split(weight: Tensor, bias: Tensor | None, parts: int, like: nn.Parameter | None = None) -> list[nn.Linear]:
+    """A fused projection `[parts * N, K]` as `parts` linears."""
+    biases = [None] * parts if bias is None else bias.chunk(parts)
+    return [linear(w, b, like) for w, b in zip(weight.chunk(parts), biases, strict=True)]
+
+
+def activation_name(module: nn.Module) -> str:
+    """Which of the kernels' activations this is, told by its values. ModelError for any other."""
+    x = torch.linspace(-6, 6, 97, device="cpu")
+    with torch.no_grad():
+        y = module(x.clone())
+    for name in ACTIVATIONS:  # exact and tanh GELU are 5e-4 apart, QuickGELU 2e-2
+        if torch.allclose(y, activate(x, name), rtol=0, atol=1e-5):
+            return name
+    raise ModelError(f"activation {_of(module)} is not supported; known are {', '.join(ACTIVATIONS)}")
+
+
+def _of(module: nn.Module) -> str:
+    return f"{type(module).__module__}.{type(module).__name__}"
+
+
+def unsupported(module: nn.Module, why: str = "") -> ModelError:
+    """The error for a class that no adapter knows, or one of its settings."""
+    reason = f": {why}" if why else ""
+    return ModelError(f"{_of(module)} is not supported{reason}; supported are open_clip's CLIP, CustomTextCLIP and CoCa "
+                      "with ViT towers, timm's VisionTransformer and ConvNeXt, Hugging Face CLIPModel and SiglipModel")  # fmt: skip
+
+
+def present(module: nn.Module | None) -> nn.Module | None:
+    """None for the Identity that libraries put where a norm is switched off."""
+    return None if isinstance(module, nn.Identity) else module
+
+
+def no_dropout(module: nn.Module, *rates: float) -> None:
+    if any(rate > 0 for rate in rates):
+        warnings.warn(f"{_of(module)} has dropout inside attention or MLP, which the explicit form leaves out; "
+                      "it changes training only", stacklevel=2)  # fmt: skip
+
+
+def from_multihead_attention(mha: nn.MultiheadAttention) -> Attention:
+    """torch's packed attention (`batch_first`) as a core; the keys and values may have widths of their own."""
+    if not mha.batch_first:
+        raise unsupported(mha, "batch_first=False")
+    if mha.bias_k is not None or mha.bias_v is not None or mha.add_zero_attn:
+        raise unsupported(mha, "bias_k, bias_v or add_zero_attn is set")
+    no_dropout(mha, mha.dropout)
+    if mha.in_proj_weight is not None:
+        q, k, v = split(mha.in_proj_weight, mha.in_proj_bias, 3, mha.in_proj_weight)
+    else:
+        biases = (None,) * 3 if mha.in_proj_bias is None else mha.in_proj_bias.chunk(3)
+        weights = (mha.q_proj_weight, mha.k_proj_weight, mha.v_proj_weight)
+        q, k, v = (linear(w, b, w) for w, b in zip(weights, biases, strict=True))
+    out = linear(mha.out_proj.weight, mha.out_proj.bias, mha.out_proj.weight)
+    return Attention(q, k, v, out, mha.num_heads).train(mha.training)
+
+
+def affine(norm: nn.Module | None) -> bool:
+    """Whether a scale per channel can be folded into this norm."""
+    return getattr(norm, "weight", None) is not None
+
+
+def _norm_before(core: nn.Module, place: Place | None) -> nn.Module | None:
+    """The norm that feeds a core, wherever it stands now."""
+    inside = getattr(core, "norm", None)
+    if inside is not None or place is None:
+        return inside
+    norm = getattr(*place)
+    return None if isinstance(norm, DeferredNorm) else norm
+
+
+def attention_sites(name: str, core: Attention, norm: Place | None, rows: int, pool: str = "",
+                    queries: int = 0, feed: str = "norm") -> dict[str, Site]:  # fmt: skip
+    """The four sites of an attention core by kind. With `pool="pool_"` queries are no projection of the same input."""
+    foldable = affine(_norm_before(core, norm))
+    sites = {}
+    for kind in ("q", "k", "v"):
+        own = bool(pool) and kind == "q"
+        sites[pool + kind] = Site(f"{name}.{kind}", pool + kind, "raw" if own and norm is None else feed,
+                                  f"{name}.{'query' if own else 'in'}", core, kind,
+                                  foldable and not (own and norm is None), queries if own else rows)  # fmt: skip
+    inner = getattr(core, "inner_norm", None)
+    sites[pool + "out"] = Site(f"{name}.out", pool + "out", "attention" if inner is None else "norm", f"{name}.context",
+                               core, "out", True, queries or rows)  # fmt: skip
+    # A pool without projections (timm allows it) has no such site.
+    return {kind: site for kind, site in sites.items() if not isinstance(site.module, nn.Identity)}
+
+
+def mlp_sites(name: str, core: Mlp, norm: Place | None, rows: int, foldable: bool | None = None) -> dict[str, Site]:
+    """fc1 and fc2 by kind. A scale cannot pass through the activation, so fc2 is smoothable only behind a norm."""
+    inner = getattr(core, "inner_norm", None)
+    first = affine(_norm_before(core, norm)) if foldable is None else foldable
+    return {
+        "fc1": Site(f"{name}.fc1", "fc1", "norm", f"{name}.in", core, "fc1", first, rows),
+        "fc2": Site(f"{name}.fc2", "fc2", "activation" if inner is None else "norm", f"{name}.hidden", core, "fc2",
+                    affine(inner), rows),
+    }  # fmt: skip
+
+
+def transformer_block(name: str, module: nn.Module, attention: Place, attention_norm: Place, mlp: Place, mlp_norm: Place,
+                      rows: int) -> Block:  # fmt: skip
+    """A pre-norm residual block: norm, attention, norm, MLP."""
+    sites = attention_sites(f"{name}.attn", getattr(*attention), attention_norm, rows)
+    sites |= mlp_sites(f"{name}.mlp", getattr(*mlp), mlp_norm, rows)
+    return Block(name, module, attention, attention_norm, mlp, mlp_norm, sites)
+
+
+def patch_site(tower: str, owner: nn.Module, attribute: str, rows: int) -> list[Site]:
+    """The patch embedding, where it is one convolution."""
+    return [Site(f"{tower}.patch", "patch", "raw", f"{tower}.pixels", owner, attribute, False, rows)]
+
+
+def embedding_site(owner: nn.Module, attribute: str, rows: int) -> list[Site]:
+    return [Site("text.embedding", "embedding", "raw", "text.tokens", owner, attribute, False, rows)]
+
+
+def projection_site(tower: str, owner: nn.Module, attribute: str, feed: str = "norm", rows: int = 1) -> list[Site]:
+    """The map into the joint space; none where the model has none."""
+    if present(getattr(owner, attribute, None)) is None:
+        return []
+    return [Site(f"{tower}.projection", "projection", feed, f"{tower}.features", owner, attribute, feed == "norm", rows)]
+
+
+def by_name(*groups: list[Site]) -> dict[str, Site]:
+    return {site.name: site for group in groups for site in group}

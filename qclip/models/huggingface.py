@@ -1,0 +1,291 @@
+"""Hugging Face's CLIPModel and SiglipModel (transformers 4 and 5). transformers is imported only to load a model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import ModelError
+from .explicit import (
+    activation_name,
+    attention_sites,
+    become,
+    by_name,
+    embedding_site,
+    from_multihead_attention,
+    mlp_sites,
+    no_dropout,
+    patch_site,
+    projection_site,
+    transformer_block,
+    unsupported,
+)
+from .inputs import Preprocess, Tokenizer, _first_line
+from .open_clip_form import visible
+from .tower import Attention, Block, Mlp, Site, Tower
+
+NAMES = ("CLIPModel", "SiglipModel")
+PILLOW = {0: "nearest", 2: "bilinear", 3: "bicubic"}  # numbers of PIL.Image.Resampling
+
+
+def _class_names(model: nn.Module) -> set[str]:
+    """Names of the transformers classes above an object, told without importing transformers."""
+    return {cls.__name__ for cls in type(model).__mro__ if cls.__module__.startswith("transformers.")}
+
+
+def owns(model: nn.Module) -> bool:
+    """Whether this adapter is for `model`, or ought to say why it is not."""
+    return bool(_class_names(model) & {*NAMES, "AlignModel", "PreTrainedModel"})
+
+
+def _kind(model: nn.Module) -> str:
+    found = [name for name in NAMES if name in _class_names(model)]
+    if found:
+        return found[0]
+    if "AlignModel" in _class_names(model):
+        raise ModelError("ALIGN (AlignModel) is not supported: its EfficientNet and BERT towers have no kernels here; use "
+                         "a CLIP or SigLIP model")  # fmt: skip
+    raise unsupported(model)
+
+
+# ---- explicit form ---------------------------------------------------------------------------------------------------
+
+
+class ExplicitAttention:
+    """transformers' attention module around the explicit `core`; it gives no attention weights."""
+
+    def forward(self, hidden_states: Tensor, attention_mask: Tensor | None = None,
+                causal_attention_mask: Tensor | None = None, is_causal: bool | None = None,
+                **kwargs: object) -> tuple[Tensor, None]:  # fmt: skip
+        # Version 4 hands over two masks that add up, version 5 one mask or the word that the causal one is meant.
+        mask = attention_mask
+        if causal_attention_mask is not None:
+            mask = causal_attention_mask if mask is None else mask + causal_attention_mask
+        return self.core(hidden_states, mask=mask, causal=bool(is_causal) and mask is None), None
+
+
+class ExplicitPoolingHead:
+    """SigLIP's attention pool with the explicit cores."""
+
+    def forward(self, hidden_state: Tensor, *args: object) -> Tensor:
+        query = self.probe.expand(hidden_state.shape[0], -1, -1)
+        hidden_state = self.attention(hidden_state, query=query)
+        hidden_state = hidden_state + self.mlp(self.layernorm(hidden_state))
+        return hidden_state[:, 0]
+
+
+def _explicit_layer(layer: nn.Module) -> None:
+    attention = layer.self_attn
+    if isinstance(attention, ExplicitAttention):
+        return
+    if not all(hasattr(attention, f"{name}_proj") for name in ("q", "k", "v", "out")):
+        raise unsupported(attention)
+    no_dropout(attention, attention.dropout)
+    core = Attention(attention.q_proj, attention.k_proj, attention.v_proj, attention.out_proj, attention.num_heads,
+                     attention.scale)  # fmt: skip
+    del attention.q_proj, attention.k_proj, attention.v_proj, attention.out_proj
+    attention.core = core.train(attention.training)
+    become(attention, ExplicitAttention)
+    layer.mlp = _mlp(layer.mlp)
+
+
+def _mlp(mlp: nn.Module) -> Mlp:
+    return Mlp(mlp.fc1, mlp.fc2, activation_name(mlp.activation_fn)).train(mlp.training)
+
+
+def _blocks(tower: str, encoder: nn.Module, rows: int) -> list[Block]:
+    for layer in encoder.layers:
+        _explicit_layer(layer)
+    return [
+        transformer_block(f"{tower}.blocks.{i}", b, (b.self_attn, "core"), (b, "layer_norm1"), (b, "mlp"),
+                          (b, "layer_norm2"), rows)
+        for i, b in enumerate(encoder.layers)
+    ]  # fmt: skip
+
+
+def _inner(model: nn.Module, name: str) -> nn.Module:
+    """The transformer itself: version 4 wraps SigLIP's towers once more."""
+    outer = getattr(model, f"{name}_model")
+    return getattr(outer, f"{name}_model", outer)
+
+
+def towers(model: nn.Module) -> dict[str, Tower]:
+    """Both towers of a CLIPModel or SiglipModel, brought into explicit form in place. Raises ModelError for others."""
+    siglip = _kind(model) == "SiglipModel"
+    vision, text = _inner(model, "vision"), _inner(model, "text")
+    patches = vision.embeddings.num_patches
+    tokens = vision.embeddings.num_positions
+    blocks = _blocks("vision", vision.encoder, tokens)
+    tail: list[Site] = []
+    if siglip and hasattr(vision, "head"):
+        blocks.append(_pool(vision.head, tokens))
+    elif not siglip:
+        tail = projection_site("vision", model, "visual_projection")
+    sites = by_name(patch_site("vision", vision.embeddings, "patch_embedding", patches),
+                    *(list(b.sites.values()) for b in blocks), tail)  # fmt: skip
+    found = {"vision": Tower("vision", vision if siglip else Features(model, "vision"), blocks, sites, tokens)}
+    length = text.embeddings.position_embedding.weight.shape[0]
+    blocks = _blocks("text", text.encoder, length)
+    owner, attribute = (text, "head") if siglip else (model, "text_projection")
+    sites = by_name(embedding_site(text.embeddings, "token_embedding", length),
+                    *(list(b.sites.values()) for b in blocks), projection_site("text", owner, attribute))  # fmt: skip
+    found["text"] = Tower("text", text if siglip else Features(model, "text"), blocks, sites, length)
+    return found
+
+
+def _pool(head: nn.Module, rows: int) -> Block:
+    if isinstance(head.attention, nn.MultiheadAttention):
+        head.attention = from_multihead_attention(head.attention)
+        head.mlp = _mlp(head.mlp)
+        become(head, ExplicitPoolingHead)
+    sites = attention_sites("vision.pool", head.attention, None, rows, "pool_", 1)
+    place = (head, "layernorm")
+    sites |= mlp_sites("vision.pool.mlp", head.mlp, place, 1)
+    return Block("vision.pool", head, (head, "attention"), None, (head, "mlp"), place, sites)
+
+
+class Features(nn.Module):
+    """One tower of CLIPModel with its projection, seen as one module; it owns nothing."""
+
+    def __init__(self, model: nn.Module, name: str) -> None:
+        super().__init__()
+        self.__dict__["clip"] = model
+        self.tower = name
+
+    def named_modules(self, memo: set | None = None, prefix: str = "", remove_duplicate: bool = True):  # noqa: ANN201
+        memo = set() if memo is None else memo
+        yield prefix, self
+        projection = "visual_projection" if self.tower == "vision" else "text_projection"
+        for name in (f"{self.tower}_model", projection):
+            yield from getattr(self.clip, name).named_modules(memo, f"{prefix}.{name}" if prefix else name, remove_duplicate)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return (image_features if self.tower == "vision" else text_features)(self.clip, inputs)
+
+
+# ---- calling ---------------------------------------------------------------------------------------------------------
+
+
+def _tensor(output: Any) -> Tensor:
+    """Version 5 gives an output object, version 4 the features themselves."""
+    return output if isinstance(output, Tensor) else output.pooler_output
+
+
+def image_features(model: nn.Module, images: Tensor) -> Tensor:
+    """`[B, 3, H, W]` -> `[B, E]`, not normalised."""
+    return _tensor(model.get_image_features(pixel_values=images))
+
+
+def text_features(model: nn.Module, tokens: Tensor) -> Tensor:
+    """Token ids `[B, L]` -> `[B, E]`, not normalised. CLIP is causal: what follows the last EOT is left out."""
+    if _kind(model) == "CLIPModel":
+        eos = _inner(model, "text").eos_token_id
+        tokens = visible(tokens, "argmax" if eos == 2 else "eos", eos)
+    return _tensor(model.get_text_features(input_ids=tokens.to(model.logit_scale.device)))
+
+
+# ---- descriptions and loading ----------------------------------------------------------------------------------------
+
+
+def _transformers() -> Any:
+    try:
+        import transformers
+    except ImportError as error:
+        raise ModelError("Hugging Face models need transformers; install qclip[hf]") from error
+    return transformers
+
+
+def config_of(model: nn.Module) -> dict[str, Any]:
+    """A JSON-able description for `create_from_config`."""
+    return {"family": "huggingface", "class": _kind(model), "config": deepcopy(model.config.to_diff_dict())}
+
+
+def create_from_config(config: dict[str, Any], device: str | torch.device = "cpu") -> nn.Module:
+    """A model with random weights, or without memory on the meta device. Raises ModelError."""
+    name = config.get("class")
+    if name not in NAMES:
+        raise ModelError(f"the description is of no Hugging Face model that is supported ({name!r}); known: {NAMES}")
+    library = _transformers()
+    kind = getattr(library, name)
+    try:
+        settings = kind.config_class.from_dict(deepcopy(config["config"]))
+        with torch.device(device):
+            return kind(settings)
+    except (TypeError, ValueError, KeyError, AttributeError) as error:
+        raise ModelError(f"{name} cannot be built from its description ({_first_line(error)})") from error
+
+
+def preprocess_config(model: nn.Module) -> dict[str, Any] | None:
+    """The description of the model's image transform: its own, else what its family was trained with."""
+    kept = model.__dict__.get("preprocess")
+    if isinstance(kept, Preprocess):
+        return deepcopy(kept.config)
+    size = model.config.vision_config.image_size
+    if _kind(model) == "SiglipModel":
+        return Preprocess({"image_size": size, "mean": [0.5] * 3, "std": [0.5] * 3, "resize_mode": "squash"}).config
+    return Preprocess({"image_size": size}).config
+
+
+def tokenizer_config(model: nn.Module) -> dict[str, Any] | None:
+    """The description of the model's tokenizer; unknown where it was not loaded with one."""
+    kept = model.__dict__.get("tokenizer")
+    if isinstance(kept, Tokenizer):
+        return deepcopy(kept.config)
+    length = model.config.text_config.max_position_embeddings
+    if _kind(model) == "CLIPModel" and model.config.text_config.vocab_size == 49408:
+        return {"kind": "clip-bpe", "context_length": length}
+    return {"kind": "unknown", "context_length": length}
+
+
+def load(name: str, device: str | torch.device = "cpu") -> tuple[nn.Module, dict[str, Any], dict[str, Any]]:
+    """A model from the hub or a local folder (`safetensors`, or `.bin` read as plain tensors), in eval mode, with the
+    descriptions of its preprocessing and tokenizer. Raises ModelError."""
+    library = _transformers()
+    folder = Path(name).expanduser()
+    source = str(folder) if folder.is_dir() else name
+    if not folder.is_dir() and (name.startswith((".", "/", "~")) or name.count("/") > 1):
+        raise ModelError(f"'hf:{name}': there is no such folder")
+    config = _attempt(f"'hf:{name}'", lambda: library.AutoConfig.from_pretrained(source))
+    kind = {"clip": "CLIPModel", "siglip": "SiglipModel"}.get(config.model_type)
+    if kind is None:
+        reason = "ALIGN's EfficientNet and BERT towers have no kernels here" if config.model_type == "align" else (
+            "only CLIP and SigLIP are")  # fmt: skip
+        raise ModelError(f"'hf:{name}' is a {config.model_type!r} model, which is not supported: {reason}")
+    model = _attempt(f"'hf:{name}'", lambda: getattr(library, kind).from_pretrained(source, torch_dtype=torch.float32))
+    preprocess = preprocess_config(model)
+    found = _attempt(None, lambda: library.AutoImageProcessor.from_pretrained(source, use_fast=False).to_dict())
+    if found is not None:
+        preprocess = _from_processor(found, preprocess)
+    tokenizer = tokenizer_config(model)
+    if any((folder / file).is_file() for file in ("tokenizer.json", "vocab.json", "spiece.model")) or not folder.is_dir():
+        tokenizer = {"kind": "hf-auto", "name": source, "context_length": tokenizer["context_length"]}
+    return model.eval().to(device), preprocess, tokenizer
+
+
+def _attempt(what: str | None, load: Callable[[], Any]) -> Any:
+    """Run a loader of transformers; `what` names it in the error, None allows that the thing is not there."""
+    try:
+        return load()
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+        if what is None:
+            return None
+        raise ModelError(f"{what} could not be loaded ({_first_line(error)}); check the name and the network, or give a "
+                         "local folder") from error  # fmt: skip
+
+
+def _from_processor(found: dict[str, Any], default: dict[str, Any]) -> dict[str, Any]:
+    size = found.get("crop_size") if found.get("do_center_crop") else found.get("size")
+    out = dict(default)
+    if isinstance(size, dict) and "height" in size:
+        out["image_size"] = [size["height"], size["width"]]
+    out["resize_mode"] = "shortest" if found.get("do_center_crop") else "squash"
+    if found.get("do_normalize", True) and found.get("image_mean"):
+        out |= {"mean": list(found["image_mean"]), "std": list(found["image_std"])}
+    if (name := PILLOW.get(found.get("resample"))) in ("bilinear", "bicubic"):
+        out["interpolation"] = name
+    return Preprocess(out).config

@@ -1,0 +1,109 @@
+"""Checkpoints on disk with what is needed to know their architecture: files, and open_clip's folders."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import open_clip
+from torch import Tensor, nn
+
+from ..errors import ModelError, nearest
+from . import open_clip as family
+from .checkpoint import SUFFIXES, read_state
+from .inputs import VOCABULARY
+
+CONFIG = "open_clip_config.json"
+
+
+def load_directory(path: str | Path) -> nn.Module:
+    """open_clip's `local-dir` layout: `open_clip_config.json` beside a checkpoint."""
+    folder = Path(path).expanduser()
+    if not folder.is_dir():
+        raise ModelError(f"'local-dir:{path}': there is no such folder")
+    config, preprocess = read_config(folder / CONFIG)
+    found = [p for suffix in SUFFIXES for p in sorted(folder.glob(f"*{suffix}"))]
+    if not found:
+        raise ModelError(f"'local-dir:{path}': no checkpoint ({', '.join(SUFFIXES)}) beside {CONFIG}")
+    best = min(found, key=lambda p: (not p.stem.startswith("open_clip"), SUFFIXES.index(p.suffix)))
+    return _load(config, preprocess, best, f"local-dir:{path}", folder)
+
+
+def load_file_checkpoint(path: str | Path, arch: str | dict | None = None) -> nn.Module:
+    """A checkpoint file. Its architecture is `arch` (an open_clip name or config), else `open_clip_config.json` beside
+    it, else the one architecture of open_clip whose shapes it has.
+
+    Raises ModelError when none or several fit: heads and activation cannot be told from shapes.
+    """
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise ModelError(f"there is no file {str(path)!r}")
+    if isinstance(arch, dict):
+        return _load(arch, {}, path, str(path))
+    if arch is not None:
+        if arch not in family.names():
+            raise family.UnknownModelError(f"open_clip knows no model {arch!r}; {nearest(arch, family.names())}")
+        return family.create(arch, str(path))
+    beside = path.parent / CONFIG
+    if beside.is_file():
+        config, preprocess = read_config(beside)
+        return _load(config, preprocess, path, str(path), path.parent)
+    fits = fitting(read_state(path))
+    if len(fits) != 1:
+        told = f"its shapes fit {', '.join(fits)}" if fits else "its shapes fit none of open_clip's"
+        raise ModelError(f"the architecture of {str(path)!r} is not known: {told}; name it (arch=..., --arch), or put "
+                         f"{CONFIG} beside it")  # fmt: skip
+    return family.create(fits[0], str(path))
+
+
+def read_config(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """`model_cfg` and `preprocess_cfg` of open_clip's JSON."""
+    if not path.is_file():
+        raise ModelError(f"{str(path)!r} is missing; it describes the architecture")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise ModelError(f"{str(path)!r} is not readable JSON ({error})") from error
+    config = content.get("model_cfg") if isinstance(content, dict) else None
+    if not isinstance(config, dict) or not {"embed_dim", "vision_cfg", "text_cfg"} <= set(config):
+        raise ModelError(f"{str(path)!r} has no 'model_cfg' with embed_dim, vision_cfg and text_cfg")
+    return config, content.get("preprocess_cfg") or {}
+
+
+def _load(config: dict[str, Any], preprocess: dict[str, Any], path: Path, source: str,
+          folder: Path | None = None) -> nn.Module:  # fmt: skip
+    model = family.from_checkpoint(config, path)
+    keys = ("mean", "std", "interpolation", "resize_mode", "fill_color")
+    described = {"image_size": model.visual.image_size} | {k: preprocess[k] for k in keys if preprocess.get(k) is not None}
+    plain = config["config"] if "family" in config else config
+    return family.attach(model, described, family._tokenizer_for("", plain, folder), source)
+
+
+def fitting(state: dict[str, Tensor]) -> list[str]:
+    """Names of open_clip's native ViT architectures that have the shapes of `state`."""
+    text = "text." if "text.token_embedding.weight" in state else ""
+    try:
+        conv, table = state["visual.conv1.weight"], state[f"{text}token_embedding.weight"]
+        mine = (conv.shape[0], conv.shape[-1], state["visual.positional_embedding"].shape[0], _layers(state, "visual."),
+                *table.shape, state[f"{text}positional_embedding"].shape[0], _layers(state, text),
+                state["visual.proj"].shape[1])  # fmt: skip
+    except KeyError:
+        return []
+    return [name for name in family.names() if _shapes(open_clip.get_model_config(name)) == mine]
+
+
+def _layers(state: dict[str, Tensor], prefix: str) -> int:
+    prefix = f"{prefix}transformer.resblocks."
+    return len({name.removeprefix(prefix).split(".")[0] for name in state if name.startswith(prefix)})
+
+
+def _shapes(config: dict[str, Any]) -> tuple[int, ...] | None:
+    vision, text = config["vision_cfg"], config["text_cfg"]
+    if "timm_model_name" in vision or "hf_model_name" in text or isinstance(vision.get("layers"), list):
+        return None
+    side = vision.get("image_size", 224) // vision.get("patch_size", 16)
+    return (vision.get("width", 768), vision.get("patch_size", 16), side * side + 1, vision.get("layers", 12),
+            text.get("vocab_size", VOCABULARY), text.get("width", 512),
+            text.get("context_length", 77) + bool(text.get("embed_cls")), text.get("layers", 12), config["embed_dim"])  # fmt: skip
+

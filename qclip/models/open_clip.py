@@ -1,0 +1,269 @@
+"""open_clip's models: made by name or from a JSON description, described again, and their towers."""
+
+from __future__ import annotations
+
+import warnings
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import torch
+from open_clip.coca_model import CoCa
+from open_clip.hf_model import HFTextEncoder
+from open_clip.model import CLIP, CustomTextCLIP
+from open_clip.modified_resnet import ModifiedResNet
+from open_clip.pretrained import download_pretrained, get_pretrained_cfg, list_pretrained_tags_by_model
+from open_clip.timm_model import TimmModel
+from open_clip.transformer import MultimodalTransformer, TextTransformer, VisionTransformer
+from torch import nn
+
+from ..errors import ModelError, nearest
+from . import timm
+from .checkpoint import fill, read_state
+from .describe import describe
+from .explicit import unsupported
+from .inputs import VOCABULARY, Preprocess, Tokenizer, preprocess_from_config, tokenizer_from_config
+from .open_clip_form import text_tower, vision_tower
+from .tower import Tower
+
+CLASSES: dict[str, type[nn.Module]] = {"CLIP": CLIP, "CustomTextCLIP": CustomTextCLIP, "CoCa": CoCa}
+
+
+class UnknownModelError(ModelError):
+    """A model name that open_clip does not know."""
+
+
+def names() -> list[str]:
+    """open_clip's architectures, by the names it knows them under."""
+    return open_clip.list_models()
+
+
+# ---- descriptions ----------------------------------------------------------------------------------------------------
+
+
+def architecture(config: dict[str, Any]) -> dict[str, Any]:
+    """open_clip's own config (`model_cfg` of its JSON files) as `create_from_config` takes it."""
+    config = deepcopy(config)
+    custom = config.pop("custom_text", False) or "hf_model_name" in config.get("text_cfg", {})
+    kind = "CLIP" if not custom else "CoCa" if "multimodal_cfg" in config else "CustomTextCLIP"
+    if config.get("vision_cfg", {}).get("timm_model_name"):
+        config["vision_cfg"]["timm_model_pretrained"] = False
+    return {"family": "open_clip", "class": kind, "config": config}
+
+
+def create_from_config(config: dict[str, Any], device: str | torch.device = "cpu") -> nn.Module:
+    """A model with random weights from `config_of`'s description, or from open_clip's own `model_cfg`.
+
+    On the meta device it has no memory; when its parameters are there, call `materialize_buffers`. Raises ModelError
+    for a description that builds no model.
+    """
+    if "family" not in config:
+        config = architecture(config)
+    if config.get("family") != "open_clip" or config.get("class") not in CLASSES or "config" not in config:
+        raise ModelError(f"the description is of no open_clip model (family {config.get('family')!r}, class "
+                         f"{config.get('class')!r}); known classes: {', '.join(CLASSES)}")  # fmt: skip
+    arguments = deepcopy(config["config"])
+    if "cast_dtype" in arguments:
+        arguments["cast_dtype"] = getattr(torch, arguments["cast_dtype"])
+    try:
+        with torch.device(device):
+            model = CLASSES[config["class"]](**arguments)
+    except (TypeError, ValueError, KeyError, AssertionError, RuntimeError, OSError) as error:
+        raise ModelError(f"open_clip's {config['class']} cannot be built from its description "
+                         f"({type(error).__name__}: {error})") from error  # fmt: skip
+    model.qclip_config = deepcopy(config)
+    return model
+
+
+def config_of(model: nn.Module) -> dict[str, Any]:
+    """A JSON-able description: `create_from_config(config_of(m))` has m's architecture. Of a raw model of somebody
+    else's it is read off the model and checked against its shapes. ModelError where that is impossible."""
+    kept = model.__dict__.get("qclip_config")
+    if isinstance(kept, ModelError):
+        raise kept
+    if kept is not None:
+        return deepcopy(kept)
+    kind = next((name for name, cls in CLASSES.items() if isinstance(model, cls)), None)
+    if kind is None:
+        raise unsupported(model)
+    config = {"family": "open_clip", "class": kind, "config": describe(model)}
+    twin = create_from_config(config, device="meta")
+    mine, its = ({name: tuple(t.shape) for name, t in m.state_dict().items()} for m in (model, twin))
+    if mine != its:
+        odd = sorted(set(mine.items()) ^ set(its.items()))[0][0]
+        raise unsupported(model, f"its architecture could not be read off (first difference at {odd!r})")
+    return config
+
+
+def materialize_buffers(model: nn.Module) -> nn.Module:
+    """Rebuild the buffers that no checkpoint stores (masks, position ids), for a model that began on the meta device.
+
+    They are made on the CPU; raises ModelError naming a buffer that is still without memory afterwards.
+    """
+    for module in model.modules():
+        mask = getattr(module, "attn_mask", None)
+        if isinstance(module, CLIP | TextTransformer | MultimodalTransformer) and isinstance(mask, torch.Tensor):
+            if mask.is_meta:
+                dtype = mask.dtype
+                module.attn_mask = torch.full(mask.shape, float("-inf"), device="cpu").triu_(1).to(dtype)
+        ids = module._buffers.get("position_ids")
+        if ids is not None and ids.is_meta:
+            module._buffers["position_ids"] = torch.arange(ids.shape[-1], device="cpu").expand((1, -1))
+    for name, buffer in model.named_buffers():
+        if buffer.is_meta:
+            raise ModelError(f"buffer {name!r} of {type(model).__name__} is in no checkpoint and cannot be rebuilt")
+    return model
+
+
+def preprocess_config(model: nn.Module) -> dict[str, Any] | None:
+    """The description of the model's image transform: its own, else open_clip's record on the vision tower."""
+    kept = model.__dict__.get("preprocess")
+    if isinstance(kept, Preprocess):
+        return deepcopy(kept.config)
+    visual = getattr(model, "visual", None)
+    size = getattr(visual, "image_size", None)
+    if size is None:
+        return None
+    cfg = dict(getattr(visual, "preprocess_cfg", None) or {})
+    known = {key: cfg[key] for key in ("mean", "std", "interpolation", "resize_mode", "fill_color") if key in cfg}
+    return Preprocess({"image_size": size} | known).config
+
+
+def tokenizer_config(model: nn.Module) -> dict[str, Any] | None:
+    """The description of the model's tokenizer. CLIP's BPE is assumed where the vocabulary has its size."""
+    kept = model.__dict__.get("tokenizer")
+    if isinstance(kept, Tokenizer):
+        return deepcopy(kept.config)
+    text = getattr(model, "text", model)
+    length, rows = getattr(text, "context_length", None), getattr(text, "vocab_size", None)
+    if length is None:
+        return None
+    # CoCa's context holds one position more for its class token, which the tokenizer leaves free.
+    return {"kind": "clip-bpe" if rows in (VOCABULARY, VOCABULARY + 1) else "unknown", "context_length": int(length)}
+
+
+def _tokenizer_for(name: str, config: dict[str, Any], folder: Path | None = None) -> dict[str, Any]:
+    """open_clip's choice (`get_tokenizer`) as a description."""
+    text = config["text_cfg"]
+    length, options = text.get("context_length", 77), text.get("tokenizer_kwargs") or {}
+    if text.get("hf_tokenizer_name"):
+        return {"kind": "hf", "name": str(folder) if folder else text["hf_tokenizer_name"], "context_length": length,
+                "mode": text.get("tokenizer_mode"), "options": options}  # fmt: skip
+    if folder is None and "siglip" in name.lower():
+        variant = "gemma" if "siglip2" in name.lower() else "mc4" if "i18n" in name.lower() else "c4-en"
+        return {"kind": "siglip", "variant": variant, "context_length": length}
+    return {"kind": "clip-bpe", "context_length": length, "options": options}
+
+
+def attach(model: nn.Module, preprocess: dict[str, Any] | None, tokenizer: dict[str, Any] | None,
+           source: str = "") -> nn.Module:  # fmt: skip
+    """Give `model` its `.preprocess` and `.tokenizer` (from their descriptions) and `.qclip_source`."""
+    model.preprocess = None if preprocess is None else preprocess_from_config(preprocess)
+    model.tokenizer = None if tokenizer is None else tokenizer_from_config(tokenizer)
+    model.qclip_source = source
+    return model
+
+
+# ---- by name ---------------------------------------------------------------------------------------------------------
+
+
+def create(name: str, pretrained: str | None = None, device: str | torch.device = "cpu") -> nn.Module:
+    """An open_clip model in eval mode: `name` or `name:tag`; `pretrained` is a tag or a checkpoint file.
+
+    Without either its weights are random, which a UserWarning says. Raises UnknownModelError for a name and ModelError
+    for a tag that does not exist (both list the nearest), or weights that cannot be had.
+    """
+    if pretrained is None and ":" in name:
+        name, pretrained = name.split(":", 1)
+    known = name.replace("/", "-")
+    config = open_clip.get_model_config(known) if known in names() else None
+    if config is None:
+        raise UnknownModelError(f"open_clip knows no model {name!r}; {nearest(name, names())}")
+    tokenizer = _tokenizer_for(known, config)
+    if pretrained is None:
+        warnings.warn(f"{known} has random weights: no pretrained tag was given ('{known}:TAG')", stacklevel=2)
+        model = create_from_config(config, device).eval()
+        return attach(model, preprocess_config(model), tokenizer, known)
+    path, overlay = _weights(known, pretrained, config)
+    model = from_checkpoint(config, path)
+    size = model.visual.image_size
+    model = attach(model, {"image_size": size} | overlay, tokenizer, f"{known}:{pretrained}")
+    return model.to(device)
+
+
+def _weights(name: str, pretrained: str, config: dict[str, Any]) -> tuple[Path, dict[str, Any]]:
+    """The file of a tag, downloaded if need be, and the preprocessing it was trained with. May set `quick_gelu`."""
+    tag = get_pretrained_cfg(name, pretrained)
+    if not tag:
+        path = Path(pretrained).expanduser()
+        if path.is_file():
+            return path, {}
+        tags = list_pretrained_tags_by_model(name)
+        hint = nearest(pretrained, tags) if tags else f"{name} has no pretrained weights"
+        raise ModelError(f"{name} has no pretrained tag {pretrained!r}, and there is no such file; {hint}")
+    if bool(tag.get("quick_gelu")) != bool(config.get("quick_gelu")):
+        config["quick_gelu"] = bool(tag.get("quick_gelu"))
+        warnings.warn(f"{name}:{pretrained} was trained with {'QuickGELU' if config['quick_gelu'] else 'GELU'}, which "
+                      "is used here, although open_clip's architecture of that name says otherwise", stacklevel=3)  # fmt: skip
+    try:
+        path = Path(download_pretrained(tag))
+    except Exception as error:  # hub, proxy, disk: every library below has errors of its own
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ModelError(f"the weights of {name}:{pretrained} could not be downloaded ({reason}); check the network, or "
+                         "give a checkpoint file or 'local-dir:PATH'") from error  # fmt: skip
+    keys = ("mean", "std", "interpolation", "resize_mode", "fill_color")
+    return path, {key: tag[key] for key in keys if tag.get(key) is not None}
+
+
+def from_checkpoint(config: dict[str, Any], path: Path) -> nn.Module:
+    """The model of `config` (a description, or open_clip's `model_cfg`) with the weights of `path`, in eval mode.
+
+    Raises ModelError when they do not fit, or for what `checkpoint.read_state` refuses.
+    """
+    state = read_state(path)
+    model = create_from_config(config, device="meta")
+    materialize_buffers(model)
+    model._apply(lambda t: torch.empty_like(t, device="cpu") if t.is_meta else t)
+    return fill(model, state, path)
+
+
+# ---- towers ----------------------------------------------------------------------------------------------------------
+
+
+def owns(model: nn.Module) -> bool:
+    """Whether this adapter is for `model`."""
+    return isinstance(model, CLIP | CustomTextCLIP | CoCa)
+
+
+def towers(model: nn.Module) -> dict[str, Tower]:
+    """Both towers of an open_clip model, which is brought into explicit form in place. Raises ModelError for ResNet
+    image towers, text towers of Hugging Face, and classes that no adapter knows; the model is then as it was."""
+    visual, text = model.visual, model if isinstance(model, CLIP) else model.text
+    if isinstance(visual, ModifiedResNet):
+        raise ModelError("ResNet image towers (ModifiedResNet, open_clip's RN50 family) are not supported: their "
+                         "convolutions and batch norms have no kernels here; use a ViT or ConvNeXt model")  # fmt: skip
+    if isinstance(text, HFTextEncoder):
+        raise ModelError("text towers of Hugging Face inside open_clip (HFTextEncoder) are not supported; use a model "
+                         "with open_clip's own text tower")  # fmt: skip
+    if not isinstance(visual, VisionTransformer | TimmModel):
+        raise unsupported(visual)
+    if not isinstance(text, CLIP | TextTransformer):
+        raise unsupported(text)
+    if "qclip_config" not in model.__dict__:
+        model.__dict__["qclip_config"] = _config_or_reason(model)
+    vision = vision_tower(visual) if isinstance(visual, VisionTransformer) else timm.tower(visual)
+    return {"vision": vision, "text": text_tower(text)}
+
+
+def _config_or_reason(model: nn.Module) -> dict[str, Any] | ModelError:
+    """An architecture that cannot be described can be quantized all the same, only not saved: the reason is kept."""
+    try:
+        return config_of(model)
+    except ModelError as error:
+        return error
+
+
+__all__ = ["UnknownModelError", "architecture", "attach", "config_of", "create", "create_from_config", "from_checkpoint",
+           "materialize_buffers", "names", "owns", "preprocess_config", "preprocess_from_config", "tokenizer_config",
+           "tokenizer_from_config", "towers"]  # fmt: skip
