@@ -85,6 +85,9 @@ class Embedder:
             if device is not None:
                 model.to(device)
             encoders = qmodels.encoders(model)
+            for part in ("preprocess", "tokenizer"):
+                if getattr(encoders, part) is None:
+                    raise InputError(f"model {label!r} has no {part}; set it as model.{part} (`qclip.load_model` does)")
             self.views[label] = View(label, model, encoders, model_fingerprint(model),
                                      preprocess_fingerprint(encoders.preprocess))  # fmt: skip
         self.runtime = runtime()

@@ -1,0 +1,303 @@
+"""Singular spectra of weights before and after quantization (methods 3.8).
+
+W = U S V' is the float weight, W^ the quantized one, E = W^ - W. The tail energy of W^'s *own* spectrum rises under any
+rounding, and SQNR falls with rank under any noise; so what is asked is the gain on the float basis, beside that of
+white noise with E's norm in every output channel.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import fnmatch
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from qclip import models as qmodels
+from qclip.errors import InputError, NonFiniteError, nearest
+from qclip.models.tower import Site, Tower
+
+from .controls import MIN_SEEDS, generator, prediction_interval, white_directions
+
+EDGES = (0, 8, 64)
+EMPTY = 1e-24  # share of the energy below which a band of a float64 SVD is rounding noise
+RANKS_SHOWN = 24  # singular values in the rows of one site, log-spaced over its ranks
+RESAMPLES = 2000
+Row = dict[str, Any]
+Progress = Callable[[str, int, int], None]
+
+
+def bands(rank: int) -> dict[str, slice]:
+    """The bands [0, 8), [8, 64), [64, r) that a matrix of this rank has, by the name used in rows."""
+    ends = [*EDGES[1:], rank]
+    return {
+        f"ranks {start}-{'' if start == EDGES[-1] else end}": slice(start, min(end, rank))
+        for start, end in zip(EDGES, ends, strict=True)
+        if start < rank
+    }
+
+
+def effective_rank(singular: Tensor) -> float:
+    """exp of the entropy of sigma / sum sigma (Roy & Vetterli 2007); r for the identity, 1 for rank one."""
+    share = singular / singular.sum()
+    share = share[share > 0]
+    return float(torch.exp(-(share * share.log()).sum()))
+
+
+def stable_rank(singular: Tensor) -> float:
+    """Squared Frobenius norm over squared spectral norm."""
+    return float((singular**2).sum() / singular.max() ** 2)
+
+
+def band_energy(singular: Tensor) -> dict[str, float]:
+    """Share of the squared singular values in each band."""
+    energy = singular**2
+    return {name: float(energy[part].sum() / energy.sum()) for name, part in bands(len(singular)).items()}
+
+
+@dataclasses.dataclass(frozen=True)
+class Basis:
+    """Singular vectors of a float weight `[N, K]`: u `[N, r]`, s `[r]`, v `[K, r]`, float64."""
+
+    u: Tensor
+    s: Tensor
+    v: Tensor
+
+    @classmethod
+    def of(cls, weight: Tensor) -> Basis:
+        u, s, vh = torch.linalg.svd(weight.double(), full_matrices=False)
+        return cls(u, s, vh.mT)
+
+    def response(self, residual_v: Tensor, rows: Tensor | None = None) -> tuple[dict[str, float], dict[str, float]]:
+        """Gain and SQNR in dB of each band, from E V `[N, r]` (times `rows` `[N, 1]` where given).
+
+        The gain of a band is sum(sigma_i M_ii) / sum(sigma_i^2) with M = U' W^ V: the least-squares slope of W^ on W
+        over the band, equal to g_i where all are equal, and not ruled by the smallest sigma as a plain mean would be.
+        SQNR is sum(sigma_i^2) / sum(norm(E v_i)^2).
+        """
+        if rows is not None:
+            residual_v = residual_v * rows
+        shift = (self.u * residual_v).sum(0)  # M_ii - sigma_i
+        noise = (residual_v**2).sum(0)
+        gain, sqnr = {}, {}
+        for name, part in bands(len(self.s)).items():
+            energy = (self.s[part] ** 2).sum()
+            if energy <= EMPTY * (self.s**2).sum() or not noise[part].any():
+                continue  # a weight of lower rank has nothing there that could be damped
+            gain[name] = float(1 + (self.s[part] * shift[part]).sum() / energy)
+            sqnr[name] = float(10 * torch.log10(energy / noise[part].sum()))
+        return gain, sqnr
+
+
+def effective_weight(tower: Tower, site: Site) -> Tensor:
+    """What the site multiplies with, float64 `[N, K]`: dequantized where it is quantized. Raises NonFiniteError."""
+    module = site.module
+    quantized = getattr(module, "dequantized_weight", None)
+    weight = (tower.weight(site) if quantized is None else quantized()).detach().double().cpu()
+    if not bool(torch.isfinite(weight).all()):
+        raise NonFiniteError(f"the weight of {site.name} holds NaN or Inf; check the checkpoint")
+    return weight
+
+
+def choose_sites(towers: Mapping[str, Tower], sites: str | Sequence[str] | None) -> list[tuple[Tower, Site]]:
+    """Sites by name or pattern (`fnmatch`); None = all but embeddings. Raises InputError where a pattern fits none."""
+    everything = [(tower, site) for tower in towers.values() for site in tower]
+    if sites is None:
+        return [(tower, site) for tower, site in everything if site.kind != "embedding"]
+    patterns = [sites] if isinstance(sites, str) else list(sites)
+    names = [site.name for _, site in everything]
+    for pattern in patterns:
+        if not fnmatch.filter(names, pattern):
+            raise InputError(f"no site is named {pattern!r}; {nearest(pattern, names)}")
+    return [(t, site) for t, site in everything if any(fnmatch.fnmatchcase(site.name, p) for p in patterns)]
+
+
+def weight_spectrum(
+    float_model: nn.Module,
+    quantized_models: Mapping[str, nn.Module],
+    sites: str | Sequence[str] | None = None,
+    seeds: int = MIN_SEEDS,
+    seed: int = 0,
+    label: str = "float",
+    progress: Progress | None = None,
+) -> list[Row]:
+    """Rows (columns of `Results`) of every chosen site, then of every tower, for the float and the quantized models.
+
+    `singular_value` (subset "rank 012", counted from 0), `band_energy`, `effective_rank`, `stable_rank` are of each
+    weight's own spectrum; `gain` and `sqnr` of a quantized weight on the float basis, `gain_white` and `sqnr_white` of
+    white residuals of equal norm per output channel (`seeds` of them; low and high: where one more would fall). A
+    site that was not changed has no gain. Tower rows are means over sites with intervals from resampled sites; those
+    with `reference="white"` are the paired difference to the control. Models come into explicit form in place.
+
+    Raises InputError on fewer than 8 seeds, a pattern that fits no site, or models of different shape.
+    """
+    if seeds < MIN_SEEDS:
+        raise InputError(f"{seeds} seeds are too few for the white control; use {MIN_SEEDS} or more")
+    chosen = choose_sites(qmodels.towers(float_model), sites)
+    others = {name: qmodels.towers(model) for name, model in quantized_models.items()}
+    rows: list[Row] = []
+    measured: list[_Measured] = []
+    for done, (tower, site) in enumerate(chosen):
+        if progress is not None:
+            progress(site.name, done, len(chosen))
+        weight = effective_weight(tower, site)
+        basis = Basis.of(weight)
+        rows += _own_spectrum(label, site.name, basis.s)
+        residuals = {}
+        for name, towers in others.items():
+            other = _same_site(towers, site, name, weight.shape)
+            residual = other - weight
+            changed = bool(residual.any())
+            rows += _own_spectrum(name, site.name, torch.linalg.svdvals(other) if changed else basis.s)
+            if changed:
+                residuals[name] = residual
+        found = _beside_white(basis, residuals, site, seeds, seed)
+        rows += [row for each in found for row in each.rows()]
+        measured += found
+    rows += _tower_rows(rows, measured, label, seed)
+    if progress is not None:
+        progress("spectra", len(chosen), len(chosen))
+    return rows
+
+
+def _same_site(towers: Mapping[str, Tower], site: Site, model: str, shape: torch.Size) -> Tensor:
+    tower = towers.get(site.tower)
+    if tower is None or site.name not in tower.sites:
+        raise InputError(f"model {model!r} has no site {site.name}; compare models of one architecture")
+    weight = effective_weight(tower, tower.sites[site.name])
+    if weight.shape != shape:
+        raise InputError(
+            f"{site.name} is {tuple(weight.shape)} in model {model!r} and {tuple(shape)} in the float model; "
+            "compare models of one architecture"
+        )
+    return weight
+
+
+def _own_spectrum(model: str, site: str, singular: Tensor) -> list[Row]:
+    common = {"model": model, "set": site}
+    shown = sorted({int(k) for k in np.round(np.geomspace(1, len(singular), min(RANKS_SHOWN, len(singular)))) - 1})
+    out = [common | {"metric": "singular_value", "subset": f"rank {k:03d}", "value": float(singular[k])} for k in shown]
+    if float(singular[0]) == 0:
+        return out
+    out += [common | {"metric": "band_energy", "subset": band, "value": v} for band, v in band_energy(singular).items()]
+    out.append(common | {"metric": "effective_rank", "value": effective_rank(singular)})
+    out.append(common | {"metric": "stable_rank", "value": stable_rank(singular)})
+    return out
+
+
+@dataclasses.dataclass(frozen=True)
+class _Measured:
+    """Gain and SQNR of one site of one model, by band, and of every draw of the control."""
+
+    model: str
+    site: Site
+    values: dict[str, dict[str, float]]  # "gain" / "sqnr" -> band -> value
+    white: dict[str, dict[str, np.ndarray]]  # the same -> [seeds]
+
+    def rows(self) -> list[Row]:
+        out = []
+        common = {"model": self.model, "set": self.site.name}
+        for metric, by_band in self.values.items():
+            for band, value in by_band.items():
+                draws = self.white[metric][band]
+                mean, low, high = prediction_interval(draws)
+                out.append(common | {"metric": metric, "subset": band, "value": value})
+                out.append(common | {"metric": f"{metric}_white", "subset": band, "value": mean, "low": low,
+                                     "high": high, "n": len(draws)})  # fmt: skip
+        return out
+
+
+def _beside_white(basis: Basis, residuals: Mapping[str, Tensor], site: Site, seeds: int, seed: int) -> list[_Measured]:
+    if not residuals or float(basis.s[0]) == 0:
+        return []
+    draws: dict[str, list[tuple[dict[str, float], dict[str, float]]]] = {name: [] for name in residuals}
+    norms = {name: residual.norm(dim=1, keepdim=True) for name, residual in residuals.items()}
+    shape = (basis.u.shape[0], basis.v.shape[0])
+    for direction in white_directions(shape, site.name, seeds, seed):
+        projected = direction @ basis.v  # one product serves all models: only the row norms differ
+        for name in residuals:
+            draws[name].append(basis.response(projected, norms[name]))
+    out = []
+    for name, residual in residuals.items():
+        gain, sqnr = basis.response(residual @ basis.v)
+        white = {metric: {band: np.array([draw[k][band] for draw in draws[name]]) for band in gain}
+                 for k, metric in enumerate(("gain", "sqnr"))}  # fmt: skip
+        out.append(_Measured(name, site, {"gain": gain, "sqnr": sqnr}, white))
+    return out
+
+
+def _tower_rows(rows: list[Row], measured: list[_Measured], label: str, seed: int) -> list[Row]:
+    out = []
+    by_tower: dict[tuple[str, str, str, str], list[float]] = {}
+    for row in rows:
+        if row["metric"] in ("band_energy", "effective_rank", "stable_rank"):
+            key = (row["model"], row["set"].split(".", 1)[0], row["metric"], row.get("subset", ""))
+            by_tower.setdefault(key, []).append(row["value"])
+    for (model, tower, metric, subset), values in by_tower.items():
+        out.append({"model": model, "set": tower, "metric": metric, "subset": subset, "value": float(np.mean(values)),
+                    "n": len(values)})  # fmt: skip
+    groups: dict[tuple[str, str], list[_Measured]] = {}
+    for each in measured:
+        groups.setdefault((each.model, each.site.tower), []).append(each)
+    for (model, tower), found in groups.items():
+        for metric in ("gain", "sqnr"):
+            for band in dict.fromkeys(band for each in found for band in each.values[metric]):
+                there = [each for each in found if band in each.values[metric]]
+                values = np.array([each.values[metric][band] for each in there])
+                white = np.array([each.white[metric][band] for each in there])
+                common = {"model": model, "set": tower, "subset": band, "n": len(there)}
+                draw = generator(seed, f"{tower} {band}")
+                out += [common | row for row in _over_sites(metric, values, white, draw)]
+    return out
+
+
+def _over_sites(metric: str, values: np.ndarray, white: np.ndarray, draw: np.random.Generator) -> list[Row]:
+    """Means over sites `[S]` and their differences to the control `[S, seeds]`: sites are resampled, and for each a
+    draw of the control is picked, so that the spread of both is in the interval."""
+    sites = draw.integers(0, len(values), (RESAMPLES, len(values)))
+    picked = white[sites, draw.integers(0, white.shape[1], sites.shape)]
+    out = []
+    for name, reference, mean, drawn in (
+        (metric, "", values.mean(), values[sites].mean(1)),
+        (f"{metric}_white", "", white.mean(), picked.mean(1)),
+        (metric, "white", values.mean() - white.mean(), (values[sites] - picked).mean(1)),
+    ):
+        low, high = np.quantile(drawn, [0.025, 0.975])
+        out.append(
+            {"metric": name, "reference": reference, "value": float(mean), "low": float(low), "high": float(high)}
+        )
+    return out
+
+
+def verdict(rows: Iterable[Mapping[str, Any]]) -> list[str]:
+    """One sentence for each quantized model and tower, from its tower rows: whether the tail of the float basis is
+    damped. "Damped" needs a gain whose interval lies below 1 and a difference to white noise whose interval lies below
+    0; a difference that straddles 0 is "cannot be told". None of them is about reliability."""
+    found: dict[tuple[str, str], dict[tuple[str, str, str], Mapping[str, Any]]] = {}
+    for row in rows:
+        if row.get("metric") in ("gain", "gain_white", "sqnr") and "." not in row.get("set", "."):
+            key = (row["metric"], row.get("reference") or "", row["subset"])
+            found.setdefault((row["model"], row["set"]), {})[key] = row
+    out = []
+    for (model, tower), by_key in found.items():
+        tails = [subset for metric, reference, subset in by_key if (metric, reference) == ("gain", "white")]
+        tail = max(tails, key=lambda subset: int(subset.split()[1].split("-")[0]))
+        gain, white = by_key["gain", "", tail], by_key["gain_white", "", tail]
+        difference, excess = by_key["gain", "white", tail], by_key["sqnr", "white", tail]
+        if difference["high"] < 0 and gain["high"] < 1:
+            said = "damping beyond the control"
+        elif difference["low"] > 0 and gain["low"] > 1:
+            said = "amplification beyond the control"
+        else:
+            said = "whether the tail is damped cannot be told"
+        out.append(f"{model}, {tower} tower, {tail}: {said}; gain {_shown(gain, 4)}, white noise of equal norm "
+                   f"{_shown(white, 4)}, difference {_shown(difference, 4)}; SQNR {_shown(excess, 2)} dB above white "
+                   f"({gain['n']} sites).")  # fmt: skip
+    return out
+
+
+def _shown(row: Mapping[str, Any], digits: int) -> str:
+    return f"{row['value']:.{digits}f} [{row['low']:.{digits}f}, {row['high']:.{digits}f}]"

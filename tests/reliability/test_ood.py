@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from sklearn.metrics import roc_auc_score
+
+from qclip.reliability.ood import detection, scores
+from qclip.reliability.statistics import Resampling, seeded
+from qclip.reliability.tables import ROC_GRID, roc_points
+
+
+def test_scores_are_their_formulas() -> None:
+    rng = np.random.default_rng(0)
+    cosines, scale = rng.uniform(-0.2, 0.4, (50, 10)), 100.0
+    found = scores(cosines, scale)
+    softmax = np.exp(cosines) / np.exp(cosines).sum(1, keepdims=True)
+    np.testing.assert_allclose(found["mcm"], softmax.max(1), rtol=1e-13)
+    np.testing.assert_array_equal(found["maxlogit"], cosines.max(1))
+    np.testing.assert_allclose(found["energy"], np.log(np.exp(scale * cosines).sum(1)), rtol=1e-13)
+    assert np.isfinite(scores(cosines, 1e5)["energy"]).all()  # would overflow without the shift
+
+
+def fpr_by_definition(positives: np.ndarray, negatives: np.ndarray) -> float:
+    """Try every threshold: the largest one at which 95 % of the positives are accepted."""
+    for threshold in np.unique(np.concatenate([positives, negatives]))[::-1]:
+        if (positives >= threshold).sum() * 20 >= 19 * len(positives):
+            return float((negatives >= threshold).mean())
+    raise AssertionError
+
+
+@pytest.mark.parametrize("ties", [False, True])
+@pytest.mark.parametrize("sizes", [(60, 41), (40, 200), (1, 1)])
+def test_detection_equals_the_definition_on_every_resample(ties: bool, sizes: tuple[int, int]) -> None:
+    rng = np.random.default_rng(1)
+    ids, oods = rng.normal(0.5, 1, sizes[0]), rng.normal(0, 1, sizes[1])
+    if ties:
+        ids, oods = np.round(ids * 2) / 2, np.round(oods * 2) / 2
+    id_counts = Resampling.draw(sizes[0], seeded(0, "id"), 150).bootstrap()
+    ood_counts = Resampling.draw(sizes[1], seeded(0, "ood"), 150).bootstrap()
+    found = detection(ids, oods, id_counts, ood_counts)
+    for column in range(151):
+        a, b = np.repeat(ids, id_counts[:, column]), np.repeat(oods, ood_counts[:, column])
+        truth = np.r_[np.ones(len(a)), np.zeros(len(b))]
+        assert found.auroc[column] == pytest.approx(roc_auc_score(truth, np.r_[a, b]), abs=1e-12)
+        assert found.fpr95[column] == pytest.approx(fpr_by_definition(a, b), abs=1e-12)
+        assert found.fpr95_ood_positive[column] == pytest.approx(fpr_by_definition(-b, -a), abs=1e-12)
+
+
+def test_roc_points_are_the_best_id_share_within_each_ood_share() -> None:
+    rng = np.random.default_rng(2)
+    ids, oods = np.round(rng.normal(1, 1, 300), 1), np.round(rng.normal(0, 1, 200), 1)
+    points = roc_points(ids, oods)
+    assert [at for at, _ in points] == ROC_GRID.tolist() and points[-1] == (1.0, 1.0)
+    for at, tpr in points:
+        within = [t for t in np.r_[ids, oods] if (oods >= t).mean() <= at + 1e-12]
+        assert tpr == pytest.approx(max(((ids >= t).mean() for t in within), default=0.0))
