@@ -1,0 +1,228 @@
+"""Layers against plain torch: what they compute, what they keep, and how they move."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from qkernels import Int4Weight, Int8Weight
+from torch import nn
+
+from qclip.layers import (
+    Int4Linear,
+    Int8Linear,
+    QuantizedAttention,
+    QuantizedEmbedding,
+    QuantizedMlp,
+    QuantizedPatch,
+    SimulatedLinear,
+)
+from qclip.layers.simulated import quantize_dequantize
+from qclip.models.tower import Attention, Mlp
+
+N, K = 96, 160
+
+
+def int8(n=N, k=K, bias=True, smooth=False, static=False, seed=0):
+    g = torch.Generator().manual_seed(seed)
+    weight = torch.randn(n, k, generator=g) / k**0.5
+    factor = torch.rand(k, generator=g) + 0.5 if smooth else None
+    stored = weight if factor is None else weight / factor
+    layer = Int8Linear(Int8Weight.quantize(stored), torch.randn(n, generator=g) if bias else None, factor,
+                       torch.tensor(0.03) if static else None)  # fmt: skip
+    return layer, weight
+
+
+def int4(n=N, k=K, group=64, float_input=False, seed=0):
+    g = torch.Generator().manual_seed(seed)
+    weight = torch.randn(n, k, generator=g) / k**0.5
+    layer = Int4Linear(Int4Weight.quantize(weight, group), torch.randn(n, generator=g))
+    layer.float_input = float_input
+    return layer, weight
+
+
+def relative(got, want):
+    return float((got.float() - want.float()).norm() / want.float().norm())
+
+
+def made(kind):
+    return {
+        "int8": lambda: int8()[0], "int8-smooth": lambda: int8(smooth=True)[0], "int8-static": lambda: int8(static=True)[0],
+        "int4": lambda: int4()[0], "int4-float": lambda: int4(float_input=True)[0],
+        "simulated": lambda: SimulatedLinear(Int8Weight.quantize(int8()[1]), torch.ones(N), 8),
+    }[kind]()  # fmt: skip
+
+
+KINDS = ["int8", "int8-smooth", "int8-static", "int4", "int4-float", "simulated"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_linear_is_near_the_float_product(kind):
+    layer = made(kind)
+    layer.pack()
+    x = torch.randn(3, 7, K)
+    want = F.linear(x, layer.dequantized_weight(), layer.bias)
+    got = layer(x)
+    assert got.shape == (3, 7, N) and got.dtype == torch.float32
+    assert relative(got, want) < 0.02  # what is left is the rounding of the activations
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_state_dict_is_canonical_and_round_trips_bit_for_bit(kind):
+    layer, other = made(kind), made(kind)
+    with torch.no_grad():
+        other.scales.mul_(2)
+    layer.pack()
+    other.pack()
+    state = layer.state_dict()
+    weight = layer.quantized.canonical()
+    assert torch.equal(state["codes"], weight.codes) and state["codes"].dtype == weight.codes.dtype
+    other.load_state_dict(state)
+    assert layer.layout == other.layout
+    x = torch.randn(5, K)
+    assert torch.equal(layer(x), other(x))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_moves_biases_and_leaves_codes_scales_and_zeros(kind, dtype):
+    layer = made(kind)
+    layer.pack()
+    before = {name: t.clone() for name, t in layer.state_dict().items() if name != "bias"}
+    layout = layer.layout
+    layer = layer.to(dtype)
+    assert layer.bias.dtype == dtype and layer.weight.dtype == dtype and layer.layout == layout
+    for name, tensor in layer.state_dict().items():
+        if name != "bias":
+            assert torch.equal(tensor, before[name]) and tensor.dtype == before[name].dtype
+    assert layer(torch.randn(4, K, dtype=dtype)).dtype == dtype
+
+
+def test_deepcopy_shares_nothing():
+    layer = made("int8")
+    layer.pack()
+    twin = copy.deepcopy(layer)
+    twin.scales.zero_()
+    assert layer.scales.abs().min() > 0 and twin.layout == layer.layout
+
+
+def test_to_meta_and_back_empty():
+    layer = made("int8-smooth").to("meta")
+    assert {t.device.type for t in layer.state_dict().values()} == {"meta"}
+    layer = layer.to_empty(device="cpu")
+    assert layer.codes.shape == (N, K) and layer.codes.dtype == torch.int8
+
+
+def test_smoothing_leaves_the_effective_weight():
+    layer, weight = int8(smooth=True)
+    assert relative(layer.dequantized_weight(), weight) < 0.01
+
+
+def test_embedding_dequantizes_rows():
+    table = torch.randn(50, 24) * torch.logspace(-3, 1, 50)[:, None]
+    layer = QuantizedEmbedding(Int8Weight.quantize(table))
+    tokens = torch.tensor([[0, 49, 7], [7, 7, 1]])
+    got = layer(tokens)
+    assert got.shape == (2, 3, 24)
+    assert ((got - table[tokens]).abs() <= table[tokens].abs().amax(-1, keepdim=True) / 254 * 1.001).all()
+    assert layer.half()(tokens).dtype == torch.float16
+
+
+@pytest.mark.parametrize("size", [(16, 16), (17, 19)])
+def test_patch_equals_the_convolution(size):
+    conv = nn.Conv2d(3, 40, 4, 4)
+    weight = Int8Weight.quantize(conv.weight.detach().flatten(1))
+    patch = QuantizedPatch(Int8Linear(weight, conv.bias.detach()), (4, 4))
+    assert QuantizedPatch.fits(conv) and not QuantizedPatch.fits(nn.Conv2d(3, 40, 4, 2))
+    assert not QuantizedPatch.fits(nn.Conv2d(3, 40, 4, 4, padding=1))
+    x = torch.randn(2, 3, *size)
+    assert relative(patch(x), conv(x)) < 0.02 and patch(x).shape == conv(x).shape
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 6, 8])
+def test_simulated_grid(bits):
+    x = torch.randn(20, K)
+    x[3] = 0
+    y = quantize_dequantize(x, bits)
+    step = x.abs().amax(-1, keepdim=True) / (2 ** (bits - 1) - 1)
+    assert ((y - x).abs() <= step / 2 * 1.0001 + 1e-9).all() and (y[3] == 0).all()
+    codes = (y / step.clamp(min=1e-9)).round()
+    assert codes.abs().max() <= 2 ** (bits - 1) - 1
+    assert torch.allclose(quantize_dequantize(y, bits), y, atol=1e-6)
+
+
+def float_attention(width=64, heads=4, seed=0):
+    torch.manual_seed(seed)
+    core = Attention(*(nn.Linear(width, width) for _ in range(4)), heads)
+    return core.eval()
+
+
+def quantized(core, **kwargs):
+    core = copy.deepcopy(core)
+    for name in ("q", "k", "v", "out", "fc1", "fc2"):
+        site = getattr(core, name, None)
+        if site is not None:
+            setattr(core, name, Int8Linear(Int8Weight.quantize(site.weight.detach()), site.bias.detach(), **kwargs))
+    return (QuantizedAttention if isinstance(core, Attention) else QuantizedMlp).fuse(core)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("static", [False, True])
+def test_fused_attention_is_near_float(causal, static):
+    core = float_attention()
+    fused = quantized(core, **({"input_scale": torch.tensor(0.03)} if static else {}))
+    assert fused.shares_input and fused.codes_out
+    x = torch.randn(2, 9, 64)
+    with torch.no_grad():
+        assert relative(fused(x, causal=causal), core(x, causal=causal)) < 0.04
+
+
+def test_fused_attention_equals_its_own_sites_one_by_one():
+    core = float_attention()
+    fused, plain = quantized(core), quantized(core)
+    plain.unfuse()
+    assert type(plain) is Attention
+    x = torch.randn(2, 9, 64)
+    with torch.no_grad():
+        assert relative(fused(x), plain(x)) < 0.005
+
+
+def test_norm_inside_equals_norm_before():
+    core, norm = float_attention(), nn.LayerNorm(64)
+    nn.init.normal_(norm.weight, 1, 0.3)
+    nn.init.normal_(norm.bias, 0, 0.3)
+    fused = quantized(core)
+    x = torch.randn(2, 9, 64) * 3 + 1
+    with torch.no_grad():
+        before = fused(norm(x))
+        fused.norm = norm
+        assert relative(fused(x), before) < 0.005
+
+
+def test_mixed_sites_fall_back_to_one_by_one():
+    core = float_attention()
+    fused = quantized(core)
+    fused.k = core.k  # float: an exception in the recipe
+    fused = QuantizedAttention.fuse(fused)
+    assert not fused.shares_input
+    x = torch.randn(2, 9, 64)
+    with torch.no_grad():
+        assert relative(fused(x), core(x)) < 0.04
+
+
+@pytest.mark.parametrize("activation", ["gelu", "quick_gelu", "gelu_tanh"])
+@pytest.mark.parametrize("static", [False, True])
+def test_fused_mlp_is_near_float(activation, static):
+    torch.manual_seed(0)
+    core = Mlp(nn.Linear(64, 256), nn.Linear(256, 64), activation).eval()
+    fused = quantized(core, **({"input_scale": torch.tensor(0.03)} if static else {}))
+    assert fused.codes_between == static
+    x = torch.randn(2, 9, 64)
+    with torch.no_grad():
+        assert relative(fused(x), core(x)) < 0.04
+
+
+def test_compute_in_bfloat16():
+    fused = quantized(float_attention()).bfloat16()
+    x = torch.randn(2, 9, 64).bfloat16()
+    assert fused(x).dtype == torch.bfloat16
