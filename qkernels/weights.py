@@ -90,9 +90,9 @@ class Int8Weight:
         if (padded_n, padded_k) != (n, k):
             codes = F.pad(codes, (0, padded_k - k, 0, padded_n - n))
         # Four codes move as one int32.
-        panels = codes.contiguous().view(torch.int32).view(padded_n // PANEL, PANEL, padded_k // 4).transpose(1, 2).contiguous()
+        panels = _bytes_as(codes, torch.int32).view(padded_n // PANEL, PANEL, padded_k // 4).transpose(1, 2)
         start = codes.sum(dim=1, dtype=torch.int32) * -128
-        packed = torch.cat([panels.view(torch.uint8).flatten(), start.view(torch.uint8)])
+        packed = torch.cat([panels.flatten(), start]).view(torch.uint8)
         return replace(weight, codes=packed, layout=layout)
 
     def canonical(self) -> Int8Weight:
@@ -101,8 +101,8 @@ class Int8Weight:
             return self
         n, k = self.shape
         padded_n, padded_k = _round_up(n, PANEL), _round_up(k, 4)
-        panels = self.codes[: padded_n * padded_k].clone().view(torch.int32).view(padded_n // PANEL, padded_k // 4, PANEL)
-        rows = panels.transpose(1, 2).contiguous().view(torch.int8).view(padded_n, padded_k)
+        panels = _bytes_as(self.codes[: padded_n * padded_k], torch.int32).view(padded_n // PANEL, padded_k // 4, PANEL)
+        rows = _bytes_as(panels.transpose(1, 2), torch.int8).view(padded_n, padded_k)
         return replace(self, codes=rows[:n, :k].contiguous(), layout="canonical")
 
     def dequantize(self) -> Tensor:
@@ -227,6 +227,14 @@ class Int4Weight:
         if weight.zeros is None:
             return scales * (weight.unpacked_codes().float() - 8)
         return scales * (weight.unpacked_codes().float() - weight.zeros.float().repeat_interleave(self.group, dim=1)[:, :k])
+
+
+def _bytes_as(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """The tensor's elements in order, as one dimension of another dtype with the same bytes."""
+    flat = tensor.flatten()
+    if not flat.is_contiguous() or flat.storage_offset() * flat.element_size() % dtype.itemsize:
+        flat = flat.clone(memory_format=torch.contiguous_format)
+    return flat.view(dtype)
 
 
 def _pack_nibbles(codes: Tensor) -> Tensor:

@@ -1,0 +1,151 @@
+// What follows a matrix product, on a tile that is still in the L1 cache:
+//   y = activation(fma(float(accumulator), row_scale * column_scale, bias)) + residual,
+// then float32, bfloat16 or float16, or int8 with a static scale, or int8 with one dynamic scale for each 128 columns of a row.
+#pragma once
+
+#include "vmath.h"
+
+namespace {
+
+constexpr int kPanel = 64;  // output columns of a packed panel
+constexpr int kTile = 6;    // most rows of a register tile
+constexpr int kGroup = 128;
+
+enum Activation : int { kNone = 0, kGelu = 1, kQuickGelu = 2, kGeluTanh = 3 };
+
+struct Epilogue {
+  const float* row_scale;  // nullptr: 1
+  bool row_scale_shared;   // one number for all rows
+  const float* column_scale;  // nullptr: 1
+  const float* bias;          // nullptr: 0
+  int activation;
+  const void* residual;  // [M, N] or nullptr
+  int residual_type;
+  void* out;  // [M, N]
+  int out_type;
+  const float* out_scale;  // int8 with a static scale: one number, or [N]
+  bool out_scale_per_column;
+  const float* out_zero_point;  // nullptr: 0; one number, or [N]
+  bool out_zero_point_per_column;
+  float* group_scales;  // [M, ceil(N / 128)]: int8 with dynamic groups; else nullptr
+  std::int64_t columns;  // N
+};
+
+static inline vf as_floats(const std::int32_t* p) { return to_float(load(p)); }
+static inline vf as_floats(const float* p) { return load(p); }
+
+static inline vf load_any(const void* p, int type, std::int64_t at, int n) {
+  if (type == QK_F32) return n == W ? load(static_cast<const float*>(p) + at) : load(static_cast<const float*>(p) + at, n);
+  if (type == QK_BF16) return n == W ? load(static_cast<const bf16*>(p) + at) : load(static_cast<const bf16*>(p) + at, n);
+  return n == W ? load(static_cast<const f16*>(p) + at) : load(static_cast<const f16*>(p) + at, n);
+}
+
+static inline vf load_columns(const float* p, std::int64_t at, int n) { return n == W ? load(p + at) : load(p + at, n); }
+
+template <int activation>
+static inline vf activate(vf y) {
+  if (activation == kGelu) return gelu(y);
+  if (activation == kQuickGelu) return quick_gelu(y);
+  if (activation == kGeluTanh) return gelu_tanh(y);
+  return y;
+}
+
+// Code of the static rule with restricted range; 0 where y is not finite.
+static inline vi static_code(vf y, vf inverse, vf zero_point) {
+  const vf code = add(round(mul(y, inverse)), zero_point);
+  return select(finite(y), to_int(max(min(code, set1(127.0f)), set1(-127.0f))), set1(0));
+}
+
+static inline void store_as(float* p, vf y, vf, vf, int n) { n == W ? store(p, y) : store(p, y, n); }
+static inline void store_as(bf16* p, vf y, vf, vf, int n) { n == W ? store(p, y) : store(p, y, n); }
+static inline void store_as(f16* p, vf y, vf, vf, int n) { n == W ? store(p, y) : store(p, y, n); }
+static inline void store_as(std::int8_t* p, vf y, vf inverse, vf zero_point, int n) {
+  const vi code = static_code(y, inverse, zero_point);
+  n == W ? store(p, code) : store(p, code, n);
+}
+
+// One tile of accumulators [rows, 64] that starts at (row, column); `to` has row stride `stride`.
+template <int activation, class Acc, class Out>
+static inline void finish_tile(const Epilogue& e, const Acc* acc, int rows, std::int64_t row, std::int64_t column, Out* to,
+                               std::int64_t stride) {
+  const std::int64_t left = e.columns - column;
+  const int width = left < kPanel ? static_cast<int>(left) : kPanel;
+  for (int j = 0; j < width; j += W) {
+    const int n = width - j < W ? width - j : W;
+    const std::int64_t c = column + j;
+    const vf scale = e.column_scale ? load_columns(e.column_scale, c, n) : set1(1.0f);
+    const vf bias = e.bias ? load_columns(e.bias, c, n) : zero();
+    vf inverse = set1(1.0f), zero_point = zero();
+    if (sizeof(Out) == 1) {
+      inverse = div(set1(1.0f), e.out_scale_per_column ? load_columns(e.out_scale, c, n) : set1(*e.out_scale));
+      if (e.out_zero_point)
+        zero_point = e.out_zero_point_per_column ? load_columns(e.out_zero_point, c, n) : set1(*e.out_zero_point);
+    }
+    for (int r = 0; r < rows; ++r) {
+      const float row_scale = e.row_scale ? e.row_scale[e.row_scale_shared ? 0 : row + r] : 1.0f;
+      vf y = fma(as_floats(acc + r * kPanel + j), mul(set1(row_scale), scale), bias);
+      y = activate<activation>(y);
+      if (e.residual) y = add(y, load_any(e.residual, e.residual_type, (row + r) * e.columns + c, n));
+      store_as(to + r * stride + j, y, inverse, zero_point, n);
+    }
+  }
+}
+
+template <class Acc, class Out>
+static void finish_activation(const Epilogue& e, const Acc* acc, int rows, std::int64_t row, std::int64_t column, Out* to,
+                              std::int64_t stride) {
+  switch (e.activation) {
+    case kGelu: return finish_tile<kGelu>(e, acc, rows, row, column, to, stride);
+    case kQuickGelu: return finish_tile<kQuickGelu>(e, acc, rows, row, column, to, stride);
+    case kGeluTanh: return finish_tile<kGeluTanh>(e, acc, rows, row, column, to, stride);
+    default: return finish_tile<kNone>(e, acc, rows, row, column, to, stride);
+  }
+}
+
+// Dynamic rule over the n <= 128 values of each row in `y` (row stride 128).
+static void quantize_groups(const Epilogue& e, const float* y, int rows, std::int64_t row, std::int64_t column) {
+  const std::int64_t left = e.columns - column, groups = (e.columns + kGroup - 1) / kGroup;
+  const int width = left < kGroup ? static_cast<int>(left) : kGroup;
+  for (int r = 0; r < rows; ++r, y += kGroup) {
+    std::int8_t* codes = static_cast<std::int8_t*>(e.out) + (row + r) * e.columns + column;
+    vi largest = set1(0);  // on the bits, so that Inf and NaN win
+    for (int j = 0; j < width; j += W) {
+      const vf v = width - j < W ? load(y + j, width - j) : load(y + j);
+      largest = max(largest, bit_and(as_int(v), set1(0x7fffffff)));
+    }
+    const float absmax = float_of(static_cast<std::uint32_t>(reduce_max(largest)));
+    float scale = absmax / 127.0f, inverse = 127.0f / absmax;
+    if (!(absmax < __builtin_inff())) {
+      scale = __builtin_nanf("");
+      inverse = 0.0f;
+    } else if (absmax < 0x1p-100f) {
+      scale = 1.0f;
+      inverse = 0.0f;
+    }
+    e.group_scales[(row + r) * groups + column / kGroup] = scale;
+    for (int j = 0; j < width; j += W) {
+      const int n = width - j < W ? width - j : W;
+      const vf v = n == W ? load(y + j) : load(y + j, n);
+      store_as(codes + j, select(finite(v), v, zero()), set1(inverse), zero(), n);
+    }
+  }
+}
+
+// Finishes `rows` rows of one panel; with dynamic groups the result waits in `pair` ([kTile, 128] floats) until its second panel came.
+template <class Acc>
+static void finish(const Epilogue& e, const Acc* acc, int rows, std::int64_t row, std::int64_t column, float* pair) {
+  const std::int64_t at = row * e.columns + column;
+  if (e.group_scales) {
+    finish_activation(e, acc, rows, row, column, pair + column % kGroup, kGroup);
+    if (column % kGroup != 0 || column + kPanel >= e.columns) quantize_groups(e, pair, rows, row, column / kGroup * kGroup);
+    return;
+  }
+  switch (e.out_type) {
+    case QK_F32: return finish_activation(e, acc, rows, row, column, static_cast<float*>(e.out) + at, e.columns);
+    case QK_BF16: return finish_activation(e, acc, rows, row, column, static_cast<bf16*>(e.out) + at, e.columns);
+    case QK_F16: return finish_activation(e, acc, rows, row, column, static_cast<f16*>(e.out) + at, e.columns);
+    default: return finish_activation(e, acc, rows, row, column, static_cast<std::int8_t*>(e.out) + at, e.columns);
+  }
+}
+
+}  // namespace
