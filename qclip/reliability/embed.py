@@ -168,7 +168,7 @@ class Embedder:
         with contextlib.ExitStack() as stack:
             for view in views:
                 stack.enter_context(evaluating(view.model))
-            for positions, pixels in stream:
+            for positions, pixels in _readable(stream, stage.data):
                 indices.append(np.asarray(positions, np.int64))
                 for view in views:
                     began = time.perf_counter()
@@ -208,6 +208,15 @@ class Embedder:
         prompts = [template.format(name) for name in classes for template in templates]
         each = self.texts(view, prompts).reshape(len(classes), len(templates), -1)
         return unit(each.mean(1), f"class embeddings of {view.label!r}")
+
+
+def _readable(stream: Iterator[Any], data: qdata.ImageSet) -> Iterator[Any]:
+    """`batches`, except that a part of a set may hold unreadable images only."""
+    try:
+        yield from stream
+    except DataError:
+        if len(data.unreadable) < len(data):
+            raise
 
 
 def unit(vectors: np.ndarray, what: str) -> np.ndarray:
