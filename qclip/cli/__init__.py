@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import sys
 import traceback
+import warnings
 from collections.abc import Sequence
 
 FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
+STOPPED = "interrupted; nothing half-written was left behind"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -22,17 +24,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from .app import app
 
     try:
-        code = app(arguments, prog_name="qclip", standalone_mode=False)
+        with warnings.catch_warnings():
+            warnings.showwarning = _warn
+            code = app(arguments, prog_name="qclip", standalone_mode=False)
+        if code == INTERRUPTED:  # newer releases of typer turn Ctrl-C into this code, older ones into Abort
+            raise KeyboardInterrupt
         return code if isinstance(code, int) else 0
     except KeyboardInterrupt:
-        return _say("interrupted; nothing half-written was left behind", INTERRUPTED)
+        return _say(STOPPED, INTERRUPTED)
     except (BrokenPipeError, SystemExit) as error:  # the reader of our output has gone: not our failure to explain
         return error.code if isinstance(error, SystemExit) and isinstance(error.code, int) else FAILED
     except Exception as error:
         if debug:
             traceback.print_exc()
-        if type(error).__name__ == "Abort":  # Ctrl-C, as older releases of typer put it
-            return _say("interrupted; nothing half-written was left behind", INTERRUPTED)
+        if type(error).__name__ == "Abort":
+            return _say(STOPPED, INTERRUPTED)
         if type(error).__name__ == "NoArgsIsHelpError":  # its message is the help text, printed already
             return BAD_INPUT
         if hasattr(error, "format_message") and hasattr(error, "exit_code"):  # typer's own: a flag or an argument
@@ -41,6 +47,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if isinstance(error, QclipError):
             return _say(str(error), BAD_INPUT if isinstance(error, InputError) else FAILED)
         return _say(f"{type(error).__name__}: {error}; run it again with --debug to see where", FAILED)
+
+
+def _warn(message: Warning | str, category: type[Warning], *where: object) -> None:
+    """A warning as one line: the place in our code that raised it is of no use to whoever typed a command."""
+    print(f"warning: {' '.join(str(message).split())}", file=sys.stderr)
 
 
 def _say(message: str, code: int) -> int:

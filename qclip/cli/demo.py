@@ -27,7 +27,7 @@ def command(
     json: common.Json = False,
 ) -> None:
     """Quantize two small CLIP models and show what that did to their reliability, on generated images."""
-    from qclip.report import table
+    import qclip
 
     def scenes(split: str) -> str:
         return f"scenes:{split}" + ("" if samples is None else f"?samples={samples}&seed={seed}")
@@ -43,5 +43,5 @@ def command(
     if json:
         common.print_results(results)
         return
-    print(table(results))
+    print(qclip.table(results))
     print(f"\nreport: {output / 'report.html'}")

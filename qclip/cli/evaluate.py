@@ -53,8 +53,8 @@ def command(
     json: common.Json = False,
 ) -> None:
     """Evaluate models, or one model under several recipes: differences are paired and have 95 % intervals."""
+    import qclip
     from qclip.data import load
-    from qclip.report import table
 
     if output is not None:
         common.refuse_existing(output, force)
@@ -73,6 +73,6 @@ def command(
     if json:
         common.print_results(results)
         return
-    print(table(results))
+    print(qclip.table(results))
     if output is not None:
         print(f"\nreport: {output / 'report.html'}")

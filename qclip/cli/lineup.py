@@ -72,11 +72,11 @@ def join(parts: list[Any]) -> Any:
 
 def write(results: Any, folder: Any) -> None:
     """results.json and report.html, both or neither."""
-    from qclip.report import report
+    import qclip
 
     with common.whole_files(folder) as part:
         results.to_json(part / "results.json")
-        report(results, part / "report.html")
+        qclip.report(results, part / "report.html")
 
 
 def _distinct(names: list[str]) -> list[str]:

@@ -20,15 +20,14 @@ def command(
 ) -> None:
     """Make the HTML page from results again, or show them as a table."""
     import qclip
-    from qclip.report import report, table
 
     found = qclip.Results.from_json(results)
     if output is not None:
         common.refuse_existing(output, force)
-        report(found, output, force=force)
+        qclip.report(found, output, force=force)
     if json:
         common.print_json({"report": None if output is None else str(output), "notes": found.notes, "rows": found.rows})
         return
-    print(table(found))
+    print(qclip.table(found))
     if output is not None:
         print(f"\nreport: {output}")

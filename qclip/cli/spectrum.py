@@ -28,7 +28,6 @@ def command(
 ) -> None:
     """Compare weight spectra: energy by rank band, gain on the float basis, and both for white noise of equal norm."""
     import qclip
-    from qclip.report import table
 
     if output is not None:
         common.refuse_existing(output, force)
@@ -41,6 +40,6 @@ def command(
     if json:
         common.print_results(results)
         return
-    print(table(results))
+    print(qclip.table(results))
     if output is not None:
         print(f"\nresults: {output}")
