@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from . import models, rewrite
 from .errors import ArtifactError, ModelError, OutputExistsError
 from .layers import Int4Linear, Int8Linear, QuantizedEmbedding, QuantizedPatch, QuantizedSite, SimulatedLinear
+from .layers.site import FIXED
 from .recipes import Recipe, SitePlan
 
 FORMAT = 1
@@ -264,7 +265,9 @@ def _fill(model: nn.Module, path: Path, device: torch.device) -> None:
     for name, tensor in _read(path, names):
         owner, attribute = slots[name]
         have = getattr(owner, attribute)
-        if have.shape != tensor.shape or have.dtype != tensor.dtype:
+        # A float tensor comes back in its own dtype (`.half()` before saving); codes, scales and zeros have but one.
+        free = attribute not in FIXED and tensor.is_floating_point() and have.is_floating_point()
+        if have.shape != tensor.shape or (have.dtype != tensor.dtype and not free):
             raise ArtifactError(f"{name!r} in {str(path)!r} is {tensor.dtype} {tuple(tensor.shape)} instead of "
                                 f"{have.dtype} {tuple(have.shape)}")  # fmt: skip
         if attribute in owner._parameters:

@@ -1,0 +1,190 @@
+"""Artifacts: what is saved comes back bit for bit, and whatever is wrong with a folder is said before anything is built."""
+
+import json
+import shutil
+
+import pytest
+import torch
+
+import qclip
+from qclip import artifact
+from qclip.errors import ArtifactError, ModelError, OutputExistsError
+from tests.small import IMAGES, TEXTS, small_clip
+
+RECIPES = ["w8a8", "w8a8-static", "w4a8", "w4a16", "w6a8", "w4a4"]
+
+
+@pytest.fixture(scope="module")
+def model():
+    return small_clip()
+
+
+@pytest.fixture(scope="module")
+def saved(model, tmp_path_factory):
+    path = tmp_path_factory.mktemp("artifact") / "small"
+    return qclip.save(qclip.quantize(model, "w8a8"), path)
+
+
+@pytest.fixture
+def folder(saved, tmp_path):
+    shutil.copytree(saved, tmp_path / "copy")
+    return tmp_path / "copy"
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_round_trip_is_bit_for_bit(model, recipe, tmp_path):
+    small = qclip.quantize(model, recipe, calibration=IMAGES)
+    again = qclip.load(qclip.save(small, tmp_path / "a"))
+    state, other = small.state_dict(), again.state_dict()
+    assert state.keys() == other.keys()
+    assert all(torch.equal(state[k], other[k]) and state[k].dtype == other[k].dtype for k in state)
+    tokens = model.tokenizer(TEXTS)
+    with torch.inference_mode():
+        assert torch.equal(small.encode_image(IMAGES), again.encode_image(IMAGES))
+        assert torch.equal(small.encode_text(tokens), again.encode_text(again.tokenizer(TEXTS)))
+    assert again.qclip_quantization.recipe == small.qclip_quantization.recipe
+    assert not again.training
+
+
+def test_a_loaded_artifact_can_be_saved_again(saved, tmp_path):
+    twice = qclip.save(qclip.load(saved), tmp_path / "b")
+    assert artifact.file_hash(saved / "model.safetensors") == artifact.file_hash(twice / "model.safetensors")
+
+
+def test_half_precision_survives(model, tmp_path):
+    small = qclip.quantize(model, "w8a8").bfloat16()
+    again = qclip.load(qclip.save(small, tmp_path / "a"))
+    with torch.inference_mode():
+        assert torch.equal(small.encode_image(IMAGES.bfloat16()), again.encode_image(IMAGES.bfloat16()))
+
+
+def test_description_says_what_was_done(saved):
+    content = json.loads((saved / "qclip.json").read_text())
+    assert content["recipe"]["name"] == "w8a8" and content["format"] == artifact.FORMAT
+    assert content["coverage"]["real"]["macs"] > 0.8
+    assert {"qclip", "torch"} <= set(content["provenance"])
+
+
+def edit(folder, **changes):
+    path = folder / "qclip.json"
+    content = json.loads(path.read_text()) | changes
+    path.write_text(json.dumps(content))
+
+
+def drop(folder, key):
+    path = folder / "qclip.json"
+    content = json.loads(path.read_text())
+    del content[key]
+    path.write_text(json.dumps(content))
+
+
+def truncate(path, size):
+    path.write_bytes(path.read_bytes()[:size])
+
+
+def flip(path):
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+
+
+def pickled(folder):
+    torch.save({"a": torch.zeros(2)}, folder / "model.safetensors")
+    size, digest = (folder / "model.safetensors").stat().st_size, artifact.file_hash(folder / "model.safetensors")
+    edit(folder, tensors_bytes=size, tensors_sha256=digest)
+
+
+def other_shape(folder):
+    sites = json.loads((folder / "qclip.json").read_text())["sites"]
+    sites["vision.blocks.0.attn.q"]["shape"][0] += 1
+    edit(folder, sites=sites)
+
+
+def foreign_class(folder):
+    sites = json.loads((folder / "qclip.json").read_text())["sites"]
+    sites["vision.blocks.0.attn.q"]["class"] = "os.system"
+    edit(folder, sites=sites)
+
+
+def other_recipe(folder):
+    edit(folder, recipe={"name": "w8a8", "weight_bits": 99})
+
+
+def wrong_plan(folder):
+    plans = json.loads((folder / "qclip.json").read_text())["plans"]
+    plans["vision.blocks.9.attn.q"] = plans["vision.blocks.0.attn.q"]
+    edit(folder, plans=plans)
+
+
+@pytest.mark.parametrize(
+    ("damage", "word"),
+    [
+        (lambda f: truncate(f / "model.safetensors", 1000), "truncated"),
+        (lambda f: flip(f / "model.safetensors"), "checksum"),
+        (lambda f: (f / "model.safetensors").unlink(), "lacks model.safetensors"),
+        (lambda f: (f / "qclip.json").unlink(), "no artifact"),
+        (lambda f: truncate(f / "qclip.json", 200), "not valid JSON"),
+        (lambda f: (f / "qclip.json").write_bytes(b"\xff\xfe\x00"), "not valid JSON"),
+        (lambda f: (f / "qclip.json").write_text('{"a": 1}'), "no format version"),
+        (lambda f: edit(f, format=artifact.FORMAT + 1), "upgrade qclip"),
+        (lambda f: drop(f, "plans"), "lacks 'plans'"),
+        (lambda f: edit(f, architecture={"class": "Dog"}), "."),
+        (pickled, "safetensors"),
+        (other_shape, "instead of"),
+        (foreign_class, "unknown class"),
+        (other_recipe, "99 bits"),
+        (wrong_plan, "do not fit"),
+    ],
+)
+def test_damage_is_refused_with_the_reason(folder, damage, word):
+    damage(folder)
+    with pytest.raises((ArtifactError, qclip.errors.InputError), match=word) as caught:
+        qclip.load(folder)
+    assert "\n" not in str(caught.value)
+
+
+def test_nothing_is_built_before_the_checksum(folder, monkeypatch):
+    flip(folder / "model.safetensors")
+    monkeypatch.setattr(artifact, "_skeleton", lambda *_: pytest.fail("built a model from a damaged artifact"))
+    with pytest.raises(ArtifactError):
+        qclip.load(folder)
+
+
+def test_existing_output(model, saved, tmp_path):
+    small = qclip.quantize(model, "w4a8")
+    with pytest.raises(OutputExistsError, match="not empty"):
+        qclip.save(small, saved)
+    other = tmp_path / "mine"
+    other.mkdir()
+    (other / "thesis.txt").write_text("precious")
+    with pytest.raises(OutputExistsError, match="other files"):
+        qclip.save(small, other, force=True)
+    assert (other / "thesis.txt").read_text() == "precious"
+    with pytest.raises(OutputExistsError, match="is a file"):
+        qclip.save(small, other / "thesis.txt")
+    place = tmp_path / "again"
+    shutil.copytree(saved, place)
+    qclip.save(small, place, force=True)
+    assert qclip.load(place).qclip_quantization.recipe.name == "w4a8"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["again", "mine"]
+
+
+@pytest.mark.parametrize("fault", ["save_file", "file_hash", "_replace"])
+def test_a_fault_while_saving_leaves_nothing_half_written(model, tmp_path, monkeypatch, fault):
+    small = qclip.quantize(model, "w8a8")
+    old = qclip.save(qclip.quantize(model, "w4a8"), tmp_path / "a")
+
+    def fail(*_args, **_kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(artifact, fault, fail)
+    with pytest.raises(OSError, match="No space left"):
+        qclip.save(small, old, force=True)
+    monkeypatch.undo()
+    assert [p.name for p in tmp_path.iterdir()] == ["a"]
+    assert qclip.load(old).qclip_quantization.recipe.name == "w4a8"
+
+
+def test_a_float_model_is_no_artifact(model, tmp_path):
+    with pytest.raises(ModelError, match="not quantized"):
+        qclip.save(model, tmp_path / "a")
