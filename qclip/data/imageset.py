@@ -29,7 +29,7 @@ class Source(Protocol):
 
 @dataclasses.dataclass
 class ImageSet:
-    """A selection of images. `labels` int64 `[n]`, `captions` a list for each image, `groups` arrays `[n]` (bool, str)."""
+    """A selection of images. `labels` int64 `[n]`, `captions` lists of texts, `groups` arrays `[n]` (bool, str)."""
 
     name: str
     spec: str
@@ -76,8 +76,8 @@ class ImageSet:
         wrong = np.flatnonzero((self.labels < 0) | (self.labels >= len(self.classes)))
         if len(wrong):
             raise DataError(
-                f"{self.spec}: {len(wrong)} labels have no name, the first is {self.labels[wrong[0]]} at image {wrong[0]} "
-                f"with {len(self.classes)} class names; give a classes file that fits."
+                f"{self.spec}: {len(wrong)} labels have no name, the first is {self.labels[wrong[0]]} at image "
+                f"{wrong[0]}, with {len(self.classes)} class names; give a classes file that fits."
             )
         return self.labels, self.classes
 

@@ -63,8 +63,8 @@ class _Plan:
                 held = (usual[self.shape] >= 0) & dice.chance("usual", USUAL_SHARE)
                 self.background = np.where(held, usual[self.shape], self.background)
         self.colour = dice.pick("colour", len(COLOURS))
-        self.texture = dice.pick("texture", len(TEXTURES))
-        self.radius = dice.between("radius", 0.46, 0.84)
+        self.texture = np.maximum(dice.pick("texture", len(TEXTURES) + 2) - 2, 0)  # half of them plain
+        self.radius = dice.between("radius", 0.54, 0.88)
         self.style = dice.pick("style", len(STYLES))
         self.family = dice.pick("family", len(FAR_FAMILIES))
 
@@ -73,7 +73,7 @@ class _Plan:
         verb = self.dice.pick("verb", 3)
         out = []
         for i in range(len(self.indices)):
-            size = "small " if self.radius[i] < 0.57 else "large " if self.radius[i] > 0.73 else ""
+            size = "small " if self.radius[i] < 0.64 else "large " if self.radius[i] > 0.78 else ""
             texture = TEXTURES[self.texture[i]] + " " if self.texture[i] else ""
             colour, shape = _WORDS[self.colour[i]], CLASSES[self.shape[i]]
             place = ("on", "over", "in front of")[verb[i]] + " " + BACKGROUNDS[self.background[i]]
@@ -88,7 +88,7 @@ def _object_frame(dice: Dice, radius: Float, side: int) -> tuple[Float, Float]:
     room = 0.95 - radius
     x = x - column(dice.between("x", -1, 1) * room)
     y = y - column(dice.between("y", -1, 1) * room)
-    turn, stretch = dice.between("turn", -0.45, 0.45), np.exp(dice.between("stretch", -0.18, 0.18))
+    turn, stretch = dice.between("turn", -0.3, 0.3), np.exp(dice.between("stretch", -0.18, 0.18))
     cos, sin = column(np.cos(turn)), column(np.sin(turn))
     u, v = (cos * x + sin * y) / column(radius * stretch), (cos * y - sin * x) / column(radius / stretch)
     return u.astype(np.float32), v.astype(np.float32)
@@ -99,7 +99,7 @@ def _render_objects(plan: _Plan, side: int) -> Float:
     dice, table = plan.dice, drawing.UNSEEN_SHAPES if plan.split == "near-ood" else drawing.SHAPES
     u, v = _object_frame(dice, plan.radius, side)
     distance = drawing.shape_distance(plan.shape, table, u, v)
-    between = dice.chance("between", 0.3)  # a blend with another shape, up to just short of half
+    between = dice.chance("between", 0.2)  # a blend with another shape, up to just short of half
     if between.any():
         other = (plan.shape + 1 + dice.pick("blend shape", len(table) - 1)) % len(table)
         share = column(dice.between("blend", 0.1, 0.45))[between]
@@ -124,12 +124,12 @@ def _compose(plan: _Plan, cover: Float, side: int, u: Float, v: Float) -> Float:
     second = np.where(dark, 0.35 * first + 0.6, 0.35 * first)
     share = drawing.texture_share(plan.texture, u, v)[..., None]
     paint = first + (second - first) * share
-    see_through = np.where(dice.chance("faint", 0.3), dice.between("see through", 0.3, 0.85), 0.0)
+    see_through = np.where(dice.chance("faint", 0.2), dice.between("see through", 0.3, 0.8), 0.0)
     canvas = canvas + (paint - canvas) * cover * (1 - column(see_through)[..., None])
     angle, offset = dice.between("bar angle", 0, np.pi), dice.between("bar offset", -0.35, 0.35)
     along = np.abs(column(np.cos(angle)) * x + column(np.sin(angle)) * y - column(offset))
     bar = np.clip(0.5 + (column(dice.between("bar width", 0.06, 0.22)) - along) * side / 2, 0, 1)
-    bar = (bar * column(dice.chance("bar", 0.3)))[..., None]
+    bar = (bar * column(dice.chance("bar", 0.25)))[..., None]
     canvas = canvas + (_PALETTE[dice.pick("bar colour", len(_PALETTE))][:, None, None] - canvas) * bar
     slope = column(dice.between("light x", -0.25, 0.25)) * x + column(dice.between("light y", -0.25, 0.25)) * y
     light = (column(dice.between("light", 0.7, 1.1)) * (1 + slope))[..., None]
