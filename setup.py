@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parent
 X86 = platform.machine().lower() in ("x86_64", "amd64")
 TIERS = {"scalar": []}
 if X86:
-    AVX2 = ["-mavx2", "-mfma", "-mf16c"]
+    AVX2 = ["-mavx2", "-mfma", "-mf16c", "-mprfchw"]
     TIERS["avx2"] = AVX2
     AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vnni", "-mprefer-vector-width=512"]
     TIERS["avx512vnni"] = [*AVX2, *AVX512]

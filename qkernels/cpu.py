@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from qkernels import reference
+from qkernels.hadamard import base_matrix, base_order
 from qkernels.weights import Int4Weight, Int8Weight
 
 # Found or not, never "found but broken": an extension that fails to import raises.
@@ -151,7 +153,220 @@ def int8_linear(
     return end.result
 
 
+def quantize_per_token(
+    x: Tensor, smooth: Tensor | None = None, scale: Tensor | None = None, zero_point: Tensor | None = None, *, out: Any = None
+) -> Any:
+    """See `qkernels.ops.quantize_per_token`."""
+    x, k = x.contiguous(), x.shape[-1]
+    codes, scales = out = _rows(x) if out is None else out
+    native.quantize_per_token(
+        x.data_ptr(),
+        TYPES[x.dtype],
+        x.numel() // k,
+        k,
+        _address(smooth),
+        _address(scale),
+        _address(zero_point),
+        codes.data_ptr(),
+        scales.data_ptr(),
+        torch.get_num_threads(),
+    )
+    return out
+
+
+def layer_norm_quantize(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    smooth: Tensor | None = None,
+    scale: Tensor | None = None,
+    zero_point: Tensor | None = None,
+    *,
+    out: Any = None,
+) -> Any:
+    """See `qkernels.ops.layer_norm_quantize`."""
+    x, k = x.contiguous(), x.shape[-1]
+    codes, scales = out = _rows(x) if out is None else out
+    native.layer_norm_quantize(
+        x.data_ptr(),
+        TYPES[x.dtype],
+        x.numel() // k,
+        k,
+        _address(weight),
+        _address(bias),
+        eps,
+        _address(smooth),
+        _address(scale),
+        _address(zero_point),
+        codes.data_ptr(),
+        scales.data_ptr(),
+        torch.get_num_threads(),
+    )
+    return out
+
+
+def _rows(x: Tensor) -> tuple[Tensor, Tensor]:
+    return torch.empty(x.shape, dtype=torch.int8), torch.empty(x.shape[:-1], dtype=torch.float32)
+
+
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None = None,
+    causal: bool = False,
+    scale: float | None = None,
+    out_scale: Tensor | None = None,
+    out_dynamic: bool = False,
+    *,
+    out: Any = None,
+) -> Any:
+    """See `qkernels.ops.attention`. Strided tensors are read in place where the values of a head lie together."""
+    q, k, v = (t if t.stride(-1) == 1 else t.contiguous() for t in (q, k, v))
+    (batch, queries, heads, d), keys = q.shape, k.shape[1]
+    if mask is not None:
+        if mask.dtype != torch.bool:
+            mask = mask.float()
+        mask = mask.expand(*mask.shape[:-1], keys)
+        if mask.stride(-1) != 1:
+            mask = mask.contiguous()
+        mask = mask.expand(batch, heads, queries, keys)
+    if out is None:
+        out = torch.empty(q.shape, dtype=q.dtype if out_scale is None and not out_dynamic else torch.int8)
+        out = (out, torch.empty(batch, queries, dtype=torch.float32)) if out_dynamic else out
+    codes, scales = out if out_dynamic else (None, None)
+    native.attention(
+        *(q.data_ptr(), *q.stride()[:3], k.data_ptr(), *k.stride()[:3], v.data_ptr(), *v.stride()[:3], TYPES[q.dtype]),
+        *(batch, queries, keys, heads, d),
+        *((0, 0, 0, 0, 0) if mask is None else (mask.data_ptr(), int(mask.dtype == torch.bool), *mask.stride()[:3])),
+        int(causal),
+        d**-0.5 if scale is None else scale,
+        *((0, 0) if out_dynamic else (out.data_ptr(), TYPES[out.dtype])),
+        _address(out_scale),
+        int(out_scale is not None and out_scale.dim() == 2),
+        _address(codes),
+        _address(scales),
+        torch.get_num_threads(),
+    )
+    return out
+
+
+def channel_absmax(x: Tensor, running: Tensor | None = None, *, out: Any = None) -> Any:
+    """See `qkernels.ops.channel_absmax`."""
+    x, k = x.contiguous(), x.shape[-1]
+    top = running
+    if top is None:
+        top = torch.zeros(k) if out is None else out.zero_()
+    native.channel_absmax(x.data_ptr(), TYPES[x.dtype], x.numel() // k, k, top.data_ptr(), torch.get_num_threads())
+    return top if running is None else None
+
+
+def smooth_scale(act_absmax: Tensor, weight_absmax: Tensor, strength: float, *, out: Any = None) -> Any:
+    """See `qkernels.ops.smooth_scale`. A few hundred numbers: torch's own vector functions."""
+    return reference.smooth_scale(act_absmax, weight_absmax, strength, out=out)
+
+
+def _runs(x: Tensor, scale: Tensor, axis: int | None, group: int | None) -> tuple[int, int, int, int, int]:
+    """How values share scales (struct Layout of fake_quantize.cc): runs, length, period, last, scales."""
+    if group is not None:
+        k, period = x.shape[-1], scale.shape[-1]
+        return scale.numel(), group, period, k - (period - 1) * group, scale.numel()
+    if axis is None:
+        return 1, x.numel(), 1, x.numel(), 1
+    length = x.shape[axis + 1 :].numel()
+    return x.shape[: axis + 1].numel(), length, 1, length, scale.numel()
+
+
+def fake_quantize(
+    x: Tensor,
+    scale: Tensor,
+    zero_point: Tensor | None,
+    qmin: int,
+    qmax: int,
+    estimator: str,
+    axis: int | None = None,
+    group: int | None = None,
+    grad_scale: float = 1.0,
+    delta: float = 0.0,
+    *,
+    out: Any = None,
+) -> Any:
+    """See `qkernels.ops.fake_quantize`; the forward half."""
+    x = x.contiguous()
+    out = torch.empty_like(x) if out is None else out
+    if x.numel():
+        native.fake_quantize(
+            *(x.data_ptr(), TYPES[x.dtype], *_runs(x, scale, axis, group), scale.data_ptr(), _address(zero_point)),
+            *(qmin, qmax, out.data_ptr(), torch.get_num_threads()),
+        )
+    return out
+
+
+def fake_quantize_backward(
+    grad: Tensor,
+    x: Tensor,
+    scale: Tensor,
+    zero_point: Tensor | None,
+    qmin: int,
+    qmax: int,
+    estimator: str,
+    axis: int | None = None,
+    group: int | None = None,
+    grad_scale: float = 1.0,
+    delta: float = 0.0,
+    *,
+    out: Any = None,
+) -> Any:
+    """See `qkernels.reference.fake_quantize_backward`."""
+    grad, x = grad.contiguous(), x.contiguous()
+    dx, dscale = out = (torch.empty_like(x), torch.empty_like(scale)) if out is None else out
+    if estimator == "ste" or not x.numel():
+        dscale.zero_()
+    if x.numel():
+        native.fake_quantize_backward(
+            *(grad.data_ptr(), x.data_ptr(), TYPES[x.dtype], *_runs(x, scale, axis, group)),
+            *(scale.data_ptr(), _address(zero_point), qmin, qmax, grad_scale),
+            *(dx.data_ptr(), 0 if estimator == "ste" else dscale.data_ptr(), torch.get_num_threads()),
+        )
+    return out
+
+
+def hadamard_transform(x: Tensor, transpose: bool = False, *, out: Any = None) -> Any:
+    """See `qkernels.ops.hadamard_transform`."""
+    x, n = x.contiguous(), x.shape[-1]
+    out = torch.empty_like(x) if out is None else out
+    m = base_order(n)
+    base = base_matrix(m).float()
+    base = base.t().contiguous() if transpose else base
+    native.hadamard_transform(
+        *(x.data_ptr(), TYPES[x.dtype], x.numel() // n, m, n // m, base.data_ptr(), n**-0.5, out.data_ptr()),
+        torch.get_num_threads(),
+    )
+    return out
+
+
+def peak_gops(threads: int | None = None) -> float:
+    """Measured limit of the tier's int8 dot products in 10^9 operations a second (a multiply-add is two), without memory traffic.
+
+    Takes about 0.1 s on `threads` threads (default: torch's). Raises RuntimeError where the native code is missing.
+    """
+    if native is None:
+        raise RuntimeError(f"no peak can be measured: {missing}")
+    result = torch.zeros((), dtype=torch.float64)
+    native.peak_int8(result.data_ptr(), threads or torch.get_num_threads())
+    return float(result) / 1e9
+
+
 # One line an op: what it cannot take. An op that is not here falls back.
 _limits: dict[str, Any] = {
     "int8_linear": _packed("vnni64"),
+    "quantize_per_token": _always,
+    "layer_norm_quantize": _always,
+    "attention": _always,
+    "channel_absmax": _always,
+    "smooth_scale": _always,
+    "fake_quantize": _always,
+    "fake_quantize_backward": _always,
+    "hadamard_transform": _always,
 }

@@ -5,7 +5,8 @@
 
 namespace {
 
-constexpr int kBlockRows = 96;  // rows of A that stay in the L2 cache while a thread walks over panels
+constexpr int kBlockRows = 96;                // rows of A that stay in the L2 cache while a thread walks over panels
+constexpr std::int64_t kUnitBytes = 384 << 10;  // packed weights that stay there with them
 
 static inline std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 static inline std::int64_t round_up(std::int64_t a, std::int64_t b) { return ceil_div(a, b) * b; }
@@ -17,23 +18,24 @@ struct Part {
   std::int64_t size() const { return end - begin; }
 };
 
-// Tasks are (block of rows, group of units); a unit is one panel, or two where 128 columns share a scale.
+// Tasks are (block of rows, unit of panels). Within a task every tile of rows meets all panels of the unit before the next tile comes:
+// the panels stay in L2, and the tile's output rows grow by several panels at a time, which touches fewer pages.
 struct Grid {
-  std::int64_t row_blocks, units, unit_groups, panels;
-  int unit_panels;
+  std::int64_t row_blocks, panels, unit_panels, units;
 
-  Grid(std::int64_t rows, std::int64_t columns, bool pairs, int threads) {
+  // `pairs`: 128 columns share a scale, so a unit must not split them.
+  Grid(std::int64_t rows, std::int64_t columns, std::int64_t panel_bytes, bool pairs, int threads) {
     panels = ceil_div(columns, kPanel);
-    unit_panels = pairs ? 2 : 1;
-    units = ceil_div(panels, unit_panels);
     row_blocks = ceil_div(rows, kBlockRows);
-    // Up to four units a task, so that the packed panels of a task stay in L2, and at least eight tasks a thread, so that a thread
-    // that was disturbed does not hold up the others.
-    std::int64_t together = units * row_blocks / (8 * static_cast<std::int64_t>(threads));
-    together = together < 1 ? 1 : together > 4 ? 4 : together;
-    unit_groups = ceil_div(units, together);
+    unit_panels = kUnitBytes / panel_bytes;
+    // At least eight tasks a thread, so that a thread that was disturbed does not hold up the others.
+    const std::int64_t even = panels * row_blocks / (8 * static_cast<std::int64_t>(threads));
+    if (unit_panels > even) unit_panels = even;
+    if (unit_panels < 1) unit_panels = 1;
+    if (pairs) unit_panels = round_up(unit_panels, 2);
+    units = ceil_div(panels, unit_panels);
   }
-  std::int64_t tasks() const { return row_blocks * unit_groups; }
+  std::int64_t tasks() const { return row_blocks * units; }
 };
 
 // Threads that a product of so many multiply-adds is worth.

@@ -50,17 +50,25 @@ static inline vf activate(vf y) {
   return y;
 }
 
-// Code of the static rule with restricted range; 0 where y is not finite.
-static inline vi static_code(vf y, vf inverse, vf zero_point) {
-  const vf code = add(round(mul(y, inverse)), zero_point);
-  return select(finite(y), to_int(max(min(code, set1(127.0f)), set1(-127.0f))), set1(0));
+// clamp(rne(y * inverse) + zero_point, -127, 127), 0 where y is not finite. Clamping to whole numbers before rounding is the same.
+static inline vi static_code(vf y, vf inverse, vf low, vf high, vi zero_point) {
+  const vi code = add(to_int(max(low, min(high, mul(y, inverse)))), zero_point);
+  return select(finite(y), code, set1(0));
 }
 
-static inline void store_as(float* p, vf y, vf, vf, int n) { n == W ? store(p, y) : store(p, y, n); }
-static inline void store_as(bf16* p, vf y, vf, vf, int n) { n == W ? store(p, y) : store(p, y, n); }
-static inline void store_as(f16* p, vf y, vf, vf, int n) { n == W ? store(p, y) : store(p, y, n); }
-static inline void store_as(std::int8_t* p, vf y, vf inverse, vf zero_point, int n) {
-  const vi code = static_code(y, inverse, zero_point);
+struct Grid8 {  // what an int8 result of some columns needs
+  vf inverse, low, high;
+  vi zero_point;
+};
+static inline Grid8 grid8(vf inverse, vf zero_point) {
+  return {inverse, sub(set1(-127.0f), zero_point), sub(set1(127.0f), zero_point), to_int(zero_point)};
+}
+
+static inline void store_as(float* p, vf y, const Grid8&, int n) { n == W ? store(p, y) : store(p, y, n); }
+static inline void store_as(bf16* p, vf y, const Grid8&, int n) { n == W ? store(p, y) : store(p, y, n); }
+static inline void store_as(f16* p, vf y, const Grid8&, int n) { n == W ? store(p, y) : store(p, y, n); }
+static inline void store_as(std::int8_t* p, vf y, const Grid8& g, int n) {
+  const vi code = static_code(y, g.inverse, g.low, g.high, g.zero_point);
   n == W ? store(p, code) : store(p, code, n);
 }
 
@@ -81,12 +89,13 @@ static inline void finish_tile(const Epilogue& e, const Acc* acc, int rows, std:
       if (e.out_zero_point)
         zero_point = e.out_zero_point_per_column ? load_columns(e.out_zero_point, c, n) : set1(*e.out_zero_point);
     }
+    const Grid8 grid = grid8(inverse, zero_point);
     for (int r = 0; r < rows; ++r) {
       const float row_scale = e.row_scale ? e.row_scale[e.row_scale_shared ? 0 : row + r] : 1.0f;
       vf y = fma(as_floats(acc + r * kPanel + j), mul(set1(row_scale), scale), bias);
       y = activate<activation>(y);
       if (e.residual) y = add(y, load_any(e.residual, e.residual_type, (row + r) * e.columns + c, n));
-      store_as(to + r * stride + j, y, inverse, zero_point, n);
+      store_as(to + r * stride + j, y, grid, n);
     }
   }
 }
@@ -123,11 +132,25 @@ static void quantize_groups(const Epilogue& e, const float* y, int rows, std::in
       inverse = 0.0f;
     }
     e.group_scales[(row + r) * groups + column / kGroup] = scale;
+    const Grid8 grid = grid8(set1(inverse), zero());
     for (int j = 0; j < width; j += W) {
       const int n = width - j < W ? width - j : W;
-      const vf v = n == W ? load(y + j) : load(y + j, n);
-      store_as(codes + j, select(finite(v), v, zero()), set1(inverse), zero(), n);
+      store_as(codes + j, n == W ? load(y + j) : load(y + j, n), grid, n);
     }
+  }
+}
+
+// Asks for the lines that a tile will write (and the residual it will read), so that they are there when its sums are done.
+static inline void prefetch_output(const Epilogue& e, int rows, std::int64_t row, std::int64_t column) {
+  static const int sizes[] = {4, 2, 2, 1};
+  const std::int64_t left = e.columns - column, width = left < kPanel ? left : kPanel;
+  for (int r = 0; r < rows; ++r) {
+    const std::int64_t at = (row + r) * e.columns + column;
+    const char* to = static_cast<const char*>(e.out) + at * sizes[e.out_type];
+    for (std::int64_t i = 0; i < width * sizes[e.out_type]; i += 64) __builtin_prefetch(to + i, 1);
+    if (!e.residual) continue;
+    const char* from = static_cast<const char*>(e.residual) + at * sizes[e.residual_type];
+    for (std::int64_t i = 0; i < width * sizes[e.residual_type]; i += 64) __builtin_prefetch(from + i, 0);
   }
 }
 

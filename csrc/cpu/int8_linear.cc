@@ -256,6 +256,7 @@ static void unit(const Product& g, const Element* a, std::int64_t offset, Part r
       } else if (k_blocks > 1) {
         finish(g.epilogue, acc + ((p - first_panel) * rows.size() + part.begin) * kPanel, count, row, p * kPanel, pair);
       } else {
+        prefetch_output(g.epilogue, count, row, p * kPanel);
         tile_of(count, from, g.k_stride, g.panel(p), g.steps, g.start_of(p), acc);
         finish(g.epilogue, acc, count, row, p * kPanel, pair);
       }
@@ -307,14 +308,11 @@ extern "C" void QK_IMPL(int8_linear)(const std::int8_t* x, std::int64_t m, std::
     parallel_for(threads, rows, ceil_div(kCopyAloneBytes, row_bytes), [&](std::int64_t begin, std::int64_t end) {
       for (std::int64_t r = begin; r < end; ++r) copy_row(x + (offset + r) * k, k, a + r * g.k_stride);
     });
-    const Grid grid(rows, n, group_scales != nullptr, threads);
+    const Grid grid(rows, n, g.steps * 256, group_scales != nullptr, threads);
     parallel_tasks(threads, grid.tasks(), [&](std::int64_t task) {
-      const Part block(rows, grid.row_blocks, task % grid.row_blocks);
-      const Part units(grid.units, grid.unit_groups, task / grid.row_blocks);
-      for (std::int64_t u = units.begin; u < units.end; ++u) {
-        const std::int64_t first = u * grid.unit_panels, last = first + grid.unit_panels;
-        unit(g, a, offset, block, first, last < g.panels ? last : g.panels);
-      }
+      const Part block(rows, grid.row_blocks, task / grid.units);
+      const std::int64_t first = task % grid.units * grid.unit_panels, last = first + grid.unit_panels;
+      unit(g, a, offset, block, first, last < g.panels ? last : g.panels);
     });
   }
 }

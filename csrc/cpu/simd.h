@@ -335,9 +335,10 @@ static inline vf min(vf a, vf b) { return a < b ? a : b; }
 static inline vf max(vf a, vf b) { return a > b ? a : b; }
 static inline vf abs(vf a) { return __builtin_fabsf(a); }
 static inline vf round(vf a) { return __builtin_rintf(a); }
-static inline vi add(vi a, vi b) { return a + b; }
-static inline vi sub(vi a, vi b) { return a - b; }
-static inline vi mul(vi a, vi b) { return a * b; }
+static inline vi wrap(std::uint32_t a) { return static_cast<vi>(a); }
+static inline vi add(vi a, vi b) { return wrap(static_cast<std::uint32_t>(a) + static_cast<std::uint32_t>(b)); }
+static inline vi sub(vi a, vi b) { return wrap(static_cast<std::uint32_t>(a) - static_cast<std::uint32_t>(b)); }
+static inline vi mul(vi a, vi b) { return wrap(static_cast<std::uint32_t>(a) * static_cast<std::uint32_t>(b)); }
 static inline vi min(vi a, vi b) { return a < b ? a : b; }
 static inline vi max(vi a, vi b) { return a > b ? a : b; }
 static inline vi bit_and(vi a, vi b) { return a & b; }
@@ -350,7 +351,9 @@ template <int n>
 static inline vi shift_right(vi a) {
   return a >> n;
 }
-static inline vi to_int(vf a) { return static_cast<vi>(__builtin_rintf(a)); }
+static inline vi to_int(vf a) {  // out of range and NaN as the vector instructions do
+  return a >= -2147483648.0f && a < 2147483648.0f ? static_cast<vi>(__builtin_rintf(a)) : INT32_MIN;
+}
 static inline vf to_float(vi a) { return static_cast<vf>(a); }
 static inline vi as_int(vf a) { return static_cast<vi>(bits_of(a)); }
 static inline vf as_float(vi a) { return float_of(static_cast<std::uint32_t>(a)); }
@@ -367,6 +370,12 @@ static inline std::int32_t reduce_max(vi a) { return a; }
 
 static inline vf zero() { return set1(0.0f); }
 // Lanes that are not NaN and not Inf (compared on the bits, so that nothing is dropped by min or max).
-static inline vm finite(vf x) { return less(bit_and(as_int(x), set1(0x7fffffff)), set1(0x7f800000)); }
+static inline vm finite(vf x) {
+#if defined(QK_TIER_avx512vnni)
+  return _mm512_knot(_mm512_fpclass_ps_mask(x, 0x99));  // quiet and signalling NaN, both infinities
+#else
+  return less(bit_and(as_int(x), set1(0x7fffffff)), set1(0x7f800000));
+#endif
+}
 
 }  // namespace

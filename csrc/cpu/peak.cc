@@ -1,0 +1,107 @@
+// peak_int8: how many int8 operations a second the tier's dot-product instruction can do, a multiply-add counting as two. No memory is
+// touched: 24 independent accumulators live in named registers, in inline assembly, because compilers spill such loops and then show
+// a third of the truth.
+#include <chrono>
+
+#include "parallel.h"
+#include "simd.h"
+
+namespace {
+
+#define QK_EIGHT(op, a, b, c, d, e, f, g, h) op(a) op(b) op(c) op(d) op(e) op(f) op(g) op(h)
+
+#if defined(QK_TIER_avx512vnni)
+
+constexpr double kOperations = 24.0 * 16 * 4 * 2;  // instructions x lanes x products x (multiply and add)
+
+static void burn(std::int64_t rounds) {
+#define QK_CLEAR(n) "vpxord %%zmm" #n ", %%zmm" #n ", %%zmm" #n "\n\t"
+#define QK_DOT(n) "vpdpbusd %%zmm31, %%zmm30, %%zmm" #n "\n\t"
+  __asm__ volatile(QK_EIGHT(QK_CLEAR, 0, 1, 2, 3, 4, 5, 6, 7) QK_EIGHT(QK_CLEAR, 8, 9, 10, 11, 12, 13, 14, 15)
+                       QK_EIGHT(QK_CLEAR, 16, 17, 18, 19, 20, 21, 22, 23) QK_CLEAR(30) QK_CLEAR(31)
+                   ".p2align 6\n"
+                   "1:\n\t" QK_EIGHT(QK_DOT, 0, 1, 2, 3, 4, 5, 6, 7) QK_EIGHT(QK_DOT, 8, 9, 10, 11, 12, 13, 14, 15)
+                       QK_EIGHT(QK_DOT, 16, 17, 18, 19, 20, 21, 22, 23)
+                   "sub $1, %0\n\t"
+                   "jnz 1b\n\t"
+                   : "+r"(rounds)
+                   :
+                   : "cc", "zmm0", "zmm1", "zmm2", "zmm3", "zmm4", "zmm5", "zmm6", "zmm7", "zmm8", "zmm9", "zmm10", "zmm11", "zmm12",
+                     "zmm13", "zmm14", "zmm15", "zmm16", "zmm17", "zmm18", "zmm19", "zmm20", "zmm21", "zmm22", "zmm23", "zmm30",
+                     "zmm31");
+#undef QK_CLEAR
+#undef QK_DOT
+}
+
+#elif defined(QK_TIER_avx2)
+
+// vpmaddwd and vpaddd on 12 accumulators, twice: AVX2 has no instruction that also adds up.
+constexpr double kOperations = 24.0 * 16 * 2;
+
+static void burn(std::int64_t rounds) {
+#define QK_CLEAR(n) "vpxor %%ymm" #n ", %%ymm" #n ", %%ymm" #n "\n\t"
+#define QK_DOT(n) "vpmaddwd %%ymm15, %%ymm14, %%ymm13\n\tvpaddd %%ymm13, %%ymm" #n ", %%ymm" #n "\n\t"
+  __asm__ volatile(QK_EIGHT(QK_CLEAR, 0, 1, 2, 3, 4, 5, 6, 7) QK_CLEAR(8) QK_CLEAR(9) QK_CLEAR(10) QK_CLEAR(11) QK_CLEAR(14)
+                       QK_CLEAR(15)
+                   ".p2align 6\n"
+                   "1:\n\t" QK_EIGHT(QK_DOT, 0, 1, 2, 3, 4, 5, 6, 7) QK_EIGHT(QK_DOT, 8, 9, 10, 11, 0, 1, 2, 3)
+                       QK_EIGHT(QK_DOT, 4, 5, 6, 7, 8, 9, 10, 11)
+                   "sub $1, %0\n\t"
+                   "jnz 1b\n\t"
+                   : "+r"(rounds)
+                   :
+                   : "cc", "ymm0", "ymm1", "ymm2", "ymm3", "ymm4", "ymm5", "ymm6", "ymm7", "ymm8", "ymm9", "ymm10", "ymm11", "ymm13",
+                     "ymm14", "ymm15");
+#undef QK_CLEAR
+#undef QK_DOT
+}
+
+#else
+
+constexpr double kOperations = 8.0 * 2;
+
+// Plain integer multiply-adds on eight variables that the compiler must keep apart.
+static void burn(std::int64_t rounds) {
+  int a = 0, b = 1, c = 2, d = 3, e = 4, f = 5, g = 6, h = 7;
+  int x = 3, y = 5;
+  for (std::int64_t i = 0; i < rounds; ++i) {
+    __asm__ volatile("" : "+r"(x), "+r"(y));
+    a += x * y, b += x * (y ^ 1), c += x * (y ^ 2), d += x * (y ^ 3);
+    e += x * (y ^ 4), f += x * (y ^ 5), g += x * (y ^ 6), h += x * (y ^ 7);
+    __asm__ volatile("" : : "r"(a ^ b ^ c ^ d ^ e ^ f ^ g ^ h));
+  }
+}
+
+#endif
+
+static double seconds() {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+}  // namespace
+
+// The best of several short runs on all threads at once, in operations a second.
+extern "C" void QK_IMPL(peak_int8)(double* operations_per_second, int threads) {
+  std::int64_t rounds = 1000;
+  for (;;) {  // rounds that take about 5 ms
+    const double begin = seconds();
+    burn(rounds);
+    const double took = seconds() - begin;
+    if (took > 2e-3) {
+      rounds = static_cast<std::int64_t>(static_cast<double>(rounds) * 5e-3 / took) + 1;
+      break;
+    }
+    rounds *= 4;
+  }
+  double best = 0.0;
+  for (int repeat = 0; repeat < 20; ++repeat) {
+    const double begin = seconds();
+    parallel_for(threads, threads, 1, [&](std::int64_t first, std::int64_t last) {
+      for (std::int64_t i = first; i < last; ++i) burn(rounds);
+    });
+    const double took = seconds() - begin;
+    const double rate = kOperations * static_cast<double>(rounds) * threads / took;
+    best = rate > best ? rate : best;
+  }
+  *operations_per_second = best;
+}
