@@ -1,0 +1,172 @@
+"""A results table read once: which models were compared with which, what each set is for, and rows by their key."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import re
+
+from qclip.reliability.results import Results, Row
+
+Key = tuple[str, str, str, str, str, int, str, str]
+
+CONTROL = "white"  # the reference of rows that compare with noise, not with a model
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """Models compared with one reference. `reference` is "" for models that were compared with nothing."""
+
+    reference: str
+    variants: tuple[str, ...]
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        return ((self.reference,) if self.reference else ()) + self.variants
+
+    @property
+    def label(self) -> str:
+        """The family's own name: that of its reference, without the word "float" behind it."""
+        return self.reference.removesuffix(" float")
+
+    def chunks(self, size: int) -> list[Family]:
+        """The same family in portions of at most `size` variants, each with the reference."""
+        if len(self.variants) <= size:
+            return [self]
+        starts = range(0, len(self.variants), size)
+        return [Family(self.reference, self.variants[start : start + size]) for start in starts]
+
+
+class Index:
+    """Rows of a `Results` by key, in constant time."""
+
+    def __init__(self, results: Results) -> None:
+        self.results = results
+        self.meta = results.meta
+        self._rows: dict[Key, Row] = {}
+        self.repeated = 0
+        for row in results.rows:
+            key: Key = (row["model"], row["metric"], row["set"], row["subset"], row["corruption"], row["severity"],
+                        row["score"], row["reference"])  # fmt: skip
+            self.repeated += key in self._rows
+            self._rows[key] = row
+
+    def row(self, model: str, metric: str, set: str = "", subset: str = "all", corruption: str = "",
+            severity: int = 0, score: str = "", reference: str = "") -> Row | None:  # fmt: skip
+        return self._rows.get((model, metric, set, subset, corruption, severity, score, reference))
+
+    def value(self, model: str, metric: str, **key: str | int) -> float | None:
+        row = self.row(model, metric, **key)  # type: ignore[arg-type]
+        return None if row is None else row["value"]
+
+    @functools.cached_property
+    def by_metric(self) -> dict[str, list[Row]]:
+        """Rows of each metric, in the order of the table."""
+        out: dict[str, list[Row]] = {}
+        for row in self._rows.values():
+            out.setdefault(row["metric"], []).append(row)
+        return out
+
+    def rows(self, *metrics: str) -> list[Row]:
+        return [row for name in metrics for row in self.by_metric.get(name, [])]
+
+    @functools.cached_property
+    def models(self) -> list[str]:
+        return list(dict.fromkeys(row["model"] for row in self._rows.values() if row["model"]))
+
+    @functools.cached_property
+    def families(self) -> list[Family]:
+        """One for each reference, in order of appearance, then one for the models that were compared with nothing."""
+        found: dict[str, dict[str, None]] = {}
+        for row in self._rows.values():
+            if row["model"] and row["reference"] not in ("", CONTROL, row["model"]):
+                found.setdefault(row["reference"], {})[row["model"]] = None
+        families = [Family(reference, tuple(variants)) for reference, variants in found.items()]
+        placed = {model for family in families for model in family.models}
+        alone = tuple(model for model in self.models if model not in placed)
+        return families + ([Family("", alone)] if alone else [])
+
+    @functools.cached_property
+    def labelled_sets(self) -> list[str]:
+        return list(dict.fromkeys(row["set"] for row in self.rows("top1") if row["set"]))
+
+    @functools.cached_property
+    def corrupted(self) -> list[tuple[str, str]]:
+        """(set, corruption) pairs."""
+        rows = self.rows("top1", "mean_top1")
+        return list(dict.fromkeys((row["set"], row["corruption"]) for row in rows if row["corruption"]))
+
+    @functools.cached_property
+    def spurious_sets(self) -> list[str]:
+        return list(dict.fromkeys(row["set"] for row in self.rows("worst_group_top1", "group_gap")))
+
+    @functools.cached_property
+    def id_sets(self) -> list[str]:
+        """Sets that were corrupted or timed: `evaluate` does that with ID sets only. Else the first labelled one."""
+        marked = {name for name, _ in self.corrupted} | {row["set"] for row in self.rows("ms_per_image") if row["set"]}
+        found = [name for name in self.labelled_sets if name in marked]
+        return found or self.labelled_sets[:1]
+
+    @functools.cached_property
+    def shift_sets(self) -> list[str]:
+        return [s for s in self.labelled_sets if s not in self.id_sets and s not in self.spurious_sets]
+
+    @functools.cached_property
+    def ood_sets(self) -> list[tuple[str, str]]:
+        """(set, "near" | "far" | "") pairs; near ones first, means over sets last."""
+        found = dict.fromkeys((row["set"], row["subset"]) for row in self.rows("auroc"))
+        order = {"near": 0, "far": 1}
+        return sorted(found, key=lambda pair: (is_mean(pair[0]), order.get(pair[1], 2)))
+
+    @functools.cached_property
+    def ood_scores(self) -> list[str]:
+        return list(dict.fromkeys(row["score"] for row in self.rows("auroc")))
+
+    def subsets(self, name: str) -> list[str]:
+        """Subsets of a labelled set other than the whole."""
+        return list(dict.fromkeys(row["subset"] for row in self.rows("top1")
+                                  if row["set"] == name and row["subset"] not in ("", "all")))  # fmt: skip
+
+    def severities(self, name: str, corruption: str) -> list[int]:
+        return sorted({row["severity"] for row in self.rows("top1")
+                       if row["set"] == name and row["corruption"] == corruption})  # fmt: skip
+
+    def n(self, name: str, corruption: str = "", subset: str = "all") -> int | None:
+        """Images behind the rows of a set."""
+        return self._sizes.get((name, corruption, subset))
+
+    @functools.cached_property
+    def _sizes(self) -> dict[tuple[str, str, str], int]:
+        rows = self.rows("mean_top1", "top1", "auroc")
+        return {(r["set"], r["corruption"], "all" if r["metric"] == "auroc" else r["subset"]): r["n"]
+                for r in rows if r["n"]}  # fmt: skip
+
+    @functools.cached_property
+    def described(self) -> dict[str, dict[str, str]]:
+        """source, recipe, method, bits and recipe_hash of each model, from its rows."""
+        out: dict[str, dict[str, str]] = {model: {} for model in self.models}
+        for row in self._rows.values():
+            if row["model"] and row["metric"] != "site_macs":  # whose bits are the site's
+                known = out[row["model"]]
+                for column in ("source", "recipe", "method", "bits", "recipe_hash"):
+                    if row[column]:
+                        known.setdefault(column, row[column])
+        return out
+
+    def simulated(self, model: str) -> bool:
+        """Whether some of the model's arithmetic is only simulated: then its time says nothing."""
+        return bool(self.value(model, "coverage_macs", subset="simulated"))
+
+
+def is_mean(set_name: str) -> bool:
+    """Whether rows of this "set" are the mean over several ("mean of 3 OOD sets")."""
+    return re.fullmatch(r"mean of \d+ OOD sets", set_name) is not None
+
+
+def after(prefix: str, subset: str) -> float | None:
+    """The number in a subset's name: after("bin", "bin 07") is 7."""
+    head, _, tail = subset.partition(" ")
+    try:
+        return float(tail) if head == prefix else None
+    except ValueError:
+        return None

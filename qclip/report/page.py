@@ -1,0 +1,275 @@
+"""One self-contained HTML page: what was compared, the verdicts, the figures, every number. No network, no script
+needed."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import functools
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+from qclip.errors import InputError, OutputExistsError
+from qclip.reliability.results import Results, write_atomic
+
+from . import absolute, bars, figures, spectra, svg, units, verdicts
+from .index import Family, Index, is_mean
+from .verdicts import Comparison, Question, Verdict
+
+FILE = "report.html"
+COLUMNS = 6  # variants side by side in one verdict table
+
+
+def report(results: Results, path: str | os.PathLike[str], force: bool = False) -> Path:
+    """Write the page and return where it is.
+
+    path: the file, or a folder, which gets `report.html`. The file appears whole or not at all.
+    Raises OutputExistsError where the file exists and `force` is not given, InputError where `path` cannot be written.
+    """
+    target = Path(path)
+    if target.is_dir():
+        target = target / FILE
+    if target.is_dir():
+        raise InputError(f"{target} is a folder; give the report another name")
+    if target.exists() and not force:
+        raise OutputExistsError(f"{target} exists already; pass force=True (--force) to replace it, or another path")
+    content = html(results).encode("utf-8")
+    try:
+        return write_atomic(target, content)
+    except (FileExistsError, NotADirectoryError, PermissionError) as error:
+        raise InputError(f"the report cannot be written to {target}: {error.strerror}; give another path") from None
+
+
+def html(results: Results) -> str:
+    """The page as text."""
+    return _templates().get_template("page.html.j2").render(_context(Index(results)))
+
+
+@functools.cache
+def _templates() -> jinja2.Environment:
+    return jinja2.Environment(
+        loader=jinja2.PackageLoader("qclip.report", "templates"),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Card:
+    """A quantized model in a few words."""
+
+    model: str
+    facts: list[str]
+    sentences: list[str]
+
+
+@dataclasses.dataclass(frozen=True)
+class Judged:
+    """The verdict tables of one family."""
+
+    family: Family
+    cards: list[Card]
+    tables: list[VerdictTable]
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    comparison: Comparison
+    now: str  # the model's own value
+    bar: Markup
+
+
+@dataclasses.dataclass(frozen=True)
+class Line:
+    """A row of a verdict table. `axis` is filled on the first row of each axis only."""
+
+    axis: str
+    question: Question
+    n: str
+    base: str
+    answers: list[Answer]
+
+
+@dataclasses.dataclass(frozen=True)
+class VerdictTable:
+    reference: str
+    models: tuple[str, ...]
+    lines: list[Line]
+
+
+@dataclasses.dataclass(frozen=True)
+class Section:
+    """A part of the page. Without panels and grids only `absent` is printed."""
+
+    anchor: str
+    title: str
+    intro: str
+    panels: list[figures.Panel]
+    grids: list[absolute.Grid]
+    absent: str
+    sentences: list[str] = dataclasses.field(default_factory=list)
+    grids_title: str = "All numbers"
+
+
+def _context(index: Index) -> dict[str, Any]:
+    families = [family for family in index.families if family.reference]
+    answers = [verdicts.compare(index, family) for family in families]
+    judged = [_judged(index, family, found) for family, found in zip(families, answers, strict=True)]
+    return {
+        "title": title(index),
+        "lead": lead(index),
+        "facts": facts(index),
+        "models": model_grid(index),
+        "judged": [part for part in judged if part.tables],
+        "multiplicity": verdicts.multiplicity(answers),
+        "legend": [v for v in Verdict if v is not Verdict.MISSING],
+        "sections": _sections(index),
+        "notes": notes(index),
+        "empty": not index.results.rows,
+    }
+
+
+def title(index: Index) -> str:
+    """ "Reliability of a and b after quantization"."""
+    names = [family.label for family in index.families if family.reference]
+    if len(names) == 1 and names[0] == "float":  # the label says nothing about the model; its source does
+        source = index.described.get("float", {}).get("source", "")
+        names = [source.removeprefix("local-dir:").rstrip("/").rsplit("/", 1)[-1]] if source else []
+    quantized = any(index.described[model].get("recipe") for model in index.models)
+    tail = " after quantization" if quantized else ""
+    if names and len(names) <= 3:
+        return f"Reliability of {units.words(names)}{tail}"
+    return f"Reliability of {len(index.models)} models{tail}" if index.models else "Reliability report"
+
+
+def lead(index: Index) -> str:
+    """What was done, in one sentence."""
+    if not index.results.rows:
+        return "This table of results holds no rows, so there is nothing to show."
+    compared = [f"{units.words(list(f.variants))} with {f.reference}" for f in index.families if f.reference]
+    if not compared:
+        return "Nothing was compared: there are no differences between models among the results."
+    said = f"Compared {'; '.join(compared)}."
+    if len(said) > 360:
+        said = f"Compared {sum(len(f.variants) for f in index.families if f.reference)} models with their references."
+    return said + " Every difference is paired, on the same images, and has a 95 % interval."
+
+
+def facts(index: Index) -> list[tuple[str, str]]:
+    """(name, text) pairs for the head of the page."""
+    meta = index.meta
+    sets = [*index.labelled_sets, *(s for s, _ in index.ood_sets if not is_mean(s))]
+    named = [f"{name} ({units.count(n)})" if (n := index.n(name)) else name for name in dict.fromkeys(sets)]
+    versions = meta.get("versions")
+    shown = ", ".join(f"{k} {v}" for k, v in versions.items()) if isinstance(versions, dict) else ""
+    host = str(meta.get("cpu") or next((row["host"] for row in index.results.rows if row["host"]), ""))
+    threads = f", {meta['threads']} threads" if meta.get("threads") else ""
+    date = str(meta.get("created") or meta.get("date") or datetime.date.today().isoformat())
+    return [(name, text) for name, text in (
+        ("Data (images)", ", ".join(named)),
+        ("Host", host + threads if host else ""),
+        ("Versions", shown),
+        ("Intervals", f"95 %, {units.count(meta['replicates'])} paired bootstrap replicates" if meta.get("replicates") else ""),
+        ("Seed", str(meta["seed"]) if meta.get("seed") is not None else ""),
+        ("Command", str(meta.get("command") or "")),
+        ("Date" if meta.get("created") or meta.get("date") else "Page written", date),
+    ) if text]  # fmt: skip
+
+
+def model_grid(index: Index) -> absolute.Grid | None:
+    """Who is who: source, recipe, method, bits."""
+    if not index.models:
+        return None
+    columns = ("source", "recipe", "method", "bits", "recipe_hash")
+    used = [column for column in columns if any(index.described[model].get(column) for model in index.models)]
+    heads = {"source": "Source", "recipe": "Recipe", "method": "Method", "bits": "Bits", "recipe_hash": "Recipe hash"}
+    rows = [[absolute.Cell(model), *(absolute.Cell(index.described[model].get(c) or units.ABSENT) for c in used)]
+            for model in index.models]  # fmt: skip
+    return absolute.Grid("Models", [absolute.Cell("Model"), *(absolute.Cell(heads[c]) for c in used)], rows)
+
+
+def notes(index: Index) -> list[str]:
+    out = [str(note) for note in index.results.notes]
+    if index.repeated:
+        out.append(f"{index.repeated} rows repeat the key of an earlier one; the last is shown.")
+    return out
+
+
+def _judged(index: Index, family: Family, answers: dict[Question, dict[str, Comparison]]) -> Judged:
+    if not answers:
+        return Judged(family, [], [])
+    cards = [Card(model, _card_facts(index, family, model), verdicts.about(index, family, model, answers))
+             for model in family.variants]  # fmt: skip
+    tables = []
+    for part in family.chunks(COLUMNS):
+        lines, last = [], ""
+        for question, by_model in answers.items():
+            shown = [by_model[model] for model in part.variants]
+            reach = max((abs(v) for a in shown for v in (a.value, a.low, a.high) if svg.finite(v)), default=0.0)  # type: ignore[arg-type]
+            measure = question.measure
+            n = index.n(question.set, question.corruption, question.subset if question.axis == "Accuracy" else "all")
+            cells = [Answer(a, measure.value(verdicts.absolute(index, a.model, question)),
+                            svg.interval_bar(a.value, a.low, a.high, reach, a.verdict.css)) for a in shown]  # fmt: skip
+            base = measure.value(verdicts.absolute(index, family.reference, question))
+            lines.append(Line("" if question.axis == last else question.axis, question, units.count(n) if n else "", base, cells))
+            last = question.axis
+        tables.append(VerdictTable(family.reference, part.variants, lines))
+    return Judged(family, cards, tables)
+
+
+def _card_facts(index: Index, family: Family, model: str) -> list[str]:
+    described = index.described[model]
+    out = [f"{described['bits']} bits"] if described.get("bits") else []
+    out += [described["method"]] if described.get("method") else []
+    shares = {state: index.value(model, "coverage_macs", subset=state) for state in bars.STATES}
+    out += [f"{units.percent(share, 0)} of MACs {state}" for state, share in shares.items() if share]
+    ours, theirs = (index.value(m, "model_bytes", subset="") for m in (model, family.reference))
+    if ours and theirs:
+        out.append(f"{ours / theirs:.2f}\N{MULTIPLICATION SIGN} the size")
+    return out
+
+
+def _sections(index: Index) -> list[Section]:
+    made: list[tuple[str, str, str, Callable[[Index], list[figures.Panel]], Callable[[Index], list[absolute.Grid]], str]] = [
+        ("calibration", "Accuracy and calibration",
+         "Bars show how often the model was right at each confidence; the diagonal is perfect calibration. Where "
+         "confidence exceeds accuracy the gap is hatched orange, where it falls short, blue. Below: the number of images "
+         "in each bin; bins with few images wobble.",
+         figures.reliability, absolute.labelled, "No labelled set was evaluated, so there is no accuracy or calibration."),
+        ("ood", "OOD detection",
+         "How well a score separates images of known classes (ID) from others. The dashed diagonal is chance. "
+         "FPR95 is the share of OOD images accepted where 95 % of ID images are.",
+         figures.roc, absolute.detection, "No OOD set was given, so detection was not measured."),
+        ("noise", "Noise robustness",
+         "The same corrupted images for every model, at severities 0 (clean) to 5. Lines are set side by side a little "
+         "so that their intervals can be seen.",
+         figures.noise, absolute.corrupted, "No corrupted images were evaluated, so noise robustness was not measured."),
+        ("agreement", "Agreement with the reference",
+         "Image by image: how near the embeddings are, and how many predictions changed.",
+         lambda _: [], absolute.agreement, "There is no second model to agree with."),
+        ("spectra", "Spectra of the weights",
+         "What of each weight's singular directions is left after rounding. A gain of 1 leaves a rank band as it was; "
+         "below 1 it is damped. SQNR falls with rank under any noise, and rounding raises the tail of a weight's own "
+         "spectrum, so only a difference to white noise of equal norm says something about quantization itself.",
+         lambda i: spectra.gains(i) + spectra.singular_values(i), lambda i: absolute.last_bands(i) + absolute.ranks(i), "Weight spectra were not computed."),
+        ("coverage", "Coverage",
+         "Real: integer kernels run it. Simulated: float arithmetic on the quantization grid, good for judging "
+         "reliability, never for speed. Float: left as it was.",
+         bars.coverage, absolute.sites, "No quantized model told how its layers are computed."),
+        ("speed", "Speed and size",
+         "Ratios are to the reference. Models with simulated layers have no ratio of time.",
+         bars.size_and_speed, lambda _: [], "Neither size nor time was recorded."),
+    ]  # fmt: skip
+    said = {"spectra": verdicts.damping(index)}
+    out = []
+    for anchor, name, intro, draw, list_grids, absent in made:
+        grids_title = "Site by site" if anchor == "coverage" else "All numbers"
+        out.append(Section(anchor, name, intro, draw(index), list_grids(index), absent, said.get(anchor, []), grids_title))
+    return out

@@ -1,0 +1,118 @@
+"""Figures of weight spectra: singular values, and what is left of each rank band beside a white control."""
+
+from __future__ import annotations
+
+from markupsafe import Markup
+
+from . import svg, units
+from .figures import Figure, Panel, legend_of, panel, portions, series_of, titled
+from .index import Family, Index, after
+from .verdicts import band_start
+
+SHOWN = 3  # weights drawn openly; the others are folded away
+
+
+def singular_values(index: Index) -> list[Panel]:
+    """Singular values by rank, log scale, a figure for each weight."""
+    values: dict[tuple[str, str], list[svg.Point]] = {}
+    for row in index.rows("singular_value"):
+        rank = after("rank", row["subset"])
+        if rank is not None and row["value"] is not None and row["value"] > 0:
+            values.setdefault((row["model"], row["set"]), []).append((rank + 1, row["value"]))
+    out: list[Panel] = []
+    parts = portions(index)
+    for family in parts:
+        sites = list(dict.fromkeys(site for model, site in values if model in family.models))
+        figures = []
+        for site in _spread(sites):
+            lines = {m: sorted(values[m, site]) for m in family.models if (m, site) in values}
+            figures.append(_singular_figure(family, site, lines))
+        out += panel(titled(family, "Singular values of weights", len(parts) > 1), figures, legend_of(family), SHOWN)
+    return out
+
+
+def _spread(sites: list[str]) -> list[str]:
+    """The first, middle and last first, so that what is drawn openly shows the depth of the model."""
+    leading = [sites[k] for k in dict.fromkeys((0, len(sites) // 2, len(sites) - 1))] if sites else []
+    return leading + [site for site in sites if site not in leading]
+
+
+def _singular_figure(family: Family, site: str, lines: dict[str, list[svg.Point]]) -> Figure:
+    points = [point for line in lines.values() for point in line]
+    ranks, sizes = [x for x, _ in points], [y for _, y in points]
+    axes = svg.Axes(f"Singular values of {site}", f"By rank, for {units.words(list(lines))}, log scale.",
+                    (min(ranks), max(ranks)), (min(sizes) / 1.2, max(sizes) * 1.2), x_label="rank",
+                    y_label="singular value", log_y=True)  # fmt: skip
+    for model, series in series_of(family):
+        if model in lines:
+            axes.line(lines[model], series, "fine")
+    return Figure(site, axes.render())
+
+
+def gains(index: Index) -> list[Panel]:
+    """What the quantized weight leaves of each rank band of the float one, and its signal to noise ratio, beside white
+    noise of equal norm: means over each tower openly, single weights folded away."""
+    out: list[Panel] = []
+    parts = portions(index)
+    for family in parts:
+        rows = [r for r in index.rows("gain") if r["model"] in family.models and not r["reference"]]
+        sites = list(dict.fromkeys(row["set"] for row in rows))
+        towers, single = [s for s in sites if "." not in s], [s for s in sites if "." in s]
+        figures = []
+        for site in towers:
+            figures += [_band_figure(index, family, site, metric) for metric in ("gain", "sqnr")]
+        open_ones = len(figures) or SHOWN
+        figures += [_band_figure(index, family, site, "gain") for site in _spread(single)]
+        present = {row["model"] for row in rows}
+        legend = [entry for entry in legend_of(family) if entry[1] in present]
+        legend.append((_white_key(), "white noise of equal norm (control)"))
+        out += panel(titled(family, "Gain by rank band", len(parts) > 1), figures, legend, open_ones)
+    return out
+
+
+def _white_key() -> Markup:
+    body = svg.rect(8, 2.5, 14, 9, "white")
+    return svg.element("svg", body, viewBox="0 0 30 14", class_="key", aria_hidden="true")
+
+
+def _band_figure(index: Index, family: Family, site: str, metric: str) -> Figure:
+    label, rule = ("gain", 1.0) if metric == "gain" else ("SQNR (dB)", None)
+    here = {(r["model"], r["subset"]): r for r in index.rows(metric) if r["set"] == site and not r["reference"]}
+    white = {(r["model"], r["subset"]): r for r in index.rows(f"{metric}_white") if r["set"] == site}
+    names = sorted({band for model, band in here if model in family.models}, key=band_start)
+    drawn = [(m, s) for m, s in series_of(family) if any(model == m for model, _ in here)]
+    bounds = [row[column] for found in (here, white) for (model, _), row in found.items() if model in family.models
+              for column in ("value", "low", "high")]  # fmt: skip
+    span = [name.removeprefix("ranks ").replace("-", units.RANGE) for name in names]
+    what = f"{'Mean ' if '.' not in site else ''}{label}"
+    where = f"{site} tower" if "." not in site else site
+    axes = svg.Axes(f"{what} of {where} by rank band",
+                    f"Rank bands {units.words(span)}; grey boxes are white noise of equal norm.",
+                    (-0.5, len(names) - 0.5), svg.padded([*bounds, rule], share=0.1), x_label="ranks", y_label=label,
+                    x_ticks=range(len(names)), x_text=lambda k: span[int(k)], left=60)  # fmt: skip
+    if rule is not None:
+        axes.guide((-0.5, rule), (len(names) - 0.5, rule))
+    step = min(0.2, 0.8 / max(len(drawn), 1))
+    for place, (model, series) in enumerate(drawn):
+        for k, name in enumerate(names):
+            x = k + (place - (len(drawn) - 1) / 2) * step
+            control, row = white.get((model, name)), here.get((model, name))
+            if control is not None:
+                _white(axes, x, step, control)
+            if row is not None and row["value"] is not None:
+                axes.whisker(x, row["low"], row["high"], series)
+                axes.mark(x, row["value"], series, f"{model}, ranks {span[k]}: {row['value']:.4g}")
+    return Figure(f"{units.title(where)}: {label}", axes.render())
+
+
+def _white(axes: svg.Axes, x: float, step: float, row: dict) -> None:
+    """A grey box over the control's interval."""
+    if row["value"] is None:
+        return
+    whole = svg.finite(row["low"], row["high"])
+    top = axes.at_y(row["high"] if whole else row["value"])
+    bottom = axes.at_y(row["low"] if whole else row["value"])
+    half = (axes.at_x(x + step) - axes.at_x(x)) * 0.4
+    middle, tall = (top + bottom) / 2, max(bottom - top, 6.0)
+    tip = f"white control of {row['model']}: {row['value']:.4g}"
+    axes.draw(svg.rect(axes.at_x(x) - half, middle - tall / 2, 2 * half, tall, "white", tip))

@@ -1,0 +1,236 @@
+"""A small plotting module: axes, lines, bars and interval marks as SVG text that scales and follows the page's colours.
+
+Nothing here knows about results. Colours are CSS classes (`s0` .. `s7`), so that light, dark and print differ in one
+place; a series also has its own dash and marker, so that colour is never the only difference.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+
+from markupsafe import Markup, escape
+
+SERIES = 8
+Point = tuple[float, float]
+
+
+def finite(*numbers: float | None) -> bool:
+    return all(n is not None and math.isfinite(n) for n in numbers)
+
+
+def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:
+    """About `count` round numbers (1, 2, 2.5 or 5 times a power of ten) within [low, high]."""
+    if not high > low:
+        return [low]
+    rough = (high - low) / max(count, 1)
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(power * m for m in (1, 2, 2.5, 5, 10) if power * m >= rough * 0.999)
+    first = math.ceil(low / step - 1e-9)
+    return [round(k * step, 12) for k in range(first, math.floor(high / step + 1e-9) + 1)]
+
+
+def padded(values: Iterable[float | None], share: float = 0.06, floor: float = -math.inf,
+           ceiling: float = math.inf) -> tuple[float, float]:  # fmt: skip
+    """The range of the finite values, a little wider, within [floor, ceiling]; (0, 1) where there are none."""
+    known = [v for v in values if v is not None and math.isfinite(v)]
+    if not known:
+        return 0.0, 1.0
+    low, high = min(known), max(known)
+    room = (high - low) * share or abs(high) * share or 0.5
+    return max(floor, low - room), min(ceiling, high + room)
+
+
+def element(name: str, content: str = "", **attributes: object) -> Markup:
+    """One SVG element; `content` is markup already. `class_` becomes class, `_` in a name becomes `-`."""
+    shown = "".join(
+        f' {key.rstrip("_").replace("_", "-")}="{escape(_short(value))}"'
+        for key, value in attributes.items()
+        if value not in (None, "")
+    )
+    return Markup(f"<{name}{shown}>{content}</{name}>" if content else f"<{name}{shown}/>")
+
+
+def text(x: float, y: float, content: str, class_: str = "", anchor: str = "", **more: object) -> Markup:
+    return element("text", escape(content), x=x, y=y, class_=class_, text_anchor=anchor, **more)
+
+
+def document(width: float, height: float, title: str, description: str, body: Iterable[Markup]) -> Markup:
+    """A whole `<svg>` with a viewBox (it scales with the page), its title and description for screen readers."""
+    head = element("title", escape(title)) + element("desc", escape(description))
+    return element("svg", head + Markup("").join(body), viewBox=f"0 0 {width:g} {height:g}", role="img",
+                   xmlns="http://www.w3.org/2000/svg")  # fmt: skip
+
+
+def _short(value: object) -> object:
+    return f"{value:.2f}".rstrip("0").rstrip(".") if isinstance(value, float) else value
+
+
+class Axes:
+    """A frame with two scales, into which marks are drawn in data coordinates.
+
+    x, y: the data ranges. log_y: decades on the y axis (the range must be above 0). x_ticks, y_ticks: positions, or
+    None for round numbers. x_text, y_text: how a tick is printed.
+    """
+
+    def __init__(self, title: str, description: str, x: Point, y: Point, *, x_label: str = "", y_label: str = "",
+                 width: float = 360, height: float = 270, log_y: bool = False, x_ticks: Sequence[float] | None = None,
+                 y_ticks: Sequence[float] | None = None, x_text: Callable[[float], str] | None = None,
+                 y_text: Callable[[float], str] | None = None, left: float = 50, right: float = 12,
+                 top: float = 10, bottom: float = 44) -> None:  # fmt: skip
+        self.title, self.description = title, description
+        self.width, self.height = width, height
+        self.left, self.right, self.top, self.bottom = left, width - right, top, height - bottom
+        self.x_range, self.y_range, self.log_y = _spread(x), _spread(y), log_y
+        self._body: list[Markup] = []
+        self._frame(x_label, y_label, x_ticks, y_ticks, x_text or _plain, y_text or (_power if log_y else _plain))
+
+    def at_x(self, value: float) -> float:
+        low, high = self.x_range
+        return self.left + (value - low) / (high - low) * (self.right - self.left)
+
+    def at_y(self, value: float) -> float:
+        low, high = self.y_range
+        if self.log_y:
+            low, high, value = math.log10(low), math.log10(high), math.log10(max(value, 1e-300))
+        value = min(max(value, low), high)
+        return self.bottom - (value - low) / (high - low) * (self.bottom - self.top)
+
+    def _frame(self, x_label: str, y_label: str, x_ticks: Sequence[float] | None, y_ticks: Sequence[float] | None,
+               x_text: Callable[[float], str], y_text: Callable[[float], str]) -> None:  # fmt: skip
+        if y_ticks is None:
+            y_ticks = _decades(*self.y_range) if self.log_y else nice_ticks(*self.y_range)
+        for tick in y_ticks:
+            y = self.at_y(tick)
+            self._body.append(element("line", x1=self.left, x2=self.right, y1=y, y2=y, class_="grid"))
+            self._body.append(text(self.left - 7, y + 3.8, y_text(tick), "tick", "end"))
+        for tick in nice_ticks(*self.x_range) if x_ticks is None else x_ticks:
+            x = self.at_x(tick)
+            self._body.append(element("line", x1=x, x2=x, y1=self.bottom, y2=self.bottom + 4, class_="axis"))
+            self._body.append(text(x, self.bottom + 17, x_text(tick), "tick", "middle"))
+        self._body.append(element("line", x1=self.left, x2=self.right, y1=self.bottom, y2=self.bottom, class_="axis"))
+        if x_label:
+            self._body.append(text((self.left + self.right) / 2, self.height - 6, x_label, "label", "middle"))
+        if y_label:
+            x, y = 12, (self.top + self.bottom) / 2
+            self._body.append(text(x, y, y_label, "label", "middle", transform=f"rotate(-90 {x} {y:g})"))
+
+    def line(self, points: Sequence[Point], series: int, class_: str = "") -> None:
+        """A polyline; a point that is not finite breaks it."""
+        run: list[str] = []
+        for x, y in [*points, (math.nan, math.nan)]:
+            if finite(x, y):
+                run.append(f"{self.at_x(x):.1f},{self.at_y(y):.1f}")
+            elif run:
+                if len(run) > 1:
+                    shape = " ".join(run)
+                    self._body.append(element("polyline", points=shape, class_=f"line s{series % SERIES} {class_}".strip()))
+                run = []
+
+    def guide(self, start: Point, end: Point) -> None:
+        """A dashed grey line that means something fixed: chance, equality, zero."""
+        (x1, y1), (x2, y2) = start, end
+        self._body.append(element("line", x1=self.at_x(x1), y1=self.at_y(y1), x2=self.at_x(x2), y2=self.at_y(y2),
+                                  class_="guide"))  # fmt: skip
+
+    def mark(self, x: float, y: float, series: int, tip: str = "", size: float = 3.6) -> None:
+        """The series' own marker, with a tooltip."""
+        if finite(x, y):
+            self._body.append(marker(self.at_x(x), self.at_y(y), series, size, tip))
+
+    def whisker(self, x: float, low: float | None, high: float | None, series: int) -> None:
+        """A vertical interval."""
+        if finite(x, low, high):
+            at = self.at_x(x)
+            self._body.append(element("line", x1=at, x2=at, y1=self.at_y(low), y2=self.at_y(high),  # type: ignore[arg-type]
+                                      class_=f"whisker s{series % SERIES}"))  # fmt: skip
+
+    def bar(self, x0: float, x1: float, y0: float, y1: float, class_: str, tip: str = "") -> None:
+        """A rectangle between two data corners."""
+        if finite(x0, x1, y0, y1):
+            left, right = sorted((self.at_x(x0), self.at_x(x1)))
+            top, bottom = sorted((self.at_y(y0), self.at_y(y1)))
+            self._body.append(rect(left, top, right - left, bottom - top, class_, tip))
+
+    def draw(self, *parts: Markup) -> None:
+        """Add ready markup in the figure's own units."""
+        self._body.extend(parts)
+
+    def render(self) -> Markup:
+        return document(self.width, self.height, self.title, self.description, self._body)
+
+
+def rect(x: float, y: float, width: float, height: float, class_: str, tip: str = "", radius: float = 0) -> Markup:
+    inner = element("title", escape(tip)) if tip else ""
+    return element("rect", inner, x=x, y=y, width=max(width, 0.0), height=max(height, 0.0), class_=class_,
+                   rx=radius or None)  # fmt: skip
+
+
+def marker(x: float, y: float, series: int, size: float = 3.6, tip: str = "") -> Markup:
+    """Circle, square, triangle, diamond, cross ..., by series."""
+    inner = element("title", escape(tip)) if tip else ""
+    class_ = f"mark s{series % SERIES}"
+    corners = {
+        1: ((-1, -1), (1, -1), (1, 1), (-1, 1)),
+        2: ((0, -1.25), (1.2, 0.95), (-1.2, 0.95)),
+        3: ((0, -1.4), (1.4, 0), (0, 1.4), (-1.4, 0)),
+        4: ((0, 1.25), (1.2, -0.95), (-1.2, -0.95)),
+        5: ((-1.3, -0.5), (-0.5, -0.5), (-0.5, -1.3), (0.5, -1.3), (0.5, -0.5), (1.3, -0.5), (1.3, 0.5), (0.5, 0.5),
+            (0.5, 1.3), (-0.5, 1.3), (-0.5, 0.5), (-1.3, 0.5)),
+        6: ((-1.3, 0), (-0.6, -1.1), (0.6, -1.1), (1.3, 0), (0.6, 1.1), (-0.6, 1.1)),
+        7: ((0, -1.3), (0.4, -0.4), (1.3, 0), (0.4, 0.4), (0, 1.3), (-0.4, 0.4), (-1.3, 0), (-0.4, -0.4)),
+    }.get(series % SERIES)  # fmt: skip
+    if corners is None:
+        return element("circle", inner, cx=x, cy=y, r=size, class_=class_)
+    shape = " ".join(f"{x + size * dx:.1f},{y + size * dy:.1f}" for dx, dy in corners)
+    return element("polygon", inner, points=shape, class_=class_)
+
+
+def key(series: int) -> Markup:
+    """The sample of a series for a legend."""
+    body = element("line", x1=1, x2=29, y1=7, y2=7, class_=f"line s{series % SERIES}") + marker(15, 7, series)
+    return element("svg", body, viewBox="0 0 30 14", class_="key", aria_hidden="true")
+
+
+def interval_bar(value: float | None, low: float | None, high: float | None, reach: float, class_: str) -> Markup:
+    """A difference beside 0 as a small bar: `reach` is the largest distance from 0 that has room."""
+    if not finite(value, low, high) or not reach > 0:
+        return Markup("")
+    width, middle = 120.0, 60.0
+
+    def at(number: float) -> float:
+        return middle + max(-1.0, min(1.0, number / reach)) * (middle - 5)
+
+    start, end = at(low), at(high)  # type: ignore[arg-type]
+    body = [
+        element("line", x1=0, x2=width, y1=7, y2=7, class_="rail"),
+        element("line", x1=middle, x2=middle, y1=0, y2=14, class_="zero"),
+        rect(start, 4.5, max(end - start, 1.5), 5, f"reach {class_}", radius=2.5),
+        element("circle", cx=at(value), cy=7, r=3.6, class_=f"dot {class_}"),  # type: ignore[arg-type]
+    ]
+    return element("svg", Markup("").join(body), viewBox=f"0 0 {width:g} 14", class_="interval", aria_hidden="true")
+
+
+def _spread(bounds: Point) -> Point:
+    low, high = bounds
+    return (low, high) if high > low else (low - 0.5, low + 0.5)
+
+
+def _decades(low: float, high: float) -> list[float]:
+    powers = range(math.ceil(math.log10(low) - 1e-9), math.floor(math.log10(high) + 1e-9) + 1)
+    found = [10.0**k for k in powers]
+    if len(found) >= 2:
+        return found[:: max(1, math.ceil(len(found) / 6))]
+    return [t for t in nice_ticks(low, high, 4) if t > 0]
+
+
+def _plain(number: float) -> str:
+    return f"{number:g}".replace("-", "\N{MINUS SIGN}")
+
+
+def _power(number: float) -> str:
+    exponent = math.log10(number)
+    if abs(exponent - round(exponent)) > 1e-9 or -2 <= exponent <= 3:
+        return _plain(number)
+    digits = str(round(exponent)).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
+    return f"10{digits}"

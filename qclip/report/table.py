@@ -1,0 +1,157 @@
+"""The page's content for a terminal: verdicts with differences and intervals, then what explains them."""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from qclip.reliability.results import Results
+
+from . import absolute, bars, units, verdicts
+from .index import Family, Index
+from .verdicts import Comparison, Question, Verdict
+
+WIDTH = 100
+COLUMNS = 4  # variants side by side: more do not fit with their intervals
+STYLES = {Verdict.BETTER: "bold blue", Verdict.WORSE: "bold dark_orange3", Verdict.UP: "bold", Verdict.DOWN: "bold"}
+PLAIN = {"\N{CHECK MARK}": "+", "\N{BALLOT X}": "x", "\N{WHITE CIRCLE}": "o", "\N{UPWARDS ARROW}": "^",
+         "\N{DOWNWARDS ARROW}": "v", "\N{MIDDLE DOT}": "-", "\N{MULTIPLICATION SIGN}": "x", "\N{INFINITY}": "inf",
+         "\N{HORIZONTAL ELLIPSIS}": "~", units.MINUS: "-", units.ABSENT: "-", "\N{EM DASH}": "-", "\N{BULLET}": "*"}  # fmt: skip
+
+
+def table(results: Results) -> str:
+    """The results as text of at most 100 columns; in colour where stdout is a terminal (and `NO_COLOR` is not set)."""
+    colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+    out = io.StringIO()
+    console = Console(file=out, width=WIDTH, force_terminal=colour, color_system="256" if colour else None,
+                      highlight=False, legacy_windows=False)  # fmt: skip
+    _print(console, Index(results))
+    lines = "\n".join(line.rstrip() for line in out.getvalue().splitlines()).strip("\n")
+    return _encodable(lines)
+
+
+def _encodable(text: str) -> str:
+    """With plain signs where stdout cannot print ours."""
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    try:
+        text.encode(encoding)
+        return text
+    except (UnicodeEncodeError, LookupError):
+        return text.translate(str.maketrans(PLAIN)).encode(encoding, "replace").decode(encoding)
+
+
+def _print(console: Console, index: Index) -> None:
+    if not index.results.rows:
+        console.print("no results: the table is empty")
+    answers = []
+    for family in index.families:
+        found = verdicts.compare(index, family) if family.reference else {}
+        answers.append(found)
+        for part in family.chunks(COLUMNS) if found else []:
+            _verdicts(console, index, part, found)
+        if found:
+            _sentences(console, index, family, found)
+    if said := verdicts.multiplicity(answers):
+        symbols = ", ".join(f"{v.symbol} {v.word}" for v in (Verdict.BETTER, Verdict.WORSE, Verdict.OPEN))
+        console.print(f"\n{symbols}. Shares in percentage points. {said}", markup=False)
+    alone = [model for family in index.families if not family.reference for model in family.models]
+    if alone:
+        _absolute(console, index, alone)
+    for sentence in verdicts.damping(index):
+        console.print(f"\N{BULLET} {sentence}", markup=False)
+    _shares(console, index)
+    for note in index.results.notes:
+        console.print(f"note: {note}", markup=False)
+
+
+def _new_table(title: str) -> Table:
+    return Table(title=escape(title), title_style="bold", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False,
+                 collapse_padding=True, show_edge=False)  # fmt: skip
+
+
+def _verdicts(console: Console, index: Index, part: Family, answers: dict[Question, dict[str, Comparison]]) -> None:
+    grid = _new_table(f"\nAgainst {part.reference}")
+    grid.add_column("measure", max_width=30, overflow="fold")
+    grid.add_column(escape(_relative(part.reference, part)), justify="right", overflow="fold")
+    for model in part.variants:
+        grid.add_column(escape(_relative(model, part)), max_width=16, overflow="fold")
+    last = ""
+    for question, by_model in answers.items():
+        if question.axis != last:
+            if last:
+                grid.add_section()
+            grid.add_row(Text(question.axis, "bold"))
+        last = question.axis
+        base = question.measure.value(verdicts.absolute(index, part.reference, question))
+        name = Text(question.name + "\n")
+        name.append(question.where, "dim")
+        grid.add_row(name, base, *(_cell(by_model[model]) for model in part.variants))
+    console.print(grid)
+
+
+def _relative(model: str, part: Family) -> str:
+    """The model's label without the family's name before it: "scenes-clean w8a8" is w8a8 beside "scenes-clean float"."""
+    return model.removeprefix(f"{part.label} ") or model
+
+
+def _cell(answer: Comparison) -> Text:
+    out = Text(f"{answer.verdict.symbol} {answer.difference}\n", STYLES.get(answer.verdict, ""))
+    out.append(answer.interval, "dim")
+    return out
+
+
+def _sentences(console: Console, index: Index, family: Family, answers: dict[Question, dict[str, Comparison]]) -> None:
+    console.print()
+    for model in family.variants:
+        line = Text(f"\N{BULLET} ")
+        line.append(model, "bold")
+        line.append(": " + " ".join(verdicts.about(index, family, model, answers)))
+        console.print(line)
+
+
+def _absolute(console: Console, index: Index, models: list[str]) -> None:
+    """Models that were compared with nothing."""
+    for source in (absolute.labelled(index), absolute.detection(index), absolute.ranks(index)):
+        for grid in source:
+            kept = [row for row in grid.rows if row[0].text in models]
+            if kept:
+                _grid(console, absolute.Grid(grid.title, grid.head, kept, grid.note))
+
+
+def _grid(console: Console, grid: absolute.Grid) -> None:
+    shown = _new_table(f"\n{grid.title}" + (f" ({grid.note})" if grid.note else ""))
+    for column, cell in enumerate(grid.head[:8]):
+        shown.add_column(escape(cell.text), justify="left" if column == 0 else "right", overflow="fold")
+    for row in grid.rows:
+        shown.add_row(*(Text("\n".join(part for part in (cell.text, cell.small) if part)) for cell in row[:8]))
+    console.print(shown)
+
+
+def _shares(console: Console, index: Index) -> None:
+    """Coverage, size and time, a row for each model."""
+    times = list(dict.fromkeys(row["set"] for row in index.rows("ms_per_image")))[:1]
+    grid = _new_table("\nCoverage, size and speed")
+    grid.add_column("model", max_width=34, overflow="fold")
+    for name in ("MACs real / simulated / float", "in memory", "ms an image"):
+        grid.add_column(name, justify="right")
+    rows = 0
+    for model in index.models:
+        shares = [index.value(model, "coverage_macs", subset=state) for state in bars.STATES]
+        size = index.value(model, "model_bytes", subset="")
+        time = next((v for s in times for part in ("", "all")
+                     if (v := index.value(model, "ms_per_image", set=s, subset=part)) is not None), None)  # fmt: skip
+        if any(v is not None for v in (*shares, size, time)):
+            known = any(v is not None for v in shares)
+            covered = " / ".join(units.percent(v or 0.0, 0) for v in shares) if known else units.ABSENT
+            told = "simulated" if time is not None and index.simulated(model) else units.milliseconds(time)
+            grid.add_row(escape(model), covered, units.size(size), told)
+            rows += 1
+    if rows:
+        console.print(grid)

@@ -1,0 +1,130 @@
+"""What each metric is called, its unit, which way is better, and how its numbers are printed."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+MINUS = "\N{MINUS SIGN}"
+ABSENT = "\N{EN DASH}"
+RANGE = "\N{EN DASH}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Metric:
+    """`better`: 1 where higher is better, -1 where lower is, 0 where neither is said. `share`: printed in percent."""
+
+    name: str
+    better: int = 0
+    share: bool = True
+    digits: int = 1
+    signed: bool = False
+
+    @property
+    def unit(self) -> str:
+        """The unit of a difference."""
+        return "points" if self.share else ""
+
+    def value(self, number: float | None) -> str:
+        """An absolute value for print: "71.3 %", "0.812", an en dash where undefined."""
+        if number is None:
+            return ABSENT
+        text = _fixed(100 * number if self.share else number, self.digits, self.signed)
+        return f"{text} %" if self.share and not self.signed else text
+
+    def interval(self, low: float | None, high: float | None) -> str:
+        """ "[70.1, 72.5]" in the units of `value`, "" without both ends."""
+        if low is None or high is None:
+            return ""
+        scale = 100 if self.share else 1
+        return f"[{_fixed(scale * low, self.digits, self.signed)}, {_fixed(scale * high, self.digits, self.signed)}]"
+
+    def difference(self, number: float | None) -> str:
+        """A difference with its sign, one digit finer than a value; shares in percentage points."""
+        if number is None:
+            return ABSENT
+        return _fixed(100 * number if self.share else number, self._fine, True)
+
+    def difference_interval(self, low: float | None, high: float | None) -> str:
+        if low is None or high is None:
+            return ""
+        return f"[{self.difference(low)}, {self.difference(high)}]"
+
+    @property
+    def _fine(self) -> int:
+        return self.digits + 1 if self.share else self.digits
+
+
+METRICS = {
+    "top1": Metric("Top-1 accuracy", 1),
+    "top5": Metric("Top-5 accuracy", 1),
+    "balanced_accuracy": Metric("Balanced accuracy", 1),
+    "ece": Metric("ECE", -1),
+    "ece_ts": Metric("ECE, temperature fitted", -1),
+    "nll": Metric("NLL", -1, share=False, digits=3),
+    "brier": Metric("Brier score", -1, share=False, digits=3),
+    "signed_gap": Metric("Signed gap", 0, signed=True),
+    "mean_confidence": Metric("Mean confidence", 0),
+    "temperature": Metric("Temperature", 0, share=False, digits=2),
+    "auroc": Metric("AUROC", 1),
+    "fpr95": Metric("FPR95", -1),
+    "mean_top1": Metric("Top-1 accuracy, mean over severities", 1),
+    "mean_ece": Metric("ECE, mean over severities", -1),
+    "worst_group_top1": Metric("Worst group's top-1", 1),
+    "group_gap": Metric("Gap between groups", -1),
+    "agreement": Metric("Same prediction as the reference", 1),
+    "cosine_mean": Metric("Mean cosine", 1, share=False, digits=5),
+    "cosine_min": Metric("Smallest cosine", 1, share=False, digits=4),
+    "gain": Metric("Gain", share=False, digits=5),
+    "sqnr": Metric("SQNR (dB)", share=False, digits=2),
+}
+
+SCORES = {"mcm": "MCM", "maxlogit": "MaxLogit", "energy": "Energy", "msp": "MSP"}
+
+
+def metric(name: str) -> Metric:
+    """The metric's own entry, or one that prints plain numbers under the metric's name."""
+    return METRICS.get(name) or Metric(name.replace("_", " "), share=False, digits=4)
+
+
+def _fixed(number: float, digits: int, signed: bool = False) -> str:
+    if math.isinf(number):
+        return (MINUS if number < 0 else "+" if signed else "") + "\N{INFINITY}"
+    text = f"{abs(number):,.{digits}f}"
+    if number == 0 or not signed and not text.strip("0.,"):  # an unsigned "-0.0" says nothing, a signed one its side
+        return text
+    return (MINUS if number < 0 else "+" if signed else "") + text
+
+
+def count(number: float | None) -> str:
+    """A whole number with thousands marks."""
+    return ABSENT if number is None else f"{int(number):,}"
+
+
+def size(number: float | None) -> str:
+    """Bytes in decimal units: "12.3 MB"."""
+    if number is None:
+        return ABSENT
+    for factor, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if number >= factor:
+            return f"{number / factor:.3g} {unit}" if number < 100 * factor else f"{number / factor:,.0f} {unit}"
+    return f"{number:.0f} B"
+
+
+def milliseconds(number: float | None) -> str:
+    return ABSENT if number is None else f"{number:.3g} ms" if number < 100 else f"{number:,.0f} ms"
+
+
+def percent(share: float | None, digits: int = 1) -> str:
+    return ABSENT if share is None else f"{_fixed(100 * share, digits)} %"
+
+
+def words(names: list[str], last: str = "and") -> str:
+    """ "a", "a and b", "a, b and c"."""
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} {last} {names[-1]}" if names else ""
+
+
+def title(name: str) -> str:
+    """ "gaussian_noise" -> "Gaussian noise"."""
+    text = name.replace("_", " ")
+    return text[:1].upper() + text[1:]

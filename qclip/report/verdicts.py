@@ -1,0 +1,351 @@
+"""From differences with intervals to words. An interval clear of 0 decides; else "cannot be told" is the answer."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import math
+
+from . import svg, units
+from .index import CONTROL, Family, Index, is_mean
+
+SCORE = "mcm"  # the OOD score that is judged, named beforehand; the others stand in the tables
+MOST_SUBSETS = 4
+
+
+class Verdict(enum.Enum):
+    """(word, symbol). The symbol carries the verdict where colour cannot."""
+
+    BETTER = ("better", "\N{CHECK MARK}")
+    WORSE = ("worse", "\N{BALLOT X}")
+    OPEN = ("cannot be told", "\N{WHITE CIRCLE}")
+    SAME = ("no difference", "=")
+    UP = ("more confident", "\N{UPWARDS ARROW}")
+    DOWN = ("less confident", "\N{DOWNWARDS ARROW}")
+    MISSING = ("not measured", units.ABSENT)
+
+    @property
+    def word(self) -> str:
+        return self.value[0]
+
+    @property
+    def symbol(self) -> str:
+        return self.value[1]
+
+    @property
+    def css(self) -> str:
+        return {"SAME": "open", "UP": "moved", "DOWN": "moved"}.get(self.name, self.name.lower())
+
+
+@dataclasses.dataclass(frozen=True)
+class Question:
+    """One thing that is compared: a metric on a set. `leading` ones speak for their axis in the sentences."""
+
+    axis: str
+    metric: str
+    set: str
+    subset: str = "all"
+    corruption: str = ""
+    score: str = ""
+    leading: bool = False
+
+    @property
+    def measure(self) -> units.Metric:
+        return units.metric(self.metric)
+
+    @property
+    def name(self) -> str:
+        score = units.SCORES.get(self.score, self.score)
+        return f"{self.measure.name}, {score}" if score else self.measure.name
+
+    @property
+    def where(self) -> str:
+        """The set, and its part where it is not the whole."""
+        part = "" if self.subset in ("all", "", "near", "far") else f" \N{MIDDLE DOT} {self.subset}"
+        return self.set + part
+
+    @property
+    def direction(self) -> str:
+        return {1: "higher is better", -1: "lower is better", 0: "+ is overconfident"}[self.measure.better]
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """The answer to a question for one model: the paired difference to its reference."""
+
+    question: Question
+    model: str
+    value: float | None
+    low: float | None
+    high: float | None
+    verdict: Verdict
+
+    @property
+    def difference(self) -> str:
+        return self.question.measure.difference(self.value)
+
+    @property
+    def interval(self) -> str:
+        return self.question.measure.difference_interval(self.low, self.high)
+
+    @property
+    def said(self) -> str:
+        """ "-1.20 points [-1.90, -0.40]"."""
+        return " ".join(part for part in (self.difference, self.question.measure.unit, self.interval) if part)
+
+
+def judge(better: int, value: float | None, low: float | None, high: float | None) -> Verdict:
+    """The verdict on a difference: `better` is 1 where more is better, -1 where less is, 0 where neither."""
+    if value is None:
+        return Verdict.MISSING
+    if value == 0 and low == 0 and high == 0:
+        return Verdict.SAME
+    if low is None or high is None or math.isnan(low) or math.isnan(high) or low <= 0 <= high:
+        return Verdict.OPEN
+    if better == 0:
+        return Verdict.UP if low > 0 else Verdict.DOWN
+    return Verdict.BETTER if (low > 0) == (better > 0) else Verdict.WORSE
+
+
+def questions(index: Index) -> list[Question]:
+    """Everything the table lets us compare, by axis."""
+    out: list[Question] = []
+    for name in index.id_sets:
+        out += [Question("Accuracy", "top1", name, leading=True), Question("Accuracy", "balanced_accuracy", name)]
+        parts = index.subsets(name)
+        if name not in index.spurious_sets and len(parts) <= MOST_SUBSETS:
+            out += [Question("Accuracy", "top1", name, part) for part in parts]
+    for name in index.id_sets:
+        out += [Question("Calibration", metric, name, leading=metric == "ece")
+                for metric in ("ece", "ece_ts", "signed_gap", "nll", "brier")]  # fmt: skip
+    score = SCORE if SCORE in index.ood_scores else next(iter(index.ood_scores), "")
+    axes = {"near": "Near OOD detection", "far": "Far OOD detection"}
+    for name, kind in index.ood_sets:
+        if not is_mean(name):
+            axis = axes.get(kind, "OOD detection")
+            out.append(Question(axis, "auroc", name, kind, score=score, leading=True))
+            out.append(Question(axis, "fpr95", name, kind, score=score))
+    for name, corruption in index.corrupted:
+        axis = "Noise robustness" if "noise" in corruption else "Corruption robustness"
+        out.append(Question(axis, "mean_top1", name, corruption=corruption, leading=True))
+        out.append(Question(axis, "mean_ece", name, corruption=corruption))
+    for name in index.shift_sets:
+        out.append(Question("Covariate shift", "top1", name, leading=True))
+        out.append(Question("Covariate shift", "ece", name))
+    for name in index.spurious_sets:
+        out.append(Question("Spurious correlation", "worst_group_top1", name, "", leading=True))
+        out.append(Question("Spurious correlation", "group_gap", name, ""))
+    return out
+
+
+def compare(index: Index, family: Family) -> dict[Question, dict[str, Comparison]]:
+    """The comparisons of a family, question by question; questions that no variant answers are left out."""
+    out = {}
+    for question in questions(index):
+        answers = {model: _answer(index, family.reference, model, question) for model in family.variants}
+        if any(answer.verdict is not Verdict.MISSING for answer in answers.values()):
+            out[question] = answers
+    return out
+
+
+def absolute(index: Index, model: str, question: Question) -> float | None:
+    """The model's own value behind a question."""
+    value = index.value(model, question.metric, **_key(question))
+    if value is None and question.metric == "mean_top1":
+        found = [index.value(model, "top1", **(_key(question) | {"severity": s}))
+                 for s in index.severities(question.set, question.corruption) if s]  # fmt: skip
+        known = [v for v in found if v is not None]
+        value = sum(known) / len(known) if known and len(known) == len(found) else None
+    return value
+
+
+def _key(question: Question) -> dict[str, str | int]:
+    return {"set": question.set, "subset": question.subset, "corruption": question.corruption, "score": question.score}
+
+
+def _answer(index: Index, reference: str, model: str, question: Question) -> Comparison:
+    row = index.row(model, question.metric, reference=reference, **_key(question))  # type: ignore[arg-type]
+    if row is None:
+        value, low, high = None, None, None
+        if question.metric == "mean_top1":  # without the mean's own row there is a difference, but no interval
+            ours, theirs = absolute(index, model, question), absolute(index, reference, question)
+            value = None if ours is None or theirs is None else ours - theirs
+    else:
+        value, low, high = row["value"], row["low"], row["high"]
+    return Comparison(question, model, value, low, high, judge(question.measure.better, value, low, high))
+
+
+def tally(answers: dict[Question, dict[str, Comparison]]) -> dict[Verdict, int]:
+    """How often each verdict was given; confidence that only moved is not counted."""
+    out = dict.fromkeys(Verdict, 0)
+    for by_model in answers.values():
+        for answer in by_model.values():
+            out[answer.verdict] += 1
+    return out
+
+
+def about(index: Index, family: Family, model: str, answers: dict[Question, dict[str, Comparison]]) -> list[str]:
+    """What can be said of one model against its reference: better, worse and open axes, then what explains them."""
+    mine = [by_model[model] for question, by_model in answers.items() if question.leading]
+    named = _axis_names([answer.question for answer in mine])
+    sentences = []
+    for verdict, lead in ((Verdict.BETTER, "Better in"), (Verdict.WORSE, "Worse in")):
+        parts = [f"{named[a.question]} ({a.said})" for a in mine if a.verdict is verdict]
+        if parts:
+            sentences.append(f"{lead} {units.words(parts)}.")
+    unsure = [named[a.question] for a in mine if a.verdict is Verdict.OPEN]
+    same = [named[a.question] for a in mine if a.verdict is Verdict.SAME]
+    if unsure:
+        if sentences or same:
+            sentences.append(f"Cannot be told in {units.words(unsure)}.")
+        else:
+            sentences.append(f"No difference to {family.reference} can be told in anything measured: "
+                             f"{units.words(unsure)}.")  # fmt: skip
+    if same:
+        sentences.append(f"No difference at all in {units.words(same)}.")
+    if not mine or not sentences:
+        sentences.append("Nothing was measured on which it could be judged.")
+    return sentences + _bound(mine) + _calibration(index, family, model, answers)
+
+
+def _axis_names(asked: list[Question]) -> dict[Question, str]:
+    """A name for each leading question, with its set where the axis has several."""
+    said = {"Accuracy": "top-1 accuracy", "Calibration": "calibration"}
+    names = {}
+    for question in asked:
+        name = said.get(question.axis, question.axis)
+        name = name if name[:2].isupper() else name[:1].lower() + name[1:]
+        several = sum(other.axis == question.axis for other in asked) > 1
+        names[question] = f"{name} on {question.where}" if several else name
+    return names
+
+
+def _bound(mine: list[Comparison]) -> list[str]:
+    """How large a loss of accuracy an open verdict still allows."""
+    for answer in mine:
+        if answer.question.metric == "top1" and answer.question.axis == "Accuracy" and answer.verdict is Verdict.OPEN:
+            if answer.low is not None and answer.low < 0:
+                worst = units.metric("top1").difference(answer.low).lstrip(units.MINUS)
+                return [f"A loss of top-1 on {answer.question.where} beyond {worst} points is unlikely "
+                        "(lower end of its interval)."]  # fmt: skip
+    return []
+
+
+def _calibration(index: Index, family: Family, model: str, answers: dict[Question, dict[str, Comparison]]) -> list[str]:
+    """Which way confidence is off, and whether one scalar explains a change of ECE."""
+    found = {(q.metric, q.set): by_model[model] for q, by_model in answers.items() if q.axis == "Calibration"}
+    out = []
+    for name in index.id_sets[:1]:
+        gap = index.row(model, "signed_gap", set=name)
+        if gap is not None and gap["value"] is not None:
+            out.append(f"It is {confidence_said(gap['value'], gap['low'], gap['high'])}; "
+                       f"{family.reference} is {_reference_confidence(index, family, name)}.")  # fmt: skip
+        ece, fitted = found.get(("ece", name)), found.get(("ece_ts", name))
+        if ece is None or ece.verdict not in (Verdict.BETTER, Verdict.WORSE):
+            continue
+        if fitted is None or fitted.verdict is Verdict.MISSING:
+            out.append("Whether a fitted temperature would undo the change of ECE is open: none was fitted.")
+        elif fitted.verdict in (Verdict.OPEN, Verdict.SAME):
+            out.append("With a temperature fitted to each model the difference in ECE can no longer be told: "
+                       "one scalar may explain it.")  # fmt: skip
+        elif fitted.verdict is ece.verdict:
+            out.append("The difference in ECE stays with a temperature fitted to each model.")
+        else:
+            out.append("With a temperature fitted to each model the difference in ECE turns round.")
+    return out
+
+
+def _reference_confidence(index: Index, family: Family, name: str) -> str:
+    gap = index.row(family.reference, "signed_gap", set=name)
+    return "not measured" if gap is None else confidence_said(gap["value"], gap["low"], gap["high"])
+
+
+def confidence_said(value: float | None, low: float | None, high: float | None) -> str:
+    if value is None:
+        return "not measured"
+    shown = f"{units.metric('signed_gap').value(value)} points"
+    if low is not None and high is not None and low <= 0 <= high:
+        return f"neither over- nor underconfident as far as can be told ({shown})"
+    return f"{'over' if value > 0 else 'under'}confident ({shown})"
+
+
+def multiplicity(answers: list[dict[Question, dict[str, Comparison]]]) -> str:
+    """What chance alone would give among that many comparisons."""
+    counts = dict.fromkeys(Verdict, 0)
+    for part in answers:
+        for verdict, number in tally(part).items():
+            counts[verdict] += number
+    better, worse = counts[Verdict.BETTER], counts[Verdict.WORSE]
+    asked = better + worse + counts[Verdict.OPEN] + counts[Verdict.SAME]
+    if not asked:
+        return ""
+    return (f"{better} better and {worse} worse among {asked} comparisons. If nothing had changed at all, about "
+            f"{0.05 * asked:.1f} intervals of 95 % would still be clear of 0 by chance, half of them as wins. The "
+            "comparisons share images, so they are not independent, and the intervals are not widened for their "
+            "number: read a single narrow win or loss with doubt.")  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Tail:
+    """The last rank band of one model and tower, beside white noise of equal norm. `said` is the finding."""
+
+    model: str
+    tower: str
+    band: str
+    gain: dict
+    white: dict | None
+    difference: dict
+    said: str
+
+
+DAMPED, RAISED, UNCLEAR = "damped beyond the control", "raised beyond the control", "cannot be told"
+
+
+def tails(index: Index) -> list[Tail]:
+    """Damping needs a gain below 1 and a paired difference to the control below 0, both intervals clear."""
+    last: dict[tuple[str, str], dict] = {}
+    for row in index.rows("gain"):
+        at = (row["model"], row["set"])
+        if row["reference"] == CONTROL and (at not in last or band_start(row["subset"]) > band_start(last[at]["subset"])):
+            last[at] = row
+    out = []
+    for (model, tower), row in last.items():
+        where = {"set": tower, "subset": row["subset"]}
+        gain, white = index.row(model, "gain", **where), index.row(model, "gain_white", **where)
+        if gain is not None and gain["value"] is not None and row["value"] is not None:
+            said = UNCLEAR
+            if svg.finite(gain["low"], gain["high"], row["low"], row["high"]):
+                said = DAMPED if row["high"] < 0 and gain["high"] < 1 else \
+                    RAISED if row["low"] > 0 and gain["low"] > 1 else UNCLEAR  # fmt: skip
+            out.append(Tail(model, tower, row["subset"], gain, white, row, said))
+    return out
+
+
+def damping(index: Index) -> list[str]:
+    """What can be said of the last band, one sentence for each finding."""
+    found = tails(index)
+    ends = {
+        DAMPED: "That is a sign of filtering, not proof: the other controls and the effect on reliability are not "
+                "looked at here.",
+        RAISED: "That is the opposite of filtering.",
+        UNCLEAR: "It shows nothing that white noise of equal norm would not.",
+    }  # fmt: skip
+    leads = {DAMPED: "The last rank band is damped beyond the control in",
+             RAISED: "The last rank band is raised beyond the control in",
+             UNCLEAR: "Whether the last rank band is damped cannot be told in"}  # fmt: skip
+    out = []
+    for finding, end in ends.items():
+        towers: dict[str, list[str]] = {}
+        for tail in found:
+            if tail.said == finding:
+                towers.setdefault(tail.model, []).append(tail.tower)
+        if towers:
+            listed = [f"{model} ({units.words(names)})" for model, names in towers.items()]
+            out.append(f"{leads[finding]} {units.words(listed)}. {end}")
+    return out
+
+
+def band_start(name: str) -> float:
+    """The first rank of a band's name: 8 for "ranks 8-64"."""
+    head = name.removeprefix("ranks ").split("-")[0]
+    return float(head) if head.isdigit() else math.inf

@@ -1,0 +1,191 @@
+"""A made-up table of results with the shape of a real one. The numbers are drawn, not measured: tests only."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from qclip.reliability.results import Results
+
+RECIPES = {"w8a8": ("8/8", "rtn", 0.0), "w8a8-smoothquant": ("8/8", "smoothquant", 0.001),
+           "w4a8": ("4/8", "rtn", 0.012), "w4a4": ("4/4", "rtn", 0.06)}  # fmt: skip
+BANDS = ("ranks 0-8", "ranks 8-64", "ranks 64-")
+
+
+class Maker:
+    """Adds rows for one reference and its variants."""
+
+    def __init__(self, results: Results, reference: str, labels: dict[str, str], source: str, seed: int) -> None:
+        self.results, self.reference, self.labels, self.source = results, reference, labels, source
+        self.draw = np.random.default_rng(seed)
+
+    def all(self) -> None:
+        self.labelled("scenes-test", 2000, 0.88, 0.035, bins=True)
+        self.labelled("style-shift", 1500, 0.61, 0.11, bins=True)
+        self.labelled("spurious-test", 1500, 0.72, 0.08)
+        for group, top1 in (("aligned", 0.85), ("conflict", 0.59)):
+            self.metric("top1", top1, -0.5, set="spurious-test", subset=group, n=750)
+        self.metric("worst_group_top1", 0.59, -0.9, set="spurious-test", subset="", n=1500)
+        self.metric("group_gap", 0.26, 0.5, set="spurious-test", subset="", n=1500)
+        self.detection("near-ood", "near", 0.81)
+        self.detection("far-ood", "far", 0.94)
+        self.noise("scenes-test", 0.88)
+        self.agreement("scenes-test")
+        self.about()
+        self.spectra()
+
+    def describe(self, model: str) -> dict:
+        recipe = self.labels[model]
+        if not recipe:
+            return {"model": model, "source": self.source}
+        bits, method, _ = RECIPES[recipe]
+        return {"model": model, "source": self.source, "recipe": recipe, "method": method, "bits": bits,
+                "recipe_hash": f"{abs(hash(recipe)) % 16**12:012x}"}  # fmt: skip
+
+    def harm(self, model: str) -> float:
+        return RECIPES[self.labels[model]][2] if self.labels[model] else 0.0
+
+    def metric(self, name: str, base: float, effect: float, **fields) -> None:
+        """`effect` times the recipe's harm is added to the base."""
+        width = 0.6 / np.sqrt(fields.get("n", 1000))
+        for model in self.labels:
+            change = effect * self.harm(model) + (self.draw.normal(0, width / 12) if self.labels[model] else 0)
+            value = base + change
+            self.results.add(**self.describe(model), metric=name, value=value, low=value - width, high=value + width,
+                             seed=0, **fields)  # fmt: skip
+            if model != self.reference:
+                half = width / 4 + 0.15 * abs(change)
+                self.results.add(**self.describe(model), metric=name, value=change, low=change - half,
+                                 high=change + half, reference=self.reference, seed=0, **fields)  # fmt: skip
+
+    def labelled(self, name: str, n: int, top1: float, gap: float, bins: bool = False) -> None:
+        where = {"set": name, "subset": "all", "n": n}
+        self.metric("top1", top1, -1, **where)
+        self.metric("top5", min(0.995, top1 + 0.1), -0.3, **where)
+        self.metric("balanced_accuracy", top1 - 0.004, -1, **where)
+        self.metric("ece", abs(gap), -0.3, **where)
+        self.metric("ece_ts", 0.018, 0.02, **where)
+        self.metric("nll", 1.6 * (1 - top1), 2, **where)
+        self.metric("brier", 1.4 * (1 - top1), 1, **where)
+        self.metric("signed_gap", gap, -0.3, **where)
+        self.metric("mean_confidence", top1 + gap, -1.3, **where)
+        for model in self.labels:
+            self.results.add(**self.describe(model), metric="temperature", value=1.2 - self.harm(model), set=name,
+                             subset="all", n=n)  # fmt: skip
+            if bins:
+                self.bins(model, name, n, gap)
+        if name == "scenes-test":
+            for model in self.labels:
+                self.results.add(**self.describe(model), metric="ms_per_image", value=0.9 if self.labels[model] else 2.4,
+                                 set=name, n=n, seconds=1.0, host="An ordinary CPU")  # fmt: skip
+
+    def bins(self, model: str, name: str, n: int, gap: float) -> None:
+        share = np.exp(np.linspace(0, 4, 15))
+        for b, count in enumerate((n * share / share.sum()).astype(int)):
+            if count:
+                confidence = (b + 0.55) / 15
+                accuracy = float(np.clip(confidence - gap + self.draw.normal(0, 0.4 / np.sqrt(count)), 0, 1))
+                for metric, value in (("bin_accuracy", accuracy), ("bin_confidence", confidence), ("bin_count", count)):
+                    self.results.add(**self.describe(model), metric=metric, value=value, set=name,
+                                     subset=f"bin {b:02d}", n=int(count))  # fmt: skip
+
+    def detection(self, name: str, kind: str, auroc: float) -> None:
+        for score, worse in (("mcm", 0.0), ("maxlogit", 0.02), ("energy", 0.04)):
+            where = {"set": name, "subset": kind, "score": score, "n": 1500}
+            self.metric("auroc", auroc - worse, 0.4 if kind == "near" else -0.6, **where)
+            self.metric("fpr95", 2.4 * (1 - auroc) + worse, -0.5, **where)
+            for model in self.labels:
+                power = (1 - auroc + worse + 0.3 * self.harm(model)) / (auroc - worse)
+                for at in np.unique(np.round([*np.arange(0, 0.1, 0.005), *np.arange(0.1, 1.001, 0.02), 1.0], 3)):
+                    self.results.add(**self.describe(model), metric="roc_tpr", value=float(at**power), set=name,
+                                     subset=f"fpr {at:.3f}", score=score, n=1500)  # fmt: skip
+
+    def noise(self, name: str, top1: float) -> None:
+        where = {"set": name, "subset": "all", "corruption": "gaussian_noise", "n": 1000}
+        for severity in range(6):
+            self.metric("top1", top1 - 0.09 * severity, -1 + 0.35 * severity, severity=severity, **where)
+            self.metric("ece", 0.035 + 0.03 * severity, -0.4, severity=severity, **where)
+        self.metric("mean_top1", top1 - 0.27, 0.05, **where)
+        self.metric("mean_ece", 0.125, -0.4, **where)
+
+    def agreement(self, name: str) -> None:
+        for model in list(self.labels)[1:]:
+            where = {"set": name, "subset": "all", "n": 2000, "reference": self.reference, **self.describe(model)}
+            harm = 0.002 + self.harm(model)
+            self.results.add(metric="cosine_mean", value=1 - 0.2 * harm, low=1 - 0.21 * harm, high=1 - 0.19 * harm, **where)
+            self.results.add(metric="cosine_min", value=1 - 2 * harm, **where)
+            self.results.add(metric="agreement", value=1 - 1.5 * harm, low=1 - 1.7 * harm, high=1 - 1.3 * harm, **where)
+            self.results.add(metric="flips_lost", value=round(1300 * harm), **where)
+            self.results.add(metric="flips_won", value=round(900 * harm), **where)
+            self.results.add(metric="mcnemar_p", value=0.4 if harm < 0.01 else 0.0002, **where)
+
+    def about(self) -> None:
+        for model, recipe in self.labels.items():
+            size = {"": 10.4e6, "w8a8": 3.1e6, "w8a8-smoothquant": 3.1e6}.get(recipe, 1.9e6)
+            self.results.add(**self.describe(model), metric="model_bytes", value=size)
+            if not recipe:
+                continue
+            shares = {"real": 0.06, "simulated": 0.91, "float": 0.03} if recipe == "w4a4" else {"real": 0.97, "float": 0.03}
+            for state, share in shares.items():
+                self.results.add(**self.describe(model), metric="coverage_macs", subset=state, value=share)
+                self.results.add(**self.describe(model), metric="coverage_params", subset=state, value=share)
+            for site in sites():
+                state = "simulated" if recipe == "w4a4" else "real"
+                self.results.add(**self.describe(model) | {"bits": RECIPES[recipe][0]}, metric="site_macs", set=site,
+                                 subset=state, score="cpu:avx512vnni", value=192 * 192 * 64, n=192 * 192)  # fmt: skip
+
+    def spectra(self) -> None:
+        ranks = sorted({int(k) for k in np.round(np.geomspace(1, 192, 24)) - 1})
+        for site in sites():
+            for model in self.labels:
+                for k in ranks:
+                    value = 6 * (k + 1) ** -0.7 + 3 * self.harm(model)
+                    self.results.add(model=model, metric="singular_value", set=site, subset=f"rank {k:03d}", value=value)
+                if model != self.reference:
+                    for band in BANDS:
+                        self.gain(model, site, band)
+        for tower in ("vision", "text"):
+            for model in self.labels:
+                self.results.add(model=model, metric="effective_rank", set=tower, value=90 + 40 * self.harm(model))
+                self.results.add(model=model, metric="stable_rank", set=tower, value=11.0)
+                for band, share in zip(BANDS, (0.5, 0.4, 0.1), strict=True):
+                    self.results.add(model=model, metric="band_energy", set=tower, subset=band, value=share)
+                if model != self.reference:
+                    for band in BANDS:
+                        self.gain(model, tower, band)
+
+    def gain(self, model: str, where: str, band: str) -> None:
+        harm = 0.004 + self.harm(model)
+        value, low = 1 - 0.02 * harm * self.draw.normal(1, 0.2), 0.02 * harm
+        spread = {"low": value - low, "high": value + low} if "." not in where else {}
+        self.results.add(model=model, metric="gain", set=where, subset=band, value=value, **spread, n=8)
+        self.results.add(model=model, metric="gain_white", set=where, subset=band, value=1, low=1 - low, high=1 + low, n=8)
+        loss = 10 * BANDS.index(band) + 100 * harm
+        self.results.add(model=model, metric="sqnr", set=where, subset=band, value=40 - loss, n=8)
+        self.results.add(model=model, metric="sqnr_white", set=where, subset=band, value=40.4 - loss, low=40 - loss,
+                         high=41 - loss, n=8)  # fmt: skip
+        if spread:
+            self.results.add(model=model, metric="gain", set=where, subset=band, reference="white", value=value - 1,
+                             low=value - 1 - low, high=value - 1 + low, n=8)  # fmt: skip
+
+
+def sites() -> list[str]:
+    return [f"vision.blocks.{k}.{site}" for k in range(3) for site in ("attn.q", "attn.out", "mlp.fc1", "mlp.fc2")]
+
+
+def make_results(families: tuple[str, ...] = ("scenes-clean", "scenes-noisy"), recipes: tuple[str, ...] = tuple(RECIPES),
+                 notes: tuple[str, ...] = ("temperatures were fitted on scenes-dev (1000 images), one for each model",),
+                 ) -> Results:  # fmt: skip
+    meta = {"versions": {"python": "3.12.3", "torch": "2.14.1", "qclip": "0.1.0"}, "cpu": "An ordinary CPU", "threads": 2,
+            "seed": 0, "replicates": 1000, "command": "qclip demo"}  # fmt: skip
+    results = Results(meta=meta, notes=list(notes))
+    for k, family in enumerate(families):
+        prefix = f"{family} " if len(families) > 1 else ""
+        labels = {f"{prefix}float": "", **{f"{prefix}{recipe}": recipe for recipe in recipes}}
+        Maker(results, f"{prefix}float", labels, family, seed=k).all()
+    return results
+
+
+@pytest.fixture
+def results() -> Results:
+    return make_results()
