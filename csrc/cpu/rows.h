@@ -1,0 +1,88 @@
+// One row of floats -> int8 codes and its scale: shared by the ops that quantize.
+// Maxima are taken on the bit patterns, so that NaN and Inf win instead of being dropped by the instructions.
+#pragma once
+
+#include "simd.h"
+
+namespace {
+
+constexpr std::int32_t inf_bits = 0x7f800000;
+constexpr float tiny = 7.888609052210118e-31f;  // 2^-100: a row below it counts as a row of zeros
+
+static inline vi magnitude(vf x) { return bit_and(as_int(x), set1(0x7fffffff)); }
+
+// How a row becomes codes. Static: inverse and zero come from the caller, the same for all rows.
+struct Rule {
+  bool is_static;
+  float scale, inverse, zero;
+};
+
+static inline Rule make_rule(const float* scale, const float* zero_point) {
+  Rule rule{scale != nullptr, 0.0f, 0.0f, zero_point == nullptr ? 0.0f : *zero_point};
+  if (scale != nullptr) {
+    rule.scale = *scale;
+    rule.inverse = 1.0f / *scale;
+    // A scale without a positive finite reciprocal makes every row NaN.
+    if (!(rule.inverse > 0.0f) || bits_of(rule.inverse) >= static_cast<std::uint32_t>(inf_bits)) rule.scale = rule.inverse = __builtin_nanf("");
+  }
+  return rule;
+}
+
+// Codes of a row whose values get(i) and get(i, n) return, the largest magnitude among them having the bits `top`. Returns the scale.
+template <class Get>
+static inline float write_codes(const Rule& rule, std::int32_t top, std::int64_t k, std::int8_t* codes, const Get& get) {
+  float scale = rule.scale, inverse = rule.inverse;
+  const float absmax = float_of(static_cast<std::uint32_t>(top));
+  const bool bad = top >= inf_bits || (rule.is_static && inverse != inverse);
+  const bool nothing = !rule.is_static && absmax < tiny;
+  if (bad || nothing) {
+    std::memset(codes, 0, static_cast<std::size_t>(k));
+    return bad ? __builtin_nanf("") : 1.0f;
+  }
+  std::int64_t i = 0;
+  if (!rule.is_static) {
+    scale = absmax / 127.0f;
+    inverse = 127.0f / absmax;
+    const vf factor = set1(inverse);  // |y * inverse| rounds to 127 at most
+    for (; i + 4 * W <= k; i += 4 * W) {
+      for (int u = 0; u < 4; ++u) store(codes + i + u * W, to_int(mul(get(i + u * W), factor)));
+    }
+    for (; i + W <= k; i += W) store(codes + i, to_int(mul(get(i), factor)));
+    if (i < k) store(codes + i, to_int(mul(get(i, static_cast<int>(k - i)), factor)), static_cast<int>(k - i));
+    return scale;
+  }
+  const vf factor = set1(inverse), zero = set1(rule.zero), low = set1(-127.0f), high = set1(127.0f);
+  const auto code = [&](vf y) { return to_int(min(max(add(round(mul(y, factor)), zero), low), high)); };
+  for (; i + W <= k; i += W) store(codes + i, code(get(i)));
+  if (i < k) store(codes + i, code(get(i, static_cast<int>(k - i))), static_cast<int>(k - i));
+  return scale;
+}
+
+// The row x, times smooth where there is one, as float vectors.
+template <class T, bool Smooth>
+struct Row {
+  const T* x;
+  const float* smooth;
+  inline vf operator()(std::int64_t i) const { return Smooth ? mul(load(x + i), load(smooth + i)) : load(x + i); }
+  inline vf operator()(std::int64_t i, int n) const { return Smooth ? mul(load(x + i, n), load(smooth + i, n)) : load(x + i, n); }
+};
+
+template <class Get>
+static inline std::int32_t top_of(std::int64_t k, const Get& get) {
+  vi a = set1(std::int32_t{0}), b = a, c = a, d = a;
+  std::int64_t i = 0;
+  for (; i + 4 * W <= k; i += 4 * W) {
+    a = max(a, magnitude(get(i)));
+    b = max(b, magnitude(get(i + W)));
+    c = max(c, magnitude(get(i + 2 * W)));
+    d = max(d, magnitude(get(i + 3 * W)));
+  }
+  for (; i + W <= k; i += W) a = max(a, magnitude(get(i)));
+  if (i < k) b = max(b, magnitude(get(i, static_cast<int>(k - i))));
+  return reduce_max(max(max(a, b), max(c, d)));
+}
+
+// Rows for one thread at least, so that starting it pays.
+static inline std::int64_t row_grain(std::int64_t k) { return k >= 16384 ? 1 : 16384 / k; }
+
+}  // namespace
