@@ -150,6 +150,6 @@ def _groups(table: pa.Table) -> dict[str, NDArray]:
             continue
         if pa.types.is_boolean(column.type):
             groups[name] = np.array(column.to_pylist(), dtype=bool)
-        elif pa.types.is_string(column.type) and column.unique().length() <= MOST_GROUP_VALUES:
+        elif pa.types.is_string(column.type) and len(column.unique()) <= MOST_GROUP_VALUES:
             groups[name] = np.array(column.to_pylist(), dtype=str)
     return groups
