@@ -141,7 +141,10 @@ class _Run:
             return
         for label, embedded in self._embed(Stage(dev)).items():
             logits = self.embedder.views[label].encoders.logit_scale * (embedded.vectors @ classifiers[label].T)
-            self.temperatures[label] = float(metrics.fit_temperature(logits, labels[embedded.indices]))
+            fitted = metrics.fit_temperature(logits, labels[embedded.indices])
+            self.temperatures[label] = fitted.value
+            if fitted.flag:
+                self.results.note(f"{label}: the temperature fitted on {dev.name} is no ordinary optimum: {fitted.flag}")
         self.results.note(f"temperatures were fitted on {dev.name} ({len(dev)} images), one for each model")
 
     def _labelled(

@@ -7,9 +7,10 @@ white noise with E's norm in every output channel.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import fnmatch
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -68,8 +69,13 @@ class Basis:
 
     @classmethod
     def of(cls, weight: Tensor) -> Basis:
-        u, s, vh = torch.linalg.svd(weight.double(), full_matrices=False)
-        return cls(u, s, vh.mT)
+        weight = weight.double()
+        if weight.shape[0] < weight.shape[1]:
+            turned = cls.of(weight.mT)
+            return cls(turned.v, turned.s, turned.u)
+        q, r = torch.linalg.qr(weight)  # a third of the time for the four-to-one matrices of an MLP
+        u, s, vh = torch.linalg.svd(r)
+        return cls(q @ u, s, vh.mT)
 
     def response(self, residual_v: Tensor, rows: Tensor | None = None) -> tuple[dict[str, float], dict[str, float]]:
         """Gain and SQNR in dB of each band, from E V `[N, r]` (times `rows` `[N, 1]` where given).
@@ -136,6 +142,19 @@ def weight_spectrum(
     """
     if seeds < MIN_SEEDS:
         raise InputError(f"{seeds} seeds are too few for the white control; use {MIN_SEEDS} or more")
+    with one_thread():
+        return _weight_spectrum(float_model, quantized_models, sites, seeds, seed, label, progress)
+
+
+def _weight_spectrum(
+    float_model: nn.Module,
+    quantized_models: Mapping[str, nn.Module],
+    sites: str | Sequence[str] | None,
+    seeds: int,
+    seed: int,
+    label: str,
+    progress: Progress | None,
+) -> list[Row]:
     chosen = choose_sites(qmodels.towers(float_model), sites)
     others = {name: qmodels.towers(model) for name, model in quantized_models.items()}
     rows: list[Row] = []
@@ -161,6 +180,17 @@ def weight_spectrum(
     if progress is not None:
         progress("spectra", len(chosen), len(chosen))
     return rows
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Torch on one thread: decompositions of this size are many times slower where threads wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _same_site(towers: Mapping[str, Tower], site: Site, model: str, shape: torch.Size) -> Tensor:
@@ -288,9 +318,9 @@ def verdict(rows: Iterable[Mapping[str, Any]]) -> list[str]:
         gain, white = by_key["gain", "", tail], by_key["gain_white", "", tail]
         difference, excess = by_key["gain", "white", tail], by_key["sqnr", "white", tail]
         if difference["high"] < 0 and gain["high"] < 1:
-            said = "damping beyond the control"
+            said = f"damping beyond the control, by {100 * (1 - gain['value'] ** 2):.1f} % of the band's energy"
         elif difference["low"] > 0 and gain["low"] > 1:
-            said = "amplification beyond the control"
+            said = f"amplification beyond the control, by {100 * (gain['value'] ** 2 - 1):.1f} % of the band's energy"
         else:
             said = "whether the tail is damped cannot be told"
         out.append(f"{model}, {tower} tower, {tail}: {said}; gain {_shown(gain, 4)}, white noise of equal norm "
