@@ -346,6 +346,41 @@ def hadamard_transform(x: Tensor, transpose: bool = False, *, out: Any = None) -
     return out
 
 
+def int4_linear(
+    x: Tensor,
+    x_scale: Tensor | None,
+    weight: Int4Weight,
+    bias: Tensor | None = None,
+    activation: str | None = None,
+    residual: Tensor | None = None,
+    out_scale: Tensor | None = None,
+    out_zero_point: Tensor | None = None,
+    out_group: int | None = None,
+    out_dtype: torch.dtype = torch.float32,
+    *,
+    out: Any = None,
+) -> Any:
+    """See `qkernels.ops.int4_linear`. The weight must be in layout `nibble64`."""
+    n, k = weight.shape
+    x, scale = x.contiguous(), _floats(x_scale)
+    end = _Epilogue(x.shape[:-1], n, bias, activation, residual, out_scale, out_zero_point, out_group, out_dtype, out)
+    native.int4_linear(
+        x.data_ptr(),
+        TYPES[x.dtype],
+        x.numel() // k,
+        k,
+        _address(scale),
+        0 if x_scale is None else _scale_kind(x, x_scale),
+        weight.codes.data_ptr(),
+        weight.scales.data_ptr(),
+        _address(weight.zeros),
+        n,
+        weight.group,
+        *end.arguments,
+    )
+    return end.result
+
+
 def peak_gops(threads: int | None = None) -> float:
     """Measured limit of the tier's int8 dot products in 10^9 operations a second (a multiply-add is two), without memory traffic.
 
@@ -361,6 +396,7 @@ def peak_gops(threads: int | None = None) -> float:
 # One line an op: what it cannot take. An op that is not here falls back.
 _limits: dict[str, Any] = {
     "int8_linear": _packed("vnni64"),
+    "int4_linear": _packed("nibble64"),
     "quantize_per_token": _always,
     "layer_norm_quantize": _always,
     "attention": _always,
