@@ -13,7 +13,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-Float = NDArray[np.float32]
+Float = NDArray[np.floating]
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
@@ -247,5 +247,5 @@ def background(kinds: NDArray[np.int64], dice: Dice, side: int) -> Float:
             part = dice.subset(chosen)
             tint = part.between("tint", -0.07, 0.07, 3)[:, None, None]
             level = np.clip(field(part, side), 0, 1)[..., None]
-            out[chosen] = np.float32(low) + (np.float32(high) - np.float32(low)) * level + tint
+            out[chosen] = np.asarray(low, np.float32) + np.subtract(high, low, dtype=np.float32) * level + tint
     return out

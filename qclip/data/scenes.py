@@ -38,7 +38,7 @@ SIDE = 32
 LARGEST_SIDE = 1024
 PROMPTS = ["a {}", "a picture of a {}", *(f"a {{}} on {b}" for b in BACKGROUNDS)]
 _WORDS = list(COLOURS)
-_PALETTE = np.float32(list(COLOURS.values()))
+_PALETTE = np.array(list(COLOURS.values()), np.float32)
 _BLOCK_PIXELS = 2**19  # drawn at once: about 60 MB of arrays
 
 
@@ -64,20 +64,21 @@ class _Plan:
                 self.background = np.where(held, usual[self.shape], self.background)
         self.colour = dice.pick("colour", len(COLOURS))
         self.texture = np.maximum(dice.pick("texture", len(TEXTURES) + 2) - 2, 0)  # half of them plain
-        self.radius = dice.between("radius", 0.54, 0.88)
+        self.radius = dice.between("radius", 0.56, 0.90)
         self.style = dice.pick("style", len(STYLES))
         self.family = dice.pick("family", len(FAR_FAMILIES))
 
     def captions(self) -> list[list[str]]:
-        """Three captions an image, from the fullest to the shortest."""
+        """Four captions an image, from the fullest to the shortest."""
         verb = self.dice.pick("verb", 3)
         out = []
         for i in range(len(self.indices)):
-            size = "small " if self.radius[i] < 0.64 else "large " if self.radius[i] > 0.78 else ""
+            size = "small " if self.radius[i] < 0.66 else "large " if self.radius[i] > 0.80 else ""
             texture = TEXTURES[self.texture[i]] + " " if self.texture[i] else ""
             colour, shape = _WORDS[self.colour[i]], CLASSES[self.shape[i]]
             place = ("on", "over", "in front of")[verb[i]] + " " + BACKGROUNDS[self.background[i]]
-            phrases = f"{size}{texture}{colour} {shape} {place}", f"{texture}{colour} {shape}", f"{shape} {place}"
+            thing = f"{texture}{colour} {shape}"
+            phrases = f"{size}{thing} {place}", thing, f"{shape} {place}", shape
             out.append([("an " if p[0] in "aeiou" else "a ") + p for p in phrases])
         return out
 
@@ -85,10 +86,8 @@ class _Plan:
 def _object_frame(dice: Dice, radius: Float, side: int) -> tuple[Float, Float]:
     """Pixel coordinates in the object's own frame: moved, turned, stretched and scaled."""
     x, y = drawing.grid(side)
-    room = 0.95 - radius
-    x = x - column(dice.between("x", -1, 1) * room)
-    y = y - column(dice.between("y", -1, 1) * room)
-    turn, stretch = dice.between("turn", -0.3, 0.3), np.exp(dice.between("stretch", -0.18, 0.18))
+    x, y = x - column(dice.between("x", -0.16, 0.16)), y - column(dice.between("y", -0.16, 0.16))
+    turn, stretch = dice.between("turn", -0.25, 0.25), np.exp(dice.between("stretch", -0.12, 0.12))
     cos, sin = column(np.cos(turn)), column(np.sin(turn))
     u, v = (cos * x + sin * y) / column(radius * stretch), (cos * y - sin * x) / column(radius / stretch)
     return u.astype(np.float32), v.astype(np.float32)

@@ -47,7 +47,7 @@ def test_a_larger_picture_shows_the_same_scene():
 def test_captions_name_what_the_labels_say():
     data = scenes.load_scenes("train", 300)
     for label, background, captions in zip(data.labels, data.groups["background"], data.captions, strict=True):
-        assert len(captions) == 3
+        assert len(captions) == 4
         for caption in captions:
             assert scenes.CLASSES[label] in caption.split()
             assert caption.split()[0] == ("an" if caption.split()[1][0] in "aeiou" else "a")
