@@ -34,9 +34,13 @@ class Panel:
     left_out: str = ""
     small: bool = False  # small multiples: narrower cells
 
+    @property
+    def css(self) -> str:
+        return "small" if self.small else "two" if len(self.figures) in (2, 4) else ""
+
 
 def legend_of(family: Family) -> list[tuple[Markup, str]]:
-    return [(svg.key(series), model) for model, series in series_of(family)]
+    return [(svg.key(series), family.short(model)) for model, series in series_of(family)]
 
 
 def series_of(family: Family) -> list[tuple[str, int]]:
@@ -94,10 +98,10 @@ def _diagram(index: Index, model: str, name: str) -> Figure:
     said.append(f"perfect calibration would show about {units.percent(floor)} by chance")
     axes = svg.Axes(f"Reliability of {model} on {name}",
                     f"Accuracy against confidence in {BINS} bins, {units.count(total)} images; {'; '.join(said)}.",
-                    (0, 1), (0, 1), x_label="confidence (%)", y_label="accuracy (%)", width=280, height=326,
-                    x_ticks=_FIFTHS, y_ticks=_FIFTHS, x_text=_hundred, y_text=_hundred, left=46, bottom=112)  # fmt: skip
-    strip = axes.height - 44.0  # the foot of the histogram below the diagram
-    room = strip - axes.bottom - 30
+                    (0, 1), (0, 1), y_label="accuracy (%)", width=240, height=300, x_ticks=_HALVES, y_ticks=_HALVES,
+                    x_text=_hundred, y_text=_hundred, left=44, right=8, bottom=106)  # fmt: skip
+    strip = axes.height - 20.0  # the foot of the histogram below the diagram
+    room = 40.0
     for b, images, accuracy, confidence in bins:
         left, right = b / BINS + 0.004, (b + 1) / BINS - 0.004
         tip = (f"confidence {units.percent(confidence)}, accuracy {units.percent(accuracy)}, "
@@ -108,10 +112,10 @@ def _diagram(index: Index, model: str, name: str) -> Figure:
         tall = room * images / most
         axes.draw(svg.rect(x0, strip - tall, x1 - x0, tall, "count", tip))
     axes.guide((0, 0), (1, 1))
+    middle = (axes.left + axes.right) / 2
     axes.draw(svg.element("line", x1=axes.left, x2=axes.right, y1=strip, y2=strip, class_="axis"),
-              svg.text(axes.left - 7, strip - room + 4, units.count(most), "tick", "end"),
-              svg.text(axes.left - 7, strip + 3.8, "0", "tick", "end"),
-              svg.text((axes.left + axes.right) / 2, strip + 16, "images in each bin", "label", "middle"))  # fmt: skip
+              svg.text(middle, axes.bottom + 33, "confidence (%)", "label", "middle"),
+              svg.text(middle, strip + 16, f"images in each bin (most {units.count(most)})", "label", "middle"))
     return Figure(model, axes.render(), units.title("; ".join(said)) + ".")
 
 
@@ -152,7 +156,7 @@ def roc(index: Index) -> list[Panel]:
 def _roc_figure(index: Index, family: Family, name: str, kind: str, score: str,
                 lines: dict[str, list[svg.Point]]) -> Figure:  # fmt: skip
     shown = f"{name} ({kind} OOD)" if kind and kind not in name.lower() else name
-    areas = [f"{m} {100 * v:.1f}" for m in lines
+    areas = [f"{family.short(m)} {100 * v:.1f}" for m in lines
              if (v := index.value(m, "auroc", set=name, subset=kind, score=score)) is not None]  # fmt: skip
     caption = f"AUROC in percent: {', '.join(areas)}." if areas else ""
     axes = svg.Axes(f"ROC of OOD detection on {shown}", f"Share of ID images kept against share of OOD accepted. {caption}",
@@ -210,6 +214,7 @@ def _severity_figure(index: Index, family: Family, name: str, corruption: str, s
 
 
 _FIFTHS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
+_HALVES = (0.0, 0.5, 1.0)
 
 
 def _hundred(share: float) -> str:

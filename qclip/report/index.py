@@ -29,6 +29,10 @@ class Family:
         """The family's own name: that of its reference, without the word "float" behind it."""
         return self.reference.removesuffix(" float")
 
+    def short(self, model: str) -> str:
+        """The model's label without the family's before it: "w8a8" for "scenes-clean w8a8"."""
+        return model.removeprefix(f"{self.label} ") or model
+
     def chunks(self, size: int) -> list[Family]:
         """The same family in portions of at most `size` variants, each with the reference."""
         if len(self.variants) <= size:

@@ -58,7 +58,13 @@ def _templates() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
+        finalize=_unbroken,
     )
+
+
+def _unbroken(value: Any) -> Any:
+    """A number and its percent sign stay on one line."""
+    return value.replace(" %", "\N{NO-BREAK SPACE}%") if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,9 +105,13 @@ class Line:
 
 @dataclasses.dataclass(frozen=True)
 class VerdictTable:
-    reference: str
-    models: tuple[str, ...]
+    family: Family
     lines: list[Line]
+
+    @property
+    def leading(self) -> list[Line]:
+        """The lines that speak for their axis."""
+        return [line for line in self.lines if line.question.leading]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,7 +125,7 @@ class Section:
     grids: list[absolute.Grid]
     absent: str
     sentences: list[str] = dataclasses.field(default_factory=list)
-    grids_title: str = "All numbers"
+    grids_title: str = "All numbers"  # "" shows them openly
 
 
 def _context(index: Index) -> dict[str, Any]:
@@ -126,6 +136,7 @@ def _context(index: Index) -> dict[str, Any]:
         "title": title(index),
         "lead": lead(index),
         "facts": facts(index),
+        "short_facts": short_facts(index),
         "models": model_grid(index),
         "judged": [part for part in judged if part.tables],
         "multiplicity": verdicts.multiplicity(answers),
@@ -160,6 +171,13 @@ def lead(index: Index) -> str:
     if len(said) > 360:
         said = f"Compared {sum(len(f.variants) for f in index.families if f.reference)} models with their references."
     return said + " Every difference is paired, on the same images, and has a 95 % interval."
+
+
+def short_facts(index: Index) -> list[str]:
+    """What the numbers rest on, for the line below the title."""
+    images = sum(index.n(name) or 0 for name in {*index.labelled_sets, *(s for s, _ in index.ood_sets if not is_mean(s))})
+    out = [f"{units.count(images)} images"] if images else []
+    return out + [text for name, text in facts(index) if name in ("Host", "Date", "Page written")]
 
 
 def facts(index: Index) -> list[tuple[str, str]]:
@@ -220,7 +238,7 @@ def _judged(index: Index, family: Family, answers: dict[Question, dict[str, Comp
             base = measure.value(verdicts.absolute(index, family.reference, question))
             lines.append(Line("" if question.axis == last else question.axis, question, units.count(n) if n else "", base, cells))
             last = question.axis
-        tables.append(VerdictTable(family.reference, part.variants, lines))
+        tables.append(VerdictTable(part, lines))
     return Judged(family, cards, tables)
 
 
@@ -270,6 +288,6 @@ def _sections(index: Index) -> list[Section]:
     said = {"spectra": verdicts.damping(index)}
     out = []
     for anchor, name, intro, draw, list_grids, absent in made:
-        grids_title = "Site by site" if anchor == "coverage" else "All numbers"
+        grids_title = {"coverage": "Site by site", "agreement": ""}.get(anchor, "All numbers")
         out.append(Section(anchor, name, intro, draw(index), list_grids(index), absent, said.get(anchor, []), grids_title))
     return out

@@ -63,7 +63,7 @@ def gains(index: Index) -> list[Panel]:
             figures += [_band_figure(index, family, site, metric) for metric in ("gain", "sqnr")]
         open_ones = len(figures) or SHOWN
         figures += [_band_figure(index, family, site, "gain") for site in _spread(single)]
-        present = {row["model"] for row in rows}
+        present = {family.short(row["model"]) for row in rows}
         legend = [entry for entry in legend_of(family) if entry[1] in present]
         legend.append((_white_key(), "white noise of equal norm (control)"))
         out += panel(titled(family, "Gain by rank band", len(parts) > 1), figures, legend, open_ones)

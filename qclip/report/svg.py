@@ -217,11 +217,13 @@ def _spread(bounds: Point) -> Point:
 
 
 def _decades(low: float, high: float) -> list[float]:
-    powers = range(math.ceil(math.log10(low) - 1e-9), math.floor(math.log10(high) + 1e-9) + 1)
-    found = [10.0**k for k in powers]
-    if len(found) >= 2:
-        return found[:: max(1, math.ceil(len(found) / 6))]
-    return [t for t in nice_ticks(low, high, 4) if t > 0]
+    """Powers of ten within [low, high], with twice and five times them where that gives few."""
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    tens = [10.0**k for k in powers if low <= 10.0**k <= high]
+    if len(tens) >= 3:
+        return tens[:: math.ceil(len(tens) / 6)]
+    found = [m * 10.0**k for k in powers for m in (1, 2, 5) if low <= m * 10.0**k <= high]
+    return found if len(found) >= 2 else [t for t in nice_ticks(low, high, 4) if t > 0]
 
 
 def _plain(number: float) -> str:

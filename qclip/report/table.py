@@ -21,9 +21,11 @@ from .verdicts import Comparison, Question, Verdict
 WIDTH = 100
 COLUMNS = 4  # variants side by side: more do not fit with their intervals
 STYLES = {Verdict.BETTER: "bold blue", Verdict.WORSE: "bold dark_orange3", Verdict.UP: "bold", Verdict.DOWN: "bold"}
-PLAIN = {"\N{CHECK MARK}": "+", "\N{BALLOT X}": "x", "\N{WHITE CIRCLE}": "o", "\N{UPWARDS ARROW}": "^",
-         "\N{DOWNWARDS ARROW}": "v", "\N{MIDDLE DOT}": "-", "\N{MULTIPLICATION SIGN}": "x", "\N{INFINITY}": "inf",
-         "\N{HORIZONTAL ELLIPSIS}": "~", units.MINUS: "-", units.ABSENT: "-", "\N{EM DASH}": "-", "\N{BULLET}": "*"}  # fmt: skip
+PLAIN = str.maketrans({
+    "\N{CHECK MARK}": "+", "\N{BALLOT X}": "x", "\N{WHITE CIRCLE}": "o", "\N{UPWARDS ARROW}": "^",
+    "\N{DOWNWARDS ARROW}": "v", "\N{MIDDLE DOT}": "-", "\N{MULTIPLICATION SIGN}": "x", "\N{INFINITY}": "inf",
+    "\N{BULLET}": "*", "\N{BOX DRAWINGS LIGHT HORIZONTAL}": "-", units.MINUS: "-", units.ABSENT: "-",
+})  # fmt: skip
 
 
 def table(results: Results) -> str:
@@ -44,7 +46,7 @@ def _encodable(text: str) -> str:
         text.encode(encoding)
         return text
     except (UnicodeEncodeError, LookupError):
-        return text.translate(str.maketrans(PLAIN)).encode(encoding, "replace").decode(encoding)
+        return text.translate(PLAIN).encode(encoding, "replace").decode(encoding)
 
 
 def _print(console: Console, index: Index) -> None:
@@ -79,9 +81,9 @@ def _new_table(title: str) -> Table:
 def _verdicts(console: Console, index: Index, part: Family, answers: dict[Question, dict[str, Comparison]]) -> None:
     grid = _new_table(f"\nAgainst {part.reference}")
     grid.add_column("measure", max_width=30, overflow="fold")
-    grid.add_column(escape(_relative(part.reference, part)), justify="right", overflow="fold")
+    grid.add_column(escape(part.short(part.reference)), justify="right", overflow="fold")
     for model in part.variants:
-        grid.add_column(escape(_relative(model, part)), max_width=16, overflow="fold")
+        grid.add_column(escape(part.short(model)), max_width=16, overflow="fold")
     last = ""
     for question, by_model in answers.items():
         if question.axis != last:
@@ -96,11 +98,6 @@ def _verdicts(console: Console, index: Index, part: Family, answers: dict[Questi
     console.print(grid)
 
 
-def _relative(model: str, part: Family) -> str:
-    """The model's label without the family's name before it: "scenes-clean w8a8" is w8a8 beside "scenes-clean float"."""
-    return model.removeprefix(f"{part.label} ") or model
-
-
 def _cell(answer: Comparison) -> Text:
     out = Text(f"{answer.verdict.symbol} {answer.difference}\n", STYLES.get(answer.verdict, ""))
     out.append(answer.interval, "dim")
@@ -110,7 +107,7 @@ def _cell(answer: Comparison) -> Text:
 def _sentences(console: Console, index: Index, family: Family, answers: dict[Question, dict[str, Comparison]]) -> None:
     console.print()
     for model in family.variants:
-        line = Text(f"\N{BULLET} ")
+        line = Text("\N{BULLET} ")
         line.append(model, "bold")
         line.append(": " + " ".join(verdicts.about(index, family, model, answers)))
         console.print(line)

@@ -197,7 +197,7 @@ def about(index: Index, family: Family, model: str, answers: dict[Question, dict
     same = [named[a.question] for a in mine if a.verdict is Verdict.SAME]
     if unsure:
         if sentences or same:
-            sentences.append(f"Cannot be told in {units.words(unsure)}.")
+            sentences.append(f"Cannot be told: {units.words(unsure)}.")
         else:
             sentences.append(f"No difference to {family.reference} can be told in anything measured: "
                              f"{units.words(unsure)}.")  # fmt: skip
