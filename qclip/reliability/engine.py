@@ -144,7 +144,7 @@ class _Run:
             fitted = metrics.fit_temperature(logits, labels[embedded.indices])
             self.temperatures[label] = fitted.value
             if fitted.flag:
-                self.results.note(f"{label}: the temperature fitted on {dev.name} is no ordinary optimum: {fitted.flag}")
+                self.results.note(f"{label}: the temperature from {dev.name} is no ordinary optimum: {fitted.flag}")
         self.results.note(f"temperatures were fitted on {dev.name} ({len(dev)} images), one for each model")
 
     def _labelled(

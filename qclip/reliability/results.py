@@ -191,8 +191,9 @@ def _decode(value: Any) -> Any:
     return float(value) if value in ("inf", "-inf") else value
 
 
-def write_atomic(path: str | os.PathLike[str], data: bytes) -> Path:
-    """Write beside the target, sync, rename: the file at `path` is the old one or the new one, never a part."""
+def write_atomic(path: str | os.PathLike[str], data: bytes, sync: bool = True) -> Path:
+    """Write beside the target, sync, rename: the file at `path` is the old one or the new one, never a part. Without
+    `sync` that holds for a killed process, not for a power cut."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
@@ -200,7 +201,8 @@ def write_atomic(path: str | os.PathLike[str], data: bytes) -> Path:
         with open(part, "wb") as file:
             file.write(data)
             file.flush()
-            os.fsync(file.fileno())
+            if sync:
+                os.fsync(file.fileno())
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)

@@ -1,0 +1,167 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from qclip.reliability import Results, evaluate
+from qclip.reliability.cache import Cache, default_folder, key_of, model_fingerprint, preprocess_fingerprint
+from tests.reliability.fakes import Tiny, pictures, preprocess
+
+ALL = 90 + 5 * 90  # images of one run: clean, and five severities
+
+
+@pytest.fixture(autouse=True)
+def fake_encoders(monkeypatch) -> None:
+    monkeypatch.setattr("qclip.reliability.embed.qmodels.encoders", Tiny.encoders)
+    monkeypatch.setattr("qclip.reliability.embed.SHARD", 30)
+    monkeypatch.setattr("qclip.reliability.engine.REPLICATES", 50)
+
+
+def run(model: Tiny, folder, **options) -> Results:
+    return evaluate(
+        {"m": model},
+        options.pop("data", None) or pictures(),
+        **{"templates": ["a {}"], "cache": folder, "batch": 10} | options,
+    )
+
+
+def rows(results: Results) -> list[dict]:
+    return results.rows
+
+
+def test_a_second_evaluation_embeds_nothing_and_says_the_same(tmp_path) -> None:
+    first, second = Tiny(), Tiny()
+    one = run(first, tmp_path)
+    two = run(second, tmp_path)
+    assert first.images_seen == ALL and second.images_seen == 0
+    assert rows(one) == rows(two)
+    unread = pictures(bad=[4])
+    told = run(Tiny(), tmp_path, data=unread).notes
+    again = Tiny()
+    assert run(again, tmp_path, data=pictures(bad=[4])).notes == told and again.images_seen == 0  # still named
+    assert any("row 4 is broken" in note for note in told)
+
+
+def test_a_killed_run_goes_on_where_it_stopped(tmp_path) -> None:
+    killed = Tiny()
+    killed.stop(8)  # batches of 10: two shards of 30 are whole
+    with pytest.raises(KeyboardInterrupt):
+        run(killed, tmp_path)
+    resumed = Tiny()
+    run(resumed, tmp_path)
+    assert resumed.images_seen == ALL - 60
+    assert not [path for path in tmp_path.rglob("*") if path.is_file() and path.suffix != ".safetensors"]
+
+
+@pytest.mark.parametrize("damage", ["truncate", "flip", "empty", "foreign", "swap"])
+def test_a_damaged_file_is_computed_again_and_replaced(tmp_path, damage: str) -> None:
+    first = Tiny()
+    one = run(first, tmp_path)
+    files = sorted(tmp_path.rglob("*.safetensors"), key=lambda p: p.stat().st_size)[::-1]
+    victim, content = files[0], files[0].read_bytes()
+    changed = {
+        "truncate": content[: len(content) // 2],
+        "flip": content[:-3] + bytes([content[-3] ^ 1]) + content[-2:],
+        "empty": b"",
+        "foreign": b"not a tensor file",
+        "swap": files[1].read_bytes(),  # whole and sound, but of another key
+    }[damage]
+    victim.write_bytes(changed)
+    second = Tiny()
+    two = run(second, tmp_path)
+    assert second.images_seen == 30 and victim.read_bytes() != changed
+    assert [r for r in rows(two) if r["metric"] != "ms_per_image"] == [
+        r for r in rows(one) if r["metric"] != "ms_per_image"
+    ]
+
+
+def test_what_changes_the_embedding_changes_the_key(tmp_path, monkeypatch) -> None:
+    run(Tiny(), tmp_path)
+
+    def embedded(model: Tiny | None = None, **options) -> int:
+        model = model or Tiny()
+        run(model, tmp_path, **options)
+        return model.images_seen
+
+    assert embedded() == 0
+    assert embedded(Tiny(1e-3)) == ALL
+    assert embedded(seed=1) == 5 * 90  # the noise; the clean images stay
+    assert embedded(batch=15) == ALL
+    assert embedded(data=pictures(seed=1)) == ALL
+    monkeypatch.setattr("tests.reliability.fakes.preprocess", lambda image: preprocess(image) * 1.001)
+    assert embedded() == ALL
+    monkeypatch.undo()
+    monkeypatch.setattr("qclip.reliability.embed.qmodels.encoders", Tiny.encoders)
+    monkeypatch.setattr("qclip.reliability.embed.SHARD", 30)
+    monkeypatch.setattr("qclip.reliability.cache.STAGE_VERSION", 999)
+    assert embedded() == ALL
+    monkeypatch.setenv("QKERNELS_CPU_TIER", "scalar")
+    assert embedded() == ALL
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads + 1)
+        assert embedded() == ALL
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_without_a_cache_nothing_is_written(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert default_folder() == tmp_path / "qclip" / "embeddings"
+    run(Tiny(), False)
+    assert not list(tmp_path.iterdir())
+    run(Tiny(), None)
+    assert len(list((tmp_path / "qclip" / "embeddings").rglob("*.safetensors"))) > 3
+
+
+def test_strict_does_not_pass_over_what_was_left_out_before(tmp_path) -> None:
+    run(Tiny(), tmp_path, data=pictures(bad=[4]))
+    with pytest.raises(Exception, match="row 4 is broken"):
+        run(Tiny(), tmp_path, data=pictures(bad=[4]), strict=True)
+
+
+def test_arrays_come_back_bit_for_bit(tmp_path) -> None:
+    cache, key = Cache(tmp_path), key_of(a=1)
+    arrays = {"x": np.random.default_rng(0).normal(size=(3, 4)).astype(np.float32), "i": np.arange(5)[::2]}
+    assert cache.load(key) is None
+    cache.store(key, arrays, {"seconds": 0.1, "unreadable": [[3, "why"]]})
+    found, facts = cache.load(key)
+    assert facts == {"seconds": 0.1, "unreadable": [[3, "why"]]} and set(found) == {"x", "i"}
+    for name, array in arrays.items():
+        assert found[name].dtype == array.dtype and (found[name] == array).all()
+    assert key_of(a=1, b=2) == key_of(b=2, a=1) != key_of(a=2, b=1)
+
+
+class Layered(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.norm, self.linear, self.heads = nn.LayerNorm(4), nn.Linear(4, 4), 2
+        self.register_buffer("hidden", torch.ones(2), persistent=False)
+
+
+@pytest.mark.parametrize("change", [
+    lambda m: m.linear.weight.data.__setitem__((1, 2), 3.0),
+    lambda m: m.linear.bias.data.neg_(),
+    lambda m: m.hidden.mul_(2),
+    lambda m: m.half(),
+    lambda m: setattr(m, "heads", 4),
+    lambda m: setattr(m.norm, "eps", 1e-3),
+    lambda m: setattr(m, "norm", nn.BatchNorm1d(4)),
+    lambda m: setattr(m, "act", torch.nn.functional.gelu),
+])  # fmt: skip
+def test_the_fingerprint_sees_every_change_of_a_model(change) -> None:
+    model, changed = Layered(), Layered()
+    assert model_fingerprint(model) == model_fingerprint(changed)
+    change(changed)
+    assert model_fingerprint(model) != model_fingerprint(changed)
+
+
+def test_the_fingerprint_does_not_see_what_computes_the_same() -> None:
+    model, other = Layered(), Layered()
+    other.eval()
+    other.qclip_source, other.linear.layout = "elsewhere", "packed"
+    assert model_fingerprint(model) == model_fingerprint(other)
+    assert preprocess_fingerprint(preprocess) == preprocess_fingerprint(lambda image: preprocess(image))
