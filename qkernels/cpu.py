@@ -137,7 +137,7 @@ def int8_linear(
 ) -> Any:
     """See `qkernels.ops.int8_linear`. The weight must be in layout `vnni64`."""
     n, k = weight.shape
-    x, scale = x.contiguous(), _floats(x_scale)
+    x, scale, codes, scales = x.contiguous(), _floats(x_scale), weight.codes.contiguous(), _floats(weight.scales)
     end = _Epilogue(x.shape[:-1], n, bias, activation, residual, out_scale, out_zero_point, out_group, out_dtype, out)
     native.int8_linear(
         x.data_ptr(),
@@ -145,8 +145,8 @@ def int8_linear(
         k,
         _address(scale),
         _scale_kind(x, x_scale),
-        weight.codes.data_ptr(),
-        weight.scales.data_ptr(),
+        _address(codes),
+        _address(scales),
         n,
         *end.arguments,
     )
@@ -362,7 +362,8 @@ def int4_linear(
 ) -> Any:
     """See `qkernels.ops.int4_linear`. The weight must be in layout `nibble64`."""
     n, k = weight.shape
-    x, scale = x.contiguous(), _floats(x_scale)
+    x, scale, codes, scales = x.contiguous(), _floats(x_scale), weight.codes.contiguous(), weight.scales.contiguous()
+    zeros = None if weight.zeros is None else weight.zeros.contiguous()
     end = _Epilogue(x.shape[:-1], n, bias, activation, residual, out_scale, out_zero_point, out_group, out_dtype, out)
     native.int4_linear(
         x.data_ptr(),
@@ -371,9 +372,9 @@ def int4_linear(
         k,
         _address(scale),
         0 if x_scale is None else _scale_kind(x, x_scale),
-        weight.codes.data_ptr(),
-        weight.scales.data_ptr(),
-        _address(weight.zeros),
+        _address(codes),
+        _address(scales),
+        _address(zeros),
         n,
         weight.group,
         *end.arguments,

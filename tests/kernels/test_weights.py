@@ -1,0 +1,148 @@
+"""Weights: canonical form by its rule, packed layouts as bijections, refusals."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from qkernels import Int4Weight, Int8Weight
+
+
+def matrix(n: int, k: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(n, k, generator=torch.Generator().manual_seed(seed))
+
+
+@settings(deadline=None, max_examples=40)
+@given(n=st.integers(1, 140), k=st.integers(1, 140), seed=st.integers(0, 99))
+def test_int8_packing_is_a_bijection(n: int, k: int, seed: int) -> None:
+    weight = Int8Weight.quantize(matrix(n, k, seed))
+    packed = weight.pack("vnni64")
+    assert packed.layout == "vnni64" and packed.codes.dim() == 1 and packed.codes.dtype == torch.uint8
+    back = packed.canonical()
+    assert back.layout == "canonical" and back.codes.dtype == torch.int8
+    assert torch.equal(back.codes, weight.codes) and torch.equal(back.scales, weight.scales)
+    assert torch.equal(packed.dequantize(), weight.dequantize())
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    n=st.integers(1, 140),
+    k=st.integers(1, 300),
+    group=st.sampled_from([32, 64, 128, 10**6]),
+    symmetric=st.booleans(),
+    seed=st.integers(0, 99),
+)
+def test_int4_packing_is_a_bijection(n: int, k: int, group: int, symmetric: bool, seed: int) -> None:
+    weight = Int4Weight.quantize(matrix(n, k, seed), group, symmetric)
+    assert weight.codes.shape == (n, -(-k // 2)) and weight.scales.shape == (n, -(-k // weight.group))
+    if k % 2:
+        assert (weight.codes[:, -1] >> 4 == 8).all()
+    back = weight.pack("nibble64").canonical()
+    assert torch.equal(back.codes, weight.codes) and torch.equal(back.scales, weight.scales)
+    assert (weight.zeros is None) == symmetric
+    if weight.zeros is not None:
+        assert back.zeros is not None and torch.equal(back.zeros, weight.zeros)
+
+
+def test_vnni64_places_every_code_where_the_kernels_look() -> None:
+    n, k = 70, 9
+    weight = Int8Weight.quantize(matrix(n, k))
+    buffer = weight.pack("vnni64").codes
+    panels = buffer[: 128 * 12].view(torch.int8).view(2, 3, 64, 4)
+    starts = buffer[128 * 12 :].view(torch.int32)
+    for row in range(128):
+        for column in range(12):
+            inside = row < n and column < k
+            assert panels[row // 64, column // 4, row % 64, column % 4] == (weight.codes[row, column] if inside else 0)
+    assert torch.equal(starts[:n], -128 * weight.codes.sum(1, dtype=torch.int32)) and (starts[n:] == 0).all()
+
+
+def test_a_packed_weight_whose_buffer_is_not_aligned_unpacks() -> None:
+    weight = Int8Weight.quantize(matrix(5, 7))
+    packed = weight.pack("vnni64")
+    shifted = torch.cat([torch.zeros(3, dtype=torch.uint8), packed.codes])[3:]
+    assert torch.equal(Int8Weight(shifted, packed.scales, packed.shape, "vnni64").canonical().codes, weight.codes)
+
+
+def test_int8_codes_follow_the_static_rule_with_the_stored_scale() -> None:
+    w = matrix(17, 53)
+    w[3] = 0.0
+    w[4] *= 1e-20
+    weight = Int8Weight.quantize(w)
+    rows = w.numpy()
+    scales = np.where(np.abs(rows).max(1) < 2.0**-100, np.float32(1), np.abs(rows).max(1) / np.float32(127))
+    codes = np.clip(np.rint(rows * (np.float32(1) / scales.astype(np.float32))[:, None]), -127, 127)
+    np.testing.assert_array_equal(weight.scales.numpy(), scales.astype(np.float32))
+    np.testing.assert_array_equal(weight.codes.numpy(), codes.astype(np.int8))
+    assert weight.scales[3] == 1 and (weight.codes[3] == 0).all() and weight.codes[4].abs().max() == 127
+
+
+def test_int4_error_is_at_most_half_a_step() -> None:
+    w = matrix(40, 200)
+    for symmetric in (True, False):
+        weight = Int4Weight.quantize(w, 64, symmetric)
+        step = weight.scales.float().repeat_interleave(64, dim=1)[:, :200]
+        # Rounding the scale to float16 may move the largest value out of the grid by 15 half-ulps of the scale.
+        assert ((weight.dequantize() - w).abs() <= step * (0.5 + 15 * 2**-11)).all()
+
+
+def test_int4_symmetric_uses_the_full_grid_and_asymmetric_its_range() -> None:
+    w = torch.linspace(-1, 1, 128).repeat(3, 1)
+    codes = Int4Weight.quantize(w, 128).unpacked_codes()
+    assert codes.min() == 0 and codes.max() == 15
+    positive = Int4Weight.quantize(w.abs() + 0.5, 128, symmetric=False)
+    assert positive.zeros is not None and (positive.zeros == 0).all() and positive.unpacked_codes().max() == 15
+
+
+def test_int4_whole_zeros_are_added_after_rounding() -> None:
+    # -0.5 and 0.5 are ties; with an odd zero, adding it first would round the other way.
+    w = torch.tensor([[-0.5, 0.5, 1.5, 2.5]])
+    weight = Int4Weight.quantize(w, scales=torch.ones(1, 1), zeros=torch.full((1, 1), 7.0))
+    assert weight.unpacked_codes().tolist() == [[7, 7, 9, 9]]
+    middle = Int4Weight.quantize(w, scales=torch.ones(1, 1), zeros=torch.full((1, 1), 7.5))
+    assert middle.unpacked_codes().tolist() == [[7, 8, 9, 10]] and torch.equal(middle.dequantize(), w)
+
+
+def test_int4_tiny_groups_keep_a_normal_scale() -> None:
+    weight = Int4Weight.quantize(torch.full((1, 64), 1e-6), 32)
+    assert (weight.scales == 2.0**-14).all() and weight.dequantize().abs().max() <= 2.0**-14
+    assert (Int4Weight.quantize(torch.zeros(1, 64), 32).scales == 1).all()
+
+
+@pytest.mark.parametrize("kind", [Int8Weight, Int4Weight])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+def test_a_non_finite_weight_is_refused_with_its_row(kind: type, bad: float) -> None:
+    w = matrix(6, 40)
+    w[4, 2] = bad
+    with pytest.raises(ValueError, match="row 4"):
+        kind.quantize(w)
+
+
+@pytest.mark.parametrize("shape", [(0, 4), (4, 0), (4,), (2, 2, 2), (1, 65537)])
+def test_bad_shapes_are_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="weight must"):
+        Int8Weight.quantize(torch.zeros(shape))
+    with pytest.raises(ValueError, match="weight must"):
+        Int4Weight.quantize(torch.zeros(shape))
+
+
+def test_bad_scales_groups_and_layouts_are_refused() -> None:
+    w = matrix(4, 64)
+    for scales in (torch.zeros(4), torch.ones(3), torch.full((4,), float("nan"))):
+        with pytest.raises(ValueError, match="scales must be 4 positive"):
+            Int8Weight.quantize(w, scales)
+    with pytest.raises(ValueError, match="group must be"):
+        Int4Weight.quantize(w, 48)
+    with pytest.raises(ValueError, match="scales must have shape"):
+        Int4Weight.quantize(w, 32, scales=torch.ones(4, 1))
+    with pytest.raises(ValueError, match="float16"):
+        Int4Weight.quantize(w, 32, scales=torch.full((4, 2), 1e-6))
+    with pytest.raises(ValueError, match="zeros must be finite"):
+        Int4Weight.quantize(w, 32, scales=torch.ones(4, 2), zeros=torch.full((4, 2), float("inf")))
+    with pytest.raises(ValueError, match="unknown layout 'x'"):
+        Int8Weight.quantize(w).pack("x")
+    with pytest.raises(ValueError, match="unknown layout 'x'"):
+        Int4Weight.quantize(w).pack("x")
