@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..errors import ModelError
 from . import huggingface, local, open_clip, timm
 from .encoders import Encoders, encoders
 from .explicit import unsupported
@@ -38,9 +37,9 @@ def towers(model: nn.Module) -> dict[str, Tower]:
 def load(name: str, device: str | torch.device = "cpu", arch: str | dict | None = None) -> nn.Module:
     """A float model in eval mode with `.preprocess`, `.tokenizer` and `.qclip_source`.
 
-    `name`: an open_clip name, with its pretrained tag (`"ViT-B-32:laion2b_s34b_b79k"`) or without (random weights, which
-    a warning says), `"local-dir:PATH"` in open_clip's layout, `"hf:ID_OR_DIR"`, or a checkpoint file, whose architecture
-    `arch` names where nothing beside the file does. Raises UnknownModelError or ModelError.
+    `name`: an open_clip name, with its pretrained tag (`"ViT-B-32:laion2b_s34b_b79k"`) or without (random weights,
+    which a warning says), `"local-dir:PATH"` in open_clip's layout, `"hf:ID_OR_DIR"`, or a checkpoint file, whose
+    architecture `arch` names where nothing beside the file does. Raises UnknownModelError or ModelError.
     """
     if name.startswith("local-dir:"):
         return local.load_directory(name.removeprefix("local-dir:")).to(device)
@@ -75,6 +74,6 @@ def tokenizer_config(model: nn.Module) -> dict[str, Any] | None:
     return huggingface.tokenizer_config(model) if huggingface.owns(model) else open_clip.tokenizer_config(model)
 
 
-__all__ = ["Block", "Encoders", "ModelError", "Preprocess", "Site", "Tokenizer", "Tower", "UnknownModelError", "attach",
-           "config_of", "create", "create_from_config", "encoders", "load", "materialize_buffers", "names",
-           "preprocess_config", "preprocess_from_config", "tokenizer_config", "tokenizer_from_config", "towers"]  # fmt: skip
+__all__ = ["Block", "Encoders", "Preprocess", "Site", "Tokenizer", "Tower", "UnknownModelError", "attach", "config_of",
+           "create", "create_from_config", "encoders", "load", "materialize_buffers", "names", "preprocess_config",
+           "preprocess_from_config", "tokenizer_config", "tokenizer_from_config", "towers"]  # fmt: skip

@@ -5,9 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from open_clip.coca_model import CoCa
-from open_clip.hf_model import HFTextEncoder
 from open_clip.model import CLIP
-from open_clip.modified_resnet import ModifiedResNet
 from open_clip.timm_model import TimmModel
 from open_clip.transformer import LayerNormFp32, LayerScale, TextTransformer, VisionTransformer
 from torch import nn
@@ -15,7 +13,7 @@ from torch import nn
 from .explicit import activation_name, present, unsupported
 
 
-def describe(model: nn.Module) -> dict[str, Any]:
+def describe(model: Any) -> dict[str, Any]:
     """`config` such that `type(model)(**config)` has the same architecture. For models not yet in explicit form.
 
     Raises ModelError where a setting cannot be read off.
@@ -52,7 +50,7 @@ def describe(model: nn.Module) -> dict[str, Any]:
     return config
 
 
-def _embed_dim(visual: nn.Module, text: nn.Module) -> int:
+def _embed_dim(visual: Any, text: Any) -> int:
     projection = text.text_projection
     if isinstance(projection, nn.Linear):
         return projection.out_features
@@ -63,7 +61,7 @@ def _embed_dim(visual: nn.Module, text: nn.Module) -> int:
     return text.ln_final.normalized_shape[0]
 
 
-def _transformer(transformer: nn.Module, block: nn.Module) -> dict[str, Any]:
+def _transformer(transformer: Any, block: Any) -> dict[str, Any]:
     width = transformer.width
     cfg: dict[str, Any] = {"width": width, "layers": len(transformer.resblocks),
                            "mlp_ratio": block.mlp.c_fc.out_features / width}  # fmt: skip
@@ -74,21 +72,22 @@ def _transformer(transformer: nn.Module, block: nn.Module) -> dict[str, Any]:
         cfg |= {"block_type": "custom", "qk_norm": present(attention.ln_q) is not None,
                 "scaled_cosine_attn": attention.scaled_cosine, "scale_heads": attention.scale_heads,
                 "scale_attn_inner": present(attention.ln_inner) is not None,
-                "scale_attn": present(block.ln_attn) is not None, "scale_fc": present(block.mlp.ln) is not None}  # fmt: skip
+                "scale_attn": present(block.ln_attn) is not None,
+                "scale_fc": present(block.mlp.ln) is not None}  # fmt: skip
     eps = block.ln_1.eps
     if eps != 1e-5:
         cfg["norm_kwargs"] = {"eps": eps}
     return cfg
 
 
-def _layer_scale(block: nn.Module) -> float | None:
+def _layer_scale(block: Any) -> float | None:
     return 1e-5 if isinstance(block.ls_1, LayerScale) else None  # the values themselves are weights
 
 
-def _vision(visual: nn.Module) -> tuple[dict[str, Any], str | None, bool]:
+def _vision(visual: Any) -> tuple[dict[str, Any], str | None, bool]:
     if isinstance(visual, TimmModel):
         return _timm(visual), None, False
-    if isinstance(visual, ModifiedResNet) or not isinstance(visual, VisionTransformer):
+    if not isinstance(visual, VisionTransformer):
         raise unsupported(visual)
     block = visual.transformer.resblocks[0]
     cfg = _transformer(visual.transformer, block)
@@ -107,7 +106,7 @@ def _vision(visual: nn.Module) -> tuple[dict[str, Any], str | None, bool]:
     return cfg, activation_name(block.mlp.gelu), isinstance(block.ln_1, LayerNormFp32)
 
 
-def _timm(visual: TimmModel) -> dict[str, Any]:
+def _timm(visual: Any) -> dict[str, Any]:
     trunk, head = visual.trunk, visual.head
     name = (getattr(trunk, "pretrained_cfg", None) or {}).get("architecture")
     if not name:
@@ -128,9 +127,9 @@ def _timm(visual: TimmModel) -> dict[str, Any]:
     return cfg
 
 
-def _text(text: nn.Module) -> tuple[dict[str, Any], str | None, bool]:
-    if isinstance(text, HFTextEncoder) or not isinstance(text, CLIP | TextTransformer):
-        raise unsupported(text, "text towers of Hugging Face inside open_clip" if isinstance(text, HFTextEncoder) else "")
+def _text(text: Any) -> tuple[dict[str, Any], str | None, bool]:
+    if not isinstance(text, CLIP | TextTransformer):
+        raise unsupported(text)
     block = text.transformer.resblocks[0]
     cfg = _transformer(text.transformer, block)
     flat = isinstance(text, CLIP)

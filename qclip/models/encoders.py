@@ -25,7 +25,7 @@ class Encoders:
 
     def __init__(self, model: nn.Module, preprocess: Preprocessing | None = None,
                  tokenizer: Tokenizing | None = None) -> None:  # fmt: skip
-        self.model = model
+        self.model: Any = model
         self.preprocess = preprocess if preprocess is not None else _preprocess(model)
         self.tokenizer = tokenizer if tokenizer is not None else _tokenizer(model)
         self._is_hf = huggingface.owns(model)
@@ -64,10 +64,8 @@ class Encoders:
     def dtype(self) -> torch.dtype:
         """The type that images are given in."""
         for module in self.model.modules():
-            if isinstance(module, nn.Conv2d) or hasattr(module, "patch"):
-                dtype = getattr(getattr(module, "weight", None), "dtype", None)
-                if dtype is not None and dtype.is_floating_point:
-                    return dtype
+            if isinstance(module, nn.Conv2d) or hasattr(module, "patch"):  # the first one, float or quantized
+                return module.weight.dtype
         return self.model.logit_scale.dtype
 
     def encode_image(self, images: Tensor) -> Tensor:
@@ -107,7 +105,8 @@ def _tokenizer(model: nn.Module) -> Tokenizing | None:
     return None if config is None or config["kind"] == "unknown" else family.tokenizer_from_config(config)
 
 
-def encoders(model: nn.Module, preprocess: Preprocessing | None = None, tokenizer: Tokenizing | None = None) -> Encoders:
+def encoders(model: nn.Module, preprocess: Preprocessing | None = None,
+             tokenizer: Tokenizing | None = None) -> Encoders:  # fmt: skip
     """How to embed images and texts with `model`; `preprocess` and `tokenizer` override what it brings along.
 
     Raises ModelError for a model without image and text encoders.

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import functools
 import warnings
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,14 @@ from ..errors import ModelError
 from .tower import ACTIVATIONS, Attention, Block, DeferredNorm, Mlp, Site, activate
 
 Place = tuple[nn.Module, str]  # getattr(*place) is the module
+
+
+class Form:
+    """What `become` lays over an object: written as if it were the foreign class, whose attributes it reads."""
+
+    if TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any: ...
 
 
 @functools.cache
@@ -27,7 +36,7 @@ def become(module: nn.Module, form: type) -> None:
         module.__class__ = _subclass(form, type(module))
 
 
-def linear(weight: Tensor, bias: Tensor | None = None, like: nn.Parameter | None = None) -> nn.Linear:
+def linear(weight: Tensor, bias: Tensor | None = None, like: Tensor | None = None) -> nn.Linear:
     """An nn.Linear `[N, K]` that owns a copy of `weight` and `bias`; trained or frozen as `like` is."""
     n, k = weight.shape
     new = nn.Linear(k, n, bias=bias is not None, device="meta")
@@ -38,7 +47,7 @@ def linear(weight: Tensor, bias: Tensor | None = None, like: nn.Parameter | None
     return new
 
 
-def split(weight: Tensor, bias: Tensor | None, parts: int, like: nn.Parameter | None = None) -> list[nn.Linear]:
+def split(weight: Tensor, bias: Tensor | None, parts: int, like: Tensor | None = None) -> list[nn.Linear]:
     """A fused projection `[parts * N, K]` as `parts` linears."""
     biases = [None] * parts if bias is None else bias.chunk(parts)
     return [linear(w, b, like) for w, b in zip(weight.chunk(parts), biases, strict=True)]
@@ -62,8 +71,9 @@ def _of(module: nn.Module) -> str:
 def unsupported(module: nn.Module, why: str = "") -> ModelError:
     """The error for a class that no adapter knows, or one of its settings."""
     reason = f": {why}" if why else ""
-    return ModelError(f"{_of(module)} is not supported{reason}; supported are open_clip's CLIP, CustomTextCLIP and CoCa "
-                      "with ViT towers, timm's VisionTransformer and ConvNeXt, Hugging Face CLIPModel and SiglipModel")  # fmt: skip
+    return ModelError(f"{_of(module)} is not supported{reason}; supported are open_clip's CLIP, CustomTextCLIP and "
+                      "CoCa with ViT towers, timm's VisionTransformer and ConvNeXt, Hugging Face's CLIPModel and "
+                      "SiglipModel")  # fmt: skip
 
 
 def present(module: nn.Module | None) -> nn.Module | None:
@@ -136,8 +146,8 @@ def mlp_sites(name: str, core: Mlp, norm: Place | None, rows: int, foldable: boo
     }  # fmt: skip
 
 
-def transformer_block(name: str, module: nn.Module, attention: Place, attention_norm: Place, mlp: Place, mlp_norm: Place,
-                      rows: int) -> Block:  # fmt: skip
+def transformer_block(name: str, module: nn.Module, attention: Place, attention_norm: Place, mlp: Place,
+                      mlp_norm: Place, rows: int) -> Block:  # fmt: skip
     """A pre-norm residual block: norm, attention, norm, MLP."""
     sites = attention_sites(f"{name}.attn", getattr(*attention), attention_norm, rows)
     sites |= mlp_sites(f"{name}.mlp", getattr(*mlp), mlp_norm, rows)
@@ -153,11 +163,11 @@ def embedding_site(owner: nn.Module, attribute: str, rows: int) -> list[Site]:
     return [Site("text.embedding", "embedding", "raw", "text.tokens", owner, attribute, False, rows)]
 
 
-def projection_site(tower: str, owner: nn.Module, attribute: str, feed: str = "norm", rows: int = 1) -> list[Site]:
-    """The map into the joint space; none where the model has none."""
+def projection_site(tower: str, owner: nn.Module, attribute: str, rows: int = 1) -> list[Site]:
+    """The map into the joint space, behind the tower's last norm; none where the model has none."""
     if present(getattr(owner, attribute, None)) is None:
         return []
-    return [Site(f"{tower}.projection", "projection", feed, f"{tower}.features", owner, attribute, feed == "norm", rows)]
+    return [Site(f"{tower}.projection", "projection", "norm", f"{tower}.features", owner, attribute, True, rows)]
 
 
 def by_name(*groups: list[Site]) -> dict[str, Site]:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..errors import ModelError
 from .explicit import (
+    Form,
     activation_name,
     attention_sites,
     become,
@@ -25,12 +26,14 @@ from .explicit import (
     transformer_block,
     unsupported,
 )
-from .inputs import Preprocess, Tokenizer, _first_line
+from .inputs import Preprocess, Tokenizer, first_line
 from .open_clip_form import visible
 from .tower import Attention, Block, Mlp, Site, Tower
 
+ALIGN = "its EfficientNet and BERT towers have no kernels here"
 NAMES = ("CLIPModel", "SiglipModel")
-PILLOW = {0: "nearest", 2: "bilinear", 3: "bicubic"}  # numbers of PIL.Image.Resampling
+TOKENIZERS = ("tokenizer.json", "vocab.json", "spiece.model")
+PILLOW = {2: "bilinear", 3: "bicubic"}  # numbers of PIL.Image.Resampling
 
 
 def _class_names(model: nn.Module) -> set[str]:
@@ -48,15 +51,14 @@ def _kind(model: nn.Module) -> str:
     if found:
         return found[0]
     if "AlignModel" in _class_names(model):
-        raise ModelError("ALIGN (AlignModel) is not supported: its EfficientNet and BERT towers have no kernels here; use "
-                         "a CLIP or SigLIP model")  # fmt: skip
+        raise ModelError(f"ALIGN (AlignModel) is not supported: {ALIGN}; use a CLIP or SigLIP model")
     raise unsupported(model)
 
 
 # ---- explicit form ---------------------------------------------------------------------------------------------------
 
 
-class ExplicitAttention:
+class ExplicitAttention(Form):
     """transformers' attention module around the explicit `core`; it gives no attention weights."""
 
     def forward(self, hidden_states: Tensor, attention_mask: Tensor | None = None,
@@ -69,7 +71,7 @@ class ExplicitAttention:
         return self.core(hidden_states, mask=mask, causal=bool(is_causal) and mask is None), None
 
 
-class ExplicitPoolingHead:
+class ExplicitPoolingHead(Form):
     """SigLIP's attention pool with the explicit cores."""
 
     def forward(self, hidden_state: Tensor, *args: object) -> Tensor:
@@ -79,26 +81,27 @@ class ExplicitPoolingHead:
         return hidden_state[:, 0]
 
 
-def _explicit_layer(layer: nn.Module) -> None:
+def _explicit_layer(layer: Any) -> None:
     attention = layer.self_attn
     if isinstance(attention, ExplicitAttention):
         return
     if not all(hasattr(attention, f"{name}_proj") for name in ("q", "k", "v", "out")):
         raise unsupported(attention)
     no_dropout(attention, attention.dropout)
+    mlp = _mlp(layer.mlp)  # before anything is changed: it may be refused
     core = Attention(attention.q_proj, attention.k_proj, attention.v_proj, attention.out_proj, attention.num_heads,
                      attention.scale)  # fmt: skip
     del attention.q_proj, attention.k_proj, attention.v_proj, attention.out_proj
     attention.core = core.train(attention.training)
     become(attention, ExplicitAttention)
-    layer.mlp = _mlp(layer.mlp)
+    layer.mlp = mlp
 
 
-def _mlp(mlp: nn.Module) -> Mlp:
+def _mlp(mlp: Any) -> Mlp:
     return Mlp(mlp.fc1, mlp.fc2, activation_name(mlp.activation_fn)).train(mlp.training)
 
 
-def _blocks(tower: str, encoder: nn.Module, rows: int) -> list[Block]:
+def _blocks(tower: str, encoder: Any, rows: int) -> list[Block]:
     for layer in encoder.layers:
         _explicit_layer(layer)
     return [
@@ -108,13 +111,13 @@ def _blocks(tower: str, encoder: nn.Module, rows: int) -> list[Block]:
     ]  # fmt: skip
 
 
-def _inner(model: nn.Module, name: str) -> nn.Module:
+def _inner(model: nn.Module, name: str) -> Any:
     """The transformer itself: version 4 wraps SigLIP's towers once more."""
     outer = getattr(model, f"{name}_model")
     return getattr(outer, f"{name}_model", outer)
 
 
-def towers(model: nn.Module) -> dict[str, Tower]:
+def towers(model: Any) -> dict[str, Tower]:
     """Both towers of a CLIPModel or SiglipModel, brought into explicit form in place. Raises ModelError for others."""
     siglip = _kind(model) == "SiglipModel"
     vision, text = _inner(model, "vision"), _inner(model, "text")
@@ -138,10 +141,9 @@ def towers(model: nn.Module) -> dict[str, Tower]:
     return found
 
 
-def _pool(head: nn.Module, rows: int) -> Block:
+def _pool(head: Any, rows: int) -> Block:
     if isinstance(head.attention, nn.MultiheadAttention):
-        head.attention = from_multihead_attention(head.attention)
-        head.mlp = _mlp(head.mlp)
+        head.attention, head.mlp = from_multihead_attention(head.attention), _mlp(head.mlp)
         become(head, ExplicitPoolingHead)
     sites = attention_sites("vision.pool", head.attention, None, rows, "pool_", 1)
     place = (head, "layernorm")
@@ -162,7 +164,8 @@ class Features(nn.Module):
         yield prefix, self
         projection = "visual_projection" if self.tower == "vision" else "text_projection"
         for name in (f"{self.tower}_model", projection):
-            yield from getattr(self.clip, name).named_modules(memo, f"{prefix}.{name}" if prefix else name, remove_duplicate)
+            below = f"{prefix}.{name}" if prefix else name
+            yield from getattr(self.clip, name).named_modules(memo, below, remove_duplicate)
 
     def forward(self, inputs: Tensor) -> Tensor:
         return (image_features if self.tower == "vision" else text_features)(self.clip, inputs)
@@ -176,12 +179,12 @@ def _tensor(output: Any) -> Tensor:
     return output if isinstance(output, Tensor) else output.pooler_output
 
 
-def image_features(model: nn.Module, images: Tensor) -> Tensor:
+def image_features(model: Any, images: Tensor) -> Tensor:
     """`[B, 3, H, W]` -> `[B, E]`, not normalised."""
     return _tensor(model.get_image_features(pixel_values=images))
 
 
-def text_features(model: nn.Module, tokens: Tensor) -> Tensor:
+def text_features(model: Any, tokens: Tensor) -> Tensor:
     """Token ids `[B, L]` -> `[B, E]`, not normalised. CLIP is causal: what follows the last EOT is left out."""
     if _kind(model) == "CLIPModel":
         eos = _inner(model, "text").eos_token_id
@@ -200,7 +203,7 @@ def _transformers() -> Any:
     return transformers
 
 
-def config_of(model: nn.Module) -> dict[str, Any]:
+def config_of(model: Any) -> dict[str, Any]:
     """A JSON-able description for `create_from_config`."""
     return {"family": "huggingface", "class": _kind(model), "config": deepcopy(model.config.to_diff_dict())}
 
@@ -217,10 +220,10 @@ def create_from_config(config: dict[str, Any], device: str | torch.device = "cpu
         with torch.device(device):
             return kind(settings)
     except (TypeError, ValueError, KeyError, AttributeError) as error:
-        raise ModelError(f"{name} cannot be built from its description ({_first_line(error)})") from error
+        raise ModelError(f"{name} cannot be built from its description ({first_line(error)})") from error
 
 
-def preprocess_config(model: nn.Module) -> dict[str, Any] | None:
+def preprocess_config(model: Any) -> dict[str, Any]:
     """The description of the model's image transform: its own, else what its family was trained with."""
     kept = model.__dict__.get("preprocess")
     if isinstance(kept, Preprocess):
@@ -231,7 +234,7 @@ def preprocess_config(model: nn.Module) -> dict[str, Any] | None:
     return Preprocess({"image_size": size}).config
 
 
-def tokenizer_config(model: nn.Module) -> dict[str, Any] | None:
+def tokenizer_config(model: Any) -> dict[str, Any]:
     """The description of the model's tokenizer; unknown where it was not loaded with one."""
     kept = model.__dict__.get("tokenizer")
     if isinstance(kept, Tokenizer):
@@ -253,16 +256,15 @@ def load(name: str, device: str | torch.device = "cpu") -> tuple[nn.Module, dict
     config = _attempt(f"'hf:{name}'", lambda: library.AutoConfig.from_pretrained(source))
     kind = {"clip": "CLIPModel", "siglip": "SiglipModel"}.get(config.model_type)
     if kind is None:
-        reason = "ALIGN's EfficientNet and BERT towers have no kernels here" if config.model_type == "align" else (
-            "only CLIP and SigLIP are")  # fmt: skip
+        reason = ALIGN if config.model_type == "align" else "only CLIP and SigLIP are"
         raise ModelError(f"'hf:{name}' is a {config.model_type!r} model, which is not supported: {reason}")
-    model = _attempt(f"'hf:{name}'", lambda: getattr(library, kind).from_pretrained(source, torch_dtype=torch.float32))
-    preprocess = preprocess_config(model)
-    found = _attempt(None, lambda: library.AutoImageProcessor.from_pretrained(source, use_fast=False).to_dict())
+    model = _attempt(f"'hf:{name}'", lambda: getattr(library, kind).from_pretrained(source).float())
+    preprocess: dict[str, Any] = preprocess_config(model)
+    found = _attempt(None, lambda: library.AutoImageProcessor.from_pretrained(source).to_dict())
     if found is not None:
         preprocess = _from_processor(found, preprocess)
     tokenizer = tokenizer_config(model)
-    if any((folder / file).is_file() for file in ("tokenizer.json", "vocab.json", "spiece.model")) or not folder.is_dir():
+    if not folder.is_dir() or any((folder / file).is_file() for file in TOKENIZERS):
         tokenizer = {"kind": "hf-auto", "name": source, "context_length": tokenizer["context_length"]}
     return model.eval().to(device), preprocess, tokenizer
 
@@ -274,8 +276,8 @@ def _attempt(what: str | None, load: Callable[[], Any]) -> Any:
     except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
         if what is None:
             return None
-        raise ModelError(f"{what} could not be loaded ({_first_line(error)}); check the name and the network, or give a "
-                         "local folder") from error  # fmt: skip
+        raise ModelError(f"{what} could not be loaded ({first_line(error)}); check the name and the network, or give "
+                         "a local folder") from error  # fmt: skip
 
 
 def _from_processor(found: dict[str, Any], default: dict[str, Any]) -> dict[str, Any]:
@@ -286,6 +288,6 @@ def _from_processor(found: dict[str, Any], default: dict[str, Any]) -> dict[str,
     out["resize_mode"] = "shortest" if found.get("do_center_crop") else "squash"
     if found.get("do_normalize", True) and found.get("image_mean"):
         out |= {"mean": list(found["image_mean"]), "std": list(found["image_std"])}
-    if (name := PILLOW.get(found.get("resample"))) in ("bilinear", "bicubic"):
-        out["interpolation"] = name
+    if found.get("resample") in PILLOW:
+        out["interpolation"] = PILLOW[found["resample"]]
     return Preprocess(out).config

@@ -77,7 +77,7 @@ class Tokenizer:
         if kind == "clip-bpe":
             return open_clip.SimpleTokenizer(context_length=self.context_length, **options)
         if kind == "unknown":
-            raise ModelError("the model's tokenizer is not known; set model.tokenizer to a function list[str] -> tensor")
+            raise ModelError("the model's tokenizer is not known; set model.tokenizer to a function of list[str]")
         try:
             if kind == "siglip":
                 return open_clip.SigLipTokenizer(self.config["variant"], context_length=self.context_length)
@@ -87,10 +87,10 @@ class Tokenizer:
             return self._load_auto(name)
         except (OSError, ValueError, ImportError, RuntimeError) as error:
             what = name if kind != "siglip" else f"SigLIP {self.config['variant']}"
-            raise ModelError(f"tokenizer {what!r} could not be loaded ({_first_line(error)}); it needs transformers and "
-                             "the network or a local copy, or set model.tokenizer") from error  # fmt: skip
+            raise ModelError(f"tokenizer {what!r} could not be loaded ({first_line(error)}); it needs transformers "
+                             "and the network or a local copy, or set model.tokenizer") from error  # fmt: skip
 
-    def _load_auto(self, name: str) -> Any:
+    def _load_auto(self, name: str | None) -> Any:
         from transformers import AutoTokenizer
 
         tokenizer = AutoTokenizer.from_pretrained(name)
@@ -106,7 +106,8 @@ class Tokenizer:
         return self
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """What other libraries' errors say, as part of one sentence of ours."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 

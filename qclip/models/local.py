@@ -73,9 +73,10 @@ def read_config(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def _load(config: dict[str, Any], preprocess: dict[str, Any], path: Path, source: str,
           folder: Path | None = None) -> nn.Module:  # fmt: skip
-    model = family.from_checkpoint(config, path)
+    model: Any = family.from_checkpoint(config, path)
     keys = ("mean", "std", "interpolation", "resize_mode", "fill_color")
-    described = {"image_size": model.visual.image_size} | {k: preprocess[k] for k in keys if preprocess.get(k) is not None}
+    described = {"image_size": model.visual.image_size}
+    described |= {key: preprocess[key] for key in keys if preprocess.get(key) is not None}
     plain = config["config"] if "family" in config else config
     return family.attach(model, described, family._tokenizer_for("", plain, folder), source)
 
@@ -105,5 +106,6 @@ def _shapes(config: dict[str, Any]) -> tuple[int, ...] | None:
     side = vision.get("image_size", 224) // vision.get("patch_size", 16)
     return (vision.get("width", 768), vision.get("patch_size", 16), side * side + 1, vision.get("layers", 12),
             text.get("vocab_size", VOCABULARY), text.get("width", 512),
-            text.get("context_length", 77) + bool(text.get("embed_cls")), text.get("layers", 12), config["embed_dim"])  # fmt: skip
+            text.get("context_length", 77) + bool(text.get("embed_cls")), text.get("layers", 12),
+            config["embed_dim"])  # fmt: skip
 

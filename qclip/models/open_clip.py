@@ -23,10 +23,12 @@ from . import timm
 from .checkpoint import fill, read_state
 from .describe import describe
 from .explicit import unsupported
-from .inputs import VOCABULARY, Preprocess, Tokenizer, preprocess_from_config, tokenizer_from_config
+from .inputs import VOCABULARY, Preprocess, Tokenizer, first_line, preprocess_from_config, tokenizer_from_config
 from .open_clip_form import text_tower, vision_tower
 from .tower import Tower
 
+HF_TEXT = ("text towers of Hugging Face inside open_clip (HFTextEncoder) have no kernels here; use a model with "
+           "open_clip's own text tower")  # fmt: skip
 CLASSES: dict[str, type[nn.Module]] = {"CLIP": CLIP, "CustomTextCLIP": CustomTextCLIP, "CoCa": CoCa}
 
 
@@ -68,7 +70,7 @@ def create_from_config(config: dict[str, Any], device: str | torch.device = "cpu
         arguments["cast_dtype"] = getattr(torch, arguments["cast_dtype"])
     try:
         with torch.device(device):
-            model = CLASSES[config["class"]](**arguments)
+            model: Any = CLASSES[config["class"]](**arguments)
     except (TypeError, ValueError, KeyError, AssertionError, RuntimeError, OSError) as error:
         raise ModelError(f"open_clip's {config['class']} cannot be built from its description "
                          f"({type(error).__name__}: {error})") from error  # fmt: skip
@@ -99,7 +101,7 @@ def config_of(model: nn.Module) -> dict[str, Any]:
 def materialize_buffers(model: nn.Module) -> nn.Module:
     """Rebuild the buffers that no checkpoint stores (masks, position ids), for a model that began on the meta device.
 
-    They are made on the CPU; raises ModelError naming a buffer that is still without memory afterwards.
+    They are made on the CPU; raises ModelError naming one that is not known here.
     """
     for module in model.modules():
         mask = getattr(module, "attn_mask", None)
@@ -110,9 +112,12 @@ def materialize_buffers(model: nn.Module) -> nn.Module:
         ids = module._buffers.get("position_ids")
         if ids is not None and ids.is_meta:
             module._buffers["position_ids"] = torch.arange(ids.shape[-1], device="cpu").expand((1, -1))
-    for name, buffer in model.named_buffers():
-        if buffer.is_meta:
-            raise ModelError(f"buffer {name!r} of {type(model).__name__} is in no checkpoint and cannot be rebuilt")
+    for prefix, module in model.named_modules():
+        for name in module._non_persistent_buffers_set:
+            buffer = module._buffers[name]
+            if buffer is not None and buffer.is_meta:
+                raise ModelError(f"buffer '{prefix}.{name}' of {type(model).__name__} is in no checkpoint and cannot "
+                                 "be rebuilt")  # fmt: skip
     return model
 
 
@@ -156,7 +161,7 @@ def _tokenizer_for(name: str, config: dict[str, Any], folder: Path | None = None
     return {"kind": "clip-bpe", "context_length": length, "options": options}
 
 
-def attach(model: nn.Module, preprocess: dict[str, Any] | None, tokenizer: dict[str, Any] | None,
+def attach(model: Any, preprocess: dict[str, Any] | None, tokenizer: dict[str, Any] | None,
            source: str = "") -> nn.Module:  # fmt: skip
     """Give `model` its `.preprocess` and `.tokenizer` (from their descriptions) and `.qclip_source`."""
     model.preprocess = None if preprocess is None else preprocess_from_config(preprocess)
@@ -183,12 +188,13 @@ def create(name: str, pretrained: str | None = None, device: str | torch.device 
     tokenizer = _tokenizer_for(known, config)
     if pretrained is None:
         warnings.warn(f"{known} has random weights: no pretrained tag was given ('{known}:TAG')", stacklevel=2)
-        model = create_from_config(config, device).eval()
-        return attach(model, preprocess_config(model), tokenizer, known)
+        fresh = create_from_config(config, device).eval()
+        return attach(fresh, preprocess_config(fresh), tokenizer, known)
+    if "hf_model_name" in config["text_cfg"]:
+        raise ModelError(f"{known} is not supported: {HF_TEXT}")
     path, overlay = _weights(known, pretrained, config)
-    model = from_checkpoint(config, path)
-    size = model.visual.image_size
-    model = attach(model, {"image_size": size} | overlay, tokenizer, f"{known}:{pretrained}")
+    model: Any = from_checkpoint(config, path)
+    attach(model, {"image_size": model.visual.image_size} | overlay, tokenizer, f"{known}:{pretrained}")
     return model.to(device)
 
 
@@ -202,16 +208,16 @@ def _weights(name: str, pretrained: str, config: dict[str, Any]) -> tuple[Path, 
         tags = list_pretrained_tags_by_model(name)
         hint = nearest(pretrained, tags) if tags else f"{name} has no pretrained weights"
         raise ModelError(f"{name} has no pretrained tag {pretrained!r}, and there is no such file; {hint}")
-    if bool(tag.get("quick_gelu")) != bool(config.get("quick_gelu")):
-        config["quick_gelu"] = bool(tag.get("quick_gelu"))
-        warnings.warn(f"{name}:{pretrained} was trained with {'QuickGELU' if config['quick_gelu'] else 'GELU'}, which "
-                      "is used here, although open_clip's architecture of that name says otherwise", stacklevel=3)  # fmt: skip
     try:
         path = Path(download_pretrained(tag))
     except Exception as error:  # hub, proxy, disk: every library below has errors of its own
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ModelError(f"the weights of {name}:{pretrained} could not be downloaded ({reason}); check the network, or "
-                         "give a checkpoint file or 'local-dir:PATH'") from error  # fmt: skip
+        raise ModelError(f"the weights of {name}:{pretrained} could not be downloaded ({first_line(error)}); check the "
+                         "network, or give a checkpoint file or 'local-dir:PATH'") from error  # fmt: skip
+    if bool(tag.get("quick_gelu")) != bool(config.get("quick_gelu")):
+        config["quick_gelu"] = bool(tag.get("quick_gelu"))
+        warnings.warn(f"{name}:{pretrained} was trained with {'QuickGELU' if config['quick_gelu'] else 'GELU'}, which "
+                      "is used here, although open_clip's architecture of that name says otherwise",
+                      stacklevel=3)  # fmt: skip
     keys = ("mean", "std", "interpolation", "resize_mode", "fill_color")
     return path, {key: tag[key] for key in keys if tag.get(key) is not None}
 
@@ -238,14 +244,15 @@ def owns(model: nn.Module) -> bool:
 
 def towers(model: nn.Module) -> dict[str, Tower]:
     """Both towers of an open_clip model, which is brought into explicit form in place. Raises ModelError for ResNet
-    image towers, text towers of Hugging Face, and classes that no adapter knows; the model is then as it was."""
+    image towers, text towers of Hugging Face, and classes that no adapter knows; the model still computes the same."""
+    visual: Any
+    text: Any
     visual, text = model.visual, model if isinstance(model, CLIP) else model.text
     if isinstance(visual, ModifiedResNet):
         raise ModelError("ResNet image towers (ModifiedResNet, open_clip's RN50 family) are not supported: their "
                          "convolutions and batch norms have no kernels here; use a ViT or ConvNeXt model")  # fmt: skip
     if isinstance(text, HFTextEncoder):
-        raise ModelError("text towers of Hugging Face inside open_clip (HFTextEncoder) are not supported; use a model "
-                         "with open_clip's own text tower")  # fmt: skip
+        raise ModelError(f"the model is not supported: {HF_TEXT}")
     if not isinstance(visual, VisionTransformer | TimmModel):
         raise unsupported(visual)
     if not isinstance(text, CLIP | TextTransformer):
@@ -264,6 +271,6 @@ def _config_or_reason(model: nn.Module) -> dict[str, Any] | ModelError:
         return error
 
 
-__all__ = ["UnknownModelError", "architecture", "attach", "config_of", "create", "create_from_config", "from_checkpoint",
-           "materialize_buffers", "names", "owns", "preprocess_config", "preprocess_from_config", "tokenizer_config",
-           "tokenizer_from_config", "towers"]  # fmt: skip
+__all__ = ["UnknownModelError", "architecture", "attach", "config_of", "create", "create_from_config",
+           "from_checkpoint", "materialize_buffers", "names", "owns", "preprocess_config", "preprocess_from_config",
+           "tokenizer_config", "tokenizer_from_config", "towers"]  # fmt: skip

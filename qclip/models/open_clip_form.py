@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import torch
 import torch.nn.functional as F
+from open_clip.transformer import Attention as OpenClipAttention
 from open_clip.transformer import (
-    Attention as OpenClipAttention,
-)
-from open_clip.transformer import (
-    AttentionalPooler,
     CustomResidualAttentionBlock,
     ResidualAttentionBlock,
     TextTransformer,
-    VisionTransformer,
     text_global_pool,
 )
 from torch import Tensor, nn
 
 from .explicit import (
+    Form,
     activation_name,
     attention_sites,
     become,
@@ -52,7 +50,7 @@ class HeadScale(nn.Module):
         return (x.unflatten(-1, (heads, -1)) * self.scale.view(heads, 1)).flatten(-2)
 
 
-class ExplicitBlock:
+class ExplicitBlock(Form):
     """A residual block of open_clip whose `attn` and `mlp` are the explicit cores."""
 
     def _run(self, x: Tensor, attn_mask: Tensor | str | None) -> Tensor:
@@ -78,7 +76,8 @@ class ExplicitCustomBlock(ExplicitBlock):
 
 
 def _core_mask(mask: Tensor | None, x: Tensor, heads: int) -> Tensor | None:
-    """open_clip's masks (additive, or bool with True = hidden; `[B*H, L, L]` where they differ by sample) as the cores'."""
+    """From open_clip's masks (additive, or bool with True = hidden; `[B*H, L, L]` where they differ by sample) to the
+    cores'."""
     if mask is None:
         return None
     if mask.ndim == 3 and mask.shape[0] > 1:
@@ -86,50 +85,52 @@ def _core_mask(mask: Tensor | None, x: Tensor, heads: int) -> Tensor | None:
     return ~mask if mask.dtype == torch.bool else mask.to(x.dtype)
 
 
-def _explicit_block(block: nn.Module) -> None:
+def _explicit_block(block: Any) -> None:
     if isinstance(block, ExplicitBlock):
         return
     if isinstance(block, ResidualAttentionBlock):
         if hasattr(block, "ln_1_kv"):
             raise unsupported(block, "cross attention in the encoder")
-        form = ExplicitResidualBlock
+        form: type = ExplicitResidualBlock
     elif isinstance(block, CustomResidualAttentionBlock):
         form = ExplicitCustomBlock
     else:
         raise unsupported(block)
     attention, mlp = block.attn, block.mlp
+    norm = present(getattr(mlp, "ln", None))
+    explicit = Mlp(mlp.c_fc, mlp.c_proj, activation_name(mlp.gelu), norm).train(mlp.training)
     if isinstance(attention, nn.MultiheadAttention):
         block.attn = from_multihead_attention(attention)
     elif isinstance(attention, OpenClipAttention):
         block.attn = _from_own_attention(attention)
     else:
         raise unsupported(attention)
-    norm = present(getattr(mlp, "ln", None))
-    block.mlp = Mlp(mlp.c_fc, mlp.c_proj, activation_name(mlp.gelu), norm).train(mlp.training)
+    block.mlp = explicit
     become(block, form)
 
 
-def _from_own_attention(attention: OpenClipAttention) -> Attention:
+def _from_own_attention(attention: Any) -> Attention:
     if attention.logit_scale is not None:
         raise unsupported(attention, "scaled cosine attention")
     no_dropout(attention, attention.attn_drop.p, attention.out_drop.p)
     q, k, v = split(attention.in_proj_weight, attention.in_proj_bias, 3, attention.in_proj_weight)
     inner = present(attention.ln_inner)
     if attention.head_scale is not None:
-        inner = HeadScale(attention.head_scale) if inner is None else nn.Sequential(HeadScale(attention.head_scale), inner)
+        scale = HeadScale(attention.head_scale)
+        inner = scale if inner is None else nn.Sequential(scale, inner)
     core = Attention(q, k, v, attention.out_proj, attention.num_heads, q_norm=present(attention.ln_q),
                      k_norm=present(attention.ln_k), inner_norm=inner)  # fmt: skip
     return core.train(attention.training)
 
 
-def _explicit_transformer(transformer: nn.Module) -> None:
+def _explicit_transformer(transformer: Any) -> None:
     if not getattr(transformer, "batch_first", True):
         raise unsupported(transformer, "batch_first=False")
     for block in transformer.resblocks:
         _explicit_block(block)
 
 
-def _blocks(tower: str, transformer: nn.Module, rows: int) -> list[Block]:
+def _blocks(tower: str, transformer: Any, rows: int) -> list[Block]:
     return [
         transformer_block(f"{tower}.blocks.{i}", b, (b, "attn"), (b, "ln_1"), (b, "mlp"), (b, "ln_2"), rows)
         for i, b in enumerate(transformer.resblocks)
@@ -139,7 +140,7 @@ def _blocks(tower: str, transformer: nn.Module, rows: int) -> list[Block]:
 # ---- vision ----------------------------------------------------------------------------------------------------------
 
 
-class ExplicitPooler:
+class ExplicitPooler(Form):
     """CoCa's attention pool: learned queries over normed tokens."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -147,7 +148,7 @@ class ExplicitPooler:
         return self.attn(self.ln_k(x), query=query.unsqueeze(0).expand(x.shape[0], -1, -1))
 
 
-class ExplicitVision:
+class ExplicitVision(Form):
     """open_clip's VisionTransformer with its projection as a linear module."""
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
@@ -157,25 +158,25 @@ class ExplicitVision:
         return (pooled, tokens) if self.output_tokens else pooled
 
     def forward_intermediates(self, *args: object, **kwargs: object) -> dict:
-        output = super(ExplicitVision, _without(self, "proj")).forward_intermediates(*args, **kwargs)
+        output = super(ExplicitVision, _view(self, "proj", None)).forward_intermediates(*args, **kwargs)
         if "image_features" in output and self.proj is not None:
             output["image_features"] = self.proj(output["image_features"])
         return output
 
 
-def _without(module: nn.Module, child: str, put: nn.Module | None = None) -> nn.Module:
-    """A shallow view of `module` that shares all but one child."""
+def _view(module: Any, child: str, put: nn.Module | None) -> Any:
+    """A shallow copy of `module` that shares all but one child."""
     view = copy.copy(module)
     view._modules = {**module._modules, child: put}
     return view
 
 
-def vision_tower(visual: VisionTransformer) -> Tower:
+def vision_tower(visual: Any) -> Tower:
     """`visual` in explicit form, in place."""
     _explicit_transformer(visual.transformer)
     pools = [name for name in ("attn_pool", "attn_pool_contrastive") if getattr(visual, name, None) is not None]
     for name in pools:
-        pooler: AttentionalPooler = getattr(visual, name)
+        pooler = getattr(visual, name)
         if isinstance(pooler.attn, nn.MultiheadAttention):
             pooler.attn = from_multihead_attention(pooler.attn)
         become(pooler, ExplicitPooler)
@@ -187,16 +188,17 @@ def vision_tower(visual: VisionTransformer) -> Tower:
 
     patches = visual.grid_size[0] * visual.grid_size[1]
     blocks = _blocks("vision", visual.transformer, patches + 1)
-    pooled = []
+    pooled: list[Block] = []
     for name in pools:
         pooler = getattr(visual, name)
         label = "vision.pool" if name == "attn_pool" else "vision.pool_contrastive"
         norm = (pooler, "ln_k")
         sites = attention_sites(label, pooler.attn, norm, patches + 1, "pool_", pooler.query.shape[0])
         pooled.append(Block(label, pooler, (pooler, "attn"), norm, None, None, sites))
-    rows = 1 if visual.pool_type != "none" or not pooled else visual.attn_pool.query.shape[0]
+    # Without further pooling every query of the last pool goes through the projection.
+    rows = getattr(visual, pools[-1]).query.shape[0] if pools and visual.pool_type == "none" else 1
     sites = by_name(patch_site("vision", visual, "conv1", patches), *(list(b.sites.values()) for b in blocks + pooled),
-                    projection_site("vision", visual, "proj", rows=rows))  # fmt: skip
+                    projection_site("vision", visual, "proj", rows))  # fmt: skip
     return Tower("vision", visual, blocks + pooled, sites, patches + 1)
 
 
@@ -215,7 +217,7 @@ def visible(tokens: Tensor, pool: str, eos: int | None) -> Tensor:
     return tokens[:, : int(at.max()) + 1]
 
 
-class ExplicitText:
+class ExplicitText(Form):
     """What the two forms of open_clip's text tower share: `qclip_causal` says that the mask is the triangular one."""
 
     qclip_causal: bool
@@ -226,6 +228,11 @@ class ExplicitText:
         if not self.qclip_causal or pool not in ("argmax", "eos"):
             return tokens
         return visible(tokens, pool, eos)
+
+    def _foreign_view(self) -> Any:
+        """The tower as open_clip's own code can run it."""
+        projection = self.text_projection
+        return self if projection is None else _view(self, "text_projection", _Called(projection))
 
     def _mask(self, length: int) -> Tensor | str | None:
         if self.qclip_causal:
@@ -252,8 +259,7 @@ class ExplicitFlatText(ExplicitText):
         return F.normalize(x, dim=-1) if normalize else x
 
     def forward_intermediates(self, *args: object, **kwargs: object) -> dict:
-        view = self if self.text_projection is None else _without(self, "text_projection", _Called(self.text_projection))
-        return super(ExplicitFlatText, view).forward_intermediates(*args, **kwargs)
+        return super(ExplicitFlatText, self._foreign_view()).forward_intermediates(*args, **kwargs)
 
 
 class ExplicitTextTransformer(ExplicitText):
@@ -283,8 +289,7 @@ class ExplicitTextTransformer(ExplicitText):
         return (pooled, tokens) if self.output_tokens else pooled
 
     def forward_intermediates(self, *args: object, **kwargs: object) -> dict:
-        view = self if self.text_projection is None else _without(self, "text_projection", _Called(self.text_projection))
-        return super(ExplicitTextTransformer, view).forward_intermediates(*args, **kwargs)
+        return super(ExplicitTextTransformer, self._foreign_view()).forward_intermediates(*args, **kwargs)
 
 
 class _Called(nn.Linear):
@@ -299,7 +304,7 @@ class _Called(nn.Linear):
 
 
 class FlatText(nn.Module):
-    """The text tower of a flat CLIP seen as one module. It owns nothing: what is replaced in the model is replaced here."""
+    """The text tower of a flat CLIP seen as one module. It owns nothing: what is replaced there is replaced here."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -318,7 +323,7 @@ class FlatText(nn.Module):
         return self.clip.encode_text(tokens)
 
 
-def text_tower(text: nn.Module) -> Tower:
+def text_tower(text: Any) -> Tower:
     """A TextTransformer, or a CLIP for its flat text tower, in explicit form, in place."""
     flat = not isinstance(text, TextTransformer)
     _explicit_transformer(text.transformer)
@@ -332,7 +337,8 @@ def text_tower(text: nn.Module) -> Tower:
     length = text.positional_embedding.shape[0]
     blocks = _blocks("text", text.transformer, length)
     sites = by_name(embedding_site(text, "token_embedding", text.context_length),
-                    *(list(b.sites.values()) for b in blocks), projection_site("text", text, "text_projection"))  # fmt: skip
+                    *(list(b.sites.values()) for b in blocks),
+                    projection_site("text", text, "text_projection"))  # fmt: skip
     return Tower("text", FlatText(text) if flat else text, blocks, sites, length)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from timm.layers import AttentionPoolLatent, GlobalResponseNormMlp
 from timm.layers import Mlp as TimmMlp
 from timm.layers.attention import Attention as TimmAttention
@@ -11,6 +13,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from .explicit import (
+    Form,
     activation_name,
     affine,
     attention_sites,
@@ -29,7 +32,7 @@ from .explicit import (
 from .tower import Attention, Block, Mlp, Site, Tower
 
 
-class ExplicitBlock:
+class ExplicitBlock(Form):
     """timm's pre-norm block with the explicit cores."""
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
@@ -38,7 +41,7 @@ class ExplicitBlock:
         return x + self.drop_path2(self.ls2(self.mlp(self.norm2(x))))
 
 
-class ExplicitLatentPool:
+class ExplicitLatentPool(Form):
     """timm's attention pool with a latent query; `attn` is the core, `mlp` the residual MLP behind it."""
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None) -> Tensor:
@@ -52,7 +55,7 @@ class ExplicitLatentPool:
         return x.mean(1) if self.pool == "avg" else x
 
 
-class ExplicitConvBlock:
+class ExplicitConvBlock(Form):
     """A ConvNeXt block whose MLP is the explicit core, on `[B, H, W, C]`."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -64,7 +67,7 @@ class ExplicitConvBlock:
         return self.drop_path(y) + self.shortcut(x)
 
 
-def _attention(attention: nn.Module) -> Attention:
+def _attention(attention: Any) -> Attention:
     if type(attention) is not TimmAttention:
         raise unsupported(attention)
     if getattr(attention, "gate", None) is not None:
@@ -72,11 +75,12 @@ def _attention(attention: nn.Module) -> Attention:
     no_dropout(attention, attention.attn_drop.p, attention.proj_drop.p)
     q, k, v = split(attention.qkv.weight, attention.qkv.bias, 3, attention.qkv.weight)
     core = Attention(q, k, v, attention.proj, attention.num_heads, q_norm=present(attention.q_norm),
-                     k_norm=present(attention.k_norm), inner_norm=present(getattr(attention, "norm", None)))  # fmt: skip
+                     k_norm=present(attention.k_norm),
+                     inner_norm=present(getattr(attention, "norm", None)))  # fmt: skip
     return core.train(attention.training)
 
 
-def _mlp(mlp: nn.Module) -> Mlp:
+def _mlp(mlp: Any) -> Mlp:
     if isinstance(mlp, Mlp):
         return mlp
     if type(mlp) is TimmMlp:
@@ -86,11 +90,12 @@ def _mlp(mlp: nn.Module) -> Mlp:
     else:
         raise unsupported(mlp)
     no_dropout(mlp, mlp.drop1.p, mlp.drop2.p)
-    fc1, fc2 = (m if isinstance(m, nn.Linear) else linear(m.weight.flatten(1), m.bias, m.weight) for m in (mlp.fc1, mlp.fc2))
+    fc1, fc2 = (fc if isinstance(fc, nn.Linear) else linear(fc.weight.flatten(1), fc.bias, fc.weight)
+                for fc in (mlp.fc1, mlp.fc2))  # fmt: skip
     return Mlp(fc1, fc2, activation_name(mlp.act), inner).train(mlp.training)
 
 
-def tower(visual: nn.Module) -> Tower:
+def tower(visual: Any) -> Tower:
     """The tower of a timm model, or of open_clip's TimmModel around one, in explicit form, in place."""
     trunk = getattr(visual, "trunk", visual)
     if isinstance(trunk, VisionTransformer):
@@ -104,19 +109,18 @@ def tower(visual: nn.Module) -> Tower:
     return Tower("vision", visual, blocks, by_name(sites), tokens)
 
 
-def _image_side(visual: nn.Module, trunk: nn.Module) -> int:
+def _image_side(visual: Any, trunk: Any) -> int:
     size = getattr(visual, "image_size", None) or trunk.pretrained_cfg["input_size"][1:]
     return int(size[0])
 
 
-def _vit(trunk: VisionTransformer) -> tuple[list[Block], list[Site], int]:
+def _vit(trunk: Any) -> tuple[list[Block], list[Site], int]:
     for block in trunk.blocks:
         if isinstance(block, ExplicitBlock):
             continue
         if type(block) is not TimmBlock:
             raise unsupported(block)
-        block.attn = _attention(block.attn)
-        block.mlp = _mlp(block.mlp)
+        block.attn, block.mlp = _attention(block.attn), _mlp(block.mlp)
         become(block, ExplicitBlock)
     patches = trunk.patch_embed.num_patches
     tokens = patches + trunk.num_prefix_tokens
@@ -138,16 +142,16 @@ def _is_patch(conv: nn.Module | None) -> bool:
     return conv is not None and (not isinstance(conv, nn.Conv2d) or conv.kernel_size == conv.stride)
 
 
-def _latent_pool(pool: nn.Module, norm: nn.Module, rows: int) -> Block:
+def _latent_pool(pool: Any, norm: nn.Module, rows: int) -> Block:
     if not isinstance(pool, ExplicitLatentPool):
         if type(pool) is not AttentionPoolLatent:
             raise unsupported(pool)
+        mlp = None if pool.mlp is None else _mlp(pool.mlp)
         k, v = split(pool.kv.weight, pool.kv.bias, 2, pool.kv.weight)
         pool.attn = Attention(pool.q, k, v, pool.proj, pool.num_heads, q_norm=present(pool.q_norm),
                               k_norm=present(pool.k_norm)).train(pool.training)  # fmt: skip
         del pool.q, pool.kv, pool.proj, pool.q_norm, pool.k_norm
-        if pool.mlp is not None:
-            pool.mlp = _mlp(pool.mlp)
+        pool.mlp = mlp
         become(pool, ExplicitLatentPool)
     # The trunk's last norm feeds keys and values, but stands outside: nothing to move into the core.
     queries = pool.latent_len
@@ -165,7 +169,7 @@ def _smoothable(site: Site) -> Site:
     return Site(site.name, site.kind, site.feed, site.shared, site.owner, site.attribute, True, site.rows)
 
 
-def _convnext(trunk: ConvNeXt, side: int) -> tuple[list[Block], list[Site], int]:
+def _convnext(trunk: Any, side: int) -> tuple[list[Block], list[Site], int]:
     stem, sites = trunk.stem[0], []
     side //= 4 if len(trunk.stem) > 2 else _stride(stem)
     tokens = side * side
@@ -178,7 +182,8 @@ def _convnext(trunk: ConvNeXt, side: int) -> tuple[list[Block], list[Site], int]
             side //= _stride(stage.downsample[1])
             name = f"vision.blocks.{len(blocks)}.downsample"
             smooth = affine(stage.downsample[0])
-            down = {"downsample": Site(name, "downsample", "norm", f"{name}.in", stage.downsample, "1", smooth, side * side)}
+            down = {"downsample": Site(name, "downsample", "norm", f"{name}.in", stage.downsample, "1", smooth,
+                                       side * side)}  # fmt: skip
         for block in stage.blocks:
             name = f"vision.blocks.{len(blocks)}"
             if not isinstance(block, ExplicitConvBlock):
@@ -196,13 +201,13 @@ def _convnext(trunk: ConvNeXt, side: int) -> tuple[list[Block], list[Site], int]
     return blocks, sites, tokens
 
 
-def _stride(module: nn.Module) -> int:
+def _stride(module: Any) -> int:
     """Of a convolution, or of what was written in its place."""
     stride = getattr(module, "stride", None) or module.patch
     return stride[0] if isinstance(stride, tuple) else stride
 
 
-def _head(visual: nn.Module, trunk: nn.Module) -> list[Site]:
+def _head(visual: Any, trunk: Any) -> list[Site]:
     """The map into the joint space: TimmModel's own head, or the trunk's classifier where that serves as one."""
     head = getattr(visual, "head", None)
     if visual is not trunk and isinstance(head, nn.Sequential):

@@ -51,7 +51,8 @@ class Attention(nn.Module):
         self.norm: nn.Module | None = None
         self.q_norm, self.k_norm, self.inner_norm = q_norm, k_norm, inner_norm
 
-    def forward(self, x: Tensor, mask: Tensor | None = None, causal: bool = False, query: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor | None = None, causal: bool = False,
+                query: Tensor | None = None) -> Tensor:  # fmt: skip
         """`mask`: additive float or bool (True = may attend), broadcastable to `[B, H, Lq, Lk]`. `query`: input of q
         where it is not x (attention pools)."""
         if self.norm is not None:
@@ -81,7 +82,7 @@ class Mlp(nn.Module):
 
     @property
     def c_fc(self) -> nn.Module:
-        """open_clip's name for `fc1`: its `get_weight_dtype` reads `mlp.c_fc.weight.dtype` (or `int8_original_dtype`)."""
+        """open_clip's name for `fc1`: its `get_weight_dtype` reads `mlp.c_fc.weight.dtype`."""
         return self.fc1
 
     @property
