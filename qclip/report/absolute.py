@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 
-from . import units, verdicts
+from . import units
+from .damping import tails
 from .index import Index, is_mean
 from .svg import finite
 
@@ -43,8 +44,8 @@ def _heading(name: str) -> Cell:
 
 def labelled(index: Index) -> list[Grid]:
     """A grid for each labelled set: one row a model, and a model and part where the set has parts."""
-    return [grid for name in [*index.id_sets, *index.shift_sets, *(s for s in index.spurious_sets if s not in index.id_sets)]
-            if (grid := _labelled(index, name))]  # fmt: skip
+    sets = dict.fromkeys([*index.id_sets, *index.shift_sets, *index.spurious_sets])
+    return [grid for name in sets if (grid := _labelled(index, name))]
 
 
 def _labelled(index: Index, name: str) -> Grid | None:
@@ -80,10 +81,10 @@ def detection(index: Index) -> list[Grid]:
             if any(found):
                 cells = [_cell(units.metric(metric), row) for (_, metric), row in zip(columns, found, strict=True)]
                 rows.append([Cell(model), *cells])
-        head = [Cell("Model")] + [Cell(units.metric(metric).name, units.SCORES.get(score, score)) for score, metric in columns]
+        head = [Cell(units.metric(metric).name, units.SCORES.get(score, score)) for score, metric in columns]
         n = None if is_mean(name) else index.n(name)
         notes = [f"{kind} OOD"] * bool(kind) + [f"n = {units.count(n)}"] * bool(n)
-        out.append(Grid(name, head, rows, ", ".join(notes)))
+        out.append(Grid(name, [Cell("Model"), *head], rows, ", ".join(notes)))
     return out
 
 
@@ -96,12 +97,13 @@ def corrupted(index: Index) -> list[Grid]:
                                           for severity in index.severities(name, corruption)]  # fmt: skip
         columns += [(metric, 0) for metric in ("mean_top1", "mean_ece")]
         columns = [(m, s) for m, s in columns
-                   if any(index.row(model, m, severity=s, **here) for model in index.models)]  # type: ignore[arg-type] # fmt: skip
+                   if any(index.row(model, m, severity=s, **here) for model in index.models)]  # fmt: skip
         rows = []
         for model in index.models:
-            found = [index.row(model, m, severity=s, **here) for m, s in columns]  # type: ignore[arg-type]
+            found = [index.row(model, m, severity=s, **here) for m, s in columns]
             if any(found):
-                rows.append([Cell(model), *(_cell(units.metric(m), row) for (m, _), row in zip(columns, found, strict=True))])
+                cells = [_cell(units.metric(m), row) for (m, _), row in zip(columns, found, strict=True)]
+                rows.append([Cell(model), *cells])
         head = [Cell("Model")] + [Cell(_short(m), "mean, 1 and above" if m.startswith("mean_") else f"severity {s}")
                                   for m, s in columns]  # fmt: skip
         n = index.n(name, corruption)
@@ -127,7 +129,8 @@ def agreement(index: Index) -> list[Grid]:
             for model in family.variants:
                 found = [index.row(model, m, set=name, reference=family.reference) for m in metrics]
                 if any(found):
-                    rows.append([Cell(model), *(_agreement_cell(m, row) for m, row in zip(metrics, found, strict=True))])
+                    cells = [_agreement_cell(m, row) for m, row in zip(metrics, found, strict=True)]
+                    rows.append([Cell(model), *cells])
         if rows:
             out.append(Grid(name, [Cell("Model"), *(heads[m] for m in metrics)], rows))
     return out
@@ -164,7 +167,7 @@ def last_bands(index: Index) -> list[Grid]:
     """The last rank band of each model and tower, beside the control."""
     gain = units.metric("gain")
     rows = []
-    for tail in verdicts.tails(index):
+    for tail in tails(index):
         difference = Cell(gain.difference(tail.difference["value"]),
                           gain.difference_interval(tail.difference["low"], tail.difference["high"]))  # fmt: skip
         band = tail.band.replace("-", units.RANGE)
@@ -189,5 +192,6 @@ def sites(index: Index) -> list[Grid]:
         head = [Cell("Site"), Cell("Computed"), Cell("Bits", "weights / activations"), Cell("Backend"), Cell("MACs"),
                 Cell("Share"), Cell("Parameters")]  # fmt: skip
         rest = len(found) - MOST_SITES
-        out.append(Grid(model, head, rows, f"{units.count(len(found))} sites" + (f", {rest} left out" if rest > 0 else "")))
+        left_out = f", {rest} left out" if rest > 0 else ""
+        out.append(Grid(model, head, rows, f"{units.count(len(found))} sites{left_out}"))
     return out

@@ -74,14 +74,14 @@ def reliability(index: Index) -> list[Panel]:
     out: list[Panel] = []
     sets = list(dict.fromkeys(row["set"] for row in index.rows("bin_count")))
     for name in sorted(sets, key=lambda s: s not in index.id_sets):
-        found = [model for model in index.models
-                 if any(index.value(model, "bin_count", set=name, subset=f"bin {b:02d}") for b in range(BINS))]  # fmt: skip
+        found = [model for model in index.models if _bins(index, model, name)]
         open_ones = MOST if name in index.id_sets else 0
         out += panel(name, [_diagram(index, model, name) for model in found], open_ones=open_ones, small=True)
     return out
 
 
-def _diagram(index: Index, model: str, name: str) -> Figure:
+def _bins(index: Index, model: str, name: str) -> list[tuple[int, float, float, float]]:
+    """(bin, images, accuracy, mean confidence) of every bin that holds an image."""
     bins = []
     for b in range(BINS):
         here = {"set": name, "subset": f"bin {b:02d}"}
@@ -90,16 +90,20 @@ def _diagram(index: Index, model: str, name: str) -> Figure:
         confidence = index.value(model, "bin_confidence", **here)
         if images and accuracy is not None and confidence is not None:
             bins.append((b, images, accuracy, confidence))
+    return bins
+
+
+def _diagram(index: Index, model: str, name: str) -> Figure:
+    bins = _bins(index, model, name)
     ece, gap = index.row(model, "ece", set=name), index.row(model, "signed_gap", set=name)
     total, most = sum(b[1] for b in bins), max((b[1] for b in bins), default=1)
     said = [f"ECE {units.metric('ece').value(ece['value'])}"] if ece else []
     said += [confidence_said(gap["value"], gap["low"], gap["high"])] if gap else []
     floor = chance_ece([(images, accuracy) for _, images, accuracy, _ in bins])
     said.append(f"perfect calibration would show about {units.percent(floor)} by chance")
-    axes = svg.Axes(f"Reliability of {model} on {name}",
-                    f"Accuracy against confidence in {BINS} bins, {units.count(total)} images; {'; '.join(said)}.",
-                    (0, 1), (0, 1), y_label="accuracy (%)", width=240, height=300, x_ticks=_HALVES, y_ticks=_HALVES,
-                    x_text=_hundred, y_text=_hundred, left=44, right=8, bottom=106)  # fmt: skip
+    told = f"Accuracy against confidence in {BINS} bins, {units.count(total)} images; {'; '.join(said)}."
+    axes = svg.Axes(f"Reliability of {model} on {name}", told, (0, 1), (0, 1), y_label="accuracy (%)", width=240, height=300,
+                    x_ticks=_HALVES, y_ticks=_HALVES, x_text=_hundred, y_text=_hundred, left=44, right=8, bottom=106)  # fmt: skip
     strip = axes.height - 20.0  # the foot of the histogram below the diagram
     room = 40.0
     for b, images, accuracy, confidence in bins:
@@ -159,7 +163,8 @@ def _roc_figure(index: Index, family: Family, name: str, kind: str, score: str,
     areas = [f"{family.short(m)} {100 * v:.1f}" for m in lines
              if (v := index.value(m, "auroc", set=name, subset=kind, score=score)) is not None]  # fmt: skip
     caption = f"AUROC in percent: {', '.join(areas)}." if areas else ""
-    axes = svg.Axes(f"ROC of OOD detection on {shown}", f"Share of ID images kept against share of OOD accepted. {caption}",
+    axes = svg.Axes(f"ROC of OOD detection on {shown}",
+                    f"Share of ID images accepted against share of OOD images accepted. {caption}",
                     (0, 1), (0, 1), x_label="OOD images accepted (%)", y_label="ID images accepted (%)", width=340,
                     height=300, x_ticks=_FIFTHS, y_ticks=_FIFTHS, x_text=_hundred, y_text=_hundred)  # fmt: skip
     axes.guide((0, 0), (1, 1))
@@ -177,8 +182,8 @@ def noise(index: Index) -> list[Panel]:
         if len(severities) < 2:
             continue
         for family in parts:
-            figures = [figure for metric in ("top1", "ece")
-                       if (figure := _severity_figure(index, family, name, corruption, severities, metric))]  # fmt: skip
+            made = [_severity_figure(index, family, name, corruption, severities, m) for m in ("top1", "ece")]
+            figures = [figure for figure in made if figure is not None]
             title = f"{units.title(corruption)} on {name}"
             out += panel(titled(family, title, len(parts) > 1), figures, legend_of(family))
     return out
@@ -206,8 +211,8 @@ def _severity_figure(index: Index, family: Family, name: str, corruption: str, s
         axes.line([(x, row["value"]) for x, row in points], series)
         for x, row in points:
             axes.whisker(x, row["low"], row["high"], series)
-            tip = f"{model}, severity {round(x)}: {measure.value(row['value'])} {measure.interval(row['low'], row['high'])}"
-            axes.mark(x, row["value"], series, tip)
+            shown = f"{measure.value(row['value'])} {measure.interval(row['low'], row['high'])}"
+            axes.mark(x, row["value"], series, f"{model}, severity {round(x)}: {shown}")
     n = index.n(name, corruption)
     better = "higher is better" if measure.better > 0 else "lower is better"
     return Figure(measure.name, axes.render(), f"95 % intervals{f', n = {units.count(n)}' if n else ''}; {better}.")

@@ -7,7 +7,6 @@ import dataclasses
 import datetime
 import functools
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +16,9 @@ from markupsafe import Markup
 from qclip.errors import InputError, OutputExistsError
 from qclip.reliability.results import Results, write_atomic
 
-from . import absolute, bars, figures, spectra, svg, units, verdicts
+from . import absolute, bars, svg, units, verdicts
 from .index import Family, Index, is_mean
+from .sections import sections
 from .verdicts import Comparison, Question, Verdict
 
 FILE = "report.html"
@@ -64,7 +64,8 @@ def _templates() -> jinja2.Environment:
 
 def _unbroken(value: Any) -> Any:
     """A number and its percent sign stay on one line."""
-    return value.replace(" %", "\N{NO-BREAK SPACE}%") if isinstance(value, str) and not isinstance(value, Markup) else value
+    plain = isinstance(value, str) and not isinstance(value, Markup)
+    return value.replace(" %", "\N{NO-BREAK SPACE}%") if plain else value
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,20 +115,6 @@ class VerdictTable:
         return [line for line in self.lines if line.question.leading]
 
 
-@dataclasses.dataclass(frozen=True)
-class Section:
-    """A part of the page. Without panels and grids only `absent` is printed."""
-
-    anchor: str
-    title: str
-    intro: str
-    panels: list[figures.Panel]
-    grids: list[absolute.Grid]
-    absent: str
-    sentences: list[str] = dataclasses.field(default_factory=list)
-    grids_title: str = "All numbers"  # "" shows them openly
-
-
 def _context(index: Index) -> dict[str, Any]:
     families = [family for family in index.families if family.reference]
     answers = [verdicts.compare(index, family) for family in families]
@@ -141,7 +128,7 @@ def _context(index: Index) -> dict[str, Any]:
         "judged": [part for part in judged if part.tables],
         "multiplicity": verdicts.multiplicity(answers),
         "legend": [v for v in Verdict if v is not Verdict.MISSING],
-        "sections": _sections(index),
+        "sections": sections(index),
         "notes": notes(index),
         "empty": not index.results.rows,
     }
@@ -175,16 +162,20 @@ def lead(index: Index) -> str:
 
 def short_facts(index: Index) -> list[str]:
     """What the numbers rest on, for the line below the title."""
-    images = sum(index.n(name) or 0 for name in {*index.labelled_sets, *(s for s, _ in index.ood_sets if not is_mean(s))})
+    images = sum(index.n(name) or 0 for name in _sets(index))
     out = [f"{units.count(images)} images"] if images else []
     return out + [text for name, text in facts(index) if name in ("Host", "Date", "Page written")]
+
+
+def _sets(index: Index) -> list[str]:
+    ood = [name for name, _ in index.ood_sets if not is_mean(name)]
+    return list(dict.fromkeys([*index.labelled_sets, *ood]))
 
 
 def facts(index: Index) -> list[tuple[str, str]]:
     """(name, text) pairs for the head of the page."""
     meta = index.meta
-    sets = [*index.labelled_sets, *(s for s, _ in index.ood_sets if not is_mean(s))]
-    named = [f"{name} ({units.count(n)})" if (n := index.n(name)) else name for name in dict.fromkeys(sets)]
+    named = [f"{name} ({units.count(n)})" if (n := index.n(name)) else name for name in _sets(index)]
     versions = meta.get("versions")
     shown = ", ".join(f"{k} {v}" for k, v in versions.items()) if isinstance(versions, dict) else ""
     host = str(meta.get("cpu") or next((row["host"] for row in index.results.rows if row["host"]), ""))
@@ -194,7 +185,7 @@ def facts(index: Index) -> list[tuple[str, str]]:
         ("Data (images)", ", ".join(named)),
         ("Host", host + threads if host else ""),
         ("Versions", shown),
-        ("Intervals", f"95 %, {units.count(meta['replicates'])} paired bootstrap replicates" if meta.get("replicates") else ""),
+        ("Intervals", f"95 %, {meta['replicates']} paired bootstrap replicates" if meta.get("replicates") else ""),
         ("Seed", str(meta["seed"]) if meta.get("seed") is not None else ""),
         ("Command", str(meta.get("command") or "")),
         ("Date" if meta.get("created") or meta.get("date") else "Page written", date),
@@ -236,7 +227,8 @@ def _judged(index: Index, family: Family, answers: dict[Question, dict[str, Comp
             cells = [Answer(a, measure.value(verdicts.absolute(index, a.model, question)),
                             svg.interval_bar(a.value, a.low, a.high, reach, a.verdict.css)) for a in shown]  # fmt: skip
             base = measure.value(verdicts.absolute(index, family.reference, question))
-            lines.append(Line("" if question.axis == last else question.axis, question, units.count(n) if n else "", base, cells))
+            axis = "" if question.axis == last else question.axis
+            lines.append(Line(axis, question, units.count(n) if n else "", base, cells))
             last = question.axis
         tables.append(VerdictTable(part, lines))
     return Judged(family, cards, tables)
@@ -251,43 +243,4 @@ def _card_facts(index: Index, family: Family, model: str) -> list[str]:
     ours, theirs = (index.value(m, "model_bytes", subset="") for m in (model, family.reference))
     if ours and theirs:
         out.append(f"{ours / theirs:.2f}\N{MULTIPLICATION SIGN} the size")
-    return out
-
-
-def _sections(index: Index) -> list[Section]:
-    made: list[tuple[str, str, str, Callable[[Index], list[figures.Panel]], Callable[[Index], list[absolute.Grid]], str]] = [
-        ("calibration", "Accuracy and calibration",
-         "Bars show how often the model was right at each confidence; the diagonal is perfect calibration. Where "
-         "confidence exceeds accuracy the gap is hatched orange, where it falls short, blue. Below: the number of images "
-         "in each bin; bins with few images wobble.",
-         figures.reliability, absolute.labelled, "No labelled set was evaluated, so there is no accuracy or calibration."),
-        ("ood", "OOD detection",
-         "How well a score separates images of known classes (ID) from others. The dashed diagonal is chance. "
-         "FPR95 is the share of OOD images accepted where 95 % of ID images are.",
-         figures.roc, absolute.detection, "No OOD set was given, so detection was not measured."),
-        ("noise", "Noise robustness",
-         "The same corrupted images for every model, at severities 0 (clean) to 5. Lines are set side by side a little "
-         "so that their intervals can be seen.",
-         figures.noise, absolute.corrupted, "No corrupted images were evaluated, so noise robustness was not measured."),
-        ("agreement", "Agreement with the reference",
-         "Image by image: how near the embeddings are, and how many predictions changed.",
-         lambda _: [], absolute.agreement, "There is no second model to agree with."),
-        ("spectra", "Spectra of the weights",
-         "What of each weight's singular directions is left after rounding. A gain of 1 leaves a rank band as it was; "
-         "below 1 it is damped. SQNR falls with rank under any noise, and rounding raises the tail of a weight's own "
-         "spectrum, so only a difference to white noise of equal norm says something about quantization itself.",
-         lambda i: spectra.gains(i) + spectra.singular_values(i), lambda i: absolute.last_bands(i) + absolute.ranks(i), "Weight spectra were not computed."),
-        ("coverage", "Coverage",
-         "Real: integer kernels run it. Simulated: float arithmetic on the quantization grid, good for judging "
-         "reliability, never for speed. Float: left as it was.",
-         bars.coverage, absolute.sites, "No quantized model told how its layers are computed."),
-        ("speed", "Speed and size",
-         "Ratios are to the reference. Models with simulated layers have no ratio of time.",
-         bars.size_and_speed, lambda _: [], "Neither size nor time was recorded."),
-    ]  # fmt: skip
-    said = {"spectra": verdicts.damping(index)}
-    out = []
-    for anchor, name, intro, draw, list_grids, absent in made:
-        grids_title = {"coverage": "Site by site", "agreement": ""}.get(anchor, "All numbers")
-        out.append(Section(anchor, name, intro, draw(index), list_grids(index), absent, said.get(anchor, []), grids_title))
     return out

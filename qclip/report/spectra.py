@@ -5,9 +5,9 @@ from __future__ import annotations
 from markupsafe import Markup
 
 from . import svg, units
+from .damping import band_start
 from .figures import Figure, Panel, legend_of, panel, portions, series_of, titled
 from .index import Family, Index, after
-from .verdicts import band_start
 
 SHOWN = 3  # weights drawn openly; the others are folded away
 
@@ -84,8 +84,8 @@ def _band_figure(index: Index, family: Family, site: str, metric: str) -> Figure
     bounds = [row[column] for found in (here, white) for (model, _), row in found.items() if model in family.models
               for column in ("value", "low", "high")]  # fmt: skip
     span = [name.removeprefix("ranks ").replace("-", units.RANGE) for name in names]
-    what = f"{'Mean ' if '.' not in site else ''}{label}"
-    where = f"{site} tower" if "." not in site else site
+    single = "." in site  # one weight, not the mean over a tower
+    what, where = (label, site) if single else (f"Mean {label}", f"{site} tower")
     axes = svg.Axes(f"{what} of {where} by rank band",
                     f"Rank bands {units.words(span)}; grey boxes are white noise of equal norm.",
                     (-0.5, len(names) - 0.5), svg.padded([*bounds, rule], share=0.1), x_label="ranks", y_label=label,
@@ -102,7 +102,7 @@ def _band_figure(index: Index, family: Family, site: str, metric: str) -> Figure
             if row is not None and row["value"] is not None:
                 axes.whisker(x, row["low"], row["high"], series)
                 axes.mark(x, row["value"], series, f"{model}, ranks {span[k]}: {row['value']:.4g}")
-    return Figure(f"{units.title(where)}: {label}", axes.render())
+    return Figure(f"{where if single else units.title(where)}: {label}", axes.render())
 
 
 def _white(axes: svg.Axes, x: float, step: float, row: dict) -> None:

@@ -58,8 +58,7 @@ def text(x: float, y: float, content: str, class_: str = "", anchor: str = "", *
 def document(width: float, height: float, title: str, description: str, body: Iterable[Markup]) -> Markup:
     """A whole `<svg>` with a viewBox (it scales with the page), its title and description for screen readers."""
     head = element("title", escape(title)) + element("desc", escape(description))
-    return element("svg", head + Markup("").join(body), viewBox=f"0 0 {width:g} {height:g}", role="img",
-                   xmlns="http://www.w3.org/2000/svg")  # fmt: skip
+    return element("svg", head + Markup("").join(body), viewBox=f"0 0 {width:g} {height:g}", role="img")
 
 
 def _short(value: object) -> object:
@@ -123,8 +122,8 @@ class Axes:
                 run.append(f"{self.at_x(x):.1f},{self.at_y(y):.1f}")
             elif run:
                 if len(run) > 1:
-                    shape = " ".join(run)
-                    self._body.append(element("polyline", points=shape, class_=f"line s{series % SERIES} {class_}".strip()))
+                    look = f"line s{series % SERIES} {class_}".strip()
+                    self._body.append(element("polyline", points=" ".join(run), class_=look))
                 run = []
 
     def guide(self, start: Point, end: Point) -> None:

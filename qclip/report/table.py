@@ -14,7 +14,7 @@ from rich.text import Text
 
 from qclip.reliability.results import Results
 
-from . import absolute, bars, units, verdicts
+from . import absolute, bars, damping, units, verdicts
 from .index import Family, Index
 from .verdicts import Comparison, Question, Verdict
 
@@ -66,7 +66,7 @@ def _print(console: Console, index: Index) -> None:
     alone = [model for family in index.families if not family.reference for model in family.models]
     if alone:
         _absolute(console, index, alone)
-    for sentence in verdicts.damping(index):
+    for sentence in damping.damping(index):
         console.print(f"\N{BULLET} {sentence}", markup=False)
     _shares(console, index)
     for note in index.results.notes:

@@ -8,6 +8,7 @@ import math
 MINUS = "\N{MINUS SIGN}"
 ABSENT = "\N{EN DASH}"
 RANGE = "\N{EN DASH}"
+TIMES = "\N{MULTIPLICATION SIGN}"
 
 
 @dataclasses.dataclass(frozen=True)

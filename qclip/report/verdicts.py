@@ -6,8 +6,8 @@ import dataclasses
 import enum
 import math
 
-from . import svg, units
-from .index import CONTROL, Family, Index, is_mean
+from . import units
+from .index import Family, Index, is_mean
 
 SCORE = "mcm"  # the OOD score that is judged, named beforehand; the others stand in the tables
 MOST_SUBSETS = 4
@@ -283,69 +283,3 @@ def multiplicity(answers: list[dict[Question, dict[str, Comparison]]]) -> str:
             f"{0.05 * asked:.1f} intervals of 95 % would still be clear of 0 by chance, half of them as wins. The "
             "comparisons share images, so they are not independent, and the intervals are not widened for their "
             "number: read a single narrow win or loss with doubt.")  # fmt: skip
-
-
-@dataclasses.dataclass(frozen=True)
-class Tail:
-    """The last rank band of one model and tower, beside white noise of equal norm. `said` is the finding."""
-
-    model: str
-    tower: str
-    band: str
-    gain: dict
-    white: dict | None
-    difference: dict
-    said: str
-
-
-DAMPED, RAISED, UNCLEAR = "damped beyond the control", "raised beyond the control", "cannot be told"
-
-
-def tails(index: Index) -> list[Tail]:
-    """Damping needs a gain below 1 and a paired difference to the control below 0, both intervals clear."""
-    last: dict[tuple[str, str], dict] = {}
-    for row in index.rows("gain"):
-        at = (row["model"], row["set"])
-        if row["reference"] == CONTROL and (at not in last or band_start(row["subset"]) > band_start(last[at]["subset"])):
-            last[at] = row
-    out = []
-    for (model, tower), row in last.items():
-        where = {"set": tower, "subset": row["subset"]}
-        gain, white = index.row(model, "gain", **where), index.row(model, "gain_white", **where)
-        if gain is not None and gain["value"] is not None and row["value"] is not None:
-            said = UNCLEAR
-            if svg.finite(gain["low"], gain["high"], row["low"], row["high"]):
-                said = DAMPED if row["high"] < 0 and gain["high"] < 1 else \
-                    RAISED if row["low"] > 0 and gain["low"] > 1 else UNCLEAR  # fmt: skip
-            out.append(Tail(model, tower, row["subset"], gain, white, row, said))
-    return out
-
-
-def damping(index: Index) -> list[str]:
-    """What can be said of the last band, one sentence for each finding."""
-    found = tails(index)
-    ends = {
-        DAMPED: "That is a sign of filtering, not proof: the other controls and the effect on reliability are not "
-                "looked at here.",
-        RAISED: "That is the opposite of filtering.",
-        UNCLEAR: "It shows nothing that white noise of equal norm would not.",
-    }  # fmt: skip
-    leads = {DAMPED: "The last rank band is damped beyond the control in",
-             RAISED: "The last rank band is raised beyond the control in",
-             UNCLEAR: "Whether the last rank band is damped cannot be told in"}  # fmt: skip
-    out = []
-    for finding, end in ends.items():
-        towers: dict[str, list[str]] = {}
-        for tail in found:
-            if tail.said == finding:
-                towers.setdefault(tail.model, []).append(tail.tower)
-        if towers:
-            listed = [f"{model} ({units.words(names)})" for model, names in towers.items()]
-            out.append(f"{leads[finding]} {units.words(listed)}. {end}")
-    return out
-
-
-def band_start(name: str) -> float:
-    """The first rank of a band's name: 8 for "ranks 8-64"."""
-    head = name.removeprefix("ranks ").split("-")[0]
-    return float(head) if head.isdigit() else math.inf
