@@ -31,8 +31,8 @@ CONFIG = {
     "text_cfg": {"context_length": 16, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2},
 }
 SETTINGS = {  # images in the training set, share of captions that belong to another image, share of words dropped
-    "clean": {"images": 16_000, "shuffled": 0.0, "dropped": 0.0, "steps": 1500},
-    "noisy": {"images": 50_000, "shuffled": 0.25, "dropped": 0.1, "steps": 1500},
+    "clean": {"images": 16_000, "shuffled": 0.0, "dropped": 0.0, "steps": 1100},
+    "noisy": {"images": 50_000, "shuffled": 0.25, "dropped": 0.1, "steps": 1100},
 }
 CAPTION_SHARES = (0.2, 0.2, 0.3, 0.3)  # of the captions that an image has
 BATCH, RATE, WARMUP = 128, 2e-3, 60
@@ -112,8 +112,11 @@ def main() -> None:
     average = torch.optim.swa_utils.AveragedModel(model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.99))
     trained, step, spent = optimizers(model), 0, 0.0
     checkpoint = args.output / "state.pt"
+    run = {**setting, "seed": args.seed, "data": data.digest}
     if checkpoint.exists():
         state = torch.load(checkpoint, weights_only=True)
+        if state["run"] != run:
+            raise SystemExit(f"{checkpoint} is of another run ({state['run']}, not {run}); choose another --output.")
         model.load_state_dict(state["model"])
         average.load_state_dict(state["average"])
         for optimizer, saved in zip(trained, state["optimizers"], strict=True):
@@ -153,11 +156,11 @@ def main() -> None:
             average.eval()
             dev = judge(average.module, tokenizer, "dev")
             print(f"step {step} dev top-1 {100 * dev['top1']:.1f} % gap {100 * dev['signed_gap']:+.1f}", flush=True)
-            save(checkpoint, {"model": model.state_dict(), "average": average.state_dict(), "step": step,
+            save(checkpoint, {"run": run, "model": model.state_dict(), "average": average.state_dict(), "step": step,
                               "spent": spent, "optimizers": [o.state_dict() for o in trained]})
             save(args.output / "open_clip.pt", average.module.state_dict())
-            facts = {"config": CONFIG, "captions": args.captions, **setting, "steps": step, "images_seen": step * BATCH,
-                     "seed": args.seed, "minutes": round(spent / 60, 1), "dev_top1": dev["top1"],
+            facts = {"config": CONFIG, "captions": args.captions, **run, "steps": step, "images_seen": step * BATCH,
+                     "minutes": round(spent / 60, 1), "dev_top1": dev["top1"],
                      "dev_signed_gap": dev["signed_gap"], "logit_scale": average.module.logit_scale.exp().item()}
             (args.output / "facts.json").write_text(json.dumps(facts, indent=1))
             tick = time.perf_counter()
