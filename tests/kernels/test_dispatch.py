@@ -1,0 +1,138 @@
+"""Which backend runs, what is said about it, and what the environment can force."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import warnings
+
+import pytest
+import torch
+
+import qkernels
+from qkernels import FallbackError, FallbackWarning, Int4Weight, Int8Weight, cpu, dispatch, reference
+
+
+@pytest.fixture(autouse=True)
+def clean(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("QKERNELS_BACKEND", "QKERNELS_CPU_TIER", "QKERNELS_STRICT"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(dispatch, "_announced", set())
+
+
+@pytest.fixture
+def built() -> None:
+    if cpu.native is None:
+        pytest.skip(f"needs the native kernels: {cpu.missing}")
+
+
+def small() -> tuple[torch.Tensor, torch.Tensor, Int8Weight]:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randint(-127, 128, (3, 20), generator=generator, dtype=torch.int8)
+    return x, torch.rand(3, generator=generator), Int8Weight.quantize(torch.randn(5, 20, generator=generator))
+
+
+def test_backend_by_device_and_environment(built: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert qkernels.backend_for("cpu") is cpu and qkernels.backend_for(torch.device("meta")) is reference
+    monkeypatch.setenv("QKERNELS_BACKEND", "reference")
+    assert qkernels.backend_for("cpu") is reference
+    assert Int8Weight.quantize(torch.ones(2, 2)).pack().layout == "canonical"
+    monkeypatch.setenv("QKERNELS_BACKEND", "cpu")
+    assert qkernels.backend_for("cpu") is cpu
+    monkeypatch.setenv("QKERNELS_BACKEND", "fast")
+    with pytest.raises(ValueError, match="QKERNELS_BACKEND=fast is not a backend.*reference, cpu"):
+        qkernels.backend_for("cpu")
+
+
+def test_tier_by_environment(built: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    for tier in cpu.native.tiers():
+        monkeypatch.setenv("QKERNELS_CPU_TIER", tier)
+        assert qkernels.info()["tier"] == tier
+        qkernels.backend_for("cpu")
+        assert cpu.native.tier() == tier
+    monkeypatch.setenv("QKERNELS_CPU_TIER", "sse9")
+    with pytest.raises(ValueError, match="unknown CPU tier 'sse9'"):
+        qkernels.backend_for("cpu")
+    monkeypatch.delenv("QKERNELS_CPU_TIER")
+    qkernels.backend_for("cpu")
+    assert cpu.native.tier() == cpu.native.tiers()[-1]
+
+
+def test_packing_follows_the_backend(built: None) -> None:
+    assert Int8Weight.quantize(torch.ones(2, 2)).pack().layout == "vnni64"
+    assert Int4Weight.quantize(torch.ones(2, 2)).pack().layout == "nibble64"
+
+
+def test_a_canonical_weight_runs_on_the_reference_and_says_so_once(built: None) -> None:
+    x, scale, weight = small()
+    with pytest.warns(FallbackWarning, match="int8_linear: the cpu backend wants a weight in layout 'vnni64'.*reference backend runs"):
+        y = qkernels.int8_linear(x, scale, weight)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert torch.equal(qkernels.int8_linear(x, scale, weight), y)
+        assert torch.allclose(qkernels.int8_linear(x, scale, weight.pack()), y)
+
+
+def test_strict_turns_a_fall_back_into_an_error(built: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    x, scale, weight = small()
+    monkeypatch.setenv("QKERNELS_STRICT", "1")
+    with pytest.raises(FallbackError, match="vnni64.*QKERNELS_STRICT"):
+        qkernels.int8_linear(x, scale, weight)
+    qkernels.int8_linear(x, scale, weight.pack())
+
+
+def test_an_op_that_the_backend_lacks_falls_back(built: None) -> None:
+    assert cpu.supports("no_such_op") == "does not have this op"
+    assert cpu.supports("int8_linear", *small()) is not None
+
+
+def test_without_native_code_the_reference_runs_with_one_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu, "native", None)
+    monkeypatch.setattr(cpu, "missing", "qkernels was installed without its native code")
+    x, scale, weight = small()
+    with pytest.warns(FallbackWarning, match="without its native code: the slow reference backend runs") as caught:
+        qkernels.int8_linear(x, scale, weight.pack())
+        qkernels.quantize_per_token(torch.ones(2, 2))
+    assert len(caught) == 1
+    info = qkernels.info()
+    assert not info["built"] and info["reason"] and info["tier"] is None and info["backend"] == "reference"
+    monkeypatch.setenv("QKERNELS_BACKEND", "cpu")
+    with pytest.raises(ValueError, match="QKERNELS_BACKEND=cpu, but qkernels was installed without"):
+        qkernels.backend_for("cpu")
+    with pytest.raises(RuntimeError, match="no peak can be measured"):
+        cpu.peak_gops()
+
+
+def test_info_says_what_runs(built: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    info = qkernels.info()
+    assert info["built"] and info["reason"] is None and info["backend"] == "cpu" and info["forced"] == {}
+    assert info["tier"] in info["tiers"] and info["tiers"][0] == "scalar" and info["threads"] == torch.get_num_threads()
+    monkeypatch.setenv("QKERNELS_BACKEND", "reference")
+    assert qkernels.info()["backend"] == "reference" and qkernels.info()["forced"] == {"QKERNELS_BACKEND": "reference"}
+
+
+def test_peak_is_measured_on_every_tier(built: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    peaks = {}
+    for tier in cpu.native.tiers():
+        monkeypatch.setenv("QKERNELS_CPU_TIER", tier)
+        qkernels.backend_for("cpu")
+        peaks[tier] = cpu.peak_gops(1)
+    # A register loop cannot be slower than 0.1 or faster than 10,000 GOPS on one core of any processor; a wrong count would be.
+    assert all(0.1 < peak < 10_000 for peak in peaks.values()), peaks
+
+
+def test_module_reports_and_checks_itself(built: None) -> None:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("QKERNELS_")}
+    run = subprocess.run([sys.executable, "-m", "qkernels"], capture_output=True, text=True, env=environment)
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert "native code     built" in run.stdout and "FAILED" not in run.stdout
+    assert all(f"{tier:<11} ok" in run.stdout for tier in cpu.native.tiers())
+
+
+def test_self_check_sees_a_wrong_kernel(built: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    from qkernels import __main__ as module
+
+    real = cpu.int8_linear
+    monkeypatch.setattr(cpu, "int8_linear", lambda *args, **kwargs: real(*args, **kwargs) + 1)
+    assert set(module.self_check().values()) == {"FAILED: int8_linear"}
