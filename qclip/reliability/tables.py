@@ -151,20 +151,19 @@ class Table:
 
     def agreement(self, vectors: dict[str, np.ndarray], outputs: dict[str, Outputs]) -> None:
         """Cosine between a model's image embeddings and the reference's, equal predictions, and McNemar's flips."""
-        reference = self.labels[0]
-        n = self.setting.n
-        counts = self.resampling.bootstrap()
+        reference, n = self.labels[0], self.setting.n
+        wanted: dict[tuple[str, str], Statistic] = {}
         for label in self.labels[1:]:
-            common: dict[str, Any] = {"reference": reference, "subset": "all", "n": n}
-            same = outputs[label].predicted == outputs[reference].predicted
-            if vectors[label].shape == vectors[reference].shape:
-                cosines = np.einsum("ne,ne->n", vectors[label], vectors[reference])
-                mean, agree = evaluate_on([mean_of(cosines), mean_of(same)], counts)
-                self._estimate(label, "cosine_mean", percentile(mean, self.replicates), **common)
-                self._add(label, "cosine_min", value=cosines.min(), **common)
-            else:  # another architecture: its embeddings live in another space
-                (agree,) = evaluate_on([mean_of(same)], counts)
-            self._estimate(label, "agreement", percentile(agree, self.replicates), **common)
+            wanted[label, "agreement"] = mean_of(outputs[label].predicted == outputs[reference].predicted)
+            if vectors[label].shape == vectors[reference].shape:  # else their embeddings live in different spaces
+                wanted[label, "cosine_mean"] = mean_of(np.einsum("ne,ne->n", vectors[label], vectors[reference]))
+        drawn = evaluate_on(list(wanted.values()), self.resampling.bootstrap()) if wanted else []
+        common: dict[str, Any] = {"reference": reference, "subset": "all", "n": n}
+        for (label, metric), values in zip(wanted, drawn, strict=True):
+            self._estimate(label, metric, percentile(values, self.replicates), **common)
+        for label in self.labels[1:]:
+            if (label, "cosine_mean") in wanted:
+                self._add(label, "cosine_min", value=wanted[label, "cosine_mean"].sums[0].values.min(), **common)
             flips = mcnemar(outputs[reference].right, outputs[label].right)
             self._add(label, "flips_lost", value=flips.lost, **common)
             self._add(label, "flips_won", value=flips.won, **common)
