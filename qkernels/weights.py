@@ -1,14 +1,16 @@
-"""Quantized weights as immutable values: the canonical form that is stored and compared, and packed forms that kernels want.
+"""Quantized weights as immutable values: the canonical form that is stored and compared, and packed forms that kernels
+want.
 
-A packed layout is a bijection of the canonical form: `pack` and `canonical` undo each other bit for bit, also where N and K are not
-multiples of a tile.
+A packed layout is a bijection of the canonical form: `pack` and `canonical` undo each other bit for bit, also where N
+and K are not multiples of a tile.
 
 Layouts of the CPU backend (64 output channels make a panel; N is padded to 64):
 
-- `vnni64` (Int8Weight): one uint8 buffer of codes `[N/64, K/4, 64, 4]` (K padded to 4 with 0), then `-128 * sum_k codes` as int32 `[N]`,
-  the start value of an accumulator whose activations are shifted by 128 to unsigned.
-- `nibble64` (Int4Weight): one uint8 buffer `[N/64, K/8, 64, 4]` (K padded to 8 with code 8); byte j of a step holds k = j in the low and
-  k = 4 + j in the high nibble. Scales and zeros are float16 `[N/64, groups, 64]`, padded with scale 0 and zero 8.
+- `vnni64` (Int8Weight): one uint8 buffer of codes `[N/64, K/4, 64, 4]` (K padded to 4 with 0), then `-128 * sum_k
+  codes` as int32 `[N]`, the start value of an accumulator whose activations are shifted by 128 to unsigned.
+- `nibble64` (Int4Weight): one uint8 buffer `[N/64, K/8, 64, 4]` (K padded to 8 with code 8); byte j of a step
+  holds k = j in the low and k = 4 + j in the high nibble. Scales and zeros are float16 `[N/64, groups, 64]`, padded with scale 0
+  and zero 8.
 """
 
 from __future__ import annotations
@@ -34,7 +36,9 @@ def _check_matrix(weight: Tensor) -> Tensor:
         raise ValueError(f"a weight must have N >= 1 and 1 <= K <= {MAX_K}, got shape {(n, k)}")
     if not torch.isfinite(weight).all():
         row = int((~torch.isfinite(weight)).any(dim=1).nonzero()[0])
-        raise ValueError(f"the weight of shape {(n, k)} has a NaN or infinite value in row {row}; it cannot be quantized")
+        raise ValueError(
+            f"the weight of shape {(n, k)} has a NaN or infinite value in row {row}; it cannot be quantized"
+        )
     return weight.detach().to(torch.float32).contiguous()
 
 
@@ -58,8 +62,9 @@ class Int8Weight:
     def quantize(weight: Tensor, scales: Tensor | None = None) -> Int8Weight:
         """Quantize float `[N, K]` on the grid `sym`, per output channel.
 
-        Without `scales` (float32 `[N]`, positive) they are `max|row| / 127`, and 1 for a row of zeros. Codes follow the static rule:
-        `clamp(rne(w * (1 / scale)), -127, 127)`. Raises ValueError on NaN, Inf, empty or too large weights and on bad scales.
+        Without `scales` (float32 `[N]`, positive) they are `max|row| / 127`, and 1 for a row of zeros. Codes follow the
+        static rule: `clamp(rne(w * (1 / scale)), -127, 127)`. Raises ValueError on NaN, Inf, empty or too large weights
+        and on bad scales.
         """
         w = _check_matrix(weight)
         if scales is None:
@@ -68,7 +73,9 @@ class Int8Weight:
         else:
             scales = scales.detach().to(device=w.device, dtype=torch.float32).contiguous()
             if scales.shape != (w.shape[0],) or not (torch.isfinite(scales) & (scales > 0)).all():
-                raise ValueError(f"scales must be {w.shape[0]} positive finite numbers, got shape {tuple(scales.shape)}")
+                raise ValueError(
+                    f"scales must be {w.shape[0]} positive finite numbers, got shape {tuple(scales.shape)}"
+                )
         inverse = 1.0 / scales
         codes = torch.round(w * inverse[:, None]).clamp_(-127, 127).to(torch.int8)
         return Int8Weight(codes, scales, (w.shape[0], w.shape[1]))
@@ -91,7 +98,8 @@ class Int8Weight:
             codes = F.pad(codes, (0, padded_k - k, 0, padded_n - n))
         # Four codes move as one int32.
         panels = _bytes_as(codes, torch.int32).view(padded_n // PANEL, PANEL, padded_k // 4).transpose(1, 2)
-        start = codes.sum(dim=1, dtype=torch.int32) * -128
+        # A panel at a time: a sum of int8 in int32 makes a copy four times the size of what it sums.
+        start = torch.cat([rows.sum(dim=1, dtype=torch.int32) for rows in codes.split(PANEL)]) * -128
         packed = torch.cat([panels.flatten(), start]).view(torch.uint8)
         return replace(weight, codes=packed, layout=layout)
 
@@ -115,8 +123,9 @@ class Int8Weight:
 class Int4Weight:
     """Codes 0..15 with float16 scales (and zeros) per group of `group` input channels: `value = scale * (code - zero)`.
 
-    `codes` is uint8 `[N, ceil(K/2)]` in the canonical layout, even k in the low nibble and an unused nibble 8; `scales` and `zeros` are
-    float16 `[N, ceil(K/group)]`; `zeros=None` is symmetric with zero 8. The last group may be short. `group` is 32, 64, 128 or K.
+    `codes` is uint8 `[N, ceil(K/2)]` in the canonical layout, even k in the low nibble and an unused nibble 8; `scales`
+    and `zeros` are float16 `[N, ceil(K/group)]`; `zeros=None` is symmetric with zero 8. The last group may be short.
+    `group` is 32, 64, 128 or K.
     """
 
     codes: Tensor
@@ -136,9 +145,10 @@ class Int4Weight:
     ) -> Int4Weight:
         """Quantize float `[N, K]` by min-max per group: grid `symfull` (zero 8), or `asym` with `symmetric=False`.
 
-        `scales` and `zeros` (float `[N, ceil(K/group)]`) override the search; `zeros` may be fractional. Codes are computed with the
-        float16-rounded values: `code = clamp(rne(w * (1 / scale) + fraction(zero)) + floor(zero), 0, 15)`. Scales found here are kept
-        at or above the smallest normal float16; given ones below it raise ValueError, as do NaN, Inf and wrong shapes.
+        `scales` and `zeros` (float `[N, ceil(K/group)]`) override the search; `zeros` may be fractional. Codes are
+        computed with the float16-rounded values: `clamp(rne(w / scale + fraction(zero)) + floor(zero), 0, 15)`, where
+        `w / scale` is a product with `1 / scale`. Scales found here are kept at or above the smallest normal float16; given ones below it raise ValueError,
+        as do NaN, Inf and wrong shapes.
         """
         w = _check_matrix(weight)
         n, k = w.shape
@@ -162,13 +172,16 @@ class Int4Weight:
             raise ValueError(f"scales must have shape {(n, groups)}, got {tuple(half_scales.shape)}")
         if not (torch.isfinite(half_scales) & (half_scales >= SMALLEST_NORMAL_HALF)).all():
             raise ValueError(
-                f"scales of an Int4Weight are float16: they must lie between {SMALLEST_NORMAL_HALF:.3g} and 65504; rescale the weight"
+                f"scales of an Int4Weight are float16: they must lie between {SMALLEST_NORMAL_HALF:.3g} and 65504; "
+                "rescale the weight"
             )
         inverse = (1.0 / half_scales.float())[:, :, None]
         if zeros is not None:
             half_zeros = zeros.detach().to(device=w.device, dtype=torch.float16).contiguous()
             if half_zeros.shape != (n, groups) or not torch.isfinite(half_zeros).all():
-                raise ValueError(f"zeros must be finite and of shape {(n, groups)}, got shape {tuple(half_zeros.shape)}")
+                raise ValueError(
+                    f"zeros must be finite and of shape {(n, groups)}, got shape {tuple(half_zeros.shape)}"
+                )
         elif symmetric:
             half_zeros = None
         else:
@@ -200,7 +213,9 @@ class Int4Weight:
         steps = codes.view(padded_n // PANEL, PANEL, padded_k // 8, 2, 4)
         packed = (steps[:, :, :, 0] | (steps[:, :, :, 1] << 4)).transpose(1, 2).contiguous().flatten()
         zeros = None if weight.zeros is None else _pack_groups(weight.zeros, padded_n, 8.0)
-        return replace(weight, codes=packed, scales=_pack_groups(weight.scales, padded_n, 0.0), zeros=zeros, layout=layout)
+        return replace(
+            weight, codes=packed, scales=_pack_groups(weight.scales, padded_n, 0.0), zeros=zeros, layout=layout
+        )
 
     def canonical(self) -> Int4Weight:
         """The same weight in the canonical layout, bit for bit."""
@@ -226,7 +241,9 @@ class Int4Weight:
         scales = weight.scales.float().repeat_interleave(self.group, dim=1)[:, :k]
         if weight.zeros is None:
             return scales * (weight.unpacked_codes().float() - 8)
-        return scales * (weight.unpacked_codes().float() - weight.zeros.float().repeat_interleave(self.group, dim=1)[:, :k])
+        return scales * (
+            weight.unpacked_codes().float() - weight.zeros.float().repeat_interleave(self.group, dim=1)[:, :k]
+        )
 
 
 def _bytes_as(tensor: Tensor, dtype: torch.dtype) -> Tensor:
@@ -250,7 +267,12 @@ def _unpack_nibbles(packed: Tensor, k: int) -> Tensor:
 
 def _pack_groups(values: Tensor, padded_n: int, fill: float) -> Tensor:
     n, groups = values.shape
-    return F.pad(values, (0, 0, 0, padded_n - n), value=fill).view(padded_n // PANEL, PANEL, groups).transpose(1, 2).contiguous()
+    return (
+        F.pad(values, (0, 0, 0, padded_n - n), value=fill)
+        .view(padded_n // PANEL, PANEL, groups)
+        .transpose(1, 2)
+        .contiguous()
+    )
 
 
 def _unpack_groups(values: Tensor, n: int) -> Tensor:

@@ -1,0 +1,283 @@
+"""Post-training methods against their papers' properties, and what quantize refuses."""
+
+import copy
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import qclip
+from qclip import calibration, models, ptq, recipes, rewrite
+from qclip.errors import DataError, ModelError, NonFiniteError, RecipeError
+from qclip.layers import Int8Linear, QuantizedAttention, QuantizedSite
+from qclip.models.tower import Attention, DeferredNorm
+from tests.small import IMAGES, TEXTS, small_clip
+
+
+@pytest.fixture
+def model():
+    return small_clip()
+
+
+def embed(model, images=IMAGES):
+    with torch.no_grad():
+        return model.encode_image(images), model.encode_text(model.tokenizer(TEXTS))
+
+
+def cosine(a, b):
+    return float(F.cosine_similarity(a.float(), b.float()).mean())
+
+
+@pytest.mark.parametrize(
+    ("recipe", "least"),
+    [("w8a8", 0.9995), ("w8a8-static", 0.999), ("w8a8-smoothquant", 0.9995), ("w4a8", 0.9), ("w4a16", 0.9), ("w6a8", 0.995), ("w4a4", 0.8)],
+)
+def test_every_preset_is_near_float(model, recipe, least):
+    before = embed(model)
+    small = qclip.quantize(model, recipe, calibration=IMAGES)
+    after = embed(small)
+    for got, want in zip(after, before, strict=True):
+        assert cosine(got, want) > least and not torch.equal(got, want)
+    assert type(small) is type(model) or isinstance(small, type(model))
+    assert all(torch.equal(a, b) for a, b in zip(embed(model), before, strict=True))  # the float model is untouched
+
+
+def test_fewer_bits_cost_more(model):
+    want = embed(model)[0]
+    errors = [1 - cosine(embed(qclip.quantize(model, r))[0], want) for r in ("w8a8", "w6a8", "w4a8", "w3a8", "w2a8")]
+    assert errors == sorted(errors) and errors[0] < errors[-1] / 100
+
+
+def test_in_place_is_the_same_object_and_comes_out_again(model):
+    mine = copy.deepcopy(model)
+    assert qclip.quantize_(mine, "w8a8") is mine
+    block = mine.visual.transformer.resblocks[0]
+    assert any(isinstance(m, DeferredNorm) for m in block.modules())
+    small = embed(mine)
+    qclip.dequantize_(mine)
+    assert not any(isinstance(m, QuantizedSite | DeferredNorm | QuantizedAttention) for m in mine.modules())
+    assert rewrite.quantization(mine) is None
+    assert cosine(embed(mine)[0], small[0]) > 0.9995
+    qclip.quantize_(mine, "w8a8")  # and in again
+    assert cosine(embed(mine)[0], small[0]) > 0.9995
+
+
+def test_exceptions_and_towers(model):
+    recipe = recipes.Recipe("mine", towers=("vision",), exceptions=(("vision.blocks.0.attn.k", "float"), ("vision.blocks.1.mlp.*", "w4a8")))
+    small = qclip.quantize(model, recipe)
+    towers = models.towers(small)
+    states = {row.site: (row.state, row.weight_bits) for row in small.qclip_quantization.coverage.rows}
+    assert states["vision.blocks.0.attn.k"] == ("float", None)
+    assert states["vision.blocks.1.mlp.fc1"] == ("real", 4)
+    assert all(state == "float" for name, (state, _) in states.items() if name.startswith("text."))
+    assert isinstance(towers["vision"].sites["vision.blocks.0.attn.k"].module, nn.Linear)
+    assert cosine(embed(small)[0], embed(model)[0]) > 0.9
+
+
+def test_coverage_counts_everything(model):
+    small = qclip.quantize(model, "w8a8")
+    coverage = small.qclip_quantization.coverage
+    shares = [coverage.share(state) for state in ("real", "simulated", "float")]
+    assert math.isclose(sum(shares), 1) and shares[0] > 0.8 and shares[1] == 0
+    assert qclip.quantize(model, "w6a8").qclip_quantization.coverage.share("simulated") > 0.8
+    # Parameters, counted against the model itself.
+    total = sum(row.parameters for row in qclip.coverage(model).rows)
+    known = sum(p.numel() for n, p in model.named_parameters() if n != "logit_scale")
+    assert total == known == sum(row.parameters for row in coverage.rows)
+    # One site by hand: 16 patches + class token, 64 x 256 and back.
+    fc1 = next(row for row in coverage.rows if row.site == "vision.blocks.0.mlp.fc1")
+    assert fc1.macs == 17 * 64 * 256 and fc1.parameters == 64 * 256 + 256
+
+
+# -- SmoothQuant ---------------------------------------------------------------------------------------------------
+
+
+def with_outliers(model, factor=64.0, channels=(3, 40)):
+    """Outlier type S (scale): a few inputs of q, k, v and fc1 `factor` times larger, their weight columns smaller."""
+    model = copy.deepcopy(model)
+    index = list(channels)
+    with torch.no_grad():
+        for block in model.visual.transformer.resblocks:
+            for norm, weights in ((block.ln_1, [block.attn.in_proj_weight]), (block.ln_2, [block.mlp.c_fc.weight])):
+                norm.weight[index] *= factor
+                norm.bias[index] *= factor
+                for weight in weights:
+                    weight[:, index] /= factor
+    return model
+
+
+def test_outliers_change_nothing_in_float_and_break_round_to_nearest(model):
+    hard = with_outliers(model)
+    assert torch.allclose(embed(hard)[0], embed(model)[0], atol=1e-5)
+    clean = 1 - cosine(embed(qclip.quantize(model, "w8a8"))[0], embed(model)[0])
+    broken = 1 - cosine(embed(qclip.quantize(hard, "w8a8"))[0], embed(model)[0])
+    assert broken > 20 * clean
+
+
+def test_smoothquant_undoes_scale_outliers(model):
+    """s_j absorbs a scale: the smoothed model with outliers is the smoothed clean model, up to rounding of pow()."""
+    images = torch.randn(32, 3, 32, 32, generator=torch.Generator().manual_seed(5))
+    want = embed(model, images)[0]
+    clean = embed(qclip.quantize(model, "w8a8-smoothquant", calibration=images), images)[0]
+    hard = embed(qclip.quantize(with_outliers(model), "w8a8-smoothquant", calibration=images), images)[0]
+    assert 1 - cosine(hard, want) < 1.5 * (1 - cosine(clean, want)) + 1e-6
+
+
+def test_smoothquant_balances_maxima():
+    x, w = torch.rand(32) * 10 + 0.1, torch.rand(32) + 0.1
+    s = ptq.smoothquant.smooth_scale(x, w, 0.5)
+    assert torch.allclose(x / s, w * s, rtol=1e-5)
+
+
+def test_smoothquant_search_never_chooses_worse_than_off(model):
+    small = qclip.quantize(with_outliers(model), "w8a8-smoothquant", calibration=IMAGES)
+    chosen = small.qclip_quantization.provenance["smoothquant_alpha"]
+    assert any(alpha is not None for key, alpha in chosen.items() if key.startswith("vision"))
+    assert set(chosen) >= {site.shared for site in models.towers(small)["vision"].blocks[0].sites.values()}
+
+
+# -- static scales -------------------------------------------------------------------------------------------------
+
+
+def test_histogram_does_not_depend_on_batches():
+    x = torch.randn(4000, generator=torch.Generator().manual_seed(0)) * torch.linspace(0.01, 5, 4000)
+    whole, parts = calibration.Histogram(), calibration.Histogram()
+    whole.update(x)
+    for part in x.split(333):
+        parts.update(part)
+    assert whole.top == parts.top and torch.equal(whole.counts, parts.counts)
+
+
+@pytest.mark.parametrize(("bits", "scale", "mse"), [(4, 0.3534, 0.01289), (3, 0.6508, 0.04686)])
+def test_histogram_finds_the_published_optimum_on_gaussian_data(bits, scale, mse):
+    x = torch.randn(1_000_000, generator=torch.Generator().manual_seed(0))
+    observer = calibration.Histogram()
+    observer.update(x)
+    found = observer.scale(bits, steps=400)
+    qmax = 2 ** (bits - 1) - 1
+    error = (torch.round(x / found).clamp(-qmax, qmax) * found - x).square().mean()
+    assert abs(found - scale) < 0.02 * scale and abs(float(error) - mse) < 0.02 * mse
+
+
+def test_static_scales_are_stored_and_shared(model):
+    small = qclip.quantize(model, "w8a8-static", calibration=IMAGES)
+    towers = models.towers(small)
+    block = towers["vision"].blocks[0]
+    scales = {kind: float(site.module.input_scale) for kind, site in block.sites.items()}
+    assert scales["q"] == scales["k"] == scales["v"] and len({scales[k] for k in ("q", "out", "fc1", "fc2")}) == 4
+    core = getattr(*block.mlp)
+    assert core.codes_between  # fc1 writes codes for fc2
+    patch = towers["vision"].sites["vision.patch"].module
+    assert patch.site.input_scale is None  # pixels stay dynamic per patch row
+
+
+def test_an_input_of_zeros_gets_scale_one():
+    observer = calibration.Histogram()
+    observer.update(torch.zeros(10))
+    assert observer.scale() == 1.0
+
+
+# -- calibration ---------------------------------------------------------------------------------------------------
+
+
+def test_text_statistics_see_no_position_behind_eot(model):
+    encoders = models.encoders(model)
+    data = calibration.samples(IMAGES, encoders)
+    for tokens in data.token_batches():
+        assert len(tokens.argmax(-1).unique()) == 1
+    assert sum(len(t) for t in data.token_batches()) == len(data.tokens)
+
+
+def test_channel_maxima_against_a_hook(model):
+    mine = copy.deepcopy(model)
+    towers = models.towers(mine)
+    encoders = models.encoders(mine)
+    data = calibration.samples(IMAGES, encoders)
+    site = towers["vision"].sites["vision.blocks.1.mlp.fc2"]
+    seen = []
+    handle = site.module.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    with torch.no_grad():
+        mine.encode_image(IMAGES)
+    handle.remove()
+    got = calibration.channel_maxima(encoders, towers, data, [site])[site.shared]
+    assert torch.equal(got, torch.cat(seen).flatten(0, -2).abs().amax(0))
+
+
+@pytest.mark.parametrize("kind", ["tensor", "loader", "tuples", "set"])
+def test_calibration_takes_what_users_have(model, kind):
+    data = {"tensor": IMAGES, "loader": [IMAGES[:2], IMAGES[2:]], "tuples": [(IMAGES, torch.zeros(6))],
+            "set": "scenes:dev?samples=8"}[kind]  # fmt: skip
+    small = qclip.quantize(model, "w8a8-static", calibration=data)
+    facts = small.qclip_quantization.provenance["calibration"]
+    assert facts["images"] == (8 if kind == "set" else 6) and len(facts["sha256"]) == 64
+
+
+def test_same_calibration_same_model(model):
+    a, b = (qclip.quantize(model, "w8a8-static", calibration=IMAGES).state_dict() for _ in range(2))
+    assert all(torch.equal(a[k], b[k]) for k in a)
+
+
+# -- refusals ------------------------------------------------------------------------------------------------------
+
+
+def poisoned(model, where):
+    model = copy.deepcopy(model)
+    with torch.no_grad():
+        dict(model.named_parameters())[where].flatten()[5] = float("nan")
+    return model
+
+
+@pytest.mark.parametrize(
+    ("where", "site"),
+    [
+        ("visual.transformer.resblocks.1.mlp.c_fc.weight", "vision.blocks.1.mlp.fc1"),
+        ("visual.transformer.resblocks.0.attn.in_proj_weight", "vision.blocks.0.attn.q"),
+        ("transformer.resblocks.0.mlp.c_proj.bias", "text.blocks.0.mlp.fc2"),
+        ("token_embedding.weight", "text.embedding"),
+    ],
+)
+def test_nan_in_weights_names_the_layer(model, where, site):
+    with pytest.raises(NonFiniteError, match=site):
+        qclip.quantize(poisoned(model, where), "w8a8")
+
+
+def test_nan_that_arises_in_calibration_names_the_site(model):
+    with pytest.raises(NonFiniteError, match="vision.blocks.1.attn"):
+        qclip.quantize(poisoned(model, "visual.transformer.resblocks.1.ln_1.bias"), "w8a8-smoothquant", calibration=IMAGES)
+
+
+def test_nan_calibration_images_are_named(model):
+    images = IMAGES.clone()
+    images[4, 0, 0, 0] = float("inf")
+    with pytest.raises(DataError, match="image 4"):
+        qclip.quantize(model, "w8a8-static", calibration=images)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "word"),
+    [
+        (lambda m: qclip.quantize(m, "w8a8-smoothquant"), RecipeError, "--calibration"),
+        (lambda m: qclip.quantize(m, "w8a8-static", calibration=torch.zeros(0, 3, 32, 32)), DataError, "non-empty"),
+        (lambda m: qclip.quantize(m, "w8a8-static", calibration=[]), DataError, "no batch"),
+        (lambda m: qclip.quantize(m, "w8a8-static", calibration=7), DataError, "not int"),
+        (lambda m: qclip.quantize(qclip.quantize(m, "w8a8"), "w4a8"), ModelError, "already"),
+        (lambda m: qclip.quantize(nn.Linear(2, 2), "w8a8"), ModelError, "Linear"),
+    ],
+)
+def test_refusals(model, call, error, word):
+    with pytest.raises(error, match=word):
+        call(model)
+
+
+def test_a_refused_model_still_computes_the_same(model):
+    mine = copy.deepcopy(model)
+    before = embed(mine)
+    with pytest.raises(RecipeError):
+        qclip.quantize_(mine, "w8a8-static")
+    with pytest.raises(DataError):
+        qclip.quantize_(mine, "w8a8-static", calibration=torch.full((2, 3, 32, 32), float("nan")))
+    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(embed(mine), before, strict=True))
+    core = getattr(*models.towers(mine)["vision"].blocks[0].attention)
+    assert type(core) is Attention and not isinstance(core.q, Int8Linear)
