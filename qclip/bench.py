@@ -6,11 +6,13 @@ with the float32 model first, so that nobody is fast by computing something else
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import importlib.util
 import math
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable
@@ -20,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import models, recipes, zoo
+from . import models, recipes, rewrite, zoo
 from .errors import InputError, nearest
 from .models.class_names import IMAGENET
 from .ptq import quantize
@@ -84,7 +86,8 @@ def bench(model: str | Path | nn.Module, recipe: str | Path | dict | recipes.Rec
     with tempfile.TemporaryDirectory() as folder:
         for number, name in enumerate(names):
             say(f"preparing {name}", number, len(names))
-            contenders += PEERS[name](original, explicit, tower, x, Path(folder))
+            with contextlib.redirect_stdout(sys.stderr):  # exporters talk, and stdout is for results
+                contenders += PEERS[name](original, explicit, tower, x, Path(folder))
         cosines = {c: _cosine(c.run(), wanted) for c in contenders}
         peak = _peak()
         times = interleave({c: c.run for c in contenders}, seconds, say)
@@ -96,8 +99,8 @@ def bench(model: str | Path | nn.Module, recipe: str | Path | dict | recipes.Rec
             best[c.peer] = c
     rows = {name: _row(c, times[c], cosines[c], batch) for name, c in best.items()}
     ours = rows.pop("ours")
-    coverage = quantized.qclip_quantization.coverage  # type: ignore[union-attr]
-    if coverage.share("simulated"):
+    done = rewrite.quantization(quantized)
+    if done is not None and done.coverage.share("simulated"):
         notes.append(f"{chosen.name} is simulated in float arithmetic here: its time says nothing about a kernel")
     if tower == "text":
         notes.append("the text tower runs up to the last end-of-text token of the batch where that is exact; "
@@ -142,11 +145,11 @@ def count_macs(explicit: nn.Module, tower: str, x: Tensor) -> int:
     explicit form (`qclip.towers`), counted from the shapes that pass by."""
     total = 0
 
-    def site(module: nn.Module, inputs: tuple, output: Tensor) -> None:
+    def site(module: Any, inputs: tuple, output: Tensor) -> None:
         nonlocal total
-        total += output.numel() * (module.weight.numel() // module.weight.shape[0])  # type: ignore[operator, union-attr, index]
+        total += output.numel() * (module.weight.numel() // module.weight.shape[0])
 
-    def attention(module: nn.Module, args: tuple, kwargs: dict, output: Tensor) -> None:
+    def attention(module: Any, args: tuple, kwargs: dict, output: Tensor) -> None:
         nonlocal total
         source, query = args[0], kwargs.get("query", args[3] if len(args) > 3 else None)
         length, width = source.shape[1], module.v.weight.shape[0]
@@ -168,10 +171,10 @@ class _Tower(nn.Module):
 
     def __init__(self, model: nn.Module, tower: str) -> None:
         super().__init__()
-        self.model, self.tower = model, tower
+        self.model, self.encode = model, _encode(model, tower)
 
     def forward(self, x: Tensor) -> Tensor:
-        return _encode(self.model, self.tower)(x)
+        return self.encode(x)
 
 
 def _encode(model: nn.Module, tower: str) -> Callable[[Tensor], Tensor]:
@@ -187,6 +190,8 @@ def _bound(model: nn.Module, tower: str, x: Tensor) -> Run:
 def _input(model: nn.Module, tower: str, batch: int, seed: int) -> Tensor:
     encoders = models.encoders(model)
     if tower == "text":
+        if encoders.tokenizer is None:
+            raise InputError("the model has no tokenizer, so its text tower gets no prompts; use --tower image")
         return encoders.tokenizer([f"a photo of a {IMAGENET[i % len(IMAGENET)]}" for i in range(batch)])
     side = encoders.image_size
     return torch.randn(batch, 3, side, side, generator=torch.Generator().manual_seed(seed))
@@ -233,7 +238,7 @@ def _onnxruntime(original: nn.Module, explicit: nn.Module, tower: str, x: Tensor
 
     full, small = folder / "full.onnx", folder / "int8.onnx"
     with torch.inference_mode(False), torch.no_grad():
-        torch.onnx.export(_Tower(copy.deepcopy(explicit), tower).eval(), (x.clone(),), str(full), input_names=["x"])
+        torch.onnx.export(_Tower(copy.deepcopy(explicit), tower).eval(), (x.clone(),), str(full), input_names=["x"], verbose=False)
     quantize_dynamic(full, small, weight_type=QuantType.QInt8, per_channel=True)
     options = ort.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()

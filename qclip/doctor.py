@@ -70,9 +70,10 @@ def _agrees() -> bool:
     generator = torch.Generator().manual_seed(0)
     x, scale = qkernels.quantize_per_token(torch.randn(7, 200, generator=generator))
     weight = torch.randn(33, 200, generator=generator)
-    for quantized in (qkernels.Int8Weight.quantize(weight), qkernels.Int4Weight.quantize(weight)):
-        op = qkernels.int8_linear if isinstance(quantized, qkernels.Int8Weight) else qkernels.int4_linear
-        wanted = (x.double() * scale.double()[:, None]) @ quantized.dequantize().double().T
-        if not torch.allclose(op(x, scale, quantized.pack()).double(), wanted, rtol=1e-4, atol=1e-4):
+    eight, four = qkernels.Int8Weight.quantize(weight), qkernels.Int4Weight.quantize(weight)
+    found = qkernels.int8_linear(x, scale, eight.pack()), qkernels.int4_linear(x, scale, four.pack())
+    for values, y in zip((eight.dequantize(), four.dequantize()), found, strict=True):
+        wanted = (x.double() * scale.double()[:, None]) @ values.double().T
+        if not isinstance(y, torch.Tensor) or not torch.allclose(y.double(), wanted, rtol=1e-4, atol=1e-4):
             return False
     return True

@@ -6,6 +6,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Sequence
+from typing import Any
 
 FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
 STOPPED = "interrupted; nothing half-written was left behind"
@@ -49,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _say(f"{type(error).__name__}: {error}; run it again with --debug to see where", FAILED)
 
 
-def _warn(message: Warning | str, category: type[Warning], *where: object) -> None:
+def _warn(message: Warning | str, *where: Any, **more: Any) -> None:
     """A warning as one line: the place in our code that raised it is of no use to whoever typed a command."""
     print(f"warning: {' '.join(str(message).split())}", file=sys.stderr)
 

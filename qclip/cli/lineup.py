@@ -30,32 +30,40 @@ def groups(names: list[str], recipes: list[str] | None, *, calibration: str | No
 
     if duplicates := {r for r in recipes if recipes.count(r) > 1}:
         raise InputError(f"--recipe {sorted(duplicates)[0]} was given twice; once is enough")
-    chosen = {r if r == FLOAT else get(r).name: None if r == FLOAT else get(r) for r in recipes}
-    order = sorted(chosen, key=lambda r: r != FLOAT)
+    wanted = [get(recipe) for recipe in recipes if recipe != FLOAT]
     for label, name in zip(labels, names, strict=True):
         common.say(f"loading {name}")
         model = qclip.load_model(name, device, arch)
-        group = {}
-        for recipe in order:
-            key = recipe if len(names) == 1 else f"{label} {recipe}"
-            if recipe == FLOAT:
-                group[key] = model
-            else:
-                common.say(f"quantizing {name} with {recipe}")
-                group[key] = qclip.quantize(model, chosen[recipe], calibration=calibration, seed=seed)
+        prefix = "" if len(names) == 1 else f"{label} "
+        group = {prefix + FLOAT: model} if FLOAT in recipes else {}
+        for recipe in wanted:
+            common.say(f"quantizing {name} with {recipe.name}")
+            group[prefix + recipe.name] = qclip.quantize(model, recipe, calibration=calibration, seed=seed)
         yield group
 
 
-def evaluate(group: dict[str, Any], spectrum: bool, **settings: Any) -> Any:
+def evaluate(group: dict[str, Any], spectra: bool, **settings: Any) -> Any:
     """`qclip.evaluate` of one group, with a progress bar, and its weight spectra."""
     import qclip
 
     with common.progress() as progress:
         results = qclip.evaluate(group, progress=progress, **settings)
-    if spectrum:
-        common.say("weight spectra")
-        results.extend(qclip.weight_spectrum(group))
+    if spectra:
+        try:
+            results.extend(spectrum(group))
+        except InputError as error:  # the models differ in shape: everything else can be compared
+            results.note(f"weight spectra were not compared: {error}")
     return results
+
+
+def spectrum(group: dict[str, Any]) -> Any:
+    """`qclip.weight_spectrum` of one group as Results, with a progress bar."""
+    import qclip
+
+    (label, first), *others = group.items()
+    with common.progress() as progress:
+        rows = qclip.weight_spectrum(first, dict(others), label=label, progress=progress)
+    return qclip.Results(rows)
 
 
 def join(parts: list[Any]) -> Any:

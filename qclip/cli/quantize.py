@@ -33,7 +33,7 @@ def command(
 ) -> None:
     """Quantize a model and save it as an artifact: INT8 or INT4 codes, scales, and all that loading needs."""
     import qclip
-    from qclip import artifact, recipes
+    from qclip import artifact, recipes, rewrite
 
     chosen = recipes.get(recipe)
     target = output or Path(f"{common.short_name(model)}-{chosen.name}")
@@ -44,7 +44,9 @@ def command(
     before = sum(p.numel() for p in loaded.parameters()) * 4
     common.say(f"quantizing with {chosen.name}")
     qclip.quantize_(loaded, chosen, calibration=calibration, seed=seed)
-    coverage = qclip.coverage(loaded, loaded.qclip_quantization.plans)
+    done = rewrite.quantization(loaded)
+    assert done is not None
+    coverage = done.coverage
     qclip.save(loaded, target, force=force)
     size = artifact.bytes_of(target)
     shares = {s: {of: coverage.share(s, of) for of in ("macs", "parameters")} for s in ("real", "simulated", "float")}

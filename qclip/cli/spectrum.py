@@ -34,7 +34,7 @@ def command(
     common.set_threads(threads)
     recipes = None if recipe is None else list(dict.fromkeys([lineup.FLOAT, *recipe]))
     found = lineup.groups(models, recipes, calibration=calibration, arch=arch, seed=seed)
-    results = lineup.join([qclip.weight_spectrum(group) for group in found])
+    results = lineup.join([lineup.spectrum(group) for group in found])
     if output is not None:
         results.to_json(output)
     if json:
