@@ -184,10 +184,10 @@ def sites(index: Index) -> list[Grid]:
     for row in index.rows("site_macs"):
         by_model.setdefault(row["model"], []).append(row)
     for model, found in by_model.items():
-        total = sum(row["value"] or 0 for row in found) or 1
+        total = sum(row["value"] for row in found if finite(row["value"])) or 1
         rows = [[Cell(row["set"]), Cell(row["subset"] or units.ABSENT), Cell(row["bits"] or units.ABSENT),
                  Cell(row["score"] or units.ABSENT), Cell(units.count(row["value"])),
-                 Cell(units.percent((row["value"] or 0) / total, 2)), Cell(units.count(row["n"]))]
+                 Cell(units.percent(row["value"] / total if finite(row["value"]) else None, 2)), Cell(units.count(row["n"]))]
                 for row in found[:MOST_SITES]]  # fmt: skip
         head = [Cell("Site"), Cell("Computed"), Cell("Bits", "weights / activations"), Cell("Backend"), Cell("MACs"),
                 Cell("Share"), Cell("Parameters")]  # fmt: skip

@@ -102,8 +102,9 @@ def _diagram(index: Index, model: str, name: str) -> Figure:
     floor = chance_ece([(images, accuracy) for _, images, accuracy, _ in bins])
     said.append(f"perfect calibration would show about {units.percent(floor)} by chance")
     told = f"Accuracy against confidence in {BINS} bins, {units.count(total)} images; {'; '.join(said)}."
-    axes = svg.Axes(f"Reliability of {model} on {name}", told, (0, 1), (0, 1), y_label="accuracy (%)", width=240, height=300,
-                    x_ticks=_HALVES, y_ticks=_HALVES, x_text=_hundred, y_text=_hundred, left=44, right=8, bottom=106)  # fmt: skip
+    axes = svg.Axes(f"Reliability of {model} on {name}", told, (0, 1), (0, 1), y_label="accuracy (%)", width=240,
+                    height=300, x_ticks=_HALVES, y_ticks=_HALVES, x_text=_hundred, y_text=_hundred, left=44, right=8,
+                    bottom=106)  # fmt: skip
     strip = axes.height - 20.0  # the foot of the histogram below the diagram
     room = 40.0
     for b, images, accuracy, confidence in bins:
@@ -137,7 +138,7 @@ def roc(index: Index) -> list[Panel]:
     curves: dict[tuple[str, str, str], list[svg.Point]] = {}
     for row in index.rows("roc_tpr"):
         at = after("fpr", row["subset"])
-        if at is not None and row["value"] is not None:
+        if at is not None and svg.finite(row["value"]):
             curves.setdefault((row["model"], row["set"], row["score"]), []).append((at, row["value"]))
     scores = list(dict.fromkeys(score for _, _, score in curves))
     if not curves:

@@ -8,6 +8,8 @@ import re
 
 from qclip.reliability.results import Results, Row
 
+from .svg import finite
+
 Key = tuple[str, str, str, str, str, int, str, str]
 
 CONTROL = "white"  # the reference of rows that compare with noise, not with a model
@@ -60,8 +62,9 @@ class Index:
         return self._rows.get((model, metric, set, subset, corruption, severity, score, reference))
 
     def value(self, model: str, metric: str, **key: str | int) -> float | None:
+        """The value where it is there and finite: what can be drawn and reckoned with."""
         row = self.row(model, metric, **key)  # type: ignore[arg-type]
-        return None if row is None else row["value"]
+        return row["value"] if row is not None and finite(row["value"]) else None
 
     @functools.cached_property
     def by_metric(self) -> dict[str, list[Row]]:

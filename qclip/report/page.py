@@ -151,12 +151,18 @@ def lead(index: Index) -> str:
     """What was done, in one sentence."""
     if not index.results.rows:
         return "This table of results holds no rows, so there is nothing to show."
-    compared = [f"{units.words(list(f.variants))} with {f.reference}" for f in index.families if f.reference]
-    if not compared:
+    families = [family for family in index.families if family.reference]
+    if not families:
         return "Nothing was compared: there are no differences between models among the results."
-    said = f"Compared {'; '.join(compared)}."
+    pairs: dict[str, list[str]] = {}  # the same comparison, made for several models
+    for family in families:
+        pair = f"{units.words([family.short(m) for m in family.variants])} with {family.short(family.reference)}"
+        pairs.setdefault(pair, []).append(family.label)
+    told = [pair if pair.endswith(f" with {labels[0]}") else f"{pair} of {units.words(labels)}"
+            for pair, labels in pairs.items()]  # fmt: skip
+    said = f"Compared {'; '.join(told)}."
     if len(said) > 360:
-        said = f"Compared {sum(len(f.variants) for f in index.families if f.reference)} models with their references."
+        said = f"Compared {sum(len(family.variants) for family in families)} models with their references."
     return said + " Every difference is paired, on the same images, and has a 95 % interval."
 
 

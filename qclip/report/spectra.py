@@ -17,7 +17,7 @@ def singular_values(index: Index) -> list[Panel]:
     values: dict[tuple[str, str], list[svg.Point]] = {}
     for row in index.rows("singular_value"):
         rank = after("rank", row["subset"])
-        if rank is not None and row["value"] is not None and row["value"] > 0:
+        if rank is not None and svg.finite(row["value"]) and row["value"] > 0:
             values.setdefault((row["model"], row["set"]), []).append((rank + 1, row["value"]))
     out: list[Panel] = []
     parts = portions(index)

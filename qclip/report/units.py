@@ -99,7 +99,7 @@ def _fixed(number: float, digits: int, signed: bool = False) -> str:
 
 def count(number: float | None) -> str:
     """A whole number with thousands marks."""
-    return ABSENT if number is None else f"{int(number):,}"
+    return ABSENT if number is None else _fixed(number, 0)
 
 
 def size(number: float | None) -> str:

@@ -150,8 +150,9 @@ def compare(index: Index, family: Family) -> dict[Question, dict[str, Comparison
 
 def absolute(index: Index, model: str, question: Question) -> float | None:
     """The model's own value behind a question."""
-    value = index.value(model, question.metric, **_key(question))
-    if value is None and question.metric == "mean_top1":
+    row = index.row(model, question.metric, **_key(question))  # type: ignore[arg-type]
+    value = None if row is None else row["value"]
+    if row is None and question.metric == "mean_top1":
         found = [index.value(model, "top1", **(_key(question) | {"severity": s}))
                  for s in index.severities(question.set, question.corruption) if s]  # fmt: skip
         known = [v for v in found if v is not None]

@@ -1,0 +1,143 @@
+"""Words come from numbers: an interval clear of 0 decides, and nothing else does."""
+
+from __future__ import annotations
+
+import pytest
+
+from qclip.reliability.results import Results
+from qclip.report import damping, units, verdicts
+from qclip.report.figures import chance_ece
+from qclip.report.index import Family, Index
+from qclip.report.verdicts import Verdict, judge
+
+
+@pytest.mark.parametrize(
+    ("better", "value", "low", "high", "wanted"),
+    [
+        (1, 0.02, 0.01, 0.03, Verdict.BETTER),
+        (1, -0.02, -0.03, -0.01, Verdict.WORSE),
+        (-1, 0.02, 0.01, 0.03, Verdict.WORSE),
+        (-1, -0.02, -0.03, -0.01, Verdict.BETTER),
+        (1, 0.02, -0.001, 0.03, Verdict.OPEN),
+        (1, 0.02, 0.0, 0.03, Verdict.OPEN),  # touching 0 is not clear of it
+        (1, 0.02, None, None, Verdict.OPEN),  # no interval, no verdict
+        (1, 0.02, float("nan"), 0.03, Verdict.OPEN),
+        (0, 0.02, 0.01, 0.03, Verdict.UP),
+        (0, -0.02, -0.03, -0.01, Verdict.DOWN),
+        (1, 0.0, 0.0, 0.0, Verdict.SAME),
+        (1, None, None, None, Verdict.MISSING),
+    ],
+)
+def test_judge(better, value, low, high, wanted) -> None:
+    assert judge(better, value, low, high) is wanted
+
+
+def pair(*rows: dict, reference: str = "float") -> tuple[Index, Family]:
+    results = Results()
+    for row in rows:
+        base = {"set": "test", "subset": "all", "model": "w8a8"}
+        results.add(**base | row)
+    index = Index(results)
+    return index, next(family for family in index.families if family.reference == reference)
+
+
+def difference(metric: str, value: float, low: float | None, high: float | None, **more) -> dict:
+    return {"metric": metric, "value": value, "low": low, "high": high, "reference": "float", **more}
+
+
+def told(*rows: dict) -> str:
+    index, family = pair(*rows)
+    return " ".join(verdicts.about(index, family, "w8a8", verdicts.compare(index, family)))
+
+
+def test_sentences_name_what_is_better_worse_and_open() -> None:
+    said = told(
+        {"metric": "top1", "value": 0.5},
+        difference("top1", -0.012, -0.02, -0.004),
+        difference("ece", -0.01, -0.02, -0.005),
+        difference("auroc", 0.001, -0.01, 0.012, set="far", subset="far", score="mcm"),
+    )
+    assert "Worse in top-1 accuracy (−1.20 points [−2.00, −0.40])." in said
+    assert "Better in calibration (−1.00 points [−2.00, −0.50])." in said
+    assert "Cannot be told: far OOD detection." in said
+    assert "none was fitted" in said  # ECE moved and there is no ece_ts
+
+
+def test_an_open_accuracy_says_how_large_a_loss_it_still_allows() -> None:
+    said = told({"metric": "top1", "value": 0.5}, difference("top1", 0.001, -0.003, 0.004))
+    assert "No difference to float can be told in anything measured: top-1 accuracy." in said
+    assert "beyond 0.30 points is unlikely" in said
+
+
+@pytest.mark.parametrize(
+    ("fitted", "wanted"),
+    [((-0.001, -0.004, 0.002), "can no longer be told"), ((-0.01, -0.02, -0.001), "stays"),
+     ((0.01, 0.001, 0.02), "turns round")],
+)  # fmt: skip
+def test_whether_a_temperature_explains_the_change_of_ece(fitted, wanted) -> None:
+    said = told({"metric": "top1", "value": 0.5}, difference("ece", -0.02, -0.03, -0.01), difference("ece_ts", *fitted))
+    assert wanted in said
+
+
+def test_several_ood_sets_are_told_apart_and_mean_rows_are_not_judged() -> None:
+    rows = [difference("auroc", 0.1, 0.05, 0.2, set=name, subset="far", score="mcm") for name in ("dtd", "mnist")]
+    mean = difference("auroc", 0.1, 0.05, 0.2, set="mean of 2 OOD sets", subset="", score="mcm")
+    said = told(*rows, mean)
+    assert "far OOD detection on dtd" in said and "far OOD detection on mnist" in said and "mean of" not in said
+
+
+def test_noise_without_a_mean_row_has_a_difference_but_no_verdict() -> None:
+    rows = [{"metric": "top1", "corruption": "gaussian_noise", "severity": s, "model": m, "value": v - 0.1 * s}
+            for s in (1, 2) for m, v in (("float", 0.9), ("w8a8", 0.8))]  # fmt: skip
+    index, family = pair(*rows, difference("top1", -0.1, -0.2, -0.05))
+    answers = {q.axis: a["w8a8"] for q, a in verdicts.compare(index, family).items() if q.metric == "mean_top1"}
+    answer = answers["Noise robustness"]
+    assert answer.value == pytest.approx(-0.1) and answer.verdict is Verdict.OPEN
+
+
+def test_multiplicity_counts_and_expects() -> None:
+    rows = [difference(m, 0.02, 0.01, 0.03) for m in ("top1", "balanced_accuracy", "ece", "signed_gap")]
+    index, family = pair({"metric": "top1", "value": 0.5}, *rows)
+    said = verdicts.multiplicity([verdicts.compare(index, family)])
+    # the signed gap is told, not counted: neither side of it is better
+    assert said.startswith("2 better and 1 worse among 3 comparisons.")
+    assert "about 0.2 intervals" in said  # 0.05 * 3
+    assert verdicts.multiplicity([{}]) == ""
+
+
+@pytest.mark.parametrize(
+    ("gain", "gap", "wanted"),
+    [((0.98, 0.97, 0.99), (-0.02, -0.03, -0.01), damping.DAMPED),
+     ((0.98, 0.97, 1.01), (-0.02, -0.03, -0.01), damping.UNCLEAR),
+     ((0.98, 0.97, 0.99), (-0.02, -0.03, 0.01), damping.UNCLEAR),
+     ((1.02, 1.01, 1.03), (0.02, 0.01, 0.03), damping.RAISED)],
+)  # fmt: skip
+def test_damping_needs_the_gain_and_the_difference_to_white_clear(gain, gap, wanted) -> None:
+    results = Results()
+    for band in ("ranks 8-64", "ranks 64-"):
+        shift = 0 if band == "ranks 64-" else 0.5  # only the last band is asked
+        for reference, (value, low, high) in (("", gain), ("white", gap)):
+            results.add(model="w8a8", set="vision", subset=band, metric="gain", reference=reference,
+                        value=value + shift, low=low + shift, high=high + shift)  # fmt: skip
+    (tail,) = damping.tails(Index(results))
+    assert (tail.said, tail.band) == (wanted, "ranks 64-")
+    assert "w8a8 (vision)" in damping.damping(Index(results))[0]
+    assert Index(results).families == [Family("", ("w8a8",))]  # white noise is no model
+
+
+def test_chance_ece_is_the_half_normal_mean() -> None:
+    # methods 3.1: one bin of 1,000 at accuracy 1/2: sqrt(2 * 0.25 / (pi * 1000))
+    assert chance_ece([(1000, 0.5)]) == pytest.approx(0.012616, abs=1e-6)
+    assert chance_ece([(10, 1.0), (10, 0.0)]) == 0 and chance_ece([]) == 0
+
+
+def test_numbers_are_printed_with_their_sign_and_unit() -> None:
+    top1, nll, gap = units.metric("top1"), units.metric("nll"), units.metric("signed_gap")
+    assert top1.value(0.7125) == "71.2 %" and top1.difference(-0.00123) == "−0.12" and top1.difference(0) == "0.00"
+    assert top1.difference_interval(-0.004, -0.00001) == "[−0.40, −0.00]"  # clear of 0, and it shows
+    assert top1.value(None) == "–" and top1.interval(None, 0.5) == ""
+    assert nll.value(float("inf")) == "∞" and nll.difference(0.0234) == "+0.023"
+    assert gap.value(-0.031) == "−3.1"
+    assert units.size(3_140_000) == "3.14 MB" and units.size(351_200_000) == "351 MB" and units.size(None) == "–"
+    assert units.words(["a"]) == "a" and units.words(["a", "b", "c"]) == "a, b and c" and units.words([]) == ""
+    assert units.metric("something_new").value(1.5) == "1.5000"
