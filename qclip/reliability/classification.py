@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -37,7 +38,7 @@ class Outputs:
 
     def take(self, rows: np.ndarray) -> Outputs:
         """The images at these positions."""
-        parts = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        parts: dict[str, Any] = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         return Outputs(**{name: {k: v[rows] for k, v in part.items()} if isinstance(part, dict) else part[rows]
                           for name, part in parts.items()})  # fmt: skip
 
@@ -54,7 +55,7 @@ def read_out(vectors: np.ndarray, classifier: np.ndarray, scale: float, labels: 
     return Outputs(**{f.name: _joined([getattr(part, f.name) for part in parts]) for f in dataclasses.fields(Outputs)})
 
 
-def _joined(parts: list) -> np.ndarray | dict[str, np.ndarray]:
+def _joined(parts: list) -> Any:
     if isinstance(parts[0], dict):
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     return np.concatenate(parts)

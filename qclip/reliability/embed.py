@@ -6,10 +6,11 @@ import contextlib
 import dataclasses
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from qclip import data as qdata
@@ -22,19 +23,6 @@ SHARD = 1024  # images in one file of the cache: what a killed run loses at most
 TEXTS = 256  # prompts in one forward
 
 Progress = Callable[[str, int, int], None]
-
-
-class EncodersLike(Protocol):
-    """What is asked of a model: `qclip.models.encoders` gives it for any model that has an adapter."""
-
-    logit_scale: float
-    device: torch.device
-    dtype: torch.dtype
-
-    def encode_image(self, image: Tensor) -> Tensor: ...
-    def encode_text(self, tokens: Tensor) -> Tensor: ...
-    def preprocess(self, image: Any) -> Tensor: ...
-    def tokenizer(self, texts: list[str]) -> Tensor: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,11 +51,13 @@ class Embedded:
 
 @dataclasses.dataclass
 class View:
-    """A model as the engine sees it."""
+    """A model as the engine sees it: its encode functions, and what feeds them."""
 
     label: str
     model: nn.Module
-    encoders: EncodersLike
+    encoders: qmodels.Encoders
+    preprocess: Callable[[Image.Image], Tensor]
+    tokenizer: Callable[[list[str]], Tensor]
     fingerprint: str
     pixels: str  # fingerprint of its preprocessing: models of equal pixels share decoded batches
 
@@ -85,11 +75,12 @@ class Embedder:
             if device is not None:
                 model.to(device)
             encoders = qmodels.encoders(model)
-            for part in ("preprocess", "tokenizer"):
-                if getattr(encoders, part) is None:
-                    raise InputError(f"model {label!r} has no {part}; set it as model.{part} (`qclip.load_model` does)")
-            self.views[label] = View(label, model, encoders, model_fingerprint(model),
-                                     preprocess_fingerprint(encoders.preprocess))  # fmt: skip
+            preprocess, tokenizer = encoders.preprocess, encoders.tokenizer
+            if preprocess is None or tokenizer is None:
+                part = "preprocess" if preprocess is None else "tokenizer"
+                raise InputError(f"model {label!r} has no {part}; set it as model.{part} (`qclip.load_model` does)")
+            fingerprint, pixels = model_fingerprint(model), preprocess_fingerprint(preprocess)
+            self.views[label] = View(label, model, encoders, preprocess, tokenizer, fingerprint, pixels)
         self.runtime = runtime()
         self.done = self.total = 0
 
@@ -158,7 +149,7 @@ class Embedder:
         seconds = dict.fromkeys(vectors, 0.0)
         stream = qdata.batches(
             stage.data,
-            views[0].encoders.preprocess,
+            views[0].preprocess,
             size=self.batch,
             strict=self.strict,
             corruption=stage.corruption or None,
@@ -186,7 +177,7 @@ class Embedder:
 
     def texts(self, view: View, prompts: list[str]) -> np.ndarray:
         """Unit text embeddings float64 `[len(prompts), E]`."""
-        tokens = view.encoders.tokenizer(prompts)
+        tokens = view.tokenizer(prompts)
         if not isinstance(tokens, Tensor):
             raise InputError(
                 f"the tokenizer of {view.label!r} gives {type(tokens).__name__}; it must give a tensor of token ids"

@@ -96,6 +96,7 @@ class _Run:
         id_outputs: dict[str, Outputs] = {}
         for k, (labelled, rows) in enumerate(noise):
             own = classifiers if k == 0 else self._classifiers(labelled)
+            assert labelled.labels is not None
             clean = self._labelled(labelled, labelled.labels, own, timed=True)
             self._noise(labelled, rows, own, clean)
             id_outputs = id_outputs or {label: outputs for label, (_, outputs) in clean.items()}
