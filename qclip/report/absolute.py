@@ -185,10 +185,12 @@ def sites(index: Index) -> list[Grid]:
         by_model.setdefault(row["model"], []).append(row)
     for model, found in by_model.items():
         total = sum(row["value"] for row in found if finite(row["value"])) or 1
-        rows = [[Cell(row["set"]), Cell(row["subset"] or units.ABSENT), Cell(row["bits"] or units.ABSENT),
-                 Cell(row["score"] or units.ABSENT), Cell(units.count(row["value"])),
-                 Cell(units.percent(row["value"] / total if finite(row["value"]) else None, 2)), Cell(units.count(row["n"]))]
-                for row in found[:MOST_SITES]]  # fmt: skip
+        rows = []
+        for row in found[:MOST_SITES]:
+            share = row["value"] / total if finite(row["value"]) else None
+            texts = [row["set"], row["subset"], row["bits"], row["score"], units.count(row["value"]),
+                     units.percent(share, 2), units.count(row["n"])]  # fmt: skip
+            rows.append([Cell(text or units.ABSENT) for text in texts])
         head = [Cell("Site"), Cell("Computed"), Cell("Bits", "weights / activations"), Cell("Backend"), Cell("MACs"),
                 Cell("Share"), Cell("Parameters")]  # fmt: skip
         rest = len(found) - MOST_SITES

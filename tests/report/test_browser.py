@@ -37,7 +37,8 @@ document.getElementById("page").onload = function () {{
     var t = e.getBoundingClientRect(), s = e.closest("svg").getBoundingClientRect();
     return t.left < s.left - 2 || t.right > s.right + 2 || t.bottom > s.bottom + 2; }}).length;
   out.small = Array.from(page.querySelectorAll("figure svg text")).filter(function (e) {{
-    return Math.hypot(e.getScreenCTM().a, e.getScreenCTM().b) * parseFloat(getComputedStyle(e).fontSize) < 9; }}).length;
+    var m = e.getScreenCTM(), size = parseFloat(page.defaultView.getComputedStyle(e).fontSize);
+    return Math.hypot(m.a, m.b) * size < 9; }}).length;
   out.ink = getComputedStyle(page.body).color;
   out.paper = getComputedStyle(page.body).backgroundColor;
   document.body.setAttribute("data-found", JSON.stringify(out));

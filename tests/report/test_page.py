@@ -167,6 +167,13 @@ def test_writing_refuses_replaces_and_stays_whole(make_results, tmp_path, monkey
     assert "second" in target.read_text() and list(tmp_path.iterdir()) == [target]
 
 
+def test_the_public_name_is_a_function_whatever_was_imported_first(tmp_path) -> None:
+    import qclip
+
+    assert "empty" in qclip.table(Results())
+    assert qclip.report(Results(), tmp_path / "page.html", force=True).is_file()
+
+
 def test_new_folders_are_made_and_impossible_ones_refused(tmp_path) -> None:
     assert report(Results(), tmp_path / "new" / "page.html").is_file()
     (tmp_path / "file").write_text("")
