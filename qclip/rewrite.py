@@ -183,10 +183,16 @@ def _device(site: Site) -> torch.device:
     return site.module.weight.device  # type: ignore[union-attr, return-value]
 
 
+def _backend_name(device: torch.device) -> str:
+    """"cpu:avx512vnni", "reference" ...: what runs the ops on this device now."""
+    name = qkernels.backend_for(device).__name__.rpartition(".")[2]
+    return f"cpu:{qkernels.info()['tier']}" if name == "cpu" else name
+
+
 def _attention_backend(core: nn.Module) -> str:
     if not isinstance(core, QuantizedAttention):
         return "torch"
-    return qkernels.backend_for(core.q.weight.device)  # type: ignore[union-attr, arg-type]
+    return _backend_name(core.q.weight.device)  # type: ignore[union-attr, arg-type]
 
 
 def _site_shape(site: Site) -> tuple[int, int]:
@@ -212,7 +218,7 @@ def _site_row(tower: Tower, site: Site, plan: SitePlan) -> SiteCoverage:
         tokens = 1
     backend = "torch"
     if plan.state == "real" and site.kind != "embedding":
-        backend = qkernels.backend_for(_device(site))
+        backend = _backend_name(_device(site))
     return SiteCoverage(site.name, site.kind, plan.state,
                         None if plan.state == "float" else plan.weight_bits,
                         None if plan.state == "float" or plan.activation_bits == FLOAT else plan.activation_bits,
