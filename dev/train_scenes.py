@@ -31,8 +31,8 @@ CONFIG = {
     "text_cfg": {"context_length": 16, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2},
 }
 SETTINGS = {  # images in the training set, share of captions that belong to another image, share of words dropped
-    "clean": {"images": 16_000, "shuffled": 0.0, "dropped": 0.0, "steps": 1100},
-    "noisy": {"images": 50_000, "shuffled": 0.25, "dropped": 0.1, "steps": 1100},
+    "clean": {"images": 12_000, "shuffled": 0.0, "dropped": 0.0, "steps": 1200},
+    "noisy": {"images": 50_000, "shuffled": 0.12, "dropped": 0.1, "steps": 1200},
 }
 CAPTION_SHARES = (0.2, 0.2, 0.3, 0.3)  # of the captions that an image has
 BATCH, RATE, WARMUP = 128, 2e-3, 60

@@ -141,7 +141,7 @@ SHAPES: dict[str, Callable[[Float, Float], Float]] = {
     "ring": lambda x, y: np.abs(np.hypot(x, y) - 0.62) - 0.22,
     "crescent": lambda x, y: np.maximum(np.hypot(x, y) - 0.88, 0.72 - np.hypot(x - 0.45, y - 0.1)),
     "arrow": _arrow,
-    "hexagon": lambda x, y: _polygon(x, y, 6, 0.9),
+    "hourglass": lambda x, y: np.maximum(np.abs(y) - 0.82, (np.abs(x) - 0.12 - 0.75 * np.abs(y)) * 0.8),
 }
 
 UNSEEN_SHAPES: dict[str, Callable[[Float, Float], Float]] = {
@@ -152,7 +152,7 @@ UNSEEN_SHAPES: dict[str, Callable[[Float, Float], Float]] = {
     ),
     "half circle": lambda x, y: np.maximum(np.hypot(x, y + 0.4) - 0.95, -0.4 - y),
     "tee": lambda x, y: np.minimum(_box(x, y - 0.6, 0.8, 0.24), _box(x, y + 0.2, 0.24, 0.7)),
-    "hourglass": lambda x, y: np.maximum(np.abs(y) - 0.82, (np.abs(x) - 0.12 - 0.75 * np.abs(y)) * 0.8),
+    "hexagon": lambda x, y: _polygon(x, y, 6, 0.9),
     "frame": lambda x, y: np.abs(_box(x, y, 0.58, 0.58)) - 0.17,
 }
 
