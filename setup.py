@@ -1,8 +1,9 @@
 """Builds `qkernels._native` from csrc/ with ninja. Everything else about the package is in pyproject.toml.
 
-Each file of csrc/cpu is compiled once for every tier with that tier's instruction flags; dispatch.cc picks one at run time. torch is not
-needed. Without a C++ compiler the package installs all the same and runs on the reference backend. `CXX`, `CXXFLAGS` and `LDFLAGS` are
-honoured, for example `CXXFLAGS="-fsanitize=address" LDFLAGS="-fsanitize=address"`. For development: `python setup.py build_ext --inplace`.
+Each file of csrc/cpu is compiled once for every tier with that tier's instruction flags; dispatch.cc picks one at run
+time. torch is not needed. Without a C++ compiler the package installs all the same and runs on the reference backend.
+`CXX`, `CXXFLAGS` and `LDFLAGS` are honoured, for example `CXXFLAGS="-fsanitize=address" LDFLAGS="-fsanitize=address"`.
+For development: `python setup.py build_ext --inplace`.
 """
 
 from __future__ import annotations
@@ -30,7 +31,17 @@ if X86:
 # GCC 12 warns about its own AVX-512 headers.
 QUIET = ["-Wno-uninitialized", "-Wno-maybe-uninitialized"]
 # No contraction: a fused multiply-add happens exactly where the code says so, in every tier.
-FLAGS = ["-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-fno-math-errno", "-Wall", "-Wextra", "-Wno-unused-function"]
+FLAGS = [
+    "-std=c++17",
+    "-O3",
+    "-fPIC",
+    "-fvisibility=hidden",
+    "-ffp-contract=off",
+    "-fno-math-errno",
+    "-Wall",
+    "-Wextra",
+    "-Wno-unused-function",
+]
 
 
 def compiler() -> list[str] | None:
@@ -94,7 +105,9 @@ def ninja_file(cxx: list[str], target: Path, objects: Path, openmp: bool) -> str
     for source in sorted((ROOT / "csrc/cpu").glob("*.cc")):
         if source.name != "dispatch.cc":
             for tier, flags in TIERS.items():
-                compile_one(source, f"{source.stem}.{tier}.o", [*flags, *QUIET, f"-DQK_TIER={tier}", f"-DQK_TIER_{tier}"])
+                compile_one(
+                    source, f"{source.stem}.{tier}.o", [*flags, *QUIET, f"-DQK_TIER={tier}", f"-DQK_TIER_{tier}"]
+                )
     lines.append(f"build {escape(target)}: link {' '.join(map(escape, built))}")
     lines.append(f"default {escape(target)}")
     return "\n".join(lines) + "\n"
@@ -117,11 +130,12 @@ class BuildNative(build_ext):
     def build_extension(self, ext: Extension) -> None:
         cxx = compiler()
         if cxx is None:
-            # Optional from here on: setuptools then accepts that there is no file. A compiler that fails stays an error.
+            # Optional from here on: setuptools then accepts that there is no file. A compiler that fails stays an
+            # error.
             ext.optional = True
             self.warn(
-                "qkernels: no C++ compiler was found (set CXX, or install g++ or clang++), so the native kernels are not built and the "
-                "slow reference backend will run"
+                "qkernels: no C++ compiler was found (set CXX, or install g++ or clang++), so the native kernels are "
+                "not built and the slow reference backend will run"
             )
             return
         objects = Path(self.build_temp).resolve() / "qkernels"
@@ -136,5 +150,7 @@ class BuildNative(build_ext):
 
 
 sources = [str(path.relative_to(ROOT)) for path in sorted((ROOT / "csrc").rglob("*.cc"))]
-headers = [str(path.relative_to(ROOT)) for pattern in ("*.h", "*.def") for path in sorted((ROOT / "csrc").rglob(pattern))]
+headers = [
+    str(path.relative_to(ROOT)) for pattern in ("*.h", "*.def") for path in sorted((ROOT / "csrc").rglob(pattern))
+]
 setup(ext_modules=[Extension("qkernels._native", sources, depends=headers)], cmdclass={"build_ext": BuildNative})

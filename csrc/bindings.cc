@@ -1,5 +1,6 @@
-// qkernels._native: every op of cpu/ops.def as a Python function. Pointers arrive as integers (tensor.data_ptr()), None is not allowed,
-// 0 is a null pointer. Nothing is checked here: qkernels/ops.py has done that. The GIL is released while an op runs.
+// qkernels._native: every op of cpu/ops.def as a Python function. Pointers arrive as integers (tensor.data_ptr()), None
+// is not allowed, 0 is a null pointer. Nothing is checked here: qkernels/ops.py has done that. The GIL is released
+// while an op runs.
 #include <pybind11/pybind11.h>
 
 #include <stdexcept>

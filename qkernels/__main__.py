@@ -1,4 +1,6 @@
-"""`python -m qkernels`: what was built, which tier runs, and a self-check of every tier against the reference. Exit status 1 if it fails."""
+"""`python -m qkernels`: what was built, which tier runs, and a self-check of every tier against the reference. Exit
+status 1 if it fails.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The CPU backend: functions of the same names and arguments as in `qkernels.reference`, over `qkernels._native`.
 
-Arguments were validated in `qkernels.ops`. Float inputs may be float32, bfloat16 or float16. A function takes every case that `supports`
-lets through.
+Arguments were validated in `qkernels.ops`. Float inputs may be float32, bfloat16 or float16. A function takes every
+case that `supports` lets through.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from qkernels.weights import Int4Weight, Int8Weight
 native: Any = importlib.import_module("qkernels._native") if importlib.util.find_spec("qkernels._native") else None
 missing: str | None = None
 if native is None:
-    missing = "qkernels was installed without its native code (no C++ compiler was found then; install g++ and reinstall)"
+    missing = "qkernels was installed without its native code (no C++ compiler was found; install g++ and reinstall)"
 
 TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.int8: 3}  # QkType in csrc/cpu/ops.h
 ACTIVATIONS = {None: 0, "gelu": 1, "quick_gelu": 2, "gelu_tanh": 3}
@@ -63,7 +63,7 @@ def _floats(tensor: Tensor | None) -> Tensor | None:
 
 
 def _packed(layout: str) -> Any:
-    def limits(x: Tensor, x_scale: Tensor | None, weight: Int8Weight | Int4Weight, *args: Any, **kwargs: Any) -> str | None:
+    def limits(x: Tensor, x_scale: Tensor | None, weight: Int8Weight | Int4Weight, *_: Any, **__: Any) -> str | None:
         if weight.layout != layout:
             return f"wants a weight in layout '{layout}', not '{weight.layout}' (call weight.pack() once)"
         return None
@@ -72,7 +72,7 @@ def _packed(layout: str) -> Any:
 
 
 class _Epilogue:
-    """The arguments that both linear ops end with, as the native functions take them; keeps what they point to alive."""
+    """The arguments that both linear ops end with, as the native functions take them; keeps their tensors alive."""
 
     def __init__(
         self,
@@ -94,7 +94,8 @@ class _Epilogue:
             if out_group is not None:
                 out = (out, torch.empty(*lead, -(-n // out_group), dtype=torch.float32))
         self.result = out
-        codes, group_scales = (out[0], out[1]) if out_group is not None else (out, None)
+        results: Any = out
+        codes, group_scales = results if out_group is not None else (results, None)
         bias, scale, zero = _floats(bias), _floats(out_scale), _floats(out_zero_point)
         residual = None if residual is None else residual.contiguous()
         self.alive = (bias, scale, zero, residual)
@@ -383,9 +384,10 @@ def int4_linear(
 
 
 def peak_gops(threads: int | None = None) -> float:
-    """Measured limit of the tier's int8 dot products in 10^9 operations a second (a multiply-add is two), without memory traffic.
+    """Measured limit of the tier's int8 dot products in 10^9 operations a second, without memory traffic.
 
-    Takes about 0.1 s on `threads` threads (default: torch's). Raises RuntimeError where the native code is missing.
+    A multiply-add is two operations. Takes about 0.1 s on `threads` threads (default: torch's). Raises RuntimeError
+    where the native code is missing.
     """
     if native is None:
         raise RuntimeError(f"no peak can be measured: {missing}")

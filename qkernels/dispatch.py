@@ -1,7 +1,7 @@
 """Device and environment -> backend, and what to say when a backend cannot take a case.
 
-Environment: `QKERNELS_BACKEND` (`reference` or `cpu`) forces a backend, `QKERNELS_CPU_TIER` (`scalar`, `avx2`, `avx512vnni`) forces the
-CPU tier, and `QKERNELS_STRICT=1` turns every fall-back to the reference into an error.
+Environment: `QKERNELS_BACKEND` (`reference` or `cpu`) forces a backend, `QKERNELS_CPU_TIER` (`scalar`, `avx2`,
+`avx512vnni`) forces the CPU tier, and `QKERNELS_STRICT=1` turns every fall-back to the reference into an error.
 """
 
 from __future__ import annotations
@@ -48,7 +48,9 @@ def backend_for(device: torch.device | str) -> ModuleType:
     forced = os.environ.get("QKERNELS_BACKEND")
     if forced:
         if forced not in BACKENDS:
-            raise ValueError(f"QKERNELS_BACKEND={forced} is not a backend of this version; known: {', '.join(BACKENDS)}")
+            raise ValueError(
+                f"QKERNELS_BACKEND={forced} is not a backend of this version; known: {', '.join(BACKENDS)}"
+            )
         if forced == "cpu" and cpu.native is None:
             raise ValueError(f"QKERNELS_BACKEND=cpu, but {cpu.missing}")
     if forced == "reference" or kind == "meta":
@@ -64,7 +66,9 @@ def backend_for(device: torch.device | str) -> ModuleType:
 
 
 def select(op: str, device: torch.device | str, *args: Any, **kwargs: Any) -> Callable[..., Any]:
-    """The function that runs `op` with these arguments: the backend's, or the reference's where the backend says why it cannot."""
+    """The function that runs `op` with these arguments: the backend's, or the reference's where the backend says why it
+    cannot.
+    """
     backend = backend_for(device)
     if backend is not reference:
         reason = backend.supports(op, *args, **kwargs)
@@ -84,8 +88,8 @@ def layout_for(weight: Int8Weight | Int4Weight) -> str:
 def info() -> dict[str, Any]:
     """What was built and what runs.
 
-    Keys: `built` (bool), `reason` (str or None: why there is no native code), `tiers` (that this processor can run), `tier` (in use, or
-    None), `threads`, `backend` (for CPU tensors), `forced` (the environment's settings).
+    Keys: `built` (bool), `reason` (str or None: why there is no native code), `tiers` (that this processor can run),
+    `tier` (in use, or None), `threads`, `backend` (for CPU tensors), `forced` (the environment's settings).
     """
     names = ("QKERNELS_BACKEND", "QKERNELS_CPU_TIER", "QKERNELS_STRICT")
     with warnings.catch_warnings():

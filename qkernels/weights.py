@@ -9,8 +9,8 @@ Layouts of the CPU backend (64 output channels make a panel; N is padded to 64):
 - `vnni64` (Int8Weight): one uint8 buffer of codes `[N/64, K/4, 64, 4]` (K padded to 4 with 0), then `-128 * sum_k
   codes` as int32 `[N]`, the start value of an accumulator whose activations are shifted by 128 to unsigned.
 - `nibble64` (Int4Weight): one uint8 buffer `[N/64, K/8, 64, 4]` (K padded to 8 with code 8); byte j of a step
-  holds k = j in the low and k = 4 + j in the high nibble. Scales and zeros are float16 `[N/64, groups, 64]`, padded with scale 0
-  and zero 8.
+  holds k = j in the low and k = 4 + j in the high nibble. Scales and zeros are float16
+  `[N/64, groups, 64]`, padded with scale 0 and zero 8.
 """
 
 from __future__ import annotations
@@ -147,8 +147,8 @@ class Int4Weight:
 
         `scales` and `zeros` (float `[N, ceil(K/group)]`) override the search; `zeros` may be fractional. Codes are
         computed with the float16-rounded values: `clamp(rne(w / scale + fraction(zero)) + floor(zero), 0, 15)`, where
-        `w / scale` is a product with `1 / scale`. Scales found here are kept at or above the smallest normal float16; given ones below it raise ValueError,
-        as do NaN, Inf and wrong shapes.
+        `w / scale` is a product with `1 / scale`. Scales found here are kept at or above the smallest normal float16;
+        given ones below it raise ValueError, as do NaN, Inf and wrong shapes.
         """
         w = _check_matrix(weight)
         n, k = w.shape

@@ -5,7 +5,7 @@
 
 namespace {
 
-constexpr int kBlockRows = 96;                // rows of A that stay in the L2 cache while a thread walks over panels
+constexpr int kBlockRows = 96;                  // rows of A that stay in the L2 cache while a thread walks over panels
 constexpr std::int64_t kUnitBytes = 384 << 10;  // packed weights that stay there with them
 
 static inline std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
@@ -14,12 +14,14 @@ static inline std::int64_t round_up(std::int64_t a, std::int64_t b) { return cei
 // Part `i` of `count` nearly equal parts of 0..total.
 struct Part {
   std::int64_t begin, end;
-  Part(std::int64_t total, std::int64_t count, std::int64_t i) : begin(total * i / count), end(total * (i + 1) / count) {}
+  Part(std::int64_t total, std::int64_t count, std::int64_t i)
+      : begin(total * i / count), end(total * (i + 1) / count) {}
   std::int64_t size() const { return end - begin; }
 };
 
-// Tasks are (block of rows, unit of panels). Within a task every tile of rows meets all panels of the unit before the next tile comes:
-// the panels stay in L2, and the tile's output rows grow by several panels at a time, which touches fewer pages.
+// Tasks are (block of rows, unit of panels). Within a task every tile of rows meets all panels of the unit before the
+// next tile comes: the panels stay in L2, and the tile's output rows grow by several panels at a time, which touches
+// fewer pages.
 struct Grid {
   std::int64_t row_blocks, panels, unit_panels, units;
 

@@ -1,11 +1,11 @@
 // cpuid -> tier, and what exists once a process.
 //
 // How an op is added:
-//   1. csrc/cpu/NAME.cc defines `extern "C" void QK_IMPL(NAME)(arguments)`. It is compiled once a tier with -DQK_TIER=scalar|avx2|
-//      avx512vnni and that tier's instruction flags, so it includes "simd.h" (vector types), "vmath.h" (exp, GELU) and "parallel.h",
-//      and keeps all helpers `static` or inside an unnamed namespace. An inline function or a template of the standard library that
-//      is emitted out of line would be merged across tiers by the linker, and the scalar tier would run AVX-512: use none there
-//      (a test looks for weak symbols).
+//   1. csrc/cpu/NAME.cc defines `extern "C" void QK_IMPL(NAME)(arguments)`. It is compiled once a tier with -DQK_TIER=
+//      and that tier's instruction flags, so it includes "simd.h" (vector types), "vmath.h" (exp, GELU) and
+//      "parallel.h" and keeps all helpers `static` or inside an unnamed namespace. An inline function or a template of
+//      the standard library that is emitted out of line would be merged across tiers by the linker, and the scalar tier
+//      would run AVX-512: use none there (a test looks for weak symbols).
 //   2. ops.def gets one line: QK_OP(NAME, arguments). That declares all tiers and binds `qkernels._native.NAME`.
 //   3. qkernels/cpu.py gets the wrapper of the same name and arguments as in qkernels/reference.py.
 // setup.py finds the file by itself.

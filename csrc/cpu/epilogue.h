@@ -1,6 +1,7 @@
 // What follows a matrix product, on a tile that is still in the L1 cache:
 //   y = activation(fma(float(accumulator), row_scale * column_scale, bias)) + residual,
-// then float32, bfloat16 or float16, or int8 with a static scale, or int8 with one dynamic scale for each 128 columns of a row.
+// then float32, bfloat16 or float16, or int8 with a static scale, or int8 with one dynamic scale for
+// each 128 columns of a row.
 #pragma once
 
 #include "vmath.h"
@@ -14,8 +15,8 @@ constexpr int kGroup = 128;
 enum Activation : int { kNone = 0, kGelu = 1, kQuickGelu = 2, kGeluTanh = 3 };
 
 struct Epilogue {
-  const float* row_scale;  // nullptr: 1
-  bool row_scale_shared;   // one number for all rows
+  const float* row_scale;     // nullptr: 1
+  bool row_scale_shared;      // one number for all rows
   const float* column_scale;  // nullptr: 1
   const float* bias;          // nullptr: 0
   int activation;
@@ -27,7 +28,7 @@ struct Epilogue {
   bool out_scale_per_column;
   const float* out_zero_point;  // nullptr: 0; one number, or [N]
   bool out_zero_point_per_column;
-  float* group_scales;  // [M, ceil(N / 128)]: int8 with dynamic groups; else nullptr
+  float* group_scales;   // [M, ceil(N / 128)]: int8 with dynamic groups; else nullptr
   std::int64_t columns;  // N
 };
 
@@ -35,12 +36,16 @@ static inline vf as_floats(const std::int32_t* p) { return to_float(load(p)); }
 static inline vf as_floats(const float* p) { return load(p); }
 
 static inline vf load_any(const void* p, int type, std::int64_t at, int n) {
-  if (type == QK_F32) return n == W ? load(static_cast<const float*>(p) + at) : load(static_cast<const float*>(p) + at, n);
-  if (type == QK_BF16) return n == W ? load(static_cast<const bf16*>(p) + at) : load(static_cast<const bf16*>(p) + at, n);
+  if (type == QK_F32)
+    return n == W ? load(static_cast<const float*>(p) + at) : load(static_cast<const float*>(p) + at, n);
+  if (type == QK_BF16)
+    return n == W ? load(static_cast<const bf16*>(p) + at) : load(static_cast<const bf16*>(p) + at, n);
   return n == W ? load(static_cast<const f16*>(p) + at) : load(static_cast<const f16*>(p) + at, n);
 }
 
-static inline vf load_columns(const float* p, std::int64_t at, int n) { return n == W ? load(p + at) : load(p + at, n); }
+static inline vf load_columns(const float* p, std::int64_t at, int n) {
+  return n == W ? load(p + at) : load(p + at, n);
+}
 
 template <int activation>
 static inline vf activate(vf y) {
@@ -50,7 +55,8 @@ static inline vf activate(vf y) {
   return y;
 }
 
-// clamp(rne(y * inverse) + zero_point, -127, 127), 0 where y is not finite. Clamping to whole numbers before rounding is the same.
+// clamp(rne(y * inverse) + zero_point, -127, 127), 0 where y is not finite. Clamping to whole numbers before rounding
+// is the same.
 static inline vi static_code(vf y, vf inverse, vf low, vf high, vi zero_point) {
   const vi code = add(to_int(max(low, min(high, mul(y, inverse)))), zero_point);
   return select(finite(y), code, set1(0));
@@ -74,8 +80,8 @@ static inline void store_as(std::int8_t* p, vf y, const Grid8& g, int n) {
 
 // One tile of accumulators [rows, 64] that starts at (row, column); `to` has row stride `stride`.
 template <int activation, class Acc, class Out>
-static inline void finish_tile(const Epilogue& e, const Acc* acc, int rows, std::int64_t row, std::int64_t column, Out* to,
-                               std::int64_t stride) {
+static inline void finish_tile(const Epilogue& e, const Acc* acc, int rows, std::int64_t row, std::int64_t column,
+                               Out* to, std::int64_t stride) {
   const std::int64_t left = e.columns - column;
   const int width = left < kPanel ? static_cast<int>(left) : kPanel;
   for (int j = 0; j < width; j += W) {
@@ -101,13 +107,17 @@ static inline void finish_tile(const Epilogue& e, const Acc* acc, int rows, std:
 }
 
 template <class Acc, class Out>
-static void finish_activation(const Epilogue& e, const Acc* acc, int rows, std::int64_t row, std::int64_t column, Out* to,
-                              std::int64_t stride) {
+static void finish_activation(const Epilogue& e, const Acc* acc, int rows, std::int64_t row, std::int64_t column,
+                              Out* to, std::int64_t stride) {
   switch (e.activation) {
-    case kGelu: return finish_tile<kGelu>(e, acc, rows, row, column, to, stride);
-    case kQuickGelu: return finish_tile<kQuickGelu>(e, acc, rows, row, column, to, stride);
-    case kGeluTanh: return finish_tile<kGeluTanh>(e, acc, rows, row, column, to, stride);
-    default: return finish_tile<kNone>(e, acc, rows, row, column, to, stride);
+    case kGelu:
+      return finish_tile<kGelu>(e, acc, rows, row, column, to, stride);
+    case kQuickGelu:
+      return finish_tile<kQuickGelu>(e, acc, rows, row, column, to, stride);
+    case kGeluTanh:
+      return finish_tile<kGeluTanh>(e, acc, rows, row, column, to, stride);
+    default:
+      return finish_tile<kNone>(e, acc, rows, row, column, to, stride);
   }
 }
 
@@ -140,7 +150,8 @@ static void quantize_groups(const Epilogue& e, const float* y, int rows, std::in
   }
 }
 
-// Asks for the lines that a tile will write (and the residual it will read), so that they are there when its sums are done.
+// Asks for the lines that a tile will write (and the residual it will read), so that they are there when its sums are
+// done.
 static inline void prefetch_output(const Epilogue& e, int rows, std::int64_t row, std::int64_t column) {
   static const int sizes[] = {4, 2, 2, 1};
   const std::int64_t left = e.columns - column, width = left < kPanel ? left : kPanel;
@@ -154,20 +165,26 @@ static inline void prefetch_output(const Epilogue& e, int rows, std::int64_t row
   }
 }
 
-// Finishes `rows` rows of one panel; with dynamic groups the result waits in `pair` ([kTile, 128] floats) until its second panel came.
+// Finishes `rows` rows of one panel; with dynamic groups the result waits in `pair` ([kTile, 128] floats) until its
+// second panel came.
 template <class Acc>
 static void finish(const Epilogue& e, const Acc* acc, int rows, std::int64_t row, std::int64_t column, float* pair) {
   const std::int64_t at = row * e.columns + column;
   if (e.group_scales) {
     finish_activation(e, acc, rows, row, column, pair + column % kGroup, kGroup);
-    if (column % kGroup != 0 || column + kPanel >= e.columns) quantize_groups(e, pair, rows, row, column / kGroup * kGroup);
+    if (column % kGroup != 0 || column + kPanel >= e.columns)
+      quantize_groups(e, pair, rows, row, column / kGroup * kGroup);
     return;
   }
   switch (e.out_type) {
-    case QK_F32: return finish_activation(e, acc, rows, row, column, static_cast<float*>(e.out) + at, e.columns);
-    case QK_BF16: return finish_activation(e, acc, rows, row, column, static_cast<bf16*>(e.out) + at, e.columns);
-    case QK_F16: return finish_activation(e, acc, rows, row, column, static_cast<f16*>(e.out) + at, e.columns);
-    default: return finish_activation(e, acc, rows, row, column, static_cast<std::int8_t*>(e.out) + at, e.columns);
+    case QK_F32:
+      return finish_activation(e, acc, rows, row, column, static_cast<float*>(e.out) + at, e.columns);
+    case QK_BF16:
+      return finish_activation(e, acc, rows, row, column, static_cast<bf16*>(e.out) + at, e.columns);
+    case QK_F16:
+      return finish_activation(e, acc, rows, row, column, static_cast<f16*>(e.out) + at, e.columns);
+    default:
+      return finish_activation(e, acc, rows, row, column, static_cast<std::int8_t*>(e.out) + at, e.columns);
   }
 }
 

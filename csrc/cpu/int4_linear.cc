@@ -1,18 +1,20 @@
-// int4_linear: y = epilogue(x . w^T) with 4-bit weights in layout `nibble64` (qkernels/weights.py), value = scale * (code - zero) by groups.
+// int4_linear: y = epilogue(x . w^T) with 4-bit weights in layout `nibble64` (qkernels/weights.py), value = scale *
+// (code - zero) by groups.
 //
-// x int8 (W4A8): nibbles are unpacked in registers into the unsigned operand of the byte dot product, x is the signed one. A group's sum
-// starts at -8 * sum(x), so that it is exact in int32; then sum_y += scale * (sum - (zero - 8) * sum(x)) in float32.
-// x float (W4A16): a panel is dequantized 256 inputs at a time into a buffer that stays in L2, and multiplied in float32.
+// x int8 (W4A8): nibbles are unpacked in registers into the unsigned operand of the byte dot product, x is the signed
+// one. A group's sum starts at -8 * sum(x), so that it is exact in int32; then sum_y += scale * (sum - (zero - 8) *
+// sum(x)) in float32. x float (W4A16): a panel is dequantized 256 inputs at a time into a buffer that stays in L2, and
+// multiplied in float32.
 #include "blocking.h"
 #include "parallel.h"
 
 namespace {
 
-constexpr std::int64_t kStep = 8;                // inputs in one step of a packed panel
-constexpr std::int64_t kStepBytes = 256;         // 64 columns x 4 bytes
-constexpr std::int64_t kChunkBytes = 8 << 20;    // most of x that is copied at a time
-constexpr std::int64_t kCopyAlone = 1 << 16;     // less is copied by one thread
-constexpr std::int64_t kDequantized = 256;       // inputs dequantized at a time
+constexpr std::int64_t kStep = 8;              // inputs in one step of a packed panel
+constexpr std::int64_t kStepBytes = 256;       // 64 columns x 4 bytes
+constexpr std::int64_t kChunkBytes = 8 << 20;  // most of x that is copied at a time
+constexpr std::int64_t kCopyAlone = 1 << 16;   // less is copied by one thread
+constexpr std::int64_t kDequantized = 256;     // inputs dequantized at a time
 
 struct Weights4 {
   const std::uint8_t* codes;
@@ -24,16 +26,18 @@ struct Weights4 {
   std::int64_t group_row(std::int64_t p, std::int64_t g) const { return (p * groups + g) * kPanel; }
 };
 
-// ---- W4A8 -------------------------------------------------------------------------------------------------------------------------
+// ---- W4A8 ----
 
 #if defined(QK_TIER_avx512vnni)
 
-static inline void dot(__m512i& acc, __m512i a, __m512i b) { __asm__("vpdpbusd %2, %1, %0" : "+v"(acc) : "v"(a), "v"(b)); }
+static inline void dot(__m512i& acc, __m512i a, __m512i b) {
+  __asm__("vpdpbusd %2, %1, %0" : "+v"(acc) : "v"(a), "v"(b));
+}
 
 // acc[rows, 64] = -8 * sums[row] + x . codes
 template <int rows>
-static void tile(const std::int8_t* a, std::int64_t stride, const std::uint8_t* panel, std::int64_t steps, const std::int32_t* sums,
-                 std::int64_t sum_stride, std::int32_t* acc) {
+static void tile(const std::int8_t* a, std::int64_t stride, const std::uint8_t* panel, std::int64_t steps,
+                 const std::int32_t* sums, std::int64_t sum_stride, std::int32_t* acc) {
   __m512i c[rows][4];
 #pragma GCC unroll 6
   for (int r = 0; r < rows; ++r) {
@@ -74,8 +78,8 @@ static void tile(const std::int8_t* a, std::int64_t stride, const std::uint8_t* 
 
 // Two products of 15 * 127 fit into 16 bits, and so do two such pairs: vpmaddubsw is safe here.
 template <int rows>
-static void tile(const std::int8_t* a, std::int64_t stride, const std::uint8_t* panel, std::int64_t steps, const std::int32_t* sums,
-                 std::int64_t sum_stride, std::int32_t* acc) {
+static void tile(const std::int8_t* a, std::int64_t stride, const std::uint8_t* panel, std::int64_t steps,
+                 const std::int32_t* sums, std::int64_t sum_stride, std::int32_t* acc) {
   const __m256i low = _mm256_set1_epi8(15), ones = _mm256_set1_epi16(1);
   for (int j = 0; j < kPanel; j += 8) {
     __m256i c[rows];
@@ -84,7 +88,8 @@ static void tile(const std::int8_t* a, std::int64_t stride, const std::uint8_t* 
 #pragma GCC unroll 1
     for (std::int64_t s = 0; s < steps; ++s) {
       const __m256i bytes = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(panel + s * kStepBytes + 4 * j));
-      const __m256i first_four = _mm256_and_si256(bytes, low), last_four = _mm256_and_si256(_mm256_srli_epi16(bytes, 4), low);
+      const __m256i first_four = _mm256_and_si256(bytes, low),
+                    last_four = _mm256_and_si256(_mm256_srli_epi16(bytes, 4), low);
 #pragma GCC unroll 6
       for (int r = 0; r < rows; ++r) {
         std::int32_t four[2];
@@ -102,8 +107,8 @@ static void tile(const std::int8_t* a, std::int64_t stride, const std::uint8_t* 
 #else
 
 template <int rows>
-static void tile(const std::int8_t* a, std::int64_t stride, const std::uint8_t* panel, std::int64_t steps, const std::int32_t* sums,
-                 std::int64_t sum_stride, std::int32_t* acc) {
+static void tile(const std::int8_t* a, std::int64_t stride, const std::uint8_t* panel, std::int64_t steps,
+                 const std::int32_t* sums, std::int64_t sum_stride, std::int32_t* acc) {
   for (int r = 0; r < rows; ++r, a += stride, acc += kPanel) {
     for (int j = 0; j < kPanel; ++j) acc[j] = -8 * sums[r * sum_stride];
     for (std::int64_t s = 0; s < steps; ++s) {
@@ -120,27 +125,34 @@ static void tile(const std::int8_t* a, std::int64_t stride, const std::uint8_t* 
 static void tile_of(int rows, const std::int8_t* a, std::int64_t stride, const std::uint8_t* panel, std::int64_t steps,
                     const std::int32_t* sums, std::int64_t sum_stride, std::int32_t* acc) {
   switch (rows) {
-    case 1: return tile<1>(a, stride, panel, steps, sums, sum_stride, acc);
-    case 2: return tile<2>(a, stride, panel, steps, sums, sum_stride, acc);
-    case 3: return tile<3>(a, stride, panel, steps, sums, sum_stride, acc);
-    case 4: return tile<4>(a, stride, panel, steps, sums, sum_stride, acc);
-    case 5: return tile<5>(a, stride, panel, steps, sums, sum_stride, acc);
-    default: return tile<6>(a, stride, panel, steps, sums, sum_stride, acc);
+    case 1:
+      return tile<1>(a, stride, panel, steps, sums, sum_stride, acc);
+    case 2:
+      return tile<2>(a, stride, panel, steps, sums, sum_stride, acc);
+    case 3:
+      return tile<3>(a, stride, panel, steps, sums, sum_stride, acc);
+    case 4:
+      return tile<4>(a, stride, panel, steps, sums, sum_stride, acc);
+    case 5:
+      return tile<5>(a, stride, panel, steps, sums, sum_stride, acc);
+    default:
+      return tile<6>(a, stride, panel, steps, sums, sum_stride, acc);
   }
 }
 
 struct Codes {
   const std::int8_t* a;  // rows of x, padded to whole steps
   std::int64_t stride;
-  const std::int32_t* sums;   // [rows, chunks]: sum of x over a chunk
+  const std::int32_t* sums;    // [rows, chunks]: sum of x over a chunk
   std::int64_t chunk, chunks;  // a chunk lies in one group of the weight and, with grouped x_scale, in one group of x
-  const float* group_scale;   // x_scale [M, ceil(K / 128)], or nullptr
+  const float* group_scale;    // x_scale [M, ceil(K / 128)], or nullptr
 };
 
 // total[rows, 64] += x_scale * scale * (acc - (zero - 8) * sum(x)) for one chunk; the first chunk starts from 0.
-static void add_chunk(const Weights4& w, const Codes& x, int rows, std::int64_t at, std::int64_t row, std::int64_t panel, std::int64_t c,
-                      const std::int32_t* acc, float* total) {
-  const std::int64_t from = w.group_row(panel, c * x.chunk / w.group), x_group = c * x.chunk / kGroup, x_groups = ceil_div(w.k, kGroup);
+static void add_chunk(const Weights4& w, const Codes& x, int rows, std::int64_t at, std::int64_t row,
+                      std::int64_t panel, std::int64_t c, const std::int32_t* acc, float* total) {
+  const std::int64_t from = w.group_row(panel, c * x.chunk / w.group), x_group = c * x.chunk / kGroup,
+                     x_groups = ceil_div(w.k, kGroup);
   for (int j = 0; j < kPanel; j += W) {
     const vf scale = load(w.scales + from + j);
     const vf zero_point = w.zeros ? sub(load(w.zeros + from + j), set1(8.0f)) : zero();
@@ -155,8 +167,8 @@ static void add_chunk(const Weights4& w, const Codes& x, int rows, std::int64_t 
 }
 
 // Rows `rows` of the copy (whose row 0 is row `offset` of x) against panels first..last.
-static void unit_codes(const Weights4& w, const Codes& x, const Epilogue& e, std::int64_t offset, Part rows, std::int64_t first,
-                       std::int64_t last) {
+static void unit_codes(const Weights4& w, const Codes& x, const Epilogue& e, std::int64_t offset, Part rows,
+                       std::int64_t first, std::int64_t last) {
   auto* acc = static_cast<std::int32_t*>(qk_workspace(QK_SLOT_B, 4 * kTile * (2 * kPanel + kGroup)));
   auto* total = reinterpret_cast<float*>(acc + kTile * kPanel);
   float* pair = total + kTile * kPanel;
@@ -169,8 +181,8 @@ static void unit_codes(const Weights4& w, const Codes& x, const Epilogue& e, std
       prefetch_output(e, count, row, p * kPanel);
       for (std::int64_t c = 0; c < x.chunks; ++c) {
         const std::int64_t begin = c * x.chunk / kStep, left = w.steps - begin, whole = ceil_div(x.chunk, kStep);
-        tile_of(count, x.a + at * x.stride + begin * kStep, x.stride, w.panel(p) + begin * kStepBytes, left < whole ? left : whole,
-                x.sums + at * x.chunks + c, x.chunks, acc);
+        tile_of(count, x.a + at * x.stride + begin * kStep, x.stride, w.panel(p) + begin * kStepBytes,
+                left < whole ? left : whole, x.sums + at * x.chunks + c, x.chunks, acc);
         add_chunk(w, x, count, at, row, p, c, acc, total);
       }
       finish(e, total, count, row, p * kPanel, pair);
@@ -178,7 +190,8 @@ static void unit_codes(const Weights4& w, const Codes& x, const Epilogue& e, std
   }
 }
 
-static void copy_codes(const std::int8_t* x, std::int64_t k, std::int64_t chunk, std::int8_t* to, std::int64_t padded, std::int32_t* sums) {
+static void copy_codes(const std::int8_t* x, std::int64_t k, std::int64_t chunk, std::int8_t* to, std::int64_t padded,
+                       std::int32_t* sums) {
   std::memcpy(to, x, static_cast<std::size_t>(k));
   for (std::int64_t i = k; i < padded; ++i) to[i] = 0;
   for (std::int64_t c = 0; c * chunk < k; ++c) {
@@ -189,7 +202,7 @@ static void copy_codes(const std::int8_t* x, std::int64_t k, std::int64_t chunk,
   }
 }
 
-// ---- W4A16 ------------------------------------------------------------------------------------------------------------------------
+// ---- W4A16 ----
 
 // a * b + c, fused where the processor can do it in one instruction.
 static inline vf multiply_add(vf a, vf b, vf c) {
@@ -269,20 +282,28 @@ static void float_tile(const float* x, std::int64_t stride, const float* b, std:
   for (int j = 0; j < kPanel; j += kStrip * W) strip<rows>(x, stride, b + j, k, more, acc + j);
 }
 
-static void float_tile_of(int rows, const float* x, std::int64_t stride, const float* b, std::int64_t k, bool more, float* acc) {
+static void float_tile_of(int rows, const float* x, std::int64_t stride, const float* b, std::int64_t k, bool more,
+                          float* acc) {
   switch (rows) {
-    case 1: return float_tile<1>(x, stride, b, k, more, acc);
-    case 2: return float_tile<2>(x, stride, b, k, more, acc);
-    case 3: return float_tile<3>(x, stride, b, k, more, acc);
-    case 4: return float_tile<4>(x, stride, b, k, more, acc);
-    case 5: return float_tile<5>(x, stride, b, k, more, acc);
-    default: return float_tile<6>(x, stride, b, k, more, acc);
+    case 1:
+      return float_tile<1>(x, stride, b, k, more, acc);
+    case 2:
+      return float_tile<2>(x, stride, b, k, more, acc);
+    case 3:
+      return float_tile<3>(x, stride, b, k, more, acc);
+    case 4:
+      return float_tile<4>(x, stride, b, k, more, acc);
+    case 5:
+      return float_tile<5>(x, stride, b, k, more, acc);
+    default:
+      return float_tile<6>(x, stride, b, k, more, acc);
   }
 }
 
-static void unit_floats(const Weights4& w, const float* a, std::int64_t stride, const Epilogue& e, std::int64_t offset, Part rows,
-                        std::int64_t first, std::int64_t last) {
-  const std::int64_t tiles = ceil_div(rows.size(), kTile), block = kDequantized / kStep, blocks = ceil_div(w.steps, block);
+static void unit_floats(const Weights4& w, const float* a, std::int64_t stride, const Epilogue& e, std::int64_t offset,
+                        Part rows, std::int64_t first, std::int64_t last) {
+  const std::int64_t tiles = ceil_div(rows.size(), kTile), block = kDequantized / kStep,
+                     blocks = ceil_div(w.steps, block);
   const std::int64_t sums = (last - first) * rows.size() * kPanel;
   auto* buffer = static_cast<float*>(qk_workspace(QK_SLOT_B, 4 * (kDequantized * kPanel + sums + kTile * kGroup)));
   float* acc = buffer + kDequantized * kPanel;
@@ -293,16 +314,16 @@ static void unit_floats(const Weights4& w, const float* a, std::int64_t stride, 
       dequantize(w, p, begin, end, buffer);
       for (std::int64_t t = 0; t < tiles; ++t) {
         const Part part(rows.size(), tiles, t);
-        float_tile_of(static_cast<int>(part.size()), a + (rows.begin + part.begin) * stride + begin * kStep, stride, buffer,
-                      (end - begin) * kStep, b > 0, acc + ((p - first) * rows.size() + part.begin) * kPanel);
+        float_tile_of(static_cast<int>(part.size()), a + (rows.begin + part.begin) * stride + begin * kStep, stride,
+                      buffer, (end - begin) * kStep, b > 0, acc + ((p - first) * rows.size() + part.begin) * kPanel);
       }
     }
   }
   for (std::int64_t t = 0; t < tiles; ++t) {
     const Part part(rows.size(), tiles, t);
     for (std::int64_t p = first; p < last; ++p)
-      finish(e, acc + ((p - first) * rows.size() + part.begin) * kPanel, static_cast<int>(part.size()), offset + rows.begin + part.begin,
-             p * kPanel, pair);
+      finish(e, acc + ((p - first) * rows.size() + part.begin) * kPanel, static_cast<int>(part.size()),
+             offset + rows.begin + part.begin, p * kPanel, pair);
   }
 }
 
@@ -316,13 +337,20 @@ static void copy_floats(const T* x, std::int64_t k, float* to, std::int64_t padd
 
 }  // namespace
 
-extern "C" void QK_IMPL(int4_linear)(const void* x, int x_type, std::int64_t m, std::int64_t k, const float* x_scale, int x_scale_kind,
-                                     const std::uint8_t* codes, const std::uint16_t* scales, const std::uint16_t* zeros, std::int64_t n,
-                                     std::int64_t group, const float* bias, int activation, const void* residual, int residual_type,
-                                     void* out, int out_type, const float* out_scale, int out_scale_per_column,
-                                     const float* out_zero_point, int out_zero_point_per_column, float* group_scales, int threads) {
-  const Weights4 w{codes, reinterpret_cast<const f16*>(scales), reinterpret_cast<const f16*>(zeros), k, ceil_div(k, kStep), group,
-                   ceil_div(k, group), ceil_div(n, kPanel)};
+extern "C" void QK_IMPL(int4_linear)(const void* x, int x_type, std::int64_t m, std::int64_t k, const float* x_scale,
+                                     int x_scale_kind, const std::uint8_t* codes, const std::uint16_t* scales,
+                                     const std::uint16_t* zeros, std::int64_t n, std::int64_t group, const float* bias,
+                                     int activation, const void* residual, int residual_type, void* out, int out_type,
+                                     const float* out_scale, int out_scale_per_column, const float* out_zero_point,
+                                     int out_zero_point_per_column, float* group_scales, int threads) {
+  const Weights4 w{codes,
+                   reinterpret_cast<const f16*>(scales),
+                   reinterpret_cast<const f16*>(zeros),
+                   k,
+                   ceil_div(k, kStep),
+                   group,
+                   ceil_div(k, group),
+                   ceil_div(n, kPanel)};
   const bool integers = x_type == QK_I8, x_grouped = integers && x_scale_kind == 2;
   const Epilogue e{integers && !x_grouped ? x_scale : nullptr,
                    x_scale_kind == 0,
@@ -359,8 +387,8 @@ extern "C" void QK_IMPL(int4_linear)(const void* x, int x_type, std::int64_t m, 
         const std::int64_t from = (offset + r) * k;
         float* to = reinterpret_cast<float*>(copy) + r * stride;
         if (integers)
-          copy_codes(static_cast<const std::int8_t*>(x) + from, k, chunk, reinterpret_cast<std::int8_t*>(copy) + r * stride, padded,
-                     sums + r * chunks);
+          copy_codes(static_cast<const std::int8_t*>(x) + from, k, chunk,
+                     reinterpret_cast<std::int8_t*>(copy) + r * stride, padded, sums + r * chunks);
         else if (x_type == QK_F32)
           copy_floats(static_cast<const float*>(x) + from, k, to, padded);
         else if (x_type == QK_BF16)
@@ -369,7 +397,8 @@ extern "C" void QK_IMPL(int4_linear)(const void* x, int x_type, std::int64_t m, 
           copy_floats(static_cast<const f16*>(x) + from, k, to, padded);
       }
     });
-    const Codes a{reinterpret_cast<const std::int8_t*>(copy), stride, sums, chunk, chunks, x_grouped ? x_scale : nullptr};
+    const Codes a{
+        reinterpret_cast<const std::int8_t*>(copy), stride, sums, chunk, chunks, x_grouped ? x_scale : nullptr};
     const Grid grid(rows, n, w.steps * kStepBytes, group_scales != nullptr, threads);
     parallel_tasks(threads, grid.tasks(), [&](std::int64_t task) {
       const Part block(rows, grid.row_blocks, task / grid.units);

@@ -1,11 +1,12 @@
-// int8_linear: y[M, N] = epilogue(x[M, K] . w[N, K]^T), int8 x int8 -> int32, weights in layout `vnni64` (qkernels/weights.py).
+// int8_linear: y[M, N] = epilogue(x[M, K] . w[N, K]^T), int8 x int8 -> int32, weights in layout `vnni64`
+// (qkernels/weights.py).
 //
-// A thread takes a block of up to 96 rows and a few panels of 64 columns. A register tile is up to 6 rows x 64 columns; its
-// accumulators go to a small buffer in L1, where the epilogue turns them into results at once. Rows of x are first copied into the form
-// that the tier's instruction wants:
-//   avx512vnni  x + 128 as uint8 (vpdpbusd multiplies u8 by s8); the accumulator starts at -128 * sum_k w, made when packing
-//   avx2        int16, the four k of a step in the order 0 2 1 3; vpmaddwd on even and odd bytes of w cannot saturate
-//   scalar      int8 as it is
+// A thread takes a block of up to 96 rows and a few panels of 64 columns. A register tile is up to 6 rows x 64 columns;
+// its accumulators go to a small buffer in L1, where the epilogue turns them into results at once. Rows of x are first
+// copied into the form that the tier's instruction wants:
+//   avx512vnni  x + 128 as uint8 (vpdpbusd multiplies u8 by s8); the accumulator starts at -128 * sum_k w, made when
+//   packing avx2        int16, the four k of a step in the order 0 2 1 3; vpmaddwd on even and odd bytes of w cannot
+//   saturate scalar      int8 as it is
 #include "blocking.h"
 #include "parallel.h"
 
@@ -29,13 +30,16 @@ static inline void copy_row(const std::int8_t* x, std::int64_t k, Element* to) {
   }
 }
 
-// acc += four products of unsigned a and signed b in each int32 lane. As an intrinsic, GCC 12 copies and spills the accumulators.
-static inline void dot(__m512i& acc, __m512i a, __m512i b) { __asm__("vpdpbusd %2, %1, %0" : "+v"(acc) : "v"(a), "v"(b)); }
+// acc += four products of unsigned a and signed b in each int32 lane. As an intrinsic, GCC 12 copies and spills the
+// accumulators.
+static inline void dot(__m512i& acc, __m512i a, __m512i b) {
+  __asm__("vpdpbusd %2, %1, %0" : "+v"(acc) : "v"(a), "v"(b));
+}
 
 // acc[rows, 64] = start (or acc itself) + a[rows, 4 * steps] . panel^T
 template <int rows>
-static void tile(const Element* a, std::int64_t stride, const std::int8_t* panel, std::int64_t steps, const std::int32_t* start,
-                 std::int32_t* acc) {
+static void tile(const Element* a, std::int64_t stride, const std::int8_t* panel, std::int64_t steps,
+                 const std::int32_t* start, std::int32_t* acc) {
   __m512i c[rows][4];
 #pragma GCC unroll 6
   for (int r = 0; r < rows; ++r) {
@@ -85,14 +89,17 @@ static inline void copy_row(const std::int8_t* x, std::int64_t k, Element* to) {
   }
 }
 
-// acc[rows, 16] of a panel's 64 columns. Even and odd bytes of w are widened to int16; a pair of products is at most 2 * 127 * 127.
+// acc[rows, 16] of a panel's 64 columns. Even and odd bytes of w are widened to int16; a pair of products is at most 2
+// * 127 * 127.
 template <int rows>
-static inline void strip(const Element* a, std::int64_t stride, const std::int8_t* panel, std::int64_t steps, std::int32_t* acc) {
+static inline void strip(const Element* a, std::int64_t stride, const std::int8_t* panel, std::int64_t steps,
+                         std::int32_t* acc) {
   __m256i c[rows][2];
 #pragma GCC unroll 4
   for (int r = 0; r < rows; ++r) {
 #pragma GCC unroll 2
-    for (int j = 0; j < 2; ++j) c[r][j] = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(acc + r * kPanel + 8 * j));
+    for (int j = 0; j < 2; ++j)
+      c[r][j] = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(acc + r * kPanel + 8 * j));
   }
 #pragma GCC unroll 1
   for (std::int64_t s = 0; s < steps; ++s, panel += 256, a += 4) {
@@ -123,8 +130,8 @@ static inline void strip(const Element* a, std::int64_t stride, const std::int8_
 }
 
 template <int rows>
-static void tile(const Element* a, std::int64_t stride, const std::int8_t* panel, std::int64_t steps, const std::int32_t* start,
-                 std::int32_t* acc) {
+static void tile(const Element* a, std::int64_t stride, const std::int8_t* panel, std::int64_t steps,
+                 const std::int32_t* start, std::int32_t* acc) {
   if (start)
     for (int r = 0; r < rows; ++r) std::memcpy(acc + r * kPanel, start, kPanel * sizeof(std::int32_t));
   constexpr int upper = rows > 3 ? 3 : rows, lower = rows - upper;
@@ -146,14 +153,15 @@ static inline void copy_row(const std::int8_t* x, std::int64_t k, Element* to) {
 }
 
 template <int rows>
-static void tile(const Element* a, std::int64_t stride, const std::int8_t* panel, std::int64_t steps, const std::int32_t* start,
-                 std::int32_t* acc) {
+static void tile(const Element* a, std::int64_t stride, const std::int8_t* panel, std::int64_t steps,
+                 const std::int32_t* start, std::int32_t* acc) {
   for (int r = 0; r < rows; ++r, a += stride, acc += kPanel) {
     if (start) std::memcpy(acc, start, kPanel * sizeof(std::int32_t));
     const std::int8_t* b = panel;
     for (std::int64_t s = 0; s < steps; ++s, b += 256) {
       const int x0 = a[4 * s], x1 = a[4 * s + 1], x2 = a[4 * s + 2], x3 = a[4 * s + 3];
-      for (int j = 0; j < kPanel; ++j) acc[j] += x0 * b[4 * j] + x1 * b[4 * j + 1] + x2 * b[4 * j + 2] + x3 * b[4 * j + 3];
+      for (int j = 0; j < kPanel; ++j)
+        acc[j] += x0 * b[4 * j] + x1 * b[4 * j + 1] + x2 * b[4 * j + 2] + x3 * b[4 * j + 3];
     }
   }
 }
@@ -167,20 +175,26 @@ alignas(64) static const std::int32_t kZeros[kPanel] = {};
 static void tile_of(int rows, const Element* a, std::int64_t stride, const std::int8_t* panel, std::int64_t steps,
                     const std::int32_t* start, std::int32_t* acc) {
   switch (rows) {
-    case 1: return tile<1>(a, stride, panel, steps, start, acc);
-    case 2: return tile<2>(a, stride, panel, steps, start, acc);
-    case 3: return tile<3>(a, stride, panel, steps, start, acc);
-    case 4: return tile<4>(a, stride, panel, steps, start, acc);
-    case 5: return tile<5>(a, stride, panel, steps, start, acc);
-    default: return tile<6>(a, stride, panel, steps, start, acc);
+    case 1:
+      return tile<1>(a, stride, panel, steps, start, acc);
+    case 2:
+      return tile<2>(a, stride, panel, steps, start, acc);
+    case 3:
+      return tile<3>(a, stride, panel, steps, start, acc);
+    case 4:
+      return tile<4>(a, stride, panel, steps, start, acc);
+    case 5:
+      return tile<5>(a, stride, panel, steps, start, acc);
+    default:
+      return tile<6>(a, stride, panel, steps, start, acc);
   }
 }
 
 struct Product {
   std::int64_t k, k_stride, steps, panels;
-  const std::int8_t* weight;        // panels
-  const std::int32_t* start;        // -128 * sum_k w, [64 * panels]
-  const float* group_scale;         // x_scale [M, groups], or nullptr
+  const std::int8_t* weight;  // panels
+  const std::int32_t* start;  // -128 * sum_k w, [64 * panels]
+  const float* group_scale;   // x_scale [M, groups], or nullptr
   std::int64_t groups;
   Epilogue epilogue;
 
@@ -220,16 +234,20 @@ static void group_starts(const Product& g, const std::int8_t* panel, std::int32_
 }
 
 // Rows `rows` of the chunk copied to `a` (whose row 0 is row `offset` of x) against one unit of panels.
-static void unit(const Product& g, const Element* a, std::int64_t offset, Part rows, std::int64_t first_panel, std::int64_t last_panel) {
-  const std::int64_t tiles = ceil_div(rows.size(), kTile), k_blocks = g.group_scale ? 1 : ceil_div(4 * g.steps, kBlockK);
+static void unit(const Product& g, const Element* a, std::int64_t offset, Part rows, std::int64_t first_panel,
+                 std::int64_t last_panel) {
+  const std::int64_t tiles = ceil_div(rows.size(), kTile),
+                     k_blocks = g.group_scale ? 1 : ceil_div(4 * g.steps, kBlockK);
   const std::int64_t width = last_panel - first_panel, kept = k_blocks > 1 ? width * rows.size() : kTile;
-  const std::int64_t sums = kTile * kPanel, pairs = kTile * kGroup, starts = g.group_scale ? width * g.groups * kPanel : 0;
+  const std::int64_t sums = kTile * kPanel, pairs = kTile * kGroup,
+                     starts = g.group_scale ? width * g.groups * kPanel : 0;
   auto* acc = static_cast<std::int32_t*>(qk_workspace(QK_SLOT_B, 4 * (kept * kPanel + sums + pairs + starts)));
   auto* sum = reinterpret_cast<float*>(acc + kept * kPanel);
   float* pair = sum + sums;
   auto* group_start = reinterpret_cast<std::int32_t*>(pair + pairs);
   if (g.group_scale)
-    for (std::int64_t p = 0; p < width; ++p) group_starts(g, g.panel(first_panel + p), group_start + p * g.groups * kPanel);
+    for (std::int64_t p = 0; p < width; ++p)
+      group_starts(g, g.panel(first_panel + p), group_start + p * g.groups * kPanel);
 
   if (k_blocks > 1) {  // deep products: blocks of k, so that a block of a panel serves all rows from L2
     for (std::int64_t b = 0; b < k_blocks; ++b) {
@@ -237,8 +255,8 @@ static void unit(const Product& g, const Element* a, std::int64_t offset, Part r
       for (std::int64_t p = first_panel; p < last_panel; ++p) {
         for (std::int64_t t = 0; t < tiles; ++t) {
           const Part part(rows.size(), tiles, t);
-          tile_of(static_cast<int>(part.size()), a + (rows.begin + part.begin) * g.k_stride + 4 * steps.begin, g.k_stride,
-                  g.panel(p) + 256 * steps.begin, steps.size(), b == 0 ? g.start_of(p) : nullptr,
+          tile_of(static_cast<int>(part.size()), a + (rows.begin + part.begin) * g.k_stride + 4 * steps.begin,
+                  g.k_stride, g.panel(p) + 256 * steps.begin, steps.size(), b == 0 ? g.start_of(p) : nullptr,
                   acc + ((p - first_panel) * rows.size() + part.begin) * kPanel);
         }
       }
@@ -266,10 +284,11 @@ static void unit(const Product& g, const Element* a, std::int64_t offset, Part r
 
 }  // namespace
 
-extern "C" void QK_IMPL(int8_linear)(const std::int8_t* x, std::int64_t m, std::int64_t k, const float* x_scale, int x_scale_kind,
-                                     const std::uint8_t* weight, const float* weight_scale, std::int64_t n, const float* bias,
-                                     int activation, const void* residual, int residual_type, void* out, int out_type,
-                                     const float* out_scale, int out_scale_per_column, const float* out_zero_point,
+extern "C" void QK_IMPL(int8_linear)(const std::int8_t* x, std::int64_t m, std::int64_t k, const float* x_scale,
+                                     int x_scale_kind, const std::uint8_t* weight, const float* weight_scale,
+                                     std::int64_t n, const float* bias, int activation, const void* residual,
+                                     int residual_type, void* out, int out_type, const float* out_scale,
+                                     int out_scale_per_column, const float* out_zero_point,
                                      int out_zero_point_per_column, float* group_scales, int threads) {
   Product g;
   g.k = k;

@@ -31,8 +31,8 @@ extern "C" {
 #include "ops.def"
 #undef QK_OP
 
-// 64-byte aligned memory that belongs to the calling thread and grows as needed: contents are undefined, and the address holds until
-// the thread asks for the same slot again. Slots keep buffers apart that are alive at once.
+// 64-byte aligned memory that belongs to the calling thread and grows as needed: contents are undefined, and the
+// address holds until the thread asks for the same slot again. Slots keep buffers apart that are alive at once.
 enum QkSlot : int { QK_SLOT_SHARED = 0, QK_SLOT_A = 1, QK_SLOT_B = 2, QK_SLOT_COUNT = 3 };
 void* qk_workspace(int slot, std::size_t bytes);
 

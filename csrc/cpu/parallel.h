@@ -9,7 +9,8 @@
 
 namespace {
 
-// body(begin, end) over contiguous shares of 0..count. At least `grain` items a thread, so that small work stays on one.
+// body(begin, end) over contiguous shares of 0..count. At least `grain` items a thread, so that small work stays on
+// one.
 template <class Body>
 static inline void parallel_for(int threads, std::int64_t count, std::int64_t grain, const Body& body) {
   if (count <= 0) return;
@@ -31,7 +32,8 @@ static inline void parallel_for(int threads, std::int64_t count, std::int64_t gr
 #endif
 }
 
-// body(task) for every task in 0..count, each taken by the next free thread: for uneven tasks and for machines that are shared.
+// body(task) for every task in 0..count, each taken by the next free thread: for uneven tasks and for machines that are
+// shared.
 template <class Body>
 static inline void parallel_tasks(int threads, std::int64_t count, const Body& body) {
   if (threads > count) threads = static_cast<int>(count);

@@ -1,6 +1,6 @@
-// peak_int8: how many int8 operations a second the tier's dot-product instruction can do, a multiply-add counting as two. No memory is
-// touched: 24 independent accumulators live in named registers, in inline assembly, because compilers spill such loops and then show
-// a third of the truth.
+// peak_int8: how many int8 operations a second the tier's dot-product instruction can do, a multiply-add counting as
+// two. No memory is touched: 24 independent accumulators live in named registers, in inline assembly, because compilers
+// spill such loops and then show a third of the truth.
 #include <chrono>
 
 #include "parallel.h"
@@ -93,7 +93,8 @@ extern "C" void QK_IMPL(peak_int8)(double* operations_per_second, int threads) {
       fastest = took < fastest ? took : fastest;
     }
   }
-  // All threads burn at once and each keeps its best slice, so that an interruption of one does not count against the others.
+  // All threads burn at once and each keeps its best slice, so that an interruption of one does not count against the
+  // others.
   auto* best = static_cast<double*>(qk_workspace(QK_SLOT_SHARED, sizeof(double) * static_cast<std::size_t>(threads)));
   parallel_for(threads, threads, 1, [&](std::int64_t first, std::int64_t last) {
     for (std::int64_t i = first; i < last; ++i) {

@@ -1,8 +1,9 @@
-// The vector types and helpers a tier offers: all that differs between tiers outside of the inner loops of the matrix products.
+// The vector types and helpers a tier offers: all that differs between tiers outside of the inner loops of the matrix
+// products.
 //
-//   vf  floats, vi  int32, vm  a mask; W lanes each (1, 8, 16). Plain functions, all `static inline`; names end in nothing else.
-//   load / store take an element pointer of type float, bf16, f16; with a count n they touch only the first n < W elements (the rest
-//   reads as 0). Rounding is half to even. min and max return their second argument where either is NaN, as the instructions do.
+// vf is a vector of W floats, vi of W int32, vm a mask (W = 1, 8, 16). load and store take an element pointer of type
+// float, bf16, f16, int32 or int8; with a count n they touch only the first n < W elements (the rest reads as 0).
+// Rounding is half to even. min and max return their second argument where either is NaN, as the instructions do.
 #pragma once
 
 #include <cmath>
@@ -24,7 +25,7 @@ struct f16 {
   std::uint16_t bits;
 };
 
-// ---- scalars, the same in every tier ----------------------------------------------------------------------------------------------
+// ---- scalars, the same in every tier ----
 
 static inline std::uint32_t bits_of(float x) {
   std::uint32_t u;
@@ -71,9 +72,10 @@ inline f16 from_f32<f16>(float x) {
 #else
   const std::uint32_t u = bits_of(x), sign = (u >> 16) & 0x8000u, magnitude = u & 0x7fffffffu;
   if (magnitude > 0x7f800000u) return {static_cast<std::uint16_t>(sign | 0x7e00u)};
-  if (magnitude >= 0x477ff000u) return {static_cast<std::uint16_t>(sign | 0x7c00u)};  // 65520 and above round to infinity
-  if (magnitude < 0x38800000u) {                                                       // below 2^-14: a multiple of 2^-24
-    const float shifted = float_of(magnitude) + 0.5f;                                  // 2^-24 is the last place of 0.5
+  if (magnitude >= 0x477ff000u)
+    return {static_cast<std::uint16_t>(sign | 0x7c00u)};  // 65520 and above round to infinity
+  if (magnitude < 0x38800000u) {                          // below 2^-14: a multiple of 2^-24
+    const float shifted = float_of(magnitude) + 0.5f;     // 2^-24 is the last place of 0.5
     return {static_cast<std::uint16_t>(sign | (bits_of(shifted) - 0x3f000000u))};
   }
   const std::uint32_t rounded = magnitude + 0xfffu + ((magnitude >> 13) & 1);
@@ -81,7 +83,7 @@ inline f16 from_f32<f16>(float x) {
 #endif
 }
 
-// ---- AVX-512 ----------------------------------------------------------------------------------------------------------------------
+// ---- AVX-512 ----
 #if defined(QK_TIER_avx512vnni)
 
 using vf = __m512;
@@ -96,7 +98,8 @@ static inline vi set1(std::int32_t x) { return _mm512_set1_epi32(x); }
 static inline vf load(const float* p) { return _mm512_loadu_ps(p); }
 static inline vf load(const float* p, int n) { return _mm512_maskz_loadu_ps(first(n), p); }
 static inline vf load(const bf16* p) {
-  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))), 16));
+  return _mm512_castsi512_ps(
+      _mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))), 16));
 }
 static inline vf load(const bf16* p, int n) {
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(first(n), p)), 16));
@@ -105,7 +108,9 @@ static inline vf load(const f16* p) { return _mm512_cvtph_ps(_mm256_loadu_si256(
 static inline vf load(const f16* p, int n) { return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(first(n), p)); }
 static inline vi load(const std::int32_t* p) { return _mm512_loadu_si512(p); }
 static inline vi load(const std::int32_t* p, int n) { return _mm512_maskz_loadu_epi32(first(n), p); }
-static inline vi load(const std::int8_t* p) { return _mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))); }
+static inline vi load(const std::int8_t* p) {
+  return _mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+}
 static inline vi load(const std::int8_t* p, int n) { return _mm512_cvtepi8_epi32(_mm_maskz_loadu_epi8(first(n), p)); }
 
 static inline __m256i to_bf16(vf x) {
@@ -128,7 +133,9 @@ static inline void store(f16* p, vf x, int n) {
 static inline void store(std::int32_t* p, vi x) { _mm512_storeu_si512(p, x); }
 static inline void store(std::int32_t* p, vi x, int n) { _mm512_mask_storeu_epi32(p, first(n), x); }
 // int8 from int32 that is in range already.
-static inline void store(std::int8_t* p, vi x) { _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(x)); }
+static inline void store(std::int8_t* p, vi x) {
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(x));
+}
 static inline void store(std::int8_t* p, vi x, int n) { _mm_mask_storeu_epi8(p, first(n), _mm512_cvtepi32_epi8(x)); }
 
 static inline vf add(vf a, vf b) { return _mm512_add_ps(a, b); }
@@ -170,7 +177,7 @@ static inline float reduce_max(vf a) { return _mm512_reduce_max_ps(a); }
 static inline std::int32_t reduce_add(vi a) { return _mm512_reduce_add_epi32(a); }
 static inline std::int32_t reduce_max(vi a) { return _mm512_reduce_max_epi32(a); }
 
-// ---- AVX2 -------------------------------------------------------------------------------------------------------------------------
+// ---- AVX2 ----
 #elif defined(QK_TIER_avx2)
 
 using vf = __m256;
@@ -195,12 +202,15 @@ static inline vi set1(std::int32_t x) { return _mm256_set1_epi32(x); }
 static inline vf load(const float* p) { return _mm256_loadu_ps(p); }
 static inline vf load(const float* p, int n) { return _mm256_maskload_ps(p, first(n)); }
 static inline vf load(const bf16* p) {
-  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))), 16));
+  return _mm256_castsi256_ps(
+      _mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))), 16));
 }
 static inline vf load(const f16* p) { return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))); }
 static inline vi load(const std::int32_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
 static inline vi load(const std::int32_t* p, int n) { return _mm256_maskload_epi32(p, first(n)); }
-static inline vi load(const std::int8_t* p) { return _mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))); }
+static inline vi load(const std::int8_t* p) {
+  return _mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
+}
 template <class T>
 static inline auto load(const T* p, int n) {
   T buffer[8];
@@ -293,7 +303,7 @@ static inline std::int32_t reduce_max(vi a) {
   return _mm_cvtsi128_si32(_mm_max_epi32(x, _mm_shuffle_epi32(x, 0xb1)));
 }
 
-// ---- scalar -----------------------------------------------------------------------------------------------------------------------
+// ---- scalar ----
 #else
 
 using vf = float;

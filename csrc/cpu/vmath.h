@@ -5,7 +5,8 @@
 
 namespace {
 
-// e^x to 1.5 ulp; 0 below -87.33 (no subnormals), inf above 88.72; NaN stays NaN. Cephes' polynomial after x = n ln 2 + r.
+// e^x to 1.5 ulp; 0 below -87.33 (no subnormals), inf above 88.72; NaN stays NaN. Cephes' polynomial in
+// r = x - n ln 2.
 static inline vf exp(vf x) {
   const vf high = set1(88.72283935546875f), low = set1(-87.33654022216797f);
   const vf clamped = max(low, min(high, x));  // the instructions' NaN rule: NaN as the second argument passes through
@@ -30,7 +31,8 @@ static inline vf exp(vf x) {
   return y;
 }
 
-// 1 / (1 + e^-x), within 3e-7. The exponent is clamped to where 2^n and its reciprocal are normal floats; NaN stays NaN.
+// 1 / (1 + e^-x), within 3e-7. The exponent is clamped to where 2^n and its reciprocal are normal
+// floats; NaN stays NaN.
 static inline vf sigmoid(vf x) {
   const vf y = max(set1(-120.0f), min(set1(120.0f), mul(x, set1(-1.44269504088896341f))));
   const vf n = round(y);
@@ -60,18 +62,30 @@ static inline vf gelu_tanh(vf x) {
 }
 
 #if defined(QK_TIER_avx512vnni)
-// Coefficients of q(x) = x * (1 - Phi(x)), x >= 0, in f = x - 0.37 i about the middle of segment i; minimax; 0 from 5.365 on.
+// Coefficients of q(x) = x * (1 - Phi(x)), x >= 0, in f = x - 0.37 i about the middle of
+// segment i; minimax; 0 from 5.365 on.
 alignas(64) static const float gelu_table[5][16] = {
-    {0.0f, 0.131605744f, 0.169941008f, 0.148184478f, 0.102766216f, 0.0594900362f, 0.0293248277f, 0.0124288788f, 0.00455305586f, 0.00144598528f, 0.000398859382f, 9.5672076e-05f, 1.99710485e-05f, 3.62993956e-06f, 5.74703677e-07f, 0.0f},
-    {0.500000417f, 0.217855245f, 0.0051502795f, -0.105654709f, -0.12804836f, -0.101166442f, -0.0621418394f, -0.0313071534f, -0.0132408608f, -0.00475861598f, -0.00146362511f, -0.000387014792f, -8.82460736e-05f, -1.73885637e-05f, -2.96559051e-06f, 0.0f},
-    {-0.39896214f, -0.347041845f, -0.220323384f, -0.0827314928f, 0.0126983244f, 0.0512552522f, 0.0496976413f, 0.0328173228f, 0.0168808047f, 0.00708719995f, 0.00248270389f, 0.000734662812f, 0.000185043988f, 3.98741795e-05f, 7.37714845e-06f, 0.0f},
-    {0.000284227921f, 0.0879433751f, 0.128203914f, 0.109820269f, 0.0596494079f, 0.0132067678f, -0.0113394363f, -0.0161566436f, -0.0117197158f, -0.00617045118f, -0.00256894017f, -0.000876148813f, -0.00024934535f, -5.98700426e-05f, -1.22158954e-05f, 0.0f},
-    {0.0651312545f, 0.047157757f, 0.00603136327f, -0.0274902359f, -0.0360317193f, -0.0246983673f, -0.00888120104f, 0.00107738737f, 0.00399096636f, 0.00319868047f, 0.00170043705f, 0.00069115049f, 0.000225981887f, 6.09314739e-05f, 1.37432717e-05f, 0.0f}};
+    {0.0f, 0.131605744f, 0.169941008f, 0.148184478f, 0.102766216f, 0.0594900362f, 0.0293248277f, 0.0124288788f,
+     0.00455305586f, 0.00144598528f, 0.000398859382f, 9.5672076e-05f, 1.99710485e-05f, 3.62993956e-06f, 5.74703677e-07f,
+     0.0f},
+    {0.500000417f, 0.217855245f, 0.0051502795f, -0.105654709f, -0.12804836f, -0.101166442f, -0.0621418394f,
+     -0.0313071534f, -0.0132408608f, -0.00475861598f, -0.00146362511f, -0.000387014792f, -8.82460736e-05f,
+     -1.73885637e-05f, -2.96559051e-06f, 0.0f},
+    {-0.39896214f, -0.347041845f, -0.220323384f, -0.0827314928f, 0.0126983244f, 0.0512552522f, 0.0496976413f,
+     0.0328173228f, 0.0168808047f, 0.00708719995f, 0.00248270389f, 0.000734662812f, 0.000185043988f, 3.98741795e-05f,
+     7.37714845e-06f, 0.0f},
+    {0.000284227921f, 0.0879433751f, 0.128203914f, 0.109820269f, 0.0596494079f, 0.0132067678f, -0.0113394363f,
+     -0.0161566436f, -0.0117197158f, -0.00617045118f, -0.00256894017f, -0.000876148813f, -0.00024934535f,
+     -5.98700426e-05f, -1.22158954e-05f, 0.0f},
+    {0.0651312545f, 0.047157757f, 0.00603136327f, -0.0274902359f, -0.0360317193f, -0.0246983673f, -0.00888120104f,
+     0.00107738737f, 0.00399096636f, 0.00319868047f, 0.00170043705f, 0.00069115049f, 0.000225981887f, 6.09314739e-05f,
+     1.37432717e-05f, 0.0f}};
 
 // Exact GELU, x * Phi(x) = max(x, 0) - q(|x|), within 4e-7.
 static inline vf gelu(vf x) {
   const vf a = min(abs(x), set1(5.7f));
-  const vf shifted = fma(a, set1(1.0f / 0.37f), set1(12582912.0f));  // 1.5 * 2^23: the segment is now in the lowest bits
+  const vf shifted =
+      fma(a, set1(1.0f / 0.37f), set1(12582912.0f));  // 1.5 * 2^23: the segment is now in the lowest bits
   const vf f = fnma(sub(shifted, set1(12582912.0f)), set1(0.37f), a);
   const vi segment = as_int(shifted);  // the permutation reads four bits
   vf q = _mm512_permutexvar_ps(segment, _mm512_load_ps(gelu_table[4]));
@@ -82,9 +96,12 @@ static inline vf gelu(vf x) {
   return sub(max(zero(), x), q);  // max keeps a NaN
 }
 #else
-// Exact GELU, x * Phi(x) = x * (1/2 + x R(x^2)), within 7e-7: R is a minimax polynomial in t = x^2 / 13.52 - 1 for |x| <= 5.2.
+// Exact GELU, x * Phi(x) = x * (1/2 + x R(x^2)), within 7e-7: R is a minimax polynomial in
+// t = x^2 / 13.52 - 1 for |x| <= 5.2.
 static inline vf gelu(vf x) {
-  static const float r[15] = {0.135949984f, -0.0677437782f, 0.0500260033f, -0.0399263576f, 0.0319645591f, -0.0247544069f, 0.0181169398f, -0.0123891439f, 0.00806930941f, -0.00499978615f, 0.00255945767f, -0.00103881594f, 0.00068750541f, -0.00054188486f, 0.000174243905f};
+  static const float r[15] = {0.135949984f,   -0.0677437782f,  0.0500260033f,  -0.0399263576f,  0.0319645591f,
+                              -0.0247544069f, 0.0181169398f,   -0.0123891439f, 0.00806930941f,  -0.00499978615f,
+                              0.00255945767f, -0.00103881594f, 0.00068750541f, -0.00054188486f, 0.000174243905f};
   const vf t = fma(mul(x, x), set1(2.0f / 27.04f), set1(-1.0f));
   vf p = set1(r[14]);
   for (int i = 13; i >= 0; --i) p = fma(p, t, set1(r[i]));

@@ -42,7 +42,9 @@ def activate(y: torch.Tensor, activation: str | None) -> torch.Tensor:
     return y * torch.sigmoid(1.702 * y) if activation == "quick_gelu" else y
 
 
-def finish(linear: torch.Tensor, size: torch.Tensor, ulps: float, activation: str | None, residual: torch.Tensor | None) -> Exact:
+def finish(
+    linear: torch.Tensor, size: torch.Tensor, ulps: float, activation: str | None, residual: torch.Tensor | None
+) -> Exact:
     """Epilogue in float64. `size` is what the bound is relative to, before the residual."""
     y = activate(linear, activation)
     if residual is not None:

@@ -23,12 +23,16 @@ def checkout(tmp_path: Path) -> Path:
     (tmp_path / "csrc/cpu").mkdir(parents=True)
     (tmp_path / "qkernels").mkdir()
     (tmp_path / "qkernels/__init__.py").touch()
-    (tmp_path / "pyproject.toml").write_text('[project]\nname = "small"\nversion = "0"\n[tool.setuptools]\npackages = ["qkernels"]\n')
+    (tmp_path / "pyproject.toml").write_text(
+        '[project]\nname = "small"\nversion = "0"\n[tool.setuptools]\npackages = ["qkernels"]\n'
+    )
     shutil.copy(ROOT / "setup.py", tmp_path)
     shutil.copy(ROOT / "csrc/bindings.cc", tmp_path / "csrc")
     for name in ("ops.h", "dispatch.cc", "parallel.h", "simd.h"):
         shutil.copy(ROOT / "csrc/cpu" / name, tmp_path / "csrc/cpu")
-    (tmp_path / "csrc/cpu/ops.def").write_text("QK_OP(double_all, const float* x, std::int64_t n, float* out, int threads)\n")
+    (tmp_path / "csrc/cpu/ops.def").write_text(
+        "QK_OP(double_all, const float* x, std::int64_t n, float* out, int threads)\n"
+    )
     (tmp_path / "csrc/cpu/double_all.cc").write_text(
         '#include "parallel.h"\n#include "simd.h"\n'
         'extern "C" void QK_IMPL(double_all)(const float* x, std::int64_t n, float* out, int threads) {\n'

@@ -1,4 +1,4 @@
-"""What the compiler made of the inner loops: no accumulator on the stack, and no wide instruction outside of its tier."""
+"""What the compiler made of the loops: no accumulator on the stack, no wide instruction outside of its tier."""
 
 from __future__ import annotations
 

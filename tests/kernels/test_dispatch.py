@@ -66,7 +66,9 @@ def test_packing_follows_the_backend(built: None) -> None:
 
 def test_a_canonical_weight_runs_on_the_reference_and_says_so_once(built: None) -> None:
     x, scale, weight = small()
-    with pytest.warns(FallbackWarning, match="int8_linear: the cpu backend wants a weight in layout 'vnni64'.*reference backend runs"):
+    with pytest.warns(
+        FallbackWarning, match="int8_linear: the cpu backend wants a weight in layout 'vnni64'.*reference backend runs"
+    ):
         y = qkernels.int8_linear(x, scale, weight)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -118,7 +120,8 @@ def test_peak_is_measured_on_every_tier(built: None, monkeypatch: pytest.MonkeyP
         monkeypatch.setenv("QKERNELS_CPU_TIER", tier)
         qkernels.backend_for("cpu")
         peaks[tier] = cpu.peak_gops(1)
-    # A register loop cannot be slower than 0.1 or faster than 10,000 GOPS on one core of any processor; a wrong count would be.
+    # A register loop cannot be slower than 0.1 or faster than 10,000 GOPS on one core of any processor; a wrong count
+    # would be.
     assert all(0.1 < peak < 10_000 for peak in peaks.values()), peaks
 
 

@@ -9,11 +9,21 @@ from hypothesis import strategies as st
 
 import qkernels
 from qkernels import Int4Weight
-from tests.kernels.linear_cases import TIERS, Exact, check_codes, check_float, check_groups, finish, force, guarded, untouched
+from tests.kernels.linear_cases import (
+    TIERS,
+    Exact,
+    check_codes,
+    check_float,
+    check_groups,
+    finish,
+    force,
+    guarded,
+    untouched,
+)
 
 
 def group_terms(x: torch.Tensor, weight: Int4Weight) -> tuple[torch.Tensor, int]:
-    """Sum over groups of |scale * (code - 8) . x| + |scale * (zero - 8) * sum(x)| in float64, and the number of groups."""
+    """Sum over groups of |scale * (code - 8) . x| + |scale * (zero - 8) * sum(x)|, and the number of groups."""
     n, k = weight.shape
     code = weight.unpacked_codes().double() - 8
     total = torch.zeros(x.shape[0], n, dtype=torch.float64)
@@ -73,7 +83,11 @@ def test_w4a8_within_the_contract(tier: str, data: st.DataObject, monkeypatch: p
     activation = data.draw(st.sampled_from([None, "gelu", "quick_gelu", "gelu_tanh"]))
     output = data.draw(st.sampled_from(["float", "static", "groups"]))
 
-    spread = x_scale if scale_kind == "scalar" else x_scale.reshape(m, -1).repeat_interleave(128 if scale_kind == "group" else k, 1)
+    spread = (
+        x_scale
+        if scale_kind == "scalar"
+        else x_scale.reshape(m, -1).repeat_interleave(128 if scale_kind == "group" else k, 1)
+    )
     real = x.double() * (spread if scale_kind == "scalar" else spread[:, :k]).double()
     linear = real @ weight.dequantize().double().t()
     size, count = group_terms(real, weight)
@@ -110,7 +124,9 @@ def test_w4a16_within_the_contract(tier: str, data: st.DataObject, monkeypatch: 
     m, n, k = data.draw(st.integers(1, 30)), data.draw(st.integers(1, 200)), data.draw(st.integers(1, 600))
     generator = torch.Generator().manual_seed(data.draw(st.integers(0, 10**6)))
     weight = Int4Weight.quantize(
-        torch.randn(n, k, generator=generator), data.draw(st.sampled_from([32, 64, 128, k])), symmetric=data.draw(st.booleans())
+        torch.randn(n, k, generator=generator),
+        data.draw(st.sampled_from([32, 64, 128, k])),
+        symmetric=data.draw(st.booleans()),
     )
     dtype = data.draw(st.sampled_from([torch.float32, torch.bfloat16, torch.float16]))
     x = torch.randn(m, k, generator=generator).to(dtype)
