@@ -39,8 +39,9 @@ class Outputs:
     def take(self, rows: np.ndarray) -> Outputs:
         """The images at these positions."""
         parts: dict[str, Any] = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        return Outputs(**{name: {k: v[rows] for k, v in part.items()} if isinstance(part, dict) else part[rows]
-                          for name, part in parts.items()})  # fmt: skip
+        for name, part in parts.items():
+            parts[name] = {k: v[rows] for k, v in part.items()} if isinstance(part, dict) else part[rows]
+        return Outputs(**parts)
 
 
 def read_out(vectors: np.ndarray, classifier: np.ndarray, scale: float, labels: np.ndarray | None = None,
