@@ -238,7 +238,8 @@ def _onnxruntime(original: nn.Module, explicit: nn.Module, tower: str, x: Tensor
 
     full, small = folder / "full.onnx", folder / "int8.onnx"
     with torch.inference_mode(False), torch.no_grad():
-        torch.onnx.export(_Tower(copy.deepcopy(explicit), tower).eval(), (x.clone(),), str(full), input_names=["x"], verbose=False)
+        module = _Tower(copy.deepcopy(explicit), tower).eval()
+        torch.onnx.export(module, (x.clone(),), str(full), input_names=["x"], verbose=False)
     quantize_dynamic(full, small, weight_type=QuantType.QInt8, per_channel=True)
     options = ort.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
