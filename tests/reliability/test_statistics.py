@@ -83,6 +83,12 @@ def test_bca_agrees_with_scipy_on_a_skewed_statistic() -> None:
     assert abs(plain.high - theirs.high) > 3 * abs(ours.high - theirs.high)  # the correction is what makes them agree
 
 
+def test_the_percentile_interval_cuts_two_and_a_half_percent_off_each_end() -> None:
+    drawn = np.concatenate([[7.0], np.random.default_rng(0).permutation(np.arange(1001.0)), np.full(20, 1e9)])
+    estimate = percentile(drawn, 1001)
+    assert (estimate.value, estimate.low, estimate.high) == pytest.approx((7, 25, 975))
+
+
 def test_equal_models_differ_by_exactly_nothing() -> None:
     drawn = np.zeros(1 + 100 + 20)
     for interval in (percentile, bca):
