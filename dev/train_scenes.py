@@ -6,8 +6,8 @@
 `clean` sees few images often and so grows overconfident; `noisy` sees many, a share of them with the caption of another
 image and with words missing, and so stays underconfident. Both are open_clip's own model and loss. The learning rate
 falls to zero with the steps. Kill it and start it again with the same command: it goes on from its last save, with the
-same batches. A run takes about 11 minutes on one core: two side by side with `--threads 1` suit a machine of two. The dev
-split decides nothing but what is printed and noted in facts.json.
+same batches. A run takes about 11 minutes on one core: two side by side with `--threads 1` suit a machine of two.
+The dev split decides nothing but what is printed and noted in facts.json.
 """
 
 from __future__ import annotations
