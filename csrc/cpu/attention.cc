@@ -1,5 +1,6 @@
-// softmax(scale q k^T + mask) v for short sequences. One task is one head of one image: its keys (transposed) and values are packed once as
-// float32 panels that stay in the second cache; queries go through in blocks of a few rows whose scores stay in the first.
+// softmax(scale q k^T + mask) v for short sequences. One task is one head of one image: its keys (transposed) and
+// values are packed once as float32 panels that stay in the second cache; queries go through in blocks of a few rows
+// whose scores stay in the first.
 #include <type_traits>
 
 #include "parallel.h"
@@ -18,23 +19,33 @@ constexpr int R = 2, NV = 4;
 #endif
 constexpr std::int64_t panel = NV * W;
 
-static inline std::int64_t up(std::int64_t value, std::int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
+static inline std::int64_t up(std::int64_t value, std::int64_t multiple) {
+  return (value + multiple - 1) / multiple * multiple;
+}
 
 // c[r][0, V * W) = sum over k of a[r][k] * b[k][0, V * W); b is packed with rows of V * W.
 template <int rows, int V>
 static void tile(const float* a, std::int64_t lda, const float* b, std::int64_t depth, float* c, std::int64_t ldc) {
+  // Unrolled by decree and early, so that the sums live in registers from start to end.
   vf sums[rows][V];
+#pragma GCC unroll 6
   for (int r = 0; r < rows; ++r)
+#pragma GCC unroll 4
     for (int v = 0; v < V; ++v) sums[r][v] = zero();
   for (std::int64_t k = 0; k < depth; ++k) {
     vf row[V];
+#pragma GCC unroll 4
     for (int v = 0; v < V; ++v) row[v] = load(b + k * V * W + v * W);
+#pragma GCC unroll 6
     for (int r = 0; r < rows; ++r) {
       const vf x = set1(a[r * lda + k]);
+#pragma GCC unroll 4
       for (int v = 0; v < V; ++v) sums[r][v] = fma(x, row[v], sums[r][v]);
     }
   }
+#pragma GCC unroll 6
   for (int r = 0; r < rows; ++r)
+#pragma GCC unroll 4
     for (int v = 0; v < V; ++v) store(c + r * ldc + v * W, sums[r][v]);
 }
 
@@ -58,8 +69,8 @@ static inline Tile tile_of(int rows, int vectors) {
 }
 
 // c = a b for the panels of b that hold its first `wanted` columns; b has `width` columns, a multiple of W.
-static inline void product(int rows, const float* a, std::int64_t lda, const float* b, std::int64_t b_depth, std::int64_t width,
-                           std::int64_t depth, std::int64_t wanted, float* c, std::int64_t ldc) {
+static inline void product(int rows, const float* a, std::int64_t lda, const float* b, std::int64_t b_depth,
+                           std::int64_t width, std::int64_t depth, std::int64_t wanted, float* c, std::int64_t ldc) {
   for (std::int64_t column = 0; column < wanted; column += panel) {
     const std::int64_t rest = width - column;
     tile_of(rows, rest < panel ? static_cast<int>(rest / W) : NV)(a, lda, b + column * b_depth, depth, c + column, ldc);
@@ -74,7 +85,8 @@ static inline void transpose(vf* x) {
     t[i + 1] = _mm512_unpackhi_ps(x[i], x[i + 1]);
   }
   for (int i = 0; i < 16; i += 4) {
-    const __m512d a = _mm512_castps_pd(t[i]), b = _mm512_castps_pd(t[i + 1]), c = _mm512_castps_pd(t[i + 2]), d = _mm512_castps_pd(t[i + 3]);
+    const __m512d a = _mm512_castps_pd(t[i]), b = _mm512_castps_pd(t[i + 1]), c = _mm512_castps_pd(t[i + 2]),
+                  d = _mm512_castps_pd(t[i + 3]);
     x[i] = _mm512_castpd_ps(_mm512_unpacklo_pd(a, c));
     x[i + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(a, c));
     x[i + 2] = _mm512_castpd_ps(_mm512_unpacklo_pd(b, d));
@@ -164,8 +176,10 @@ struct Target {
   bool per_channel;
 };
 
-// Scores of one row -> probabilities without their common factor, which is returned. Scores from `count` on become 0 up to `depth`.
-static inline float softmax_row(float* s, std::int64_t count, std::int64_t depth, const float* added, const std::uint8_t* allowed) {
+// Scores of one row -> probabilities without their common factor, which is returned. Scores from `count` on become 0 up
+// to `depth`.
+static inline float softmax_row(float* s, std::int64_t count, std::int64_t depth, const float* added,
+                                const std::uint8_t* allowed) {
   const vf nothing = set1(-__builtin_inff());
   const std::int64_t padded = up(count, W);
   for (std::int64_t j = count; j < padded; ++j) s[j] = -__builtin_inff();
@@ -200,8 +214,10 @@ static inline vf static_codes(vf y, vf inverse) {
   return min(max(round(v), set1(-127.0f)), set1(127.0f));
 }
 
-// One row of a head: `y` times `factor` to `at`, an offset in elements. `channels` is the head's place in per-channel scales.
-static inline void write_row(const Target& target, const float* y, float factor, std::int64_t d, std::int64_t at, std::int64_t channels) {
+// One row of a head: `y` times `factor` to `at`, an offset in elements. `channels` is the head's place in per-channel
+// scales.
+static inline void write_row(const Target& target, const float* y, float factor, std::int64_t d, std::int64_t at,
+                             std::int64_t channels) {
   const vf f = set1(factor), one = set1(1.0f);
   for (std::int64_t i = 0; i < d; i += W) {
     const int n = d - i < W ? static_cast<int>(d - i) : W;
@@ -224,12 +240,15 @@ static inline void write_row(const Target& target, const float* y, float factor,
 }
 
 template <class T>
-static void head(const T* q, const Strides& qs, const T* k, const Strides& ks, const T* v, const Strides& vs, const Shape& shape,
-                 const Mask& mask, bool causal, float scale, std::int64_t b, std::int64_t h, const Target& target, std::int64_t out_image) {
-  const std::int64_t d = shape.d, keys = shape.keys, key_width = up(keys, W), d_width = up(d, W), lds = key_width > 0 ? key_width : W;
-  const std::int64_t sizes[] = {up(d * key_width, 16), up(keys * d_width, 16), up(R * d, 16), up(R * lds, 16), up(R * d_width, 16)};
-  auto* packed_keys = static_cast<float*>(
-      qk_workspace(QK_SLOT_A, static_cast<std::size_t>(sizes[0] + sizes[1] + sizes[2] + sizes[3] + sizes[4]) * sizeof(float)));
+static void head(const T* q, const Strides& qs, const T* k, const Strides& ks, const T* v, const Strides& vs,
+                 const Shape& shape, const Mask& mask, bool causal, float scale, std::int64_t b, std::int64_t h,
+                 const Target& target, std::int64_t out_image) {
+  const std::int64_t d = shape.d, keys = shape.keys, key_width = up(keys, W), d_width = up(d, W),
+                     lds = key_width > 0 ? key_width : W;
+  const std::int64_t sizes[] = {up(d * key_width, 16), up(keys * d_width, 16), up(R * d, 16), up(R * lds, 16),
+                                up(R * d_width, 16)};
+  auto* packed_keys = static_cast<float*>(qk_workspace(
+      QK_SLOT_A, static_cast<std::size_t>(sizes[0] + sizes[1] + sizes[2] + sizes[3] + sizes[4]) * sizeof(float)));
   float* packed_values = packed_keys + sizes[0];
   float* block = packed_values + sizes[1];
   float* scores = block + sizes[2];
@@ -244,7 +263,8 @@ static void head(const T* q, const Strides& qs, const T* k, const Strides& ks, c
       const T* from = queries + (row + r) * qs.token;
       std::int64_t i = 0;
       for (; i + W <= d; i += W) store(block + r * d + i, mul(load(from + i), factor));
-      if (i < d) store(block + r * d + i, mul(load(from + i, static_cast<int>(d - i)), factor), static_cast<int>(d - i));
+      if (i < d)
+        store(block + r * d + i, mul(load(from + i, static_cast<int>(d - i)), factor), static_cast<int>(d - i));
     }
     const std::int64_t depth = causal && row + rows < keys ? row + rows : keys;  // no row of the block sees more keys
     product(rows, block, d, packed_keys, d, key_width, d, depth, scores, lds);
@@ -253,7 +273,8 @@ static void head(const T* q, const Strides& qs, const T* k, const Strides& ks, c
       const std::int64_t count = causal && row + r + 1 < keys ? row + r + 1 : keys;
       const std::int64_t at = b * mask.batch + h * mask.head + (row + r) * mask.row;
       const float* added = mask.data == nullptr || mask.is_bool ? nullptr : static_cast<const float*>(mask.data) + at;
-      const std::uint8_t* allowed = mask.data != nullptr && mask.is_bool ? static_cast<const std::uint8_t*>(mask.data) + at : nullptr;
+      const std::uint8_t* allowed =
+          mask.data != nullptr && mask.is_bool ? static_cast<const std::uint8_t*>(mask.data) + at : nullptr;
       factors[r] = softmax_row(scores + r * lds, count, depth, added, allowed);
     }
     product(rows, scores, lds, packed_values, keys, d_width, depth, d_width, y, d_width);
@@ -265,8 +286,9 @@ static void head(const T* q, const Strides& qs, const T* k, const Strides& ks, c
 }
 
 template <class T>
-static void images(const T* q, const Strides& qs, const T* k, const Strides& ks, const T* v, const Strides& vs, const Shape& shape,
-                   const Mask& mask, bool causal, float scale, const Target& target, std::int8_t* codes, float* scales, int threads) {
+static void images(const T* q, const Strides& qs, const T* k, const Strides& ks, const T* v, const Strides& vs,
+                   const Shape& shape, const Mask& mask, bool causal, float scale, const Target& target,
+                   std::int8_t* codes, float* scales, int threads) {
   if (codes == nullptr) {
     parallel_tasks(threads, shape.batch * shape.heads, [&](std::int64_t task) {
       const std::int64_t b = task / shape.heads;
@@ -278,7 +300,8 @@ static void images(const T* q, const Strides& qs, const T* k, const Strides& ks,
   const std::int64_t width = shape.heads * shape.d, tokens = shape.queries;
   std::int64_t step = (std::int64_t{1} << 20) / (tokens * width + 1);
   step = step < 1 ? 1 : step > shape.batch ? shape.batch : step;
-  auto* rows = static_cast<float*>(qk_workspace(QK_SLOT_SHARED, static_cast<std::size_t>(step * tokens * width + 1) * sizeof(float)));
+  auto* rows = static_cast<float*>(
+      qk_workspace(QK_SLOT_SHARED, static_cast<std::size_t>(step * tokens * width + 1) * sizeof(float)));
   const Target floats{rows, QK_F32, nullptr, false};
   const Rule rule = make_rule(nullptr, nullptr);
   for (std::int64_t start = 0; start < shape.batch; start += step) {
@@ -301,13 +324,14 @@ static void images(const T* q, const Strides& qs, const T* k, const Strides& ks,
 
 extern "C" {
 
-// Strides are in elements: (batch, token, head); a head's d values are contiguous. Results go to `out` of `out_type` (int8 with
-// `out_scale`), or, when `codes` is given, to codes and scales by the dynamic rule.
-void QK_IMPL(attention)(const void* q, std::int64_t q_batch, std::int64_t q_token, std::int64_t q_head, const void* k, std::int64_t k_batch,
-                        std::int64_t k_token, std::int64_t k_head, const void* v, std::int64_t v_batch, std::int64_t v_token,
-                        std::int64_t v_head, int type, std::int64_t batch, std::int64_t queries, std::int64_t keys, std::int64_t heads,
-                        std::int64_t d, const void* mask, int mask_is_bool, std::int64_t mask_batch, std::int64_t mask_head,
-                        std::int64_t mask_row, int causal, float scale, void* out, int out_type, const float* out_scale,
+// Strides are in elements: (batch, token, head); a head's d values are contiguous. Results go to `out` of `out_type`
+// (int8 with `out_scale`), or, when `codes` is given, to codes and scales by the dynamic rule.
+void QK_IMPL(attention)(const void* q, std::int64_t q_batch, std::int64_t q_token, std::int64_t q_head, const void* k,
+                        std::int64_t k_batch, std::int64_t k_token, std::int64_t k_head, const void* v,
+                        std::int64_t v_batch, std::int64_t v_token, std::int64_t v_head, int type, std::int64_t batch,
+                        std::int64_t queries, std::int64_t keys, std::int64_t heads, std::int64_t d, const void* mask,
+                        int mask_is_bool, std::int64_t mask_batch, std::int64_t mask_head, std::int64_t mask_row,
+                        int causal, float scale, void* out, int out_type, const float* out_scale,
                         int out_scale_per_channel, std::int8_t* codes, float* scales, int threads) {
   const Shape shape{batch, queries, keys, heads, d};
   const Strides qs{q_batch, q_token, q_head}, ks{k_batch, k_token, k_head}, vs{v_batch, v_token, v_head};
@@ -315,8 +339,8 @@ void QK_IMPL(attention)(const void* q, std::int64_t q_batch, std::int64_t q_toke
   const Target target{out, out_type, out_scale, out_scale_per_channel != 0};
   const auto run = [&](const auto* typed) {
     using T = std::remove_cv_t<std::remove_reference_t<decltype(*typed)>>;
-    images(typed, qs, static_cast<const T*>(k), ks, static_cast<const T*>(v), vs, shape, masking, causal != 0, scale, target, codes, scales,
-           threads);
+    images(typed, qs, static_cast<const T*>(k), ks, static_cast<const T*>(v), vs, shape, masking, causal != 0, scale,
+           target, codes, scales, threads);
   };
   if (type == QK_F32) run(static_cast<const float*>(q));
   if (type == QK_BF16) run(static_cast<const bf16*>(q));

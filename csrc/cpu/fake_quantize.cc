@@ -1,16 +1,16 @@
-// Quantize-dequantize for training, and its gradients. The tensor is cut into pieces that share one scale and have a length that depends on
-// the shape alone; every piece leaves one partial sum of the scale's gradient, and partial sums are added in their order: the result does not
-// depend on the number of threads.
+// Quantize-dequantize for training, and its gradients. The tensor is cut into pieces that share one scale and have a
+// length that depends on the shape alone; every piece leaves one partial sum of the scale's gradient, and partial sums
+// are added in their order: the result does not depend on the number of threads.
 #include "parallel.h"
 #include "simd.h"
 
 namespace {
 
-constexpr std::int64_t piece = 4096;  // values at most that one partial sum covers
+constexpr std::int64_t piece = 4096;    // values at most that one partial sum covers
 constexpr std::int64_t row_block = 64;  // the same where every column has its own scale
 
-// Where values share scales. `runs` runs of `length` values each, the last of every `period` runs being `last` long; run i uses scale
-// i % scales. A row of x is `period` runs.
+// Where values share scales. `runs` runs of `length` values each, the last of every `period` runs being `last` long;
+// run i uses scale i % scales. A row of x is `period` runs.
 struct Layout {
   std::int64_t runs, length, period, last, scales;
   inline std::int64_t begin(std::int64_t run) const {
@@ -64,7 +64,8 @@ static void forward_piece(const T* x, std::int64_t count, float scale, float z, 
 }
 
 template <class T>
-static double backward_piece(const T* grad, const T* x, std::int64_t count, float scale, float z, float low, float high, T* dx) {
+static double backward_piece(const T* grad, const T* x, std::int64_t count, float scale, float z, float low, float high,
+                             T* dx) {
   const vf inverse = set1(1.0f / scale), lowv = set1(low - z), highv = set1(high - z);
   vf sums[4] = {zero(), zero(), zero(), zero()};
   int turn = 0;
@@ -86,13 +87,15 @@ static void forward_runs(const T* x, const Layout& layout, const Grid& grid, T* 
       const std::int64_t run = item / pieces, skip = item % pieces * piece, size = layout.size(run) - skip;
       if (size <= 0) continue;
       const std::int64_t at = layout.begin(run) + skip, c = run % layout.scales;
-      forward_piece(x + at, size < piece ? size : piece, grid.scale[c], grid.zero ? grid.zero[c] : 0.0f, grid.low, grid.high, out + at);
+      forward_piece(x + at, size < piece ? size : piece, grid.scale[c], grid.zero ? grid.zero[c] : 0.0f, grid.low,
+                    grid.high, out + at);
     }
   });
 }
 
 template <class T>
-static void backward_runs(const T* grad, const T* x, const Layout& layout, const Grid& grid, T* dx, double* partial, int threads) {
+static void backward_runs(const T* grad, const T* x, const Layout& layout, const Grid& grid, T* dx, double* partial,
+                          int threads) {
   const std::int64_t pieces = layout.pieces(), length = layout.length < piece ? layout.length : piece;
   parallel_for(threads, layout.runs * pieces, 16384 / (length + 1) + 1, [&](std::int64_t first, std::int64_t last) {
     for (std::int64_t item = first; item < last; ++item) {
@@ -100,15 +103,16 @@ static void backward_runs(const T* grad, const T* x, const Layout& layout, const
       partial[item] = 0.0;
       if (size <= 0) continue;
       const std::int64_t at = layout.begin(run) + skip, c = run % layout.scales;
-      partial[item] = backward_piece(grad + at, x + at, size < piece ? size : piece, grid.scale[c], grid.zero ? grid.zero[c] : 0.0f,
-                                     grid.low, grid.high, dx + at);
+      partial[item] = backward_piece(grad + at, x + at, size < piece ? size : piece, grid.scale[c],
+                                     grid.zero ? grid.zero[c] : 0.0f, grid.low, grid.high, dx + at);
     }
   });
 }
 
 // Every column has its own scale: rows x columns values, neighbours differ in scale.
 template <class T>
-static void forward_columns(const T* x, std::int64_t rows, std::int64_t columns, const Grid& grid, T* out, int threads) {
+static void forward_columns(const T* x, std::int64_t rows, std::int64_t columns, const Grid& grid, T* out,
+                            int threads) {
   parallel_for(threads, rows, 16384 / (columns + 1) + 1, [&](std::int64_t first, std::int64_t last) {
     const vf one = set1(1.0f), low = set1(grid.low), high = set1(grid.high);
     for (std::int64_t row = first; row < last; ++row)
@@ -121,8 +125,8 @@ static void forward_columns(const T* x, std::int64_t rows, std::int64_t columns,
 }
 
 template <class T>
-static void backward_columns(const T* grad, const T* x, std::int64_t rows, std::int64_t columns, const Grid& grid, T* dx, double* partial,
-                             int threads) {
+static void backward_columns(const T* grad, const T* x, std::int64_t rows, std::int64_t columns, const Grid& grid,
+                             T* dx, double* partial, int threads) {
   const std::int64_t blocks = (rows + row_block - 1) / row_block;
   parallel_for(threads, blocks, 16384 / (row_block * columns + 1) + 1, [&](std::int64_t first, std::int64_t last) {
     const vf one = set1(1.0f), low = set1(grid.low), high = set1(grid.high);
@@ -135,7 +139,8 @@ static void backward_columns(const T* grad, const T* x, std::int64_t rows, std::
         for (std::int64_t row = block * row_block; row < end; ++row) {
           vf slope;
           const vf g = get(grad + row * columns + i, n);
-          put(dx + row * columns + i, backward(g, get(x + row * columns + i, n), inverse, sub(low, z), sub(high, z), &slope), n);
+          put(dx + row * columns + i,
+              backward(g, get(x + row * columns + i, n), inverse, sub(low, z), sub(high, z), &slope), n);
           sum = fma(g, slope, sum);
         }
         float lanes[W];
@@ -152,8 +157,9 @@ static inline bool by_columns(const Layout& layout) { return layout.length == 1 
 
 extern "C" {
 
-void QK_IMPL(fake_quantize)(const void* x, int type, std::int64_t runs, std::int64_t length, std::int64_t period, std::int64_t last,
-                            std::int64_t scales, const float* scale, const float* zero_point, float low, float high, void* out, int threads) {
+void QK_IMPL(fake_quantize)(const void* x, int type, std::int64_t runs, std::int64_t length, std::int64_t period,
+                            std::int64_t last, std::int64_t scales, const float* scale, const float* zero_point,
+                            float low, float high, void* out, int threads) {
   const Layout layout{runs, length, period, last, scales};
   const Grid grid{scale, zero_point, low, high};
   const auto run = [&](const auto* typed, auto* target) {
@@ -168,9 +174,10 @@ void QK_IMPL(fake_quantize)(const void* x, int type, std::int64_t runs, std::int
 }
 
 // `dscale` may be null: the estimator has no gradient of the scale.
-void QK_IMPL(fake_quantize_backward)(const void* grad, const void* x, int type, std::int64_t runs, std::int64_t length, std::int64_t period,
-                                     std::int64_t last, std::int64_t scales, const float* scale, const float* zero_point, float low,
-                                     float high, float grad_scale, void* dx, float* dscale, int threads) {
+void QK_IMPL(fake_quantize_backward)(const void* grad, const void* x, int type, std::int64_t runs, std::int64_t length,
+                                     std::int64_t period, std::int64_t last, std::int64_t scales, const float* scale,
+                                     const float* zero_point, float low, float high, float grad_scale, void* dx,
+                                     float* dscale, int threads) {
   const Layout layout{runs, length, period, last, scales};
   const Grid grid{scale, zero_point, low, high};
   // Partial sums: `terms` of them for each scale, `stride` apart, in groups of `together` neighbours.

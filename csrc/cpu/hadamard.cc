@@ -1,5 +1,5 @@
-// Rows times an orthonormal Hadamard matrix `H_m (x) S_p`, p a power of two: butterflies on m stretches of p values, then the small matrix
-// across the stretches, then one multiplication. A row stays in the first cache.
+// Rows times an orthonormal Hadamard matrix `H_m (x) S_p`, p a power of two: butterflies on m stretches of p values,
+// then the small matrix across the stretches, then one multiplication. A row stays in the first cache.
 #include "parallel.h"
 #include "simd.h"
 
@@ -82,7 +82,9 @@ static void across(const float* y, std::int64_t m, std::int64_t p, const float* 
   const vf f = set1(factor);
   for (std::int64_t column = 0; column < p; column += W) {
     const int count = p - column < W ? static_cast<int>(p - column) : W;
-    const auto get = [&](std::int64_t j) { return count == W ? load(y + j * p + column) : load(y + j * p + column, count); };
+    const auto get = [&](std::int64_t j) {
+      return count == W ? load(y + j * p + column) : load(y + j * p + column, count);
+    };
     const auto put = [&](std::int64_t i, vf sum) {
       if (count == W)
         store(out + i * p + column, mul(sum, f));
@@ -112,8 +114,8 @@ static void across(const float* y, std::int64_t m, std::int64_t p, const float* 
 }
 
 template <class T>
-static void transform_rows(const T* x, std::int64_t begin, std::int64_t end, std::int64_t m, std::int64_t p, const float* base, float factor,
-                           T* out) {
+static void transform_rows(const T* x, std::int64_t begin, std::int64_t end, std::int64_t m, std::int64_t p,
+                           const float* base, float factor, T* out) {
   const std::int64_t n = m * p;
   float* y = static_cast<float*>(qk_workspace(QK_SLOT_A, static_cast<std::size_t>(n) * sizeof(float)));
   for (std::int64_t row = begin; row < end; ++row) {
@@ -129,11 +131,13 @@ static void transform_rows(const T* x, std::int64_t begin, std::int64_t end, std
 
 extern "C" {
 
-void QK_IMPL(hadamard_transform)(const void* x, int type, std::int64_t rows, std::int64_t m, std::int64_t p, const float* base, float factor,
-                                 void* out, int threads) {
+void QK_IMPL(hadamard_transform)(const void* x, int type, std::int64_t rows, std::int64_t m, std::int64_t p,
+                                 const float* base, float factor, void* out, int threads) {
   const std::int64_t n = m * p;
   parallel_for(threads, rows, n >= 8192 ? 1 : 8192 / n, [&](std::int64_t begin, std::int64_t end) {
-    const auto run = [&](const auto* typed, auto* target) { transform_rows(typed, begin, end, m, p, base, factor, target); };
+    const auto run = [&](const auto* typed, auto* target) {
+      transform_rows(typed, begin, end, m, p, base, factor, target);
+    };
     if (type == QK_F32) run(static_cast<const float*>(x), static_cast<float*>(out));
     if (type == QK_BF16) run(static_cast<const bf16*>(x), static_cast<bf16*>(out));
     if (type == QK_F16) run(static_cast<const f16*>(x), static_cast<f16*>(out));

@@ -1,4 +1,5 @@
-// Rows of floats -> int8 codes and a scale a row (dynamic), or codes by a given scale (static); LayerNorm in front of it; channel maxima.
+// Rows of floats -> int8 codes and a scale a row (dynamic), or codes by a given scale (static); LayerNorm in front of
+// it; channel maxima.
 #include <type_traits>
 
 #include "parallel.h"
@@ -6,89 +7,154 @@
 
 namespace {
 
+// Rows go in pairs, step by step, so that one row's reductions and divisions run beside the other's loop.
+constexpr int pair = 2;
+
 template <class T, bool Smooth>
-static void quantize_rows(const T* x, std::int64_t begin, std::int64_t end, std::int64_t k, const float* smooth, const Rule& rule,
-                          std::int8_t* codes, float* scales) {
-  for (std::int64_t row = begin; row < end; ++row) {
-    const Row<T, Smooth> get{x + row * k, smooth};
-    scales[row] = write_codes(rule, top_of(k, get), k, codes + row * k, get);
+static void quantize_rows(const T* x, std::int64_t begin, std::int64_t end, std::int64_t k, const float* smooth,
+                          const Rule& rule, std::int8_t* codes, float* scales) {
+  for (std::int64_t row = begin; row < end; row += pair) {
+    const int rows = end - row < pair ? 1 : pair;
+    std::int32_t top[pair];
+    for (int r = 0; r < rows; ++r) top[r] = top_of(k, Row<T, Smooth>{x + (row + r) * k, smooth});
+    for (int r = 0; r < rows; ++r)
+      scales[row + r] = write_codes(rule, top[r], k, codes + (row + r) * k, Row<T, Smooth>{x + (row + r) * k, smooth});
   }
 }
 
-// LayerNorm of x into y, times smooth where there is one. Returns the bits of the largest magnitude.
-// The mean is found twice: what rounding left of it after the first time is the mean of the differences.
+// What normalises a row: (x - near) * inverse + shift, `near` being close to the mean.
+struct Moments {
+  float near, inverse, shift;
+};
+
+// Sums of x - near and of its square, for two rows.
 template <class T>
-static inline std::int32_t normalize_row(const T* x, std::int64_t k, const float* weight, const float* bias, float eps, const float* smooth,
-                                         float* y) {
-  const Row<T, false> get{x, nullptr};
-  const float count = static_cast<float>(k);
-  const int rest = static_cast<int>(k % W);
-  const std::int64_t whole = k - rest;
-  vf s[4] = {zero(), zero(), zero(), zero()};
+static inline void sums_about(const T* const* x, std::int64_t k, const float* near, float* sum, float* squares) {
+  const vf near0 = set1(near[0]), near1 = set1(near[1]);
+  vf d0 = zero(), d1 = d0, d2 = d0, d3 = d0, q0 = d0, q1 = d0, q2 = d0, q3 = d0;
   std::int64_t i = 0;
-  for (; i + 4 * W <= whole; i += 4 * W)
-    for (int u = 0; u < 4; ++u) s[u] = add(s[u], get(i + u * W));
-  for (; i < whole; i += W) s[0] = add(s[0], get(i));
-  if (rest) s[1] = add(s[1], get(i, rest));
-  const float mean = reduce_add(add(add(s[0], s[1]), add(s[2], s[3]))) / count;
-
-  const vf m = set1(mean);
-  vf d[4] = {zero(), zero(), zero(), zero()}, q[4] = {zero(), zero(), zero(), zero()};
-  const auto accumulate = [&](int u, vf centred) {
-    d[u] = add(d[u], centred);
-    q[u] = fma(centred, centred, q[u]);
-  };
-  for (i = 0; i + 4 * W <= whole; i += 4 * W)
-    for (int u = 0; u < 4; ++u) accumulate(u, sub(get(i + u * W), m));
-  for (; i < whole; i += W) accumulate(0, sub(get(i), m));
-  float sum = reduce_add(add(add(d[0], d[1]), add(d[2], d[3])));
-  float squares = reduce_add(add(add(q[0], q[1]), add(q[2], q[3])));
-  for (; i < k; ++i) {  // one by one: the padding of a partial vector is not 0 after the subtraction
-    const float centred = to_f32(x[i]) - mean;
-    sum += centred;
-    squares += centred * centred;
+  for (; i + 2 * W <= k; i += 2 * W) {
+    const vf a = sub(load(x[0] + i), near0), b = sub(load(x[1] + i), near1);
+    const vf c = sub(load(x[0] + i + W), near0), d = sub(load(x[1] + i + W), near1);
+    d0 = add(d0, a);
+    d1 = add(d1, b);
+    d2 = add(d2, c);
+    d3 = add(d3, d);
+    q0 = fma(a, a, q0);
+    q1 = fma(b, b, q1);
+    q2 = fma(c, c, q2);
+    q3 = fma(d, d, q3);
   }
-  const float left = sum / count;
-  float variance = (squares - sum * left) / count;
-  if (variance < 0.0f) variance = 0.0f;
-  // An infinite variance would turn every value into the bias: make it a fault.
-  const float inverse = bits_of(variance) >= static_cast<std::uint32_t>(inf_bits) ? __builtin_nanf("") : 1.0f / __builtin_sqrtf(variance + eps);
-
-  const vf offset = set1(left), factor = set1(inverse);
-  vi top = set1(std::int32_t{0});
-  const auto finish = [&](vf value, vf w, vf b, vf f) { return mul(fma(mul(sub(sub(value, m), offset), factor), w, b), f); };
-  const vf one = set1(1.0f);
-  for (i = 0; i < whole; i += W) {
-    const vf value = finish(get(i), weight ? load(weight + i) : one, bias ? load(bias + i) : zero(), smooth ? load(smooth + i) : one);
-    store(y + i, value);
-    top = max(top, magnitude(value));
-  }
-  if (rest) {
-    const vf value = finish(get(i, rest), weight ? load(weight + i, rest) : one, bias ? load(bias + i, rest) : zero(),
-                            smooth ? load(smooth + i, rest) : one);
-    store(y + i, value, rest);
-    for (std::int64_t j = i; j < k; ++j) {
-      const std::int32_t bits = static_cast<std::int32_t>(bits_of(y[j]) & 0x7fffffffu);
-      top = max(top, set1(bits));
+  sum[0] = reduce_add(add(d0, d2));
+  sum[1] = reduce_add(add(d1, d3));
+  squares[0] = reduce_add(add(q0, q2));
+  squares[1] = reduce_add(add(q1, q3));
+  for (; i < k; ++i)  // one by one: the padding of a partial vector is not 0 after the subtraction
+    for (int r = 0; r < 2; ++r) {
+      const float centred = to_f32(x[r][i]) - near[r];
+      sum[r] += centred;
+      squares[r] += centred * centred;
     }
+}
+
+static inline float median(float a, float b, float c) {
+  const float low = a < b ? a : b, high = a < b ? b : a;
+  return c < low ? low : c < high ? c : high;
+}
+
+// One pass about a value of the row's own; where that lies more than four standard deviations off the mean, which costs
+// digits of the variance, another pass about the mean.
+template <class T>
+static inline void moments_of(const T* const* x, std::int64_t k, float share, float eps, Moments* moments) {
+  float near[2], sum[2], squares[2];
+  for (int r = 0; r < 2; ++r) near[r] = median(to_f32(x[r][k / 4]), to_f32(x[r][k / 2]), to_f32(x[r][k - 1]));
+  sums_about(x, k, near, sum, squares);
+  const auto near_enough = [&](int r) {
+    const float left = sum[r] * share;
+    return left * left <= 16.0f * (squares[r] - sum[r] * left) * share;
+  };
+  const bool enough[2] = {near_enough(0), near_enough(1)};
+  if (!enough[0] || !enough[1]) {
+    for (int r = 0; r < 2; ++r)  // a row's numbers must not depend on its partner
+      if (!enough[r]) near[r] += sum[r] * share;
+    sums_about(x, k, near, sum, squares);
   }
-  return reduce_max(top);
+  for (int r = 0; r < 2; ++r) {
+    const float left = sum[r] * share, variance = (squares[r] - sum[r] * left) * share;
+    // An infinite variance would turn every value into the bias: make it a fault.
+    const float inverse = variance < __builtin_inff()
+                              ? 1.0f / __builtin_sqrtf((variance > 0.0f ? variance : 0.0f) + eps)
+                              : __builtin_nanf("");
+    moments[r] = {near[r], inverse, -left * inverse};
+  }
+}
+
+// Two rows of LayerNorm: y = ((x - near) * inverse + shift) * weight + bias, and the bits of each row's largest
+// magnitude.
+template <class T>
+static inline void normalize_pair(const T* x0, const T* x1, std::int64_t k, const Moments* moments, const float* weight,
+                                  const float* bias, float* y0, float* y1, std::int32_t* top) {
+  const vf near0 = set1(moments[0].near), inverse0 = set1(moments[0].inverse), shift0 = set1(moments[0].shift);
+  const vf near1 = set1(moments[1].near), inverse1 = set1(moments[1].inverse), shift1 = set1(moments[1].shift);
+  const vi mask = all_but_sign();
+  vi top0 = set1(std::int32_t{0}), top1 = top0;
+  std::int64_t i = 0;
+  for (; i + W <= k; i += W) {
+    const vf w = load(weight + i), b = load(bias + i);
+    const vf a = fma(fma(sub(load(x0 + i), near0), inverse0, shift0), w, b);
+    const vf c = fma(fma(sub(load(x1 + i), near1), inverse1, shift1), w, b);
+    store(y0 + i, a);
+    store(y1 + i, c);
+    top0 = max(top0, bit_and(as_int(a), mask));
+    top1 = max(top1, bit_and(as_int(c), mask));
+  }
+  top[0] = reduce_max(top0);
+  top[1] = reduce_max(top1);
+  const auto rest = [&](const T* x, const Moments& m, float* y, std::int32_t* highest) {
+    for (std::int64_t j = i; j < k; ++j) {
+      y[j] = __builtin_fmaf(__builtin_fmaf(to_f32(x[j]) - m.near, m.inverse, m.shift), weight[j], bias[j]);
+      const auto bits = static_cast<std::int32_t>(bits_of(y[j]) & 0x7fffffffu);
+      if (bits > *highest) *highest = bits;
+    }
+  };
+  rest(x0, moments[0], y0, top);
+  rest(x1, moments[1], y1, top + 1);
 }
 
 template <class T>
-static void layer_norm_rows(const T* x, std::int64_t begin, std::int64_t end, std::int64_t k, const float* weight, const float* bias,
-                            float eps, const float* smooth, const Rule& rule, std::int8_t* codes, float* scales) {
-  float* y = static_cast<float*>(qk_workspace(QK_SLOT_A, static_cast<std::size_t>(k) * sizeof(float)));
-  const Row<float, false> get{y, nullptr};
-  for (std::int64_t row = begin; row < end; ++row) {
-    const std::int32_t top = normalize_row(x + row * k, k, weight, bias, eps, smooth, y);
-    scales[row] = write_codes(rule, top, k, codes + row * k, get);
+static void layer_norm_rows(const T* x, std::int64_t begin, std::int64_t end, std::int64_t k, const float* weight,
+                            const float* bias, float eps, const float* smooth, const Rule& rule, std::int8_t* codes,
+                            float* scales) {
+  // Two normalised rows, then weight and bias with smooth folded in.
+  const std::int64_t padded = (k + 15) / 16 * 16;
+  float* y =
+      static_cast<float*>(qk_workspace(QK_SLOT_A, static_cast<std::size_t>((pair + 2) * padded) * sizeof(float)));
+  float* folded = y + pair * padded;
+  for (std::int64_t i = 0; i < k; ++i) {
+    const float s = smooth == nullptr ? 1.0f : smooth[i];
+    folded[i] = (weight == nullptr ? 1.0f : weight[i]) * s;
+    folded[padded + i] = (bias == nullptr ? 0.0f : bias[i]) * s;
+  }
+  const float share = 1.0f / static_cast<float>(k);
+  for (std::int64_t row = begin; row < end; row += pair) {
+    const int rows = end - row < pair ? 1 : pair;
+    const T* const first = x + row * k;
+    const T* const second = first + (rows - 1) * k;  // a last single row is its own partner
+    const T* const both[pair] = {first, second};
+    Moments moments[pair];
+    moments_of(both, k, share, eps, moments);
+    std::int32_t top[pair];
+    normalize_pair(first, second, k, moments, folded, folded + padded, y, y + padded, top);
+    for (int r = 0; r < rows; ++r)
+      scales[row + r] = write_codes(rule, top[r], k, codes + (row + r) * k, Row<float, false>{y + r * padded, nullptr});
   }
 }
 
 // Maxima of columns begin..end over all rows, as bit patterns.
 template <class T>
-static void absmax_columns(const T* x, std::int64_t rows, std::int64_t k, std::int64_t begin, std::int64_t end, std::int32_t* top) {
+static void absmax_columns(const T* x, std::int64_t rows, std::int64_t k, std::int64_t begin, std::int64_t end,
+                           std::int32_t* top) {
+  const vi mask = all_but_sign();
   constexpr std::int64_t step = 8;  // rows for each visit of `top`
   for (std::int64_t row = 0; row < rows; row += step) {
     const std::int64_t count = rows - row < step ? rows - row : step;
@@ -96,13 +162,13 @@ static void absmax_columns(const T* x, std::int64_t rows, std::int64_t k, std::i
     std::int64_t i = begin;
     for (; i + W <= end; i += W) {
       vi best = load(top + i);
-      for (std::int64_t r = 0; r < count; ++r) best = max(best, magnitude(load(block + r * k + i)));
+      for (std::int64_t r = 0; r < count; ++r) best = max(best, bit_and(as_int(load(block + r * k + i)), mask));
       store(top + i, best);
     }
     if (i < end) {
       const int n = static_cast<int>(end - i);
       vi best = load(top + i, n);
-      for (std::int64_t r = 0; r < count; ++r) best = max(best, magnitude(load(block + r * k + i, n)));
+      for (std::int64_t r = 0; r < count; ++r) best = max(best, bit_and(as_int(load(block + r * k + i, n)), mask));
       store(top + i, best, n);
     }
   }
@@ -112,8 +178,9 @@ static void absmax_columns(const T* x, std::int64_t rows, std::int64_t k, std::i
 
 extern "C" {
 
-void QK_IMPL(quantize_per_token)(const void* x, int type, std::int64_t rows, std::int64_t k, const float* smooth, const float* scale,
-                                 const float* zero_point, std::int8_t* codes, float* scales, int threads) {
+void QK_IMPL(quantize_per_token)(const void* x, int type, std::int64_t rows, std::int64_t k, const float* smooth,
+                                 const float* scale, const float* zero_point, std::int8_t* codes, float* scales,
+                                 int threads) {
   const Rule rule = make_rule(scale, zero_point);
   parallel_for(threads, rows, row_grain(k), [&](std::int64_t begin, std::int64_t end) {
     const auto run = [&](const auto* typed) {
@@ -129,14 +196,17 @@ void QK_IMPL(quantize_per_token)(const void* x, int type, std::int64_t rows, std
   });
 }
 
-void QK_IMPL(layer_norm_quantize)(const void* x, int type, std::int64_t rows, std::int64_t k, const float* weight, const float* bias,
-                                  float eps, const float* smooth, const float* scale, const float* zero_point, std::int8_t* codes,
-                                  float* scales, int threads) {
+void QK_IMPL(layer_norm_quantize)(const void* x, int type, std::int64_t rows, std::int64_t k, const float* weight,
+                                  const float* bias, float eps, const float* smooth, const float* scale,
+                                  const float* zero_point, std::int8_t* codes, float* scales, int threads) {
   const Rule rule = make_rule(scale, zero_point);
   parallel_for(threads, rows, row_grain(k), [&](std::int64_t begin, std::int64_t end) {
-    if (type == QK_F32) layer_norm_rows(static_cast<const float*>(x), begin, end, k, weight, bias, eps, smooth, rule, codes, scales);
-    if (type == QK_BF16) layer_norm_rows(static_cast<const bf16*>(x), begin, end, k, weight, bias, eps, smooth, rule, codes, scales);
-    if (type == QK_F16) layer_norm_rows(static_cast<const f16*>(x), begin, end, k, weight, bias, eps, smooth, rule, codes, scales);
+    if (type == QK_F32)
+      layer_norm_rows(static_cast<const float*>(x), begin, end, k, weight, bias, eps, smooth, rule, codes, scales);
+    if (type == QK_BF16)
+      layer_norm_rows(static_cast<const bf16*>(x), begin, end, k, weight, bias, eps, smooth, rule, codes, scales);
+    if (type == QK_F16)
+      layer_norm_rows(static_cast<const f16*>(x), begin, end, k, weight, bias, eps, smooth, rule, codes, scales);
   });
 }
 

@@ -9,7 +9,34 @@ namespace {
 constexpr std::int32_t inf_bits = 0x7f800000;
 constexpr float tiny = 7.888609052210118e-31f;  // 2^-100: a row below it counts as a row of zeros
 
-static inline vi magnitude(vf x) { return bit_and(as_int(x), set1(0x7fffffff)); }
+// The mask of all bits but the sign, kept in a register: the compiler would load it again for every vector.
+static inline vi all_but_sign() {
+  vi mask = set1(0x7fffffff);
+#if defined(QK_TIER_avx512vnni)
+  __asm__("" : "+v"(mask));
+#elif defined(QK_TIER_avx2)
+  __asm__("" : "+x"(mask));
+#endif
+  return mask;
+}
+
+// Four vectors of int32 in the range of int8 -> 4 * W codes.
+static inline void store_codes(std::int8_t* p, vi a, vi b, vi c, vi d) {
+#if defined(QK_TIER_avx512vnni)
+  const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+  const __m512i bytes = _mm512_packs_epi16(_mm512_packs_epi32(a, b), _mm512_packs_epi32(c, d));
+  _mm512_storeu_si512(p, _mm512_permutexvar_epi32(order, bytes));
+#elif defined(QK_TIER_avx2)
+  const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+  const __m256i bytes = _mm256_packs_epi16(_mm256_packs_epi32(a, b), _mm256_packs_epi32(c, d));
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm256_permutevar8x32_epi32(bytes, order));
+#else
+  store(p, a);
+  store(p + 1, b);
+  store(p + 2, c);
+  store(p + 3, d);
+#endif
+}
 
 // How a row becomes codes. Static: inverse and zero come from the caller, the same for all rows.
 struct Rule {
@@ -23,14 +50,17 @@ static inline Rule make_rule(const float* scale, const float* zero_point) {
     rule.scale = *scale;
     rule.inverse = 1.0f / *scale;
     // A scale without a positive finite reciprocal makes every row NaN.
-    if (!(rule.inverse > 0.0f) || bits_of(rule.inverse) >= static_cast<std::uint32_t>(inf_bits)) rule.scale = rule.inverse = __builtin_nanf("");
+    if (!(rule.inverse > 0.0f) || bits_of(rule.inverse) >= static_cast<std::uint32_t>(inf_bits))
+      rule.scale = rule.inverse = __builtin_nanf("");
   }
   return rule;
 }
 
-// Codes of a row whose values get(i) and get(i, n) return, the largest magnitude among them having the bits `top`. Returns the scale.
+// Codes of a row whose values get(i) and get(i, n) return, the largest magnitude among them having the bits `top`.
+// Returns the scale.
 template <class Get>
-static inline float write_codes(const Rule& rule, std::int32_t top, std::int64_t k, std::int8_t* codes, const Get& get) {
+static inline float write_codes(const Rule& rule, std::int32_t top, std::int64_t k, std::int8_t* codes,
+                                const Get& get) {
   float scale = rule.scale, inverse = rule.inverse;
   const float absmax = float_of(static_cast<std::uint32_t>(top));
   const bool bad = top >= inf_bits || (rule.is_static && inverse != inverse);
@@ -39,22 +69,26 @@ static inline float write_codes(const Rule& rule, std::int32_t top, std::int64_t
     std::memset(codes, 0, static_cast<std::size_t>(k));
     return bad ? __builtin_nanf("") : 1.0f;
   }
-  std::int64_t i = 0;
+  const auto write = [&](const auto& code) {
+    std::int64_t i = 0;
+    for (; i + 4 * W <= k; i += 4 * W)
+      store_codes(codes + i, code(get(i)), code(get(i + W)), code(get(i + 2 * W)), code(get(i + 3 * W)));
+    for (; i + W <= k; i += W) store(codes + i, code(get(i)));
+    if (i < k) store(codes + i, code(get(i, static_cast<int>(k - i))), static_cast<int>(k - i));
+  };
   if (!rule.is_static) {
     scale = absmax / 127.0f;
     inverse = 127.0f / absmax;
-    const vf factor = set1(inverse);  // |y * inverse| rounds to 127 at most
-    for (; i + 4 * W <= k; i += 4 * W) {
-      for (int u = 0; u < 4; ++u) store(codes + i + u * W, to_int(mul(get(i + u * W), factor)));
-    }
-    for (; i + W <= k; i += W) store(codes + i, to_int(mul(get(i), factor)));
-    if (i < k) store(codes + i, to_int(mul(get(i, static_cast<int>(k - i)), factor)), static_cast<int>(k - i));
+    const vf factor = set1(inverse);
+    write([&](vf y) { return to_int(mul(y, factor)); });  // |y * inverse| rounds to 127 at most
     return scale;
   }
   const vf factor = set1(inverse), zero = set1(rule.zero), low = set1(-127.0f), high = set1(127.0f);
-  const auto code = [&](vf y) { return to_int(min(max(add(round(mul(y, factor)), zero), low), high)); };
-  for (; i + W <= k; i += W) store(codes + i, code(get(i)));
-  if (i < k) store(codes + i, code(get(i, static_cast<int>(k - i))), static_cast<int>(k - i));
+  if (rule.zero == 0.0f) {  // the bounds are whole numbers: clamping first gives the same codes
+    write([&](vf y) { return to_int(min(max(mul(y, factor), low), high)); });
+    return scale;
+  }
+  write([&](vf y) { return to_int(min(max(add(round(mul(y, factor)), zero), low), high)); });
   return scale;
 }
 
@@ -64,11 +98,15 @@ struct Row {
   const T* x;
   const float* smooth;
   inline vf operator()(std::int64_t i) const { return Smooth ? mul(load(x + i), load(smooth + i)) : load(x + i); }
-  inline vf operator()(std::int64_t i, int n) const { return Smooth ? mul(load(x + i, n), load(smooth + i, n)) : load(x + i, n); }
+  inline vf operator()(std::int64_t i, int n) const {
+    return Smooth ? mul(load(x + i, n), load(smooth + i, n)) : load(x + i, n);
+  }
 };
 
 template <class Get>
 static inline std::int32_t top_of(std::int64_t k, const Get& get) {
+  const vi mask = all_but_sign();
+  const auto magnitude = [&](vf x) { return bit_and(as_int(x), mask); };
   vi a = set1(std::int32_t{0}), b = a, c = a, d = a;
   std::int64_t i = 0;
   for (; i + 4 * W <= k; i += 4 * W) {

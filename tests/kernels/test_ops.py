@@ -1,0 +1,473 @@
+"""The contract around the numbers: refusals, `out=`, tracing, threads, inference mode, registration."""
+
+from __future__ import annotations
+
+import shutil
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+
+import qkernels
+from qkernels import Int4Weight, Int8Weight
+
+X = torch.randn(3, 40, generator=torch.Generator().manual_seed(0))
+CODES = torch.ones(3, 40, dtype=torch.int8)
+W = torch.randn(24, 40, generator=torch.Generator().manual_seed(1))
+W8, W4 = Int8Weight.quantize(W), Int4Weight.quantize(W, group=32)
+QKV = torch.randn(2, 5, 3, 8, generator=torch.Generator().manual_seed(2))
+HUGE = torch.zeros(1).expand(2**16, 2**15)  # 2^31 elements in 4 bytes
+S = torch.tensor(0.1)
+
+REFUSALS = {
+    "no tensor": (lambda: qkernels.quantize_per_token([1.0]), TypeError, "x must be a tensor, got list"),
+    "dtype": (
+        lambda: qkernels.quantize_per_token(X.double()),
+        TypeError,
+        "x must be float32 or bfloat16 or float16, got float64",
+    ),
+    "sparse": (lambda: qkernels.quantize_per_token(X.to_sparse()), TypeError, "dense tensor"),
+    "no axis": (
+        lambda: qkernels.quantize_per_token(torch.tensor(1.0)),
+        ValueError,
+        r"shape \[\.\.\., K\] with K >= 1, got \(\)",
+    ),
+    "no channels": (lambda: qkernels.quantize_per_token(torch.zeros(3, 0)), ValueError, "K >= 1"),
+    "2^31": (lambda: qkernels.quantize_per_token(HUGE), ValueError, r"2\^31 elements or more; split the batch"),
+    "smooth shape": (
+        lambda: qkernels.quantize_per_token(X, torch.ones(39)),
+        ValueError,
+        r"smooth must have shape \(40,\), got \(39,\)",
+    ),
+    "smooth dtype": (lambda: qkernels.quantize_per_token(X, torch.ones(40).int()), TypeError, "smooth must be float32"),
+    "device": (
+        lambda: qkernels.quantize_per_token(X, torch.ones(40, device="meta")),
+        ValueError,
+        "smooth is on meta but x is on cpu",
+    ),
+    "static shape": (
+        lambda: qkernels.quantize_per_token(X, scale=torch.ones(3)),
+        ValueError,
+        "scale must be one number",
+    ),
+    "zero point alone": (lambda: qkernels.quantize_per_token(X, zero_point=3), ValueError, "zero_point is for static"),
+    "zero point float": (
+        lambda: qkernels.quantize_per_token(X, scale=S, zero_point=0.5),
+        TypeError,
+        "must be an integer",
+    ),
+    "eps": (lambda: qkernels.layer_norm_quantize(X, None, None, -1.0), ValueError, "eps must be at least 0"),
+    "norm weight": (
+        lambda: qkernels.layer_norm_quantize(X, torch.ones(3), None, 1e-5),
+        ValueError,
+        "weight must have shape",
+    ),
+    "norm 2^31": (lambda: qkernels.layer_norm_quantize(HUGE, None, None, 1e-5), ValueError, r"2\^31"),
+    "float codes": (lambda: qkernels.int8_linear(X, S, W8), TypeError, "x must be int8, got float32"),
+    "weight kind": (lambda: qkernels.int8_linear(CODES, S, W), TypeError, "weight must be an Int8Weight, got Tensor"),
+    "inner size": (lambda: qkernels.int8_linear(CODES[:, :39], S, W8), ValueError, "its last axis must be 40"),
+    "K": (
+        lambda: qkernels.int8_linear(
+            torch.ones(1, 65537, dtype=torch.int8),
+            S,
+            Int8Weight(torch.ones(1, 65537, dtype=torch.int8), torch.ones(1), (1, 65537)),
+        ),
+        ValueError,
+        "K = 65537 is over 65536",
+    ),
+    "result 2^31": (
+        lambda: qkernels.int8_linear(
+            torch.ones(1, 1, dtype=torch.int8).expand(2**20, 40),
+            S,
+            Int8Weight(torch.ones(1, 1, dtype=torch.int8).expand(2048, 40), torch.ones(2048), (2048, 40)),
+        ),
+        ValueError,
+        r"the result of shape \(1048576, 2048\) has 2\^31",
+    ),
+    "x_scale shape": (
+        lambda: qkernels.int8_linear(CODES, torch.ones(2), W8),
+        ValueError,
+        r"x_scale of shape \(2,\) does not fit",
+    ),
+    "x_scale dtype": (
+        lambda: qkernels.int8_linear(CODES, torch.ones(3).half(), W8),
+        TypeError,
+        "x_scale must be float32",
+    ),
+    "activation": (
+        lambda: qkernels.int8_linear(CODES, S, W8, activation="relu"),
+        ValueError,
+        "unknown activation 'relu'; known: None, 'gelu'",
+    ),
+    "bias": (lambda: qkernels.int8_linear(CODES, S, W8, torch.ones(40)), ValueError, r"bias must have shape \(24,\)"),
+    "residual": (
+        lambda: qkernels.int8_linear(CODES, S, W8, residual=torch.ones(24)),
+        ValueError,
+        r"residual must have shape \(3, 24\)",
+    ),
+    "out_scale": (
+        lambda: qkernels.int8_linear(CODES, S, W8, out_scale=torch.ones(3)),
+        ValueError,
+        r"out_scale must have shape \(24,\)",
+    ),
+    "out_group": (lambda: qkernels.int8_linear(CODES, S, W8, out_group=64), ValueError, "out_group must be 128"),
+    "both outs": (
+        lambda: qkernels.int8_linear(CODES, S, W8, out_scale=S, out_group=128),
+        ValueError,
+        "excludes out_scale",
+    ),
+    "out_dtype": (
+        lambda: qkernels.int8_linear(CODES, S, W8, out_dtype=torch.int8),
+        TypeError,
+        "for int8 give out_scale",
+    ),
+    "weight device": (
+        lambda: qkernels.int8_linear(CODES.to("meta"), S.to("meta"), W8),
+        ValueError,
+        "weight is on cpu but x is on meta",
+    ),
+    "int4 kind": (
+        lambda: qkernels.int4_linear(CODES, S, W8),
+        TypeError,
+        "weight must be an Int4Weight, got Int8Weight",
+    ),
+    "int4 no scale": (lambda: qkernels.int4_linear(CODES, None, W4), ValueError, "int8 x needs x_scale"),
+    "int4 float scale": (lambda: qkernels.int4_linear(X, S, W4), ValueError, "float x must come without it"),
+    "attention rank": (lambda: qkernels.attention(X, X, X), ValueError, r"q must be \[B, Lq, H, d\]"),
+    "attention dtype": (lambda: qkernels.attention(QKV, QKV.half(), QKV), TypeError, "k must be float32, got float16"),
+    "attention shape": (lambda: qkernels.attention(QKV, QKV[..., :4], QKV[..., :4]), ValueError, "k, v"),
+    "attention batch": (lambda: qkernels.attention(QKV[:1], QKV, QKV), ValueError, "k, v"),
+    "attention d": (
+        lambda: qkernels.attention(QKV[..., :0], QKV[..., :0], QKV[..., :0]),
+        ValueError,
+        "heads of width 0",
+    ),
+    "mask": (
+        lambda: qkernels.attention(QKV, QKV, QKV, torch.ones(4, 5)),
+        ValueError,
+        r"does not broadcast to \[B, H, Lq, Lk\] = \(2, 3, 5, 5\)",
+    ),
+    "mask dtype": (
+        lambda: qkernels.attention(QKV, QKV, QKV, torch.ones(5, 5).int()),
+        TypeError,
+        "mask must be bool or float32",
+    ),
+    "mask rank": (
+        lambda: qkernels.attention(QKV, QKV, QKV, torch.ones(1, 1, 1, 5, 5)),
+        ValueError,
+        "does not broadcast",
+    ),
+    "attention outs": (
+        lambda: qkernels.attention(QKV, QKV, QKV, out_scale=S, out_dynamic=True),
+        ValueError,
+        "give one of them",
+    ),
+    "attention scale": (
+        lambda: qkernels.attention(QKV, QKV, QKV, out_scale=torch.ones(8)),
+        ValueError,
+        r"one number or \[H, d\]",
+    ),
+    "running shape": (
+        lambda: qkernels.channel_absmax(X, torch.zeros(39)),
+        ValueError,
+        "running must be contiguous of shape",
+    ),
+    "running dtype": (lambda: qkernels.channel_absmax(X, torch.zeros(40).half()), TypeError, "running must be float32"),
+    "running stride": (
+        lambda: qkernels.channel_absmax(X, torch.zeros(80)[::2]),
+        ValueError,
+        "running must be contiguous",
+    ),
+    "running and out": (
+        lambda: qkernels.channel_absmax(X, torch.zeros(40), out=torch.zeros(40)),
+        ValueError,
+        "out has no meaning",
+    ),
+    "strength": (
+        lambda: qkernels.smooth_scale(torch.ones(4), torch.ones(4), 1.5),
+        ValueError,
+        r"strength must lie in \[0, 1\]",
+    ),
+    "maxima": (
+        lambda: qkernels.smooth_scale(torch.ones(4), torch.ones(5), 0.5),
+        ValueError,
+        "weight_absmax must have shape",
+    ),
+    "estimator": (
+        lambda: qkernels.fake_quantize(X, S, None, -8, 7, "pact"),
+        ValueError,
+        "'pact' is not built; available: 'ste', 'lsq'",
+    ),
+    "bounds": (lambda: qkernels.fake_quantize(X, S, None, 7, -8, "ste"), ValueError, "qmin < qmax"),
+    "delta": (lambda: qkernels.fake_quantize(X, S, None, -8, 7, "ste", delta=0.1), ValueError, "delta has no meaning"),
+    "axis": (
+        lambda: qkernels.fake_quantize(X, torch.ones(3), None, -8, 7, "ste", axis=2),
+        ValueError,
+        "axis 2 is not an axis",
+    ),
+    "axis scale": (
+        lambda: qkernels.fake_quantize(X, torch.ones(3), None, -8, 7, "ste", axis=1),
+        ValueError,
+        r"must have shape \(40,\)",
+    ),
+    "which axis": (
+        lambda: qkernels.fake_quantize(X, torch.ones(3), None, -8, 7, "ste"),
+        ValueError,
+        "needs axis or group",
+    ),
+    "group scale": (
+        lambda: qkernels.fake_quantize(X, torch.ones(3, 1), None, -8, 7, "ste", group=32),
+        ValueError,
+        r"must have shape \(3, 2\)",
+    ),
+    "group and axis": (
+        lambda: qkernels.fake_quantize(X, torch.ones(3), None, -8, 7, "ste", axis=0, group=32),
+        ValueError,
+        "exclude each other",
+    ),
+    "group 0": (
+        lambda: qkernels.fake_quantize(X, torch.ones(3), None, -8, 7, "ste", group=0),
+        ValueError,
+        "group must be at least 1",
+    ),
+    "zero points": (
+        lambda: qkernels.fake_quantize(X, S, torch.ones(3).int(), -8, 7, "ste"),
+        ValueError,
+        "scale's shape",
+    ),
+    "width": (
+        lambda: qkernels.hadamard_transform(torch.zeros(2, 6)),
+        ValueError,
+        "no Hadamard matrix of width 6 is known",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSALS)
+def test_refusals(name):
+    call, error, message = REFUSALS[name]
+    with pytest.raises(error, match=message) as caught:
+        call()
+    assert "\n" not in str(caught.value)
+
+
+OUTS = {
+    "one for two": ((torch.empty(3, 40, dtype=torch.int8),), TypeError, "out must be 2 tensors"),
+    "not a pair": (torch.empty(3, 40, dtype=torch.int8), TypeError, "out must be 2 tensors, got Tensor"),
+    "dtype": ((torch.empty(3, 40), torch.empty(3)), ValueError, r"out must be int8 of shape \(3, 40\)"),
+    "shape": ((torch.empty(3, 40, dtype=torch.int8), torch.empty(4)), ValueError, r"float32 of shape \(3,\)"),
+    "stride": ((torch.empty(40, 3, dtype=torch.int8).t(), torch.empty(3)), ValueError, "must be contiguous"),
+    "device": ((torch.empty(3, 40, dtype=torch.int8, device="meta"), torch.empty(3)), ValueError, "on cpu"),
+}
+
+
+@pytest.mark.parametrize("name", OUTS)
+def test_out_is_checked(name):
+    out, error, message = OUTS[name]
+    with pytest.raises(error, match=message):
+        qkernels.quantize_per_token(X, out=out)
+
+
+def test_out_counts_as_a_change_in_place():
+    """Autograd and caches read a tensor's version to see that it was written."""
+    codes, scales = torch.empty(3, 40, dtype=torch.int8), torch.empty(3)
+    running = torch.zeros(40)
+    before = codes._version, scales._version, running._version
+    qkernels.quantize_per_token(X, out=(codes, scales))
+    qkernels.channel_absmax(X, running)
+    assert all(new > old for new, old in zip((codes._version, scales._version, running._version), before, strict=True))
+
+
+def everything(x, codes8, scales8, codes4, scales4, bias, step, running):
+    """Every op in one function; `x` float `[B, L, 48]`."""
+    w8 = Int8Weight(codes8, scales8, (48, 48))
+    w4 = Int4Weight(codes4, scales4, None, (48, 48), 32)
+    codes, scale = qkernels.layer_norm_quantize(x, bias, bias, 1e-5)
+    q, k, v = (qkernels.int8_linear(codes, scale, w8, bias).unflatten(-1, (3, 16)) for _ in range(3))
+    codes, scale = qkernels.attention(q, k, v, causal=True, out_dynamic=True)
+    y = qkernels.int4_linear(codes.flatten(-2), scale, w4, bias, "gelu", x)
+    codes, scale = qkernels.int8_linear(*qkernels.quantize_per_token(y), w8, out_group=128)
+    qkernels.channel_absmax(y, running)
+    smooth = qkernels.smooth_scale(qkernels.channel_absmax(y), running, 0.5)
+    static, rows = qkernels.quantize_per_token(y, 1 / smooth, step, 3)
+    z = qkernels.hadamard_transform(qkernels.fake_quantize(y, step, None, -8, 7, "lsq"), transpose=True)
+    buffer = torch.empty_like(z)
+    qkernels.hadamard_transform(z, out=buffer)
+    return codes, scale, static, rows, z, buffer
+
+
+def arguments(batch=2, length=6):
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(48, 48, generator=generator)
+    w8, w4 = Int8Weight.quantize(weight), Int4Weight.quantize(weight, group=32)
+    x = torch.randn(batch, length, 48, generator=generator)
+    return (
+        x,
+        w8.codes,
+        w8.scales,
+        w4.codes,
+        w4.scales,
+        torch.randn(48, generator=generator),
+        torch.tensor(0.1),
+        torch.zeros(48),
+    )
+
+
+def equal(a, b):
+    return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_compiles_without_a_graph_break(dynamic, monkeypatch):
+    monkeypatch.delenv("QKERNELS_STRICT", raising=False)  # canonical weights: the linear ops may fall back here
+    torch._dynamo.reset()
+    compiled = torch.compile(everything, fullgraph=True, dynamic=dynamic, backend="aot_eager")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for batch, length in ((2, 6), (3, 9)) if dynamic else ((2, 6),):
+            eager, traced = arguments(batch, length), arguments(batch, length)
+            assert equal(everything(*eager), compiled(*traced))
+            assert torch.equal(eager[-1], traced[-1])  # the running maxima, updated in place
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch's own compiler needs g++")
+def test_compiles_with_inductor():
+    def block(x, codes, scales, layer):
+        weight = Int8Weight(codes, scales, (48, 48), layer)
+        y = qkernels.int8_linear(*qkernels.layer_norm_quantize(x, None, None, 1e-5), weight, activation="gelu")
+        out = torch.empty_like(y)
+        qkernels.hadamard_transform(y * 2, out=out)
+        return out + 1
+
+    x, weight = torch.randn(2, 6, 48), Int8Weight.quantize(torch.randn(48, 48)).pack()
+    torch._dynamo.reset()
+    y = torch.compile(block, fullgraph=True)(x, weight.codes, weight.scales, weight.layout)
+    assert torch.allclose(y, block(x, weight.codes, weight.scales, weight.layout), atol=1e-5)
+
+
+def test_gradients_through_a_compiled_function():
+    def loss(x, scale):
+        return qkernels.hadamard_transform(qkernels.fake_quantize(x, scale, None, -8, 7, "lsq")).square().sum()
+
+    torch._dynamo.reset()
+    grads = []
+    for run in (loss, torch.compile(loss, fullgraph=True, backend="aot_eager")):
+        x, scale = (
+            torch.randn(4, 24, generator=torch.Generator().manual_seed(0)).requires_grad_(),
+            torch.tensor(0.3, requires_grad=True),
+        )
+        run(x, scale).backward()
+        grads.append((x.grad, scale.grad))
+    assert equal(*grads) and grads[0][1] != 0
+
+
+def test_registration():
+    """torch's own check of schemas, fake rules and functionalization, with fixed and symbolic sizes."""
+    ops, w8, q = torch.ops.qkernels, W8, QKV
+    tail = (None, None, None, None, None, None, torch.float32)
+    cases = [
+        (ops.quantize_per_token.default, (X, None, S, None), {}),
+        (ops.quantize_per_token_out.default, (X, None, None, None), {"out": [CODES.clone(), torch.empty(3)]}),
+        (ops.layer_norm_quantize.default, (X, None, None, 1e-5, None, None, None), {}),
+        (ops.int8_linear.default, (CODES, S, w8.codes, w8.scales, 24, 40, "canonical", *tail), {}),
+        (
+            ops.int8_linear.default,
+            (CODES, S, w8.codes, w8.scales, 24, 40, "canonical", *tail[:5], 128, torch.float32),
+            {},
+        ),
+        (ops.int4_linear.default, (X, None, W4.codes, W4.scales, None, 24, 40, 32, "canonical", *tail), {}),
+        (ops.attention.default, (q, q, q, None, True, 0.3, None, True), {}),
+        (ops.channel_absmax.default, (X,), {}),
+        (ops.channel_absmax_.default, (X, torch.zeros(40)), {}),
+        (ops.smooth_scale.default, (torch.ones(4), torch.ones(4), 0.5), {}),
+        (ops.fake_quantize.default, (X.clone().requires_grad_(), S, None, -8, 7, "lsq", None, None, 1.0, 0.0), {}),
+        (ops.hadamard_transform.default, (X.clone().requires_grad_(), False), {}),
+    ]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for op, args, kwargs in cases:
+            torch.library.opcheck(
+                op, args, kwargs, test_utils=("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
+            )
+
+
+def test_meta_tensors_give_shapes():
+    x = X.to("meta")
+    codes, scales = qkernels.layer_norm_quantize(x, None, None, 1e-5)
+    assert codes.is_meta and codes.shape == (3, 40) and scales.shape == (3,)
+    w = Int8Weight(W8.codes.to("meta"), W8.scales.to("meta"), W8.shape)
+    codes, scales = qkernels.int8_linear(codes, scales, w, out_group=128)
+    assert codes.shape == (3, 24) and scales.shape == (3, 1) and scales.is_meta
+
+
+def test_inference_mode(backend):
+    """Tensors made under inference mode work, and what is cached there works outside."""
+    with torch.inference_mode():
+        inside = (*qkernels.quantize_per_token(X), qkernels.hadamard_transform(X), qkernels.channel_absmax(X))
+        running = torch.zeros(40)
+        qkernels.channel_absmax(X, running)
+    outside = (*qkernels.quantize_per_token(X), qkernels.hadamard_transform(X), qkernels.channel_absmax(X))
+    assert equal(inside, outside) and torch.equal(running, outside[-1])
+    leaf = X.clone().requires_grad_()
+    qkernels.hadamard_transform(leaf).sum().backward()
+    assert leaf.grad is not None
+
+
+def test_codes_do_not_ask_for_gradients():
+    leaf = X.clone().requires_grad_()
+    codes, _ = qkernels.quantize_per_token(leaf)
+    assert not codes.requires_grad
+
+
+def work(seed):
+    """Every native op with a workspace, at sizes that differ by seed."""
+    generator = torch.Generator().manual_seed(seed)
+    width = (48, 192, 768)[seed % 3]
+    x = torch.randn(5 + 7 * (seed % 5), width, generator=generator)
+    q = torch.randn(2, 4 + seed % 9, 3, 16, generator=generator)
+    leaf, scale = x.clone().requires_grad_(), torch.tensor(0.2, requires_grad=True)
+    qkernels.fake_quantize(leaf, scale, None, -8, 7, "lsq").square().sum().backward()
+    return (
+        *qkernels.layer_norm_quantize(x, None, None, 1e-5),
+        *qkernels.attention(q, q, q, out_dynamic=True),
+        qkernels.attention(q, q, q),
+        qkernels.hadamard_transform(x),
+        scale.grad,
+    )
+
+
+def test_several_python_threads_at_once(backend):
+    expected = [work(seed) for seed in range(12)]
+    with ThreadPoolExecutor(4) as pool:
+        for found, wanted in zip(pool.map(work, list(range(12)) * 2), expected * 2, strict=True):
+            assert equal(found, wanted)
+
+
+def test_results_do_not_depend_on_the_number_of_threads(backend):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(301, 768, generator=generator)
+    x[::7] += 40  # rows whose first guess of the mean is off, beside rows where it is not
+    x[3, 5] = 1e4
+    q = torch.randn(3, 33, 4, 32, generator=generator)
+    results, before = [], torch.get_num_threads()
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            found = [*qkernels.quantize_per_token(x), *qkernels.layer_norm_quantize(x, None, None, 1e-5)]
+            found += [
+                qkernels.channel_absmax(x),
+                qkernels.hadamard_transform(x),
+                qkernels.fake_quantize(x, 0.1, None, -8, 7, "ste"),
+            ]
+            if backend != "reference":  # torch's float64 products are not ordered by contract
+                found += [qkernels.attention(q, q, q), *qkernels.attention(q, q, q, out_dynamic=True)]
+            results.append(found)
+    finally:
+        torch.set_num_threads(before)
+    assert equal(results[0], results[1]) and equal(results[0], results[2])
+
+
+def test_public_names_are_documented():
+    for name in qkernels.__all__:
+        assert (getattr(qkernels, name).__doc__ or "").strip(), name
