@@ -163,7 +163,7 @@ class Embedder:
                 indices.append(np.asarray(positions, np.int64))
                 for view in views:
                     began = time.perf_counter()
-                    embedded = view.encoders.encode_image(pixels.to(view.encoders.device, view.encoders.dtype))
+                    embedded = view.encoders.encode_image(pixels)
                     vectors[view.label].append(embedded.float().cpu().numpy())
                     seconds[view.label] += time.perf_counter() - began
                     self._advance(f"{view.label}: {stage.name}", len(positions))
@@ -186,10 +186,7 @@ class Embedder:
         stored = self.cache.load(key)
         if stored is None:
             with evaluating(view.model):
-                found = [
-                    view.encoders.encode_text(part.to(view.encoders.device)).float().cpu().numpy()
-                    for part in tokens.split(TEXTS)
-                ]
+                found = [view.encoders.encode_text(part).float().cpu().numpy() for part in tokens.split(TEXTS)]
             stored = {"vectors": np.concatenate(found)}, {}
             self.cache.store(key, *stored)
         return unit(stored[0]["vectors"], f"text embeddings of {view.label!r}")

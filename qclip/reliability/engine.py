@@ -61,6 +61,7 @@ def evaluate(models: Mapping[str, nn.Module] | nn.Module, data: Any, ood: Any = 
         raise InputError("no data to evaluate on; pass the name of at least one labelled set")
     ood_sets = [(kind, _load(d)) for kind, d in _kinds(ood)]
     dev_set = None if dev is None else _load(dev)
+    _name_apart([*id_sets, *shift_sets, *(found for _, found in ood_sets)])
     results = Results(meta=environment(seed, batch, REPLICATES))
     run = _Run(results, Embedder(models, Cache.of(cache), batch, strict, seed, device, progress), seed, full, templates)
     run.all(id_sets, ood_sets, shift_sets, dev_set)
@@ -92,7 +93,7 @@ class _Run:
         for view in views:
             about_model(self.results, view.label, view.model)
         classifiers = self._classifiers(first)
-        self._fit(dev_set, classifiers, None if dev_set is None else relabelled[id(dev_set)])
+        self._fit(dev_set, classifiers, None if dev_set is None else relabelled[id(dev_set)], [*id_sets, *shift_sets])
         id_outputs: dict[str, Outputs] = {}
         for k, (labelled, rows) in enumerate(noise):
             own = classifiers if k == 0 else self._classifiers(labelled)
@@ -135,7 +136,13 @@ class _Run:
                                 None if labels is None else labels[e.indices], self.temperatures.get(label))
                 for label, e in embedded.items()}  # fmt: skip
 
-    def _fit(self, dev: qdata.ImageSet | None, classifiers: dict[str, np.ndarray], labels: np.ndarray | None) -> None:
+    def _fit(
+        self,
+        dev: qdata.ImageSet | None,
+        classifiers: dict[str, np.ndarray],
+        labels: np.ndarray | None,
+        evaluated: list[qdata.ImageSet],
+    ) -> None:
         if dev is None or labels is None:
             self.temperatures = dict.fromkeys(self.embedder.views)
             self.results.note("temperature and ece_ts are undefined: no dev set was given to fit the temperature on")
@@ -147,6 +154,8 @@ class _Run:
             if fitted.flag:
                 self.results.note(f"{label}: the temperature from {dev.name} is no ordinary optimum: {fitted.flag}")
         self.results.note(f"temperatures were fitted on {dev.name} ({len(dev)} images), one for each model")
+        if any(dev.digest == data.digest for data in evaluated):
+            self.results.note(f"{dev.name} is evaluated too: its ece_ts is of the images that fitted the temperature")
 
     def _labelled(
         self, data: qdata.ImageSet, labels: np.ndarray, classifiers: dict[str, np.ndarray], timed: bool = False
@@ -222,7 +231,18 @@ def _kinds(ood: Any) -> list[tuple[str, Any]]:
 
 
 def _load(data: Any) -> qdata.ImageSet:
-    return data if isinstance(data, qdata.ImageSet) else qdata.load(os.fspath(data))
+    return dataclasses.replace(data) if isinstance(data, qdata.ImageSet) else qdata.load(os.fspath(data))
+
+
+def _name_apart(sets: list[qdata.ImageSet]) -> None:
+    """Rows are found by the name of their set: a second set of a name gets a number."""
+    taken: set[str] = set()
+    for found in sets:
+        name, count = found.name, 1
+        while found.name in taken:
+            count += 1
+            found.name = f"{name} ({count})"
+        taken.add(found.name)
 
 
 def _check_labelled(data: qdata.ImageSet) -> None:

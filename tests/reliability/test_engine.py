@@ -269,6 +269,15 @@ def test_ood_kinds_come_from_keys_prefixes_or_names() -> None:
     assert mean == pytest.approx(np.mean(both))
 
 
+def test_sets_of_one_name_are_told_apart() -> None:
+    data, twin = pictures(n=60), pictures(n=30, seed=4)
+    results = run(data=[data, twin], dev=twin)
+    assert results.row(model="float", set="pets", subset="all", metric="top1")["n"] == 60
+    assert results.row(model="float", set="pets (2)", subset="all", metric="top1")["n"] == 30
+    assert data.name == twin.name == "pets"
+    assert any("images that fitted the temperature" in note for note in results.notes)
+
+
 def test_what_the_model_is_goes_on_its_rows() -> None:
     def site(name: str, state: str, macs: int) -> SimpleNamespace:
         return SimpleNamespace(
