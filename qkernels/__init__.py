@@ -4,7 +4,8 @@
     weight = qkernels.Int8Weight.quantize(linear.weight).pack()
     y = qkernels.int8_linear(codes, scale, weight, linear.bias)
 
-Needs torch and nothing else. Without native code (no C++ compiler at installation) the slow reference backend runs, with one warning.
+Needs torch and nothing else. Without native code (no C++ compiler at installation) the slow reference backend runs,
+with one warning.
 """
 
 from .dispatch import FallbackError, FallbackWarning, backend_for, info

@@ -1,4 +1,5 @@
-"""What the ops ask of their arguments. Every refusal is one sentence: the op, the argument, what it is, what it should be."""
+"""What the ops ask of their arguments. Every refusal is one sentence: the op, the argument, what it is, what it
+should be."""
 
 from __future__ import annotations
 
@@ -8,9 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .weights import Int4Weight, Int8Weight
+
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 INTEGERS = (torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64)
 MAX_ELEMENTS = 2**31 - 1
+ACTIVATIONS = ("gelu", "quick_gelu", "gelu_tanh")
+GROUP = 128  # channels that share one activation scale where scales are per group
 MAX_K = 65536  # above it an int32 accumulator, shifted by 128, could overflow
 
 
@@ -97,3 +102,99 @@ def outputs(
         if not target.is_contiguous():
             raise ValueError(f"{op}: out of shape {tuple(shape)} must be contiguous, got strides {target.stride()}")
     return given
+
+
+def x_scale(op: str, x: Tensor, value: Any) -> Tensor:
+    """Activation scales as contiguous float32: `[]`, a row `[...]`, or 128 inputs of a row `[..., ceil(K/128)]`."""
+    if isinstance(value, int | float):
+        return torch.full((), float(value), dtype=torch.float32, device=x.device)
+    tensor(op, "x_scale", value, (torch.float32,), x.device)
+    groups = (*x.shape[:-1], -(-x.shape[-1] // GROUP))
+    if value.shape == x.shape[:-1] or tuple(value.shape) == groups:
+        return value.contiguous()
+    if value.numel() != 1:
+        raise ValueError(
+            f"{op}: x_scale of shape {tuple(value.shape)} does not fit x of shape {tuple(x.shape)}; "
+            f"it must be one number, {tuple(x.shape[:-1])} or {groups}"
+        )
+    return value.reshape(())
+
+
+def epilogue(
+    op: str,
+    x: Tensor,
+    weight: Int8Weight | Int4Weight,
+    bias: Any,
+    activation: Any,
+    residual: Any,
+    out_scale: Any,
+    out_zero_point: Any,
+    out_group: Any,
+    out_dtype: Any,
+) -> tuple:
+    """Checked and normalised: bias float32 `[N]`, residual `[..., N]`, out_scale float32 `[]` or `[N]`, zero point
+    float32 `[]`."""
+    n, k = weight.shape
+    if x.shape[-1] != k:
+        raise ValueError(
+            f"{op}: x of shape {tuple(x.shape)} does not fit a weight of shape {(n, k)}; its last axis must be {k}"
+        )
+    if k > MAX_K:
+        raise ValueError(f"{op}: K = {k} is over {MAX_K}, where a 32-bit accumulator could overflow; split the weight")
+    if weight.codes.device != x.device:
+        raise ValueError(f"{op}: weight is on {weight.codes.device} but x is on {x.device}; move one of them")
+    if activation is not None and activation not in ACTIVATIONS:
+        raise ValueError(f"{op}: unknown activation {activation!r}; known: None, {', '.join(map(repr, ACTIVATIONS))}")
+    if out_dtype not in FLOATS:
+        raise TypeError(
+            f"{op}: out_dtype must be float32, bfloat16 or float16, got {out_dtype}; "
+            "for int8 give out_scale or out_group"
+        )
+    if out_group is not None and (out_group != GROUP or out_scale is not None):
+        raise ValueError(f"{op}: out_group must be {GROUP} and excludes out_scale, got {out_group}")
+    shape = (*x.shape[:-1], n)
+    few(op, "the result", shape)
+    bias = vector(op, "bias", bias, n, x.device)
+    if residual is not None:
+        tensor(op, "residual", residual, FLOATS, x.device)
+        if tuple(residual.shape) != shape:
+            raise ValueError(f"{op}: residual must have shape {shape}, got {tuple(residual.shape)}")
+        residual = residual.contiguous()
+    zero = zero_point(op, out_zero_point, out_scale, x.device)
+    if isinstance(out_scale, Tensor) and out_scale.numel() != 1:
+        out_scale = vector(op, "out_scale", out_scale, n, x.device)
+    else:
+        out_scale = scalar(op, "out_scale", out_scale, x.device)
+    return bias, activation, residual, out_scale, zero, out_group, out_dtype
+
+
+def fake_quantize_scale(
+    op: str, x: Tensor, scale: Any, axis: int | None, group: int | None
+) -> tuple[Tensor, int | None]:
+    """The scale as contiguous float32 (its gradient flows through the cast), and a non-negative axis."""
+    if not isinstance(scale, Tensor):
+        scale = torch.full((), float(scale), dtype=torch.float32, device=x.device)
+    tensor(op, "scale", scale, FLOATS, x.device)
+    if axis is not None and group is not None:
+        raise ValueError(f"{op}: axis and group exclude each other; groups run along the last axis")
+    if group is not None:
+        if x.dim() == 0 or group < 1:
+            raise ValueError(
+                f"{op}: group must be at least 1 and x at least one-dimensional, got {group} and {tuple(x.shape)}"
+            )
+        wanted: tuple = (*x.shape[:-1], -(-x.shape[-1] // group))
+        if tuple(scale.shape) != wanted:
+            raise ValueError(f"{op}: with groups of {group}, scale must have shape {wanted}, got {tuple(scale.shape)}")
+    elif axis is not None:
+        if not -x.dim() <= axis < x.dim():
+            raise ValueError(f"{op}: axis {axis} is not an axis of x of shape {tuple(x.shape)}")
+        axis = axis % x.dim()
+        if scale.dim() != 1 or scale.shape[0] != x.shape[axis]:
+            raise ValueError(
+                f"{op}: with axis {axis}, scale must have shape ({x.shape[axis]},), got {tuple(scale.shape)}"
+            )
+    elif scale.numel() != 1:
+        raise ValueError(
+            f"{op}: scale of shape {tuple(scale.shape)} needs axis or group; without them it is one number"
+        )
+    return scale.float().contiguous(), axis

@@ -1,13 +1,14 @@
 """Hadamard matrices of small order by Paley's constructions, and which widths a transform can have.
 
-A transform of width n = m * 2^k is `H_m (x) S_(2^k) / sqrt(n)` with Sylvester's matrix S. The base order m is 1 for a power of two, else the
-smallest multiple of 4 with the same odd part as n for which a prime q gives a matrix: q = m - 1 = 3 mod 4 (Paley I: 12, 20, 44, 60, ...) or
-q = m / 2 - 1 = 1 mod 4 (Paley II: 28, 36, 76, ...). Paley I matrices are not symmetric.
+A transform of width n = m * 2^k is `H_m (x) S_(2^k) / sqrt(n)` with Sylvester's matrix S. The base order m is 1 for a
+power of two, else the smallest multiple of 4 with the same odd part as n for which a prime q gives a matrix: q = m -
+1 = 3 mod 4 (Paley I: 12, 20, 44, 60, ...) or q = m / 2 - 1 = 1 mod 4 (Paley II: 28, 36, 76, ...). Paley I matrices
+are not symmetric.
 """
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -44,9 +45,10 @@ def base_order(width: int) -> int | None:
     return None
 
 
-@lru_cache(maxsize=None)
+@cache
 def base_matrix(order: int) -> Tensor:
-    """The int8 matrix of +-1, `[order, order]`, with rows orthogonal: `H H^T = order * I`. `order` comes from `base_order`."""
+    """The int8 matrix of +-1, `[order, order]`, with rows orthogonal: `H H^T = order * I`. `order` comes from
+    `base_order`."""
     if order == 1:
         return torch.ones(1, 1, dtype=torch.int8)
     q = _prime_of(order)

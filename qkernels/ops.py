@@ -1,13 +1,14 @@
 """The contract: every op's signature, meaning, checks, registration with torch, and gradient.
 
-Arguments are checked here, once; backends trust them. All ops run under `torch.compile(fullgraph=True)` and `torch.inference_mode`.
-`out=` (a tensor, or a pair for two results; contiguous, not overlapping an input) receives the results instead of new tensors. Float tensors
-are float32, bfloat16 or float16. Refusals are a TypeError (kind or dtype) or a ValueError (shape, device, value) of one sentence.
+Arguments are checked here, once; backends trust them. All ops run under `torch.compile(fullgraph=True)` and
+`torch.inference_mode`. `out=` (a tensor, or a pair for two results; contiguous, not overlapping an input) receives
+the results instead of new tensors. Float tensors are float32, bfloat16 or float16. Refusals are a TypeError (kind or
+dtype) or a ValueError (shape, device, value) of one sentence.
 
 Number rules. Rounding is half to even; activation codes are -127..127. *Dynamic* rule, per row: `scale = absmax / 127`,
-`code = rne(y * (127 / absmax))`; a row with absmax below 2^-100 has codes 0 and scale 1. *Static* rule: `code = clamp(rne(y * (1 / scale)) +
-zero_point)`. Rows with NaN or Inf, and all rows under a static scale that has no positive finite reciprocal, get codes 0 and scale NaN, so
-that the fault reaches the output.
+`code = rne(y * (127 / absmax))`; a row with absmax below 2^-100 has codes 0 and scale 1. *Static* rule: `code =
+clamp(rne(y * (1 / scale)) + zero_point)`. Rows with NaN or Inf, and all rows under a static scale that has no
+positive finite reciprocal, get codes 0 and scale NaN, so that the fault reaches the output.
 """
 
 from __future__ import annotations
@@ -18,20 +19,17 @@ import torch
 from torch import Tensor
 
 from . import checks, dispatch
-from .checks import FLOATS, MAX_K
+from .checks import FLOATS, GROUP
 from .hadamard import base_order
 from .registry import call, library, register
 from .weights import Int4Weight, Int8Weight
 
-ACTIVATIONS = ("gelu", "quick_gelu", "gelu_tanh")
 ESTIMATORS = ("ste", "lsq")
-GROUP = 128  # channels that share one activation scale where scales are per group
-OUT_DTYPES = FLOATS
 
 Pair = tuple[Tensor, Tensor]
 
 
-# -- quantization of activations -------------------------------------------------------------------------------------------------------
+# -- quantization of activations -------------------------------------------------------------------------------------
 
 
 def quantize_per_token(
@@ -71,8 +69,9 @@ def layer_norm_quantize(
 ) -> Pair:
     """LayerNorm over the last axis, then `quantize_per_token`, in one pass.
 
-    Args: x float `[..., K]`; weight and bias float `[K]` or None; eps >= 0; the rest as in `quantize_per_token`. Statistics are float32 (a
-    row whose variance leaves that range comes out NaN). Codes are the reference's but for one step near ties.
+    Args: x float `[..., K]`; weight and bias float `[K]` or None; eps >= 0; the rest as in `quantize_per_token`.
+        Statistics are float32 (a row whose variance leaves that range comes out NaN). Codes are the reference's but
+        for one step near ties.
 
     Returns: codes int8 `[..., K]` and scales float32 `[...]`.
     """
@@ -112,7 +111,7 @@ register(
 )
 
 
-# -- linear maps -----------------------------------------------------------------------------------------------------------------------
+# -- linear maps -----------------------------------------------------------------------------------------------------
 
 
 def int8_linear(
@@ -129,19 +128,22 @@ def int8_linear(
     *,
     out: Tensor | Pair | None = None,
 ) -> Tensor | Pair:
-    """`y = activation(x_scale * weight.scales * (x @ codes^T) + bias) + residual`, from int8 codes, with int32 accumulators.
+    """`y = activation(x_scale * weight.scales * (x @ codes^T) + bias) + residual`, from int8 codes, with int32
+    accumulators.
 
     Args:
         x: int8 `[..., K]`, codes -127..127, K <= 65,536.
-        x_scale: float32 scale of a row `[...]`, of the tensor (a number), or of 128 inputs of a row `[..., ceil(K/128)]`.
+        x_scale: float32, a scale a row `[...]`, for the tensor (a number), or for 128 inputs each `[..., ceil(K/128)]`.
         weight: Int8Weight of shape (N, K), best in the layout of the backend (`weight.pack()`).
         bias: float `[N]`. activation: None, "gelu" (exact), "quick_gelu", "gelu_tanh". residual: float `[..., N]`.
-        out_scale: a number or float32 `[N]`: the result leaves as int8 by the static rule, with `out_zero_point`; not finite becomes 0.
+        out_scale: a number or float32 `[N]`: the result leaves as int8 by the static rule, with `out_zero_point`; not
+            finite becomes 0.
         out_group: 128: it leaves as int8 by the dynamic rule per 128 outputs.
         out_dtype: dtype of a float result.
 
-    Returns: `[..., N]` of `out_dtype`, or int8; with `out_group` int8 and float32 scales `[..., ceil(N/128)]`. The epilogue is
-    `fma(float(acc), x_scale * w_scale, bias)`, then the activation, then the residual: within 2 float32 ulp of the largest term.
+    Returns: `[..., N]` of `out_dtype`, or int8; with `out_group` int8 and float32 scales `[..., ceil(N/128)]`. The
+        epilogue is `fma(float(acc), x_scale * w_scale, bias)`, then the activation, then the residual: within 2
+        float32 ulp of the largest term.
     """
     op = "int8_linear"
     checks.rows(op, "x", x, (torch.int8,))
@@ -149,10 +151,8 @@ def int8_linear(
         raise TypeError(
             f"{op}: weight must be an Int8Weight, got {type(weight).__name__}; make one with Int8Weight.quantize"
         )
-    x_scale = _x_scale(op, x, x_scale)
-    rest = _epilogue_arguments(
-        op, x, weight, bias, activation, residual, out_scale, out_zero_point, out_group, out_dtype
-    )
+    x_scale = checks.x_scale(op, x, x_scale)
+    rest = checks.epilogue(op, x, weight, bias, activation, residual, out_scale, out_zero_point, out_group, out_dtype)
     n, k = weight.shape
     result = call(op, out, x, x_scale, weight.codes, weight.scales, n, k, weight.layout, *rest)
     return _unlisted(result, out)
@@ -174,8 +174,9 @@ def int4_linear(
 ) -> Tensor | Pair:
     """`int8_linear` with 4-bit weights in groups, `value = scale * (code - zero)`.
 
-    x is int8 with `x_scale` (W4A8), or float with `x_scale=None` (W4A16). `weight` is an Int4Weight. Everything else, the results included, as in
-    `int8_linear`. Sums over groups are float32: within (groups + 2) ulp of the sum of magnitudes; W4A16 within 1e-5 (float32 x) or 1e-2.
+    x is int8 with `x_scale` (W4A8), or float with `x_scale=None` (W4A16). `weight` is an Int4Weight. Everything else,
+    the results included, as in `int8_linear`. Sums over groups are float32: within (groups + 2) ulp of the sum of
+    magnitudes; W4A16 within 1e-5 (float32 x) or 1e-2.
     """
     op = "int4_linear"
     checks.rows(op, "x", x, (torch.int8, *FLOATS))
@@ -185,78 +186,16 @@ def int4_linear(
         )
     if (x.dtype == torch.int8) != (x_scale is not None):
         raise ValueError(
-            f"{op}: int8 x needs x_scale and float x must come without it, got {x.dtype} with x_scale={x_scale is not None}"
+            f"{op}: int8 x needs x_scale and float x must come without it, got {x.dtype} "
+            f"{'without' if x_scale is None else 'with'} x_scale"
         )
-    scale = None if x_scale is None else _x_scale(op, x, x_scale)
-    rest = _epilogue_arguments(
-        op, x, weight, bias, activation, residual, out_scale, out_zero_point, out_group, out_dtype
-    )
+    scale = None if x_scale is None else checks.x_scale(op, x, x_scale)
+    rest = checks.epilogue(op, x, weight, bias, activation, residual, out_scale, out_zero_point, out_group, out_dtype)
     n, k = weight.shape
     result = call(
         op, out, x, scale, weight.codes, weight.scales, weight.zeros, n, k, weight.group, weight.layout, *rest
     )
     return _unlisted(result, out)
-
-
-def _x_scale(op: str, x: Tensor, x_scale: Any) -> Tensor:
-    if isinstance(x_scale, int | float):
-        return torch.full((), float(x_scale), dtype=torch.float32, device=x.device)
-    checks.tensor(op, "x_scale", x_scale, (torch.float32,), x.device)
-    groups = (*x.shape[:-1], -(-x.shape[-1] // GROUP))
-    if x_scale.shape == x.shape[:-1] or tuple(x_scale.shape) == groups:
-        return x_scale.contiguous()
-    if x_scale.numel() != 1:
-        raise ValueError(
-            f"{op}: x_scale of shape {tuple(x_scale.shape)} does not fit x of shape {tuple(x.shape)}; "
-            f"it must be one number, {tuple(x.shape[:-1])} or {groups}"
-        )
-    return x_scale.reshape(())
-
-
-def _epilogue_arguments(
-    op: str,
-    x: Tensor,
-    weight: Int8Weight | Int4Weight,
-    bias: Any,
-    activation: Any,
-    residual: Any,
-    out_scale: Any,
-    out_zero_point: Any,
-    out_group: Any,
-    out_dtype: Any,
-) -> tuple:
-    """Checked and normalised: bias float32 `[N]`, residual `[..., N]`, out_scale float32 `[]` or `[N]`, zero point float32 `[]`."""
-    n, k = weight.shape
-    if x.shape[-1] != k:
-        raise ValueError(
-            f"{op}: x of shape {tuple(x.shape)} does not fit a weight of shape {(n, k)}; its last axis must be {k}"
-        )
-    if k > MAX_K:
-        raise ValueError(f"{op}: K = {k} is over {MAX_K}, where a 32-bit accumulator could overflow; split the weight")
-    if weight.codes.device != x.device:
-        raise ValueError(f"{op}: weight is on {weight.codes.device} but x is on {x.device}; move one of them")
-    if activation is not None and activation not in ACTIVATIONS:
-        raise ValueError(f"{op}: unknown activation {activation!r}; known: None, {', '.join(map(repr, ACTIVATIONS))}")
-    if out_dtype not in OUT_DTYPES:
-        raise TypeError(
-            f"{op}: out_dtype must be float32, bfloat16 or float16, got {out_dtype}; for int8 give out_scale or out_group"
-        )
-    if out_group is not None and (out_group != GROUP or out_scale is not None):
-        raise ValueError(f"{op}: out_group must be {GROUP} and excludes out_scale, got {out_group}")
-    shape = (*x.shape[:-1], n)
-    checks.few(op, "the result", shape)
-    bias = checks.vector(op, "bias", bias, n, x.device)
-    if residual is not None:
-        checks.tensor(op, "residual", residual, FLOATS, x.device)
-        if tuple(residual.shape) != shape:
-            raise ValueError(f"{op}: residual must have shape {shape}, got {tuple(residual.shape)}")
-        residual = residual.contiguous()
-    zero_point = checks.zero_point(op, out_zero_point, out_scale, x.device)
-    if isinstance(out_scale, Tensor) and out_scale.numel() != 1:
-        out_scale = checks.vector(op, "out_scale", out_scale, n, x.device)
-    else:
-        out_scale = checks.scalar(op, "out_scale", out_scale, x.device)
-    return bias, activation, residual, out_scale, zero_point, out_group, out_dtype
 
 
 def _linear_shapes(x: Tensor, n: int, out_scale: Tensor | None, out_group: int | None, out_dtype: torch.dtype) -> list:
@@ -273,7 +212,10 @@ def _unlisted(result: Any, out: Any) -> Any:
     return result[0] if len(result) == 1 else tuple(result)
 
 
-_EPILOGUE = "Tensor? bias, str? activation, Tensor? residual, Tensor? out_scale, Tensor? out_zero_point, int? out_group, ScalarType out_dtype"
+_EPILOGUE = (
+    "Tensor? bias, str? activation, Tensor? residual, Tensor? out_scale, Tensor? out_zero_point, "
+    "int? out_group, ScalarType out_dtype"
+)
 register(
     "int8_linear",
     f"Tensor x, Tensor x_scale, Tensor codes, Tensor scales, SymInt n, SymInt k, str layout, {_EPILOGUE}",
@@ -288,8 +230,8 @@ register(
 )
 register(
     "int4_linear",
-    "Tensor x, Tensor? x_scale, Tensor codes, Tensor scales, Tensor? zeros, SymInt n, SymInt k, SymInt group, str layout, "
-    + _EPILOGUE,
+    "Tensor x, Tensor? x_scale, Tensor codes, Tensor scales, Tensor? zeros, "
+    f"SymInt n, SymInt k, SymInt group, str layout, {_EPILOGUE}",
     "Tensor[]",
     lambda x, x_scale, codes, scales, zeros, n, k, group, layout, *rest: _linear_shapes(
         x, n, rest[3], rest[5], rest[6]
@@ -303,7 +245,7 @@ register(
 )
 
 
-# -- attention -------------------------------------------------------------------------------------------------------------------------
+# -- attention -------------------------------------------------------------------------------------------------------
 
 
 def attention(
@@ -328,8 +270,8 @@ def attention(
         out_scale: a number or float32 `[H, d]`: the result leaves as int8 by the static rule; not finite becomes 0.
         out_dynamic: it leaves as int8 by the dynamic rule over the H*d values of a token.
 
-    Returns: `[B, Lq, H, d]` of q's dtype, or int8, or with `out_dynamic` int8 and float32 scales `[B, Lq]`. A query that may attend nothing
-    gets zeros. Float32: within 1e-5 of float64.
+    Returns: `[B, Lq, H, d]` of q's dtype, or int8, or with `out_dynamic` int8 and float32 scales `[B, Lq]`. A query
+        that may attend nothing gets zeros. Float32: within 1e-5 of float64.
     """
     op = "attention"
     checks.tensor(op, "q", q, FLOATS)
@@ -337,7 +279,8 @@ def attention(
         checks.tensor(op, name, value, (q.dtype,), q.device)
     if q.dim() != 4 or k.dim() != 4 or k.shape != v.shape or q.shape[0] != k.shape[0] or q.shape[2:] != k.shape[2:]:
         raise ValueError(
-            f"{op}: q must be [B, Lq, H, d] and k, v [B, Lk, H, d], got {tuple(q.shape)}, {tuple(k.shape)}, {tuple(v.shape)}"
+            f"{op}: q must be [B, Lq, H, d] and k, v [B, Lk, H, d], "
+            f"got {tuple(q.shape)}, {tuple(k.shape)}, {tuple(v.shape)}"
         )
     batch, queries, heads, d = q.shape
     if d == 0:
@@ -381,11 +324,12 @@ register(
 )
 
 
-# -- statistics ------------------------------------------------------------------------------------------------------------------------
+# -- statistics ------------------------------------------------------------------------------------------------------
 
 
 def channel_absmax(x: Tensor, running: Tensor | None = None, *, out: Tensor | None = None) -> Tensor | None:
-    """Largest magnitude of every channel: float `[..., K]` -> float32 `[K]`, 0 without rows. NaN wins. Bit-exact on every backend.
+    """Largest magnitude of every channel: float `[..., K]` -> float32 `[K]`, 0 without rows. NaN wins. Bit-exact on
+    every backend.
 
     With `running` (float32 `[K]`, contiguous) the maximum is taken into it, in place, and nothing is returned.
     """
@@ -417,9 +361,11 @@ torch.library.register_fake("qkernels::channel_absmax_", lambda x, running: None
 
 
 def smooth_scale(act_absmax: Tensor, weight_absmax: Tensor, strength: float, *, out: Tensor | None = None) -> Tensor:
-    """SmoothQuant's factors `s_j = act_absmax_j^strength / weight_absmax_j^(1 - strength)`, not normalised; 1 where either maximum is 0.
+    """SmoothQuant's factors `s_j = act_absmax_j^strength / weight_absmax_j^(1 - strength)`, not normalised; 1 where
+    either maximum is 0.
 
-    Args: two float `[K]`, largest magnitudes per input channel of the activations and of the weight; strength in [0, 1].
+    Args: two float `[K]`, largest magnitudes per input channel of the activations and of the weight; strength in [0,
+        1].
     Returns: float32 `[K]`. Activations are divided by s and weights multiplied (Xiao et al. 2022, equation 4).
     """
     op = "smooth_scale"
@@ -441,7 +387,7 @@ register(
 )
 
 
-# -- training --------------------------------------------------------------------------------------------------------------------------
+# -- training --------------------------------------------------------------------------------------------------------
 
 
 def fake_quantize(
@@ -456,14 +402,17 @@ def fake_quantize(
     grad_scale: float = 1.0,
     delta: float = 0.0,
 ) -> Tensor:
-    """Quantize and dequantize: `scale * (clamp(rne(x * (1 / scale)) + zero_point, qmin, qmax) - zero_point)`. Differentiable.
+    """Quantize and dequantize: `scale * (clamp(rne(x * (1 / scale)) + zero_point, qmin, qmax) - zero_point)`.
+    Differentiable.
 
     Args:
         x: float, any shape.
-        scale: one number; `[x.shape[axis]]` with `axis`; `[..., ceil(K/group)]` with `group` (consecutive values of the last axis share one).
+        scale: one number; `[x.shape[axis]]` with `axis`; `[..., ceil(K/group)]` with `group` (consecutive values of
+            the last axis share one).
         zero_point: None, an integer, or integers of the scale's shape.
-        estimator: "ste": the gradient passes where `qmin <= x / scale + zero_point <= qmax`, the scale gets none. "lsq" (Esser et al. 2019): besides,
-            the scale's gradient is `grad_scale * sum G * (rne(v) - v inside, bound - zero_point outside)`, v = x / scale, summed in a fixed order.
+        estimator: "ste": the gradient passes where `qmin <= x / scale + zero_point <= qmax`, the scale gets none.
+            "lsq" (Esser et al. 2019): besides, the scale's gradient is `grad_scale * sum G * (rne(v) - v inside,
+            bound - zero_point outside)`, v = x / scale, summed in a fixed order.
         delta: used by estimators that "ste" and "lsq" are not; must be 0.
 
     Returns: x's shape and dtype. The forward half is bit-exact on every backend; computed in float32.
@@ -476,7 +425,7 @@ def fake_quantize(
         raise ValueError(f"{op}: delta has no meaning for estimator {estimator!r}; leave it at 0")
     if not -(2**23) <= qmin < qmax <= 2**23:
         raise ValueError(f"{op}: qmin and qmax must be integers with qmin < qmax within 2^23, got {qmin} and {qmax}")
-    scale, axis = _fake_quantize_scale(op, x, scale, axis, group)
+    scale, axis = checks.fake_quantize_scale(op, x, scale, axis, group)
     if zero_point is not None:
         if isinstance(zero_point, Tensor):
             checks.tensor(op, "zero_point", zero_point, checks.INTEGERS, x.device)
@@ -490,39 +439,10 @@ def fake_quantize(
     return call(op, None, x, scale, zero_point, qmin, qmax, estimator, axis, group, float(grad_scale), float(delta))
 
 
-def _fake_quantize_scale(
-    op: str, x: Tensor, scale: Any, axis: int | None, group: int | None
-) -> tuple[Tensor, int | None]:
-    """The scale as contiguous float32 (its gradient flows through the cast), and a non-negative axis."""
-    if not isinstance(scale, Tensor):
-        scale = torch.full((), float(scale), dtype=torch.float32, device=x.device)
-    checks.tensor(op, "scale", scale, FLOATS, x.device)
-    if axis is not None and group is not None:
-        raise ValueError(f"{op}: axis and group exclude each other; groups run along the last axis")
-    if group is not None:
-        if x.dim() == 0 or group < 1:
-            raise ValueError(
-                f"{op}: group must be at least 1 and x at least one-dimensional, got {group} and {tuple(x.shape)}"
-            )
-        wanted: tuple = (*x.shape[:-1], -(-x.shape[-1] // group))
-        if tuple(scale.shape) != wanted:
-            raise ValueError(f"{op}: with groups of {group}, scale must have shape {wanted}, got {tuple(scale.shape)}")
-    elif axis is not None:
-        if not -x.dim() <= axis < x.dim():
-            raise ValueError(f"{op}: axis {axis} is not an axis of x of shape {tuple(x.shape)}")
-        axis = axis % x.dim()
-        if scale.dim() != 1 or scale.shape[0] != x.shape[axis]:
-            raise ValueError(
-                f"{op}: with axis {axis}, scale must have shape ({x.shape[axis]},), got {tuple(scale.shape)}"
-            )
-    elif scale.numel() != 1:
-        raise ValueError(
-            f"{op}: scale of shape {tuple(scale.shape)} needs axis or group; without them it is one number"
-        )
-    return scale.float().contiguous(), axis
-
-
-_FAKE_QUANTIZE = "Tensor x, Tensor scale, Tensor? zero_point, int qmin, int qmax, str estimator, int? axis, int? group, float grad_scale, float delta"
+_FAKE_QUANTIZE = (
+    "Tensor x, Tensor scale, Tensor? zero_point, int qmin, int qmax, str estimator, "
+    "int? axis, int? group, float grad_scale, float delta"
+)
 register("fake_quantize", _FAKE_QUANTIZE, "Tensor", lambda x, *_: [(x.shape, x.dtype)], _contiguous_first)
 register(
     "fake_quantize_backward",
@@ -550,15 +470,16 @@ torch.library.register_autograd(
 )
 
 
-# -- rotation --------------------------------------------------------------------------------------------------------------------------
+# -- rotation --------------------------------------------------------------------------------------------------------
 
 
 def hadamard_transform(x: Tensor, transpose: bool = False, *, out: Tensor | None = None) -> Tensor:
     """Multiply every row by an orthonormal Hadamard matrix T, or by its transpose: `[..., n] -> T x`. Differentiable.
 
-    Widths are `m * 2^k` with m = 1, 12, 20, 28, 36, 44 and further orders of `qkernels.hadamard`; others raise ValueError. T is not symmetric
-    where m is of Paley's first kind (12, 20, 44). Linear maps keep their result when the same T turns x and the rows of the weight.
-    Computed in float32, returned in x's dtype; T then the transpose is the identity to 1e-5.
+    Widths are `m * 2^k` with m = 1, 12, 20, 28, 36, 44 and further orders of `qkernels.hadamard`; others raise
+    ValueError. T is not symmetric where m is of Paley's first kind (12, 20, 44). Linear maps keep their result when
+    the same T turns x and the rows of the weight. Computed in float32, returned in x's dtype; T then the transpose is
+    the identity to 1e-5.
     """
     op = "hadamard_transform"
     checks.rows(op, "x", x, FLOATS)

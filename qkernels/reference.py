@@ -1,11 +1,12 @@
 """Every op in plain torch, for any device: the truth that the other backends are compared with.
 
-Arguments were validated and normalised in `qkernels.ops`: scales are float32 tensors, masks broadcast, widths are supported. Where the
-contract asks for bits (scales, codes, `fake_quantize`), the arithmetic is float32 with one rounding an operation; where it asks for closeness,
-it is float64. Every function takes `out` (a tensor, or a pair for two results) and then writes there.
+Arguments were validated and normalised in `qkernels.ops`: scales are float32 tensors, masks broadcast, widths are
+supported. Where the contract asks for bits (scales, codes, `fake_quantize`), the arithmetic is float32 with one
+rounding an operation; where it asks for closeness, it is float64. Every function takes `out` (a tensor, or a pair for
+two results) and then writes there.
 
-Two traps of torch: `127 / t` is `t.reciprocal() * 127`, two roundings, and division by a Python number is a multiplication by its
-reciprocal on a GPU. Divisors are tensors here.
+Two traps of torch: `127 / t` is `t.reciprocal() * 127`, two roundings, and division by a Python number is a
+multiplication by its reciprocal on a GPU. Divisors are tensors here.
 """
 
 from __future__ import annotations
@@ -38,7 +39,8 @@ def _divide(a: float, b: Tensor) -> Tensor:
 
 
 def _quantize_rows(y: Tensor, scale: Tensor | None, zero_point: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Float32 `[..., K]` -> int8 codes and float32 scales `[...]`, by the dynamic rule or, with `scale`, the static one."""
+    """Float32 `[..., K]` -> int8 codes and float32 scales `[...]`, by the dynamic rule or, with `scale`, the static
+    one."""
     absmax = y.abs().amax(-1)
     good = torch.isfinite(absmax)
     if scale is None:
@@ -80,7 +82,8 @@ def layer_norm_quantize(
     *,
     out: Any = None,
 ) -> Any:
-    """See `qkernels.ops.layer_norm_quantize`. Statistics that exceed float32 make the row NaN, as they do in float32 kernels."""
+    """See `qkernels.ops.layer_norm_quantize`. Statistics that exceed float32 make the row NaN, as they do in float32
+    kernels."""
     d = x.double()
     centred = d - d.mean(-1, keepdim=True)
     variance = centred.square().mean(-1, keepdim=True)
@@ -145,7 +148,8 @@ def _deliver_shaped(out: Any, lead: torch.Size, results: tuple[Tensor, ...]) -> 
 
 
 def _spread(x_scale: Tensor, x: Tensor) -> Tensor:
-    """Activation scales (scalar, a row, or a group of 128 of a row) as something that broadcasts to x as `[rows, K]`."""
+    """Activation scales (scalar, a row, or a group of 128 of a row) as something that broadcasts to x as `[rows,
+    K]`."""
     if x_scale.dim() == x.dim():
         return x_scale.reshape(-1, x_scale.shape[-1]).repeat_interleave(GROUP, dim=1)[:, : x.shape[-1]]
     return x_scale.reshape(-1, 1)
@@ -171,7 +175,8 @@ def int8_linear(
     codes = x.reshape(-1, k).double()
     scales = _spread(x_scale, x)
     if scales.shape[1] == 1:
-        # Sums of int8 products are exact in float64. float(acc), the product of the scales and the sum are rounded once each.
+        # Sums of int8 products are exact in float64. float(acc), the product of the scales and the sum are rounded
+        # once each.
         acc = (codes @ weight.codes.double().t()).float()
         y = acc.double() * (scales * weight.scales).double()
     else:
@@ -309,7 +314,8 @@ def fake_quantize_backward(
     *,
     out: Any = None,
 ) -> Any:
-    """Gradients of `fake_quantize`: of x (its dtype), and of the scale (float32, its shape; all 0 for the estimator `ste`)."""
+    """Gradients of `fake_quantize`: of x (its dtype), and of the scale (float32, its shape; all 0 for the estimator
+    `ste`)."""
     s = _per_element(scale, x, axis, group)
     z = torch.zeros((), device=x.device) if zero_point is None else _per_element(zero_point, x, axis, group)
     v, low, high = x.float() * _divide(1.0, s), qmin - z, qmax - z

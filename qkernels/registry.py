@@ -1,7 +1,7 @@
 """Registration with torch: one line an op makes `torch.ops.qkernels.NAME` and `NAME_out`, with shape rules for tracing.
 
-Both are opaque to compilers and run `execute`, which asks `dispatch` for the backend. Outputs are always allocated here, by the same rule
-that tracing uses, and backends fill them.
+Both are opaque to compilers and run `execute`, which asks `dispatch` for the backend. Outputs are always allocated
+here, by the same rule that tracing uses, and backends fill them.
 """
 
 from __future__ import annotations
@@ -28,8 +28,9 @@ def register(
 ) -> None:
     """Define `qkernels::name(arguments) -> returns` and its `out` form.
 
-    `returns` is "Tensor", "(Tensor, Tensor)" or "Tensor[]". `shapes(*args)` gives shape and dtype of every result, on the device of the
-    first argument. `backend_arguments(*args)` turns the schema's arguments into those of the backends' functions.
+    `returns` is "Tensor", "(Tensor, Tensor)" or "Tensor[]". `shapes(*args)` gives shape and dtype of every result, on
+    the device of the first argument. `backend_arguments(*args)` turns the schema's arguments into those of the
+    backends' functions.
     """
 
     def allocate(*args: Any) -> list[Tensor]:

@@ -1,5 +1,5 @@
-"""What the ops must compute, derived once more in NumPy float64. Float32 steps of the contract are float64 steps rounded to float32: for one
-product, sum or quotient of float32 numbers that is the correctly rounded result."""
+"""What the ops must compute, derived once more in NumPy float64. Float32 steps of the contract are float64 steps
+rounded to float32: for one product, sum or quotient of float32 numbers that is the correctly rounded result."""
 
 from __future__ import annotations
 

@@ -80,7 +80,8 @@ def test_lsq_gradients_are_those_of_the_surrogate(backend, seed, how, bounds, sh
     zero = torch.randint(-2, 3, scale.shape, generator=generator) if shifted else None
     s, z = spread(f64(scale), shape, axis, group), spread(0 if zero is None else f64(zero), shape, axis, group)
     low, high = bounds[0] - z, bounds[1] - z
-    # Points farther than 0.01 steps from the bounds, where the surrogate has no derivative, and from ties, where c jumps.
+    # Points farther than 0.01 steps from the bounds, where the surrogate has no derivative, and from ties, where c
+    # jumps.
     v = np.random.default_rng(seed).uniform(-12, 12, shape)
     for edge in (low, high, np.floor(v) + 0.5):
         v = np.where(np.abs(v - edge) < 0.01, v + 0.05, v)

@@ -104,7 +104,8 @@ def test_strided_input(backend, seed, kind):
 
 
 def check_layer_norm(x, weight, bias, smooth, scale, zero_point, result, eps=1e-5):
-    """Scales within 1e-5; codes by the rule, one step off only within 1e-5 of a tie, relative to the terms of the value."""
+    """Scales within 1e-5; codes by the rule, one step off only within 1e-5 of a tie, relative to the terms of the
+    value."""
     codes, scales = result
     x64 = f64(x)
     y = oracles.layer_norm(x64, None if weight is None else f64(weight), None if bias is None else f64(bias), eps)
