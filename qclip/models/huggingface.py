@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from ..errors import ModelError
@@ -258,22 +260,28 @@ def load(name: str, device: str | torch.device = "cpu") -> tuple[nn.Module, dict
     if kind is None:
         reason = ALIGN if config.model_type == "align" else "only CLIP and SigLIP are"
         raise ModelError(f"'hf:{name}' is a {config.model_type!r} model, which is not supported: {reason}")
-    model = _attempt(f"'hf:{name}'", lambda: getattr(library, kind).from_pretrained(source).float())
+    cls = getattr(library, kind)
+    model, found = _attempt(f"'hf:{name}'", lambda: cls.from_pretrained(source, output_loading_info=True))
+    if missing := sorted(found["missing_keys"]):  # transformers would go on with random weights
+        raise ModelError(f"'hf:{name}' lacks {missing[0]!r} (and {len(missing) - 1} more); get the whole checkpoint")
+    for parameter, tensor in model.named_parameters():
+        if not tensor.isfinite().all():
+            raise ModelError(f"{parameter!r} in 'hf:{name}' holds NaN or Inf; the checkpoint is damaged")
     preprocess: dict[str, Any] = preprocess_config(model)
-    found = _attempt(None, lambda: library.AutoImageProcessor.from_pretrained(source).to_dict())
-    if found is not None:
-        preprocess = _from_processor(found, preprocess)
+    processor = _attempt(None, lambda: library.AutoImageProcessor.from_pretrained(source).to_dict())
+    if processor is not None:
+        preprocess = _from_processor(processor, preprocess)
     tokenizer = tokenizer_config(model)
     if not folder.is_dir() or any((folder / file).is_file() for file in TOKENIZERS):
         tokenizer = {"kind": "hf-auto", "name": source, "context_length": tokenizer["context_length"]}
-    return model.eval().to(device), preprocess, tokenizer
+    return model.float().eval().to(device), preprocess, tokenizer
 
 
 def _attempt(what: str | None, load: Callable[[], Any]) -> Any:
     """Run a loader of transformers; `what` names it in the error, None allows that the thing is not there."""
     try:
         return load()
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError, UnpicklingError, SafetensorError) as error:
         if what is None:
             return None
         raise ModelError(f"{what} could not be loaded ({first_line(error)}); check the name and the network, or give "

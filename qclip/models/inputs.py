@@ -6,6 +6,7 @@ from typing import Any
 
 import open_clip
 import torch
+from open_clip.tokenizer import HFTokenizer, SigLipTokenizer
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from torch import Tensor
 from torchvision.transforms import Compose
@@ -80,10 +81,10 @@ class Tokenizer:
             raise ModelError("the model's tokenizer is not known; set model.tokenizer to a function of list[str]")
         try:
             if kind == "siglip":
-                return open_clip.SigLipTokenizer(self.config["variant"], context_length=self.context_length)
+                return SigLipTokenizer(self.config["variant"], context_length=self.context_length)
             if kind == "hf":
-                return open_clip.HFTokenizer(name, context_length=self.context_length,
-                                             tokenizer_mode=self.config.get("mode"), **options)  # fmt: skip
+                return HFTokenizer(name, context_length=self.context_length, tokenizer_mode=self.config.get("mode"),
+                                   **options)  # fmt: skip
             return self._load_auto(name)
         except (OSError, ValueError, ImportError, RuntimeError) as error:
             what = name if kind != "siglip" else f"SigLIP {self.config['variant']}"

@@ -84,6 +84,7 @@ def _load(config: dict[str, Any], preprocess: dict[str, Any], path: Path, source
 def fitting(state: dict[str, Tensor]) -> list[str]:
     """Names of open_clip's native ViT architectures that have the shapes of `state`."""
     text = "text." if "text.token_embedding.weight" in state else ""
+    decoder = any(name.startswith("text_decoder.") for name in state)
     try:
         conv, table = state["visual.conv1.weight"], state[f"{text}token_embedding.weight"]
         mine = (conv.shape[0], conv.shape[-1], state["visual.positional_embedding"].shape[0], _layers(state, "visual."),
@@ -91,7 +92,8 @@ def fitting(state: dict[str, Tensor]) -> list[str]:
                 state["visual.proj"].shape[1])  # fmt: skip
     except KeyError:
         return []
-    return [name for name in family.names() if _shapes(open_clip.get_model_config(name)) == mine]
+    configs = {name: open_clip.get_model_config(name) for name in family.names()}
+    return [name for name, cfg in configs.items() if _shapes(cfg) == mine and ("multimodal_cfg" in cfg) == decoder]
 
 
 def _layers(state: dict[str, Tensor], prefix: str) -> int:

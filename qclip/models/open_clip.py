@@ -73,7 +73,7 @@ def create_from_config(config: dict[str, Any], device: str | torch.device = "cpu
             model: Any = CLASSES[config["class"]](**arguments)
     except (TypeError, ValueError, KeyError, AssertionError, RuntimeError, OSError) as error:
         raise ModelError(f"open_clip's {config['class']} cannot be built from its description "
-                         f"({type(error).__name__}: {error})") from error  # fmt: skip
+                         f"({first_line(error)})") from error  # fmt: skip
     model.qclip_config = deepcopy(config)
     return model
 
@@ -185,13 +185,13 @@ def create(name: str, pretrained: str | None = None, device: str | torch.device 
     config = open_clip.get_model_config(known) if known in names() else None
     if config is None:
         raise UnknownModelError(f"open_clip knows no model {name!r}; {nearest(name, names())}")
+    if "hf_model_name" in config["text_cfg"]:
+        raise ModelError(f"{known} is not supported: {HF_TEXT}")
     tokenizer = _tokenizer_for(known, config)
     if pretrained is None:
         warnings.warn(f"{known} has random weights: no pretrained tag was given ('{known}:TAG')", stacklevel=2)
         fresh = create_from_config(config, device).eval()
         return attach(fresh, preprocess_config(fresh), tokenizer, known)
-    if "hf_model_name" in config["text_cfg"]:
-        raise ModelError(f"{known} is not supported: {HF_TEXT}")
     path, overlay = _weights(known, pretrained, config)
     model: Any = from_checkpoint(config, path)
     attach(model, {"image_size": model.visual.image_size} | overlay, tokenizer, f"{known}:{pretrained}")

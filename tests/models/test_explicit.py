@@ -111,7 +111,8 @@ def test_site_names_of_clip() -> None:
     assert {sites[f"vision.blocks.0.attn.{n}"].shared for n in "qkv"} == {"vision.blocks.0.attn.in"}
     assert [s.smoothable for s in towers["vision"].blocks[0].sites.values()] == [True] * 5 + [False]
     assert not sites["vision.patch"].smoothable and sites["vision.projection"].smoothable
-    assert sites["vision.blocks.1.mlp.fc2"].feed == "activation" and sites["vision.blocks.1.attn.out"].feed == "attention"
+    assert sites["vision.blocks.1.mlp.fc2"].feed == "activation"
+    assert sites["vision.blocks.1.attn.out"].feed == "attention"
     assert towers["vision"].tokens == 17 and towers["text"].tokens == 16
 
 

@@ -182,6 +182,15 @@ def test_text_is_whole_while_tracing_on_other_devices_and_for_intermediates(monk
 
 
 @torch.no_grad()
+def test_encoders_cut_text_in_host_memory_before_it_moves() -> None:
+    """So that a GPU need not be asked for the length; the meta device stands in for one."""
+    _, ours = twins()
+    ours.to("meta")
+    assert lengths_seen(ours, models.encoders(ours).encode_text) == [9]
+    assert lengths_seen(ours, lambda t: ours.encode_text(t.to("meta"))) == [16]
+
+
+@torch.no_grad()
 def test_odd_batches_of_text() -> None:
     model, ours = twins()
     assert ours.encode_text(tokens()[:0]).shape == (0, 24)
