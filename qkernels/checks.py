@@ -120,6 +120,38 @@ def x_scale(op: str, x: Tensor, value: Any) -> Tensor:
     return value.reshape(())
 
 
+def weight(op: str, value: Any, kind: type[Int8Weight] | type[Int4Weight]) -> None:
+    """A weight of `kind` whose buffers have the sizes that its shape and layout say: kernels read without looking."""
+    if not isinstance(value, kind):
+        name = kind.__name__
+        raise TypeError(f"{op}: weight must be an {name}, got {type(value).__name__}; make one with {name}.quantize")
+    n, k = value.shape
+    panels = -(-n // 64)
+    wanted: list[tuple[str, Any, torch.dtype, tuple]]
+    if isinstance(value, Int8Weight):
+        packed = (256 * panels * -(-k // 4) + 256 * panels,)  # codes, then an int32 for each of the padded channels
+        codes = {"canonical": (torch.int8, (n, k)), "vnni64": (torch.uint8, packed)}.get(value.layout)
+        wanted = [("scales", value.scales, torch.float32, (n,))]
+    else:
+        if value.group not in (32, 64, 128, k):
+            raise ValueError(f"{op}: weight has groups of {value.group}; they must be 32, 64, 128 or K = {k}")
+        groups = -(-k // value.group)
+        packed = (256 * panels * -(-k // 8),)
+        codes = {"canonical": (torch.uint8, (n, -(-k // 2))), "nibble64": (torch.uint8, packed)}.get(value.layout)
+        shape = (n, groups) if value.layout == "canonical" else (panels, groups, 64)
+        wanted = [("scales", value.scales, torch.float16, shape)]
+        if value.zeros is not None:
+            wanted.append(("zeros", value.zeros, torch.float16, shape))
+    if codes is None:
+        raise ValueError(f"{op}: weight has the unknown layout {value.layout!r}; make it with {kind.__name__}.pack")
+    for name, buffer, dtype, shape in [("codes", value.codes, *codes), *wanted]:
+        if buffer.dtype != dtype or tuple(buffer.shape) != shape or buffer.device != value.codes.device:
+            raise ValueError(
+                f"{op}: weight of shape {(n, k)} in layout {value.layout!r} must have {dtype} {name} of shape {shape}, "
+                f"got {buffer.dtype} of shape {tuple(buffer.shape)}"
+            )
+
+
 def epilogue(
     op: str,
     x: Tensor,

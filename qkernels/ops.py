@@ -147,10 +147,7 @@ def int8_linear(
     """
     op = "int8_linear"
     checks.rows(op, "x", x, (torch.int8,))
-    if not isinstance(weight, Int8Weight):
-        raise TypeError(
-            f"{op}: weight must be an Int8Weight, got {type(weight).__name__}; make one with Int8Weight.quantize"
-        )
+    checks.weight(op, weight, Int8Weight)
     x_scale = checks.x_scale(op, x, x_scale)
     rest = checks.epilogue(op, x, weight, bias, activation, residual, out_scale, out_zero_point, out_group, out_dtype)
     n, k = weight.shape
@@ -180,10 +177,7 @@ def int4_linear(
     """
     op = "int4_linear"
     checks.rows(op, "x", x, (torch.int8, *FLOATS))
-    if not isinstance(weight, Int4Weight):
-        raise TypeError(
-            f"{op}: weight must be an Int4Weight, got {type(weight).__name__}; make one with Int4Weight.quantize"
-        )
+    checks.weight(op, weight, Int4Weight)
     if (x.dtype == torch.int8) != (x_scale is not None):
         raise ValueError(
             f"{op}: int8 x needs x_scale and float x must come without it, got {x.dtype} "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ X = torch.randn(3, 40, generator=torch.Generator().manual_seed(0))
 CODES = torch.ones(3, 40, dtype=torch.int8)
 W = torch.randn(24, 40, generator=torch.Generator().manual_seed(1))
 W8, W4 = Int8Weight.quantize(W), Int4Weight.quantize(W, group=32)
+P8, P4 = W8.pack("vnni64"), W4.pack("nibble64")
 QKV = torch.randn(2, 5, 3, 8, generator=torch.Generator().manual_seed(2))
 HUGE = torch.zeros(1).expand(2**16, 2**15)  # 2^31 elements in 4 bytes
 S = torch.tensor(0.1)
@@ -126,6 +128,46 @@ REFUSALS = {
         lambda: qkernels.int8_linear(CODES.to("meta"), S.to("meta"), W8),
         ValueError,
         "weight is on cpu but x is on meta",
+    ),
+    "weight codes": (
+        lambda: qkernels.int8_linear(CODES, S, replace(W8, codes=W8.codes[:8])),
+        ValueError,
+        r"must have torch.int8 codes of shape \(24, 40\), got torch.int8 of shape \(8, 40\)",
+    ),
+    "weight buffer": (
+        lambda: qkernels.int8_linear(CODES, S, replace(P8, codes=P8.codes[:-1])),
+        ValueError,
+        r"in layout 'vnni64' must have torch.uint8 codes of shape \(2816,\)",
+    ),
+    "weight scales": (
+        lambda: qkernels.int8_linear(CODES, S, replace(W8, scales=W8.scales.half())),
+        ValueError,
+        r"must have torch.float32 scales of shape \(24,\)",
+    ),
+    "weight layout": (
+        lambda: qkernels.int8_linear(CODES, S, replace(W8, layout="rows")),
+        ValueError,
+        "unknown layout 'rows'",
+    ),
+    "weight parts": (
+        lambda: qkernels.int8_linear(CODES, S, replace(W8, scales=W8.scales.to("meta"))),
+        ValueError,
+        "scales of shape",
+    ),
+    "int4 buffer": (
+        lambda: qkernels.int4_linear(CODES, S, replace(P4, codes=P4.codes[1:])),
+        ValueError,
+        r"must have torch.uint8 codes of shape \(1280,\)",
+    ),
+    "int4 zeros": (
+        lambda: qkernels.int4_linear(CODES, S, replace(W4, zeros=torch.ones(24, 1).half())),
+        ValueError,
+        r"must have torch.float16 zeros of shape \(24, 2\)",
+    ),
+    "int4 group": (
+        lambda: qkernels.int4_linear(CODES, S, replace(W4, group=16)),
+        ValueError,
+        "groups of 16; they must be 32, 64, 128 or K = 40",
     ),
     "int4 kind": (
         lambda: qkernels.int4_linear(CODES, S, W8),
