@@ -226,6 +226,19 @@ def test_unreadable_images_are_named_counted_and_left_out() -> None:
         run(data=pictures(n=5, bad=range(5)))
 
 
+def test_parts_of_a_set_fit_together(monkeypatch) -> None:
+    """Labels, subsets and the names of unreadable images do not depend on how many images are in one file."""
+    groups = {"lossless": np.arange(90) >= 50}
+    whole = run(data=pictures(bad=[4, 70], groups=groups))
+    monkeypatch.setattr("qclip.reliability.embed.SHARD", 20)
+    parts = run(data=pictures(bad=[4, 60, *range(61, 80)], groups=groups), batch=20)  # a part with none to read
+    assert parts.row(model="float", set="pets", subset="all", metric="top1")["n"] == 69
+    parts = run(data=pictures(bad=[4, 70], groups=groups), batch=20)
+    assert parts.notes == whole.notes
+    for one, other in zip(whole.where(metric="nll"), parts.where(metric="nll"), strict=True):
+        assert one["value"] == pytest.approx(other["value"], rel=1e-5, abs=1e-6) and one["n"] == other["n"]
+
+
 @pytest.mark.parametrize(("change", "message"), [
     ({"labels": None}, "has no labels"),
     ({"classes": None}, "no class names"),
