@@ -64,3 +64,8 @@ def test_padded_range() -> None:
     assert svg.padded([]) == (0.0, 1.0)
     low, high = svg.padded([0.0, 0.0])
     assert low < high
+
+
+def test_attributes_are_escaped_and_absent_ones_left_out() -> None:
+    made = svg.element("g", id='"><x>', transform=None, stroke_width=1.25)
+    assert ET.fromstring(made).attrib == {"id": '"><x>', "stroke-width": "1.25"}
