@@ -103,7 +103,7 @@ def _diagram(index: Index, model: str, name: str) -> Figure:
     said.append(f"perfect calibration would show about {units.percent(floor)} by chance")
     told = f"Accuracy against confidence in {BINS} bins, {units.count(total)} images; {'; '.join(said)}."
     axes = svg.Axes(f"Reliability of {model} on {name}", told, (0, 1), (0, 1), y_label="accuracy (%)", width=240,
-                    height=300, x_ticks=_HALVES, y_ticks=_HALVES, x_text=_hundred, y_text=_hundred, left=44, right=8,
+                    height=300, x_ticks=_HALVES, y_ticks=_HALVES, x_text=_hundred, y_text=_hundred, left=44, right=14,
                     bottom=106)  # fmt: skip
     strip = axes.height - 20.0  # the foot of the histogram below the diagram
     room = 40.0

@@ -50,7 +50,7 @@ PLANS = (
         "noise",
         "Noise robustness",
         "The same corrupted images for every model. Marks of one severity are set side by side a little, so that their "
-        "intervals can be seen.",
+        "intervals can be seen. These are each model's own; the paired differences above are sharper.",
         "No corrupted images were evaluated, so noise robustness was not measured.",
         figures.noise,
         absolute.corrupted,

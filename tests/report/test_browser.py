@@ -35,7 +35,7 @@ document.getElementById("page").onload = function () {{
     return !e.querySelector(":scope > title") || !e.querySelector(":scope > desc"); }}).length;
   out.spill = Array.from(page.querySelectorAll("figure svg text")).filter(function (e) {{
     var t = e.getBoundingClientRect(), s = e.closest("svg").getBoundingClientRect();
-    return t.left < s.left - 2 || t.right > s.right + 2 || t.bottom > s.bottom + 2; }}).length;
+    return t.left < s.left - 0.5 || t.right > s.right + 0.5 || t.bottom > s.bottom + 0.5; }}).length;
   out.small = Array.from(page.querySelectorAll("figure svg text")).filter(function (e) {{
     var m = e.getScreenCTM(), size = parseFloat(page.defaultView.getComputedStyle(e).fontSize);
     return Math.hypot(m.a, m.b) * size < 9; }}).length;
