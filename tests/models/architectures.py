@@ -92,8 +92,8 @@ def perturb(model: nn.Module, seed: int = 0) -> nn.Module:
         for parameter in model.parameters():
             if parameter.ndim < 2:
                 parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator))
-            elif parameter.abs().max() == 0 or parameter.shape[0] == 1:
-                parameter.add_(torch.randn(parameter.shape, generator=generator))
+            elif not 0 < parameter.abs().max() < 100:  # zeros, or memory that the library never fills (CoCa's decoder)
+                parameter.copy_(0.1 * torch.randn(parameter.shape, generator=generator))
     return model.eval()
 
 
