@@ -155,7 +155,12 @@ def int8_linear(
 
 
 def quantize_per_token(
-    x: Tensor, smooth: Tensor | None = None, scale: Tensor | None = None, zero_point: Tensor | None = None, *, out: Any = None
+    x: Tensor,
+    smooth: Tensor | None = None,
+    scale: Tensor | None = None,
+    zero_point: Tensor | None = None,
+    *,
+    out: Any = None,
 ) -> Any:
     """See `qkernels.ops.quantize_per_token`."""
     x, k = x.contiguous(), x.shape[-1]
@@ -234,8 +239,8 @@ def attention(
             mask = mask.contiguous()
         mask = mask.expand(batch, heads, queries, keys)
     if out is None:
-        out = torch.empty(q.shape, dtype=q.dtype if out_scale is None and not out_dynamic else torch.int8)
-        out = (out, torch.empty(batch, queries, dtype=torch.float32)) if out_dynamic else out
+        y = torch.empty(q.shape, dtype=q.dtype if out_scale is None and not out_dynamic else torch.int8)
+        out = (y, torch.empty(batch, queries, dtype=torch.float32)) if out_dynamic else y
     codes, scales = out if out_dynamic else (None, None)
     native.attention(
         *(q.data_ptr(), *q.stride()[:3], k.data_ptr(), *k.stride()[:3], v.data_ptr(), *v.stride()[:3], TYPES[q.dtype]),
@@ -338,6 +343,7 @@ def hadamard_transform(x: Tensor, transpose: bool = False, *, out: Any = None) -
     x, n = x.contiguous(), x.shape[-1]
     out = torch.empty_like(x) if out is None else out
     m = base_order(n)
+    assert m is not None
     base = base_matrix(m).float()
     base = base.t().contiguous() if transpose else base
     native.hadamard_transform(

@@ -420,17 +420,19 @@ def fake_quantize(
     if not -(2**23) <= qmin < qmax <= 2**23:
         raise ValueError(f"{op}: qmin and qmax must be integers with qmin < qmax within 2^23, got {qmin} and {qmax}")
     scale, axis = checks.fake_quantize_scale(op, x, scale, axis, group)
-    if zero_point is not None:
-        if isinstance(zero_point, Tensor):
-            checks.tensor(op, "zero_point", zero_point, checks.INTEGERS, x.device)
-            if zero_point.numel() != 1 and zero_point.shape != scale.shape:
-                raise ValueError(
-                    f"{op}: zero_point must have the scale's shape {tuple(scale.shape)}, got {tuple(zero_point.shape)}"
-                )
-        else:
-            zero_point = checks.zero_point(op, zero_point, scale, x.device)
-        zero_point = zero_point.float().expand(scale.shape).contiguous()
-    return call(op, None, x, scale, zero_point, qmin, qmax, estimator, axis, group, float(grad_scale), float(delta))
+    zero: Tensor | None = None
+    if isinstance(zero_point, Tensor):
+        zero = checks.tensor(op, "zero_point", zero_point, checks.INTEGERS, x.device)
+        if zero.numel() != 1 and zero.shape != scale.shape:
+            raise ValueError(
+                f"{op}: zero_point must have the scale's shape {tuple(scale.shape)}, got {tuple(zero.shape)}"
+            )
+    elif zero_point is not None:
+        zero = checks.zero_point(op, zero_point, scale, x.device)
+    if zero is not None:
+        zero = zero.float()
+        zero = (zero.reshape(()) if zero.numel() == 1 else zero).expand(scale.shape).contiguous()
+    return call(op, None, x, scale, zero, qmin, qmax, estimator, axis, group, float(grad_scale), float(delta))
 
 
 _FAKE_QUANTIZE = (

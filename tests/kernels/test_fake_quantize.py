@@ -132,6 +132,14 @@ def test_the_bounds_are_inside_and_beyond_is_outside(backend):
     assert scale.grad.item() == pytest.approx(0 - 8 + 0 + 7 + 7 - 0.4, abs=1e-5)
 
 
+def test_one_zero_point_for_all_scales(backend):
+    x = torch.randn(3, 5)
+    for scale, axis in ((torch.tensor(0.1), None), (torch.tensor([0.1]), None), (torch.full((3,), 0.1), 0)):
+        wanted = qkernels.fake_quantize(x, 0.1, torch.tensor(2), -8, 7, "ste")
+        for zero in (2, torch.tensor(2), torch.tensor([2])):
+            assert torch.equal(qkernels.fake_quantize(x, scale, zero, -8, 7, "ste", axis), wanted)
+
+
 def test_nan_stays_nan(backend):
     x = torch.tensor([1.0, float("nan"), 2.0], requires_grad=True)
     scale = torch.tensor(0.5, requires_grad=True)
