@@ -229,3 +229,26 @@ def test_sites_are_chosen_by_pattern_and_a_low_rank_tail_is_left_out() -> None:
     rows = weight_spectrum(Model([weight, low_rank]), {"q": Model([weight, rounded(low_rank, 4)])}, sites="*.1.*")
     assert {row["set"] for row in rows} == {"vision.blocks.1.mlp.fc1", "vision"}
     assert {row["subset"] for row in rows if row["metric"] == "gain"} == {"ranks 0-8", "ranks 8-64"}
+
+
+@pytest.mark.parametrize(
+    ("gain", "difference", "said"),
+    [
+        ((0.95, 0.97), (-0.03, -0.01), "damping beyond the control, by 7.8 %"),
+        ((0.95, 0.97), (-0.03, 0.01), "cannot be told"),  # the control falls below 1 as well
+        ((0.95, 1.02), (-0.03, -0.01), "cannot be told"),
+        ((1.03, 1.05), (0.01, 0.03), "amplification beyond the control, by 8.2 %"),
+        ((1.03, 1.05), (-0.01, 0.03), "cannot be told"),
+        ((0.99, 1.01), (0.01, 0.03), "cannot be told"),
+    ],
+)
+def test_a_claim_needs_both_intervals_clear(gain: tuple, difference: tuple, said: str) -> None:
+    def row(metric: str, reference: str, ends: tuple, subset: str = "ranks 64-") -> dict:
+        low, high = ends
+        return {"model": "q", "set": "vision", "metric": metric, "reference": reference, "subset": subset,
+                "value": (low + high) / 2, "low": low, "high": high, "n": 9}  # fmt: skip
+
+    tail = [row("gain", "", gain), row("gain", "white", difference), row("gain_white", "", (0.96, 1.0))]
+    other = [row("gain", r, (0.5, 0.6), "ranks 8-64") for r in ("", "white")]  # not the tail: not asked
+    (sentence,) = verdict([*other, *tail, row("sqnr", "white", (-0.1, 0.1))])
+    assert sentence.startswith("q, vision tower, ranks 64-: ") and said in sentence
