@@ -241,14 +241,14 @@ def attention(
     if out is None:
         y = torch.empty(q.shape, dtype=q.dtype if out_scale is None and not out_dynamic else torch.int8)
         out = (y, torch.empty(batch, queries, dtype=torch.float32)) if out_dynamic else y
-    codes, scales = out if out_dynamic else (None, None)
+    codes, scales, single = (*out, None) if out_dynamic else (None, None, out)
     native.attention(
         *(q.data_ptr(), *q.stride()[:3], k.data_ptr(), *k.stride()[:3], v.data_ptr(), *v.stride()[:3], TYPES[q.dtype]),
         *(batch, queries, keys, heads, d),
         *((0, 0, 0, 0, 0) if mask is None else (mask.data_ptr(), int(mask.dtype == torch.bool), *mask.stride()[:3])),
         int(causal),
         d**-0.5 if scale is None else scale,
-        *((0, 0) if out_dynamic else (out.data_ptr(), TYPES[out.dtype])),
+        *((0, 0) if single is None else (single.data_ptr(), TYPES[single.dtype])),
         _address(out_scale),
         int(out_scale is not None and out_scale.dim() == 2),
         _address(codes),
