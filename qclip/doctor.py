@@ -40,7 +40,7 @@ def examine() -> dict[str, Any]:
             )
     else:
         problems.append(f"{info['reason']}; the slow reference backend runs")
-    checkpoints = {name: card.get("summary", "present") for name, card in zoo.checkpoints().items()}
+    checkpoints = {name: card.get("data", "") for name, card in zoo.checkpoints().items()}
     if not checkpoints:
         problems.append("the shipped checkpoints are missing, so `qclip demo` cannot run; reinstall qclip")
     processor = {

@@ -40,8 +40,8 @@ def command(
         common.print_json({"shipped": cards, "open_clip": names})
         return
     if cards:
-        rows = [[name, card.get("summary", "")] for name, card in cards.items()]
-        common.print_table("shipped with qclip", ["name", "about"], rows)
+        rows = [[name, card.get("data", "")] for name, card in cards.items()]
+        common.print_table("shipped with qclip", ["name", "trained on"], rows)
     if search is None:
         common.print_table("\nkinds of MODEL", ["for example", "what"], KINDS)
         print(f"\nopen_clip knows {len(names)} names: `qclip models TEXT` shows those that contain TEXT.")
