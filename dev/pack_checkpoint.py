@@ -63,7 +63,7 @@ def readme(card: dict) -> str:
     training = card["training"]
     lines = [f"# {card['name']}", "", "A small CLIP that ships with qclip, made for testing and demonstration, not for use.",
              "", f"- **Data**: {card['data']}", f"- **Made with**: `{training['command']}`, seed {training['seed']}",
-             f"- **Trained on**: {training.get('images_seen', training['images']):,} images in {training['steps']:,} steps"]
+             f"- **Trained on**: {training.get("images_seen", training["images"]):,} images in {training['steps']:,} steps"]
     gaps = {row["set"]: row["value"] for row in card.get("measured", []) if row["metric"] == "signed_gap" and row["subset"] == "all"}
     if gaps:
         name, gap = next(iter(gaps.items()))
