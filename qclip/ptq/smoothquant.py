@@ -12,7 +12,7 @@ import torch
 from qkernels import smooth_scale
 from torch import Tensor
 
-from .. import calibration
+from .. import calibration, rewrite
 from ..models.tower import Block, Site, Tower
 from .base import Context, Method, build
 
@@ -55,7 +55,9 @@ def _search(context: Context, tower: Tower, block: Block, groups: dict[str, list
     def use(group: list[Site], smooth: Tensor | None) -> None:
         for site in group:
             context.states[site.name].smooth = smooth
-            tower.write(site, build(context, site))
+            module = build(context, site)
+            rewrite.pack(module)  # the kernels read packed weights
+            tower.write(site, module)
 
     def error() -> float:
         got = (_first(block.module(*args, **kwargs)) for args, kwargs in inputs)
