@@ -1,6 +1,6 @@
 """How much memory a quantized model takes to load and run: growth of peak RSS in a fresh process.
 
-    python benchmarks/memory.py ViT-L-14 w8a8            (makes an artifact of random weights first, in a temporary folder)
+    python benchmarks/memory.py ViT-L-14 w8a8       (first makes an artifact of random weights, in a temporary folder)
 
 Prints one JSON line: bytes of the float32 parameters, peak RSS after `import qclip`, peak RSS after loading and one
 image and one text through the towers at batch 1, and the growth as a share of the float32 bytes.
@@ -51,8 +51,19 @@ def main() -> None:
         out = subprocess.run([sys.executable, "-c", PROBE, str(artifact)], check=True, capture_output=True, text=True)
     facts = json.loads(out.stdout.splitlines()[-1])
     growth = (facts["rss_run"] - facts["rss_import"]) / size
-    print(json.dumps({"model": args.model, "recipe": args.recipe, "float32_bytes": size, "artifact_bytes": on_disk,
-                      "artifact_share": round(on_disk / size, 4), **facts, "growth_share": round(growth, 4)}))  # fmt: skip
+    print(
+        json.dumps(
+            {
+                "model": args.model,
+                "recipe": args.recipe,
+                "float32_bytes": size,
+                "artifact_bytes": on_disk,
+                "artifact_share": round(on_disk / size, 4),
+                **facts,
+                "growth_share": round(growth, 4),
+            }
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -30,8 +30,16 @@ CONFIG = {
     "text_cfg": {"context_length": 32, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 2},
 }
 MEAN, STD = open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD
-TEMPLATES = ("a photo of a {}.", "a picture of a {}.", "a {}.", "an image of a {}.", "a small photo of a {}.",
-             "a blurry photo of a {}.", "a photo of the {}.", "a close-up photo of a {}.")
+TEMPLATES = (
+    "a photo of a {}.",
+    "a picture of a {}.",
+    "a {}.",
+    "an image of a {}.",
+    "a small photo of a {}.",
+    "a blurry photo of a {}.",
+    "a photo of the {}.",
+    "a close-up photo of a {}.",
+)
 MIX = {"cifar10": 0.55, "tiny": 0.35, "flickr": 0.10}  # share of a batch
 
 
@@ -113,9 +121,17 @@ def contrastive_loss(image, text, scale, target):
 
 @torch.inference_mode()
 def zero_shot(model, tokenizer, images, labels, names) -> float:
-    prompts = torch.cat([F.normalize(sum(model.encode_text(tokenizer([t.format(n) for n in names]), normalize=True)
-                                         for t in TEMPLATES), dim=-1)])
-    x = (images.permute(0, 3, 1, 2).float() / 255 - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None]
+    prompts = torch.cat(
+        [
+            F.normalize(
+                sum(model.encode_text(tokenizer([t.format(n) for n in names]), normalize=True) for t in TEMPLATES),
+                dim=-1,
+            )
+        ]
+    )
+    x = (images.permute(0, 3, 1, 2).float() / 255 - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[
+        :, None, None
+    ]
     guess = torch.cat([(model.encode_image(part, normalize=True) @ prompts.T).argmax(1) for part in x.split(500)])
     return (guess == torch.as_tensor(labels)).float().mean().item()
 
@@ -129,8 +145,11 @@ def optimizers(model: torch.nn.Module, rate: float):
     plain = [p for p in rest if p.ndim < 2]
     return [
         torch.optim.Muon(matrices, lr=rate, weight_decay=0.05, momentum=0.95, adjust_lr_fn="match_rms_adamw"),
-        torch.optim.AdamW([{"params": decay, "weight_decay": 0.05}, {"params": plain, "weight_decay": 0.0}],
-                          lr=rate, betas=(0.9, 0.98)),
+        torch.optim.AdamW(
+            [{"params": decay, "weight_decay": 0.05}, {"params": plain, "weight_decay": 0.0}],
+            lr=rate,
+            betas=(0.9, 0.98),
+        ),
     ]
 
 
@@ -147,13 +166,21 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--rate", type=float, default=2e-3)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--drop", type=float, default=0.5, help="share of patches dropped until 75 %% of the time is over")
+    parser.add_argument(
+        "--drop", type=float, default=0.5, help="share of patches dropped until 75 %% of the time is over"
+    )
     args = parser.parse_args()
     args.output.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(args.seed)
 
-    sources = {name: Source(args.data / f"{file}.parquet", args.seed) for name, file in
-               [("cifar10", "cifar10_train"), ("tiny", "tiny_imagenet_train_32"), ("flickr", "flickr8k_train_64")]}
+    sources = {
+        name: Source(args.data / f"{file}.parquet", args.seed)
+        for name, file in [
+            ("cifar10", "cifar10_train"),
+            ("tiny", "tiny_imagenet_train_32"),
+            ("flickr", "flickr8k_train_64"),
+        ]
+    }
     dev_images, dev = decode(args.data / "cifar10_dev.parquet")
     dev_images, dev_labels = dev_images[:2000], dev["label"].to_numpy()[:2000]
     model = open_clip.CLIP(**CONFIG)
@@ -183,14 +210,16 @@ def main() -> None:
         for optimizer in trained:
             for group in optimizer.param_groups:
                 group["lr"] = rate
-        model.visual.patch_dropout = (open_clip.transformer.PatchDropout(args.drop) if args.drop and done < 0.75
-                                      else torch.nn.Identity())
+        model.visual.patch_dropout = (
+            open_clip.transformer.PatchDropout(args.drop) if args.drop and done < 0.75 else torch.nn.Identity()
+        )
         images, texts, target = batch(sources, args.batch, generator, rng)
         # The fused attention's backward is slow on a CPU at these lengths: plain products train faster.
         with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
             image, text = model.encode_image(images), model.encode_text(tokenizer(texts))
-        loss = contrastive_loss(F.normalize(image.float(), dim=-1), F.normalize(text.float(), dim=-1),
-                                model.logit_scale.exp(), target)
+        loss = contrastive_loss(
+            F.normalize(image.float(), dim=-1), F.normalize(text.float(), dim=-1), model.logit_scale.exp(), target
+        )
         for optimizer in trained:
             optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -204,18 +233,39 @@ def main() -> None:
         now = clock()
         spent, tick = spent + now - tick, now
         if step % 50 == 0:
-            print(f"step {step} images {seen} minutes {spent / 60:.1f} loss {loss.item():.3f} scale "
-                  f"{model.logit_scale.exp().item():.1f} rate {rate:.2e} images/s {seen / spent:.0f}", flush=True)
+            print(
+                f"step {step} images {seen} minutes {spent / 60:.1f} loss {loss.item():.3f} scale "
+                f"{model.logit_scale.exp().item():.1f} rate {rate:.2e} images/s {seen / spent:.0f}",
+                flush=True,
+            )
         if step % 150 == 0 or spent >= args.minutes * 60:
             average.module.visual.patch_dropout = torch.nn.Identity()
             average.eval()
-            accuracy = zero_shot(average.module, tokenizer, dev_images, dev_labels, [n[0] for n in sources["cifar10"].names])
+            accuracy = zero_shot(
+                average.module, tokenizer, dev_images, dev_labels, [n[0] for n in sources["cifar10"].names]
+            )
             print(f"step {step} dev top-1 {100 * accuracy:.1f} %", flush=True)
-            save(checkpoint, {"model": model.state_dict(), "average": average.state_dict(), "step": step, "seen": seen,
-                              "spent": spent, "optimizers": [o.state_dict() for o in trained]})
+            save(
+                checkpoint,
+                {
+                    "model": model.state_dict(),
+                    "average": average.state_dict(),
+                    "step": step,
+                    "seen": seen,
+                    "spent": spent,
+                    "optimizers": [o.state_dict() for o in trained],
+                },
+            )
             save(args.output / "open_clip.pt", average.module.state_dict())
-            facts = {"config": CONFIG, "steps": step, "images": seen, "minutes": round(spent / 60, 1), "seed": args.seed,
-                     "dev_top1": accuracy, "logit_scale": average.module.logit_scale.exp().item()}
+            facts = {
+                "config": CONFIG,
+                "steps": step,
+                "images": seen,
+                "minutes": round(spent / 60, 1),
+                "seed": args.seed,
+                "dev_top1": accuracy,
+                "logit_scale": average.module.logit_scale.exp().item(),
+            }
             (args.output / "facts.json").write_text(json.dumps(facts, indent=1))
             tick = clock()
 

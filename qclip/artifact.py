@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from qkernels import Int4Weight, Int8Weight
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+
+from qkernels import Int4Weight, Int8Weight
 
 from . import models, rewrite
 from .errors import ArtifactError, ModelError, OutputExistsError

@@ -111,7 +111,7 @@ class AbsMax:
 
 
 class Histogram:
-    """|x| of a tensor in 2,048 bins; the range doubles by merging bins, so the result does not depend on the batches."""
+    """|x| of a tensor in 2,048 bins; the range doubles by merging bins, so batches do not matter."""
 
     BINS = 2048
 

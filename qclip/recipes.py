@@ -160,7 +160,9 @@ def parse(name: str) -> Recipe:
     """`"w8a8"`, `"w4a8-smoothquant"`, `"w8a8-static-smoothquant"` ... -> Recipe. Raises RecipeError."""
     parts = name.split("-")
     if re.fullmatch(r"w\d+a\d+", parts[0]) is None:
-        raise RecipeError(f"unknown recipe {name!r}; {nearest(name, presets())} (or wXaY[-static][-METHOD], or a JSON file)")
+        raise RecipeError(
+            f"unknown recipe {name!r}; {nearest(name, presets())} (or wXaY[-static][-METHOD], or a JSON file)"
+        )
     weight_bits, activation_bits = parse_bits(parts[0])
     static = len(parts) > 1 and parts[1] == "static"
     method = "-".join(parts[2 if static else 1 :]) or "rtn"

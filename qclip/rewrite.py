@@ -1,12 +1,13 @@
-"""Puts finished layers into a model, fuses the cores around them, counts what is covered, and takes layers out again."""
+"""Puts layers into a model, fuses the cores around them, counts what is covered, and takes layers out again."""
 
 from __future__ import annotations
 
 import dataclasses
 
-import qkernels
 import torch
 from torch import nn
+
+import qkernels
 
 from . import models
 from .layers import QuantizedAttention, QuantizedMlp, QuantizedPatch, QuantizedSite
@@ -184,7 +185,7 @@ def _device(site: Site) -> torch.device:
 
 
 def _backend_name(device: torch.device) -> str:
-    """"cpu:avx512vnni", "reference" ...: what runs the ops on this device now."""
+    """ "cpu:avx512vnni", "reference" ...: what runs the ops on this device now."""
     name = qkernels.backend_for(device).__name__.rpartition(".")[2]
     return f"cpu:{qkernels.info()['tier']}" if name == "cpu" else name
 

@@ -1,7 +1,7 @@
 """`load_model`: every kind of name a user may give, and the checkpoints that ship with the package.
 
 A shipped checkpoint is a folder of package data: `model.safetensors` (float16, the token embedding row-wise INT8) and
-`card.json` (architecture, preprocessing, tokenizer, how it was trained, what was measured), with `README.md` for people.
+`card.json` (architecture, preprocessing, tokenizer, how it was trained, what was measured), and `README.md`.
 """
 
 from __future__ import annotations
@@ -53,12 +53,12 @@ def load_model(name: str | Path | nn.Module, device: str | torch.device = "cpu",
         return artifact.load(path, device)
     if path.is_dir():
         raise ModelError(f"{text!r} is a folder but no artifact ({artifact.DESCRIPTION} is missing); "
-                         f"for an open_clip or Hugging Face folder write 'local-dir:{text}' or 'hf:{text}'")  # fmt: skip
+                         f"for an open_clip or Hugging Face folder give 'local-dir:{text}' or 'hf:{text}'")  # fmt: skip
     try:
         return models.load(text, device=device, arch=arch)
     except models.UnknownModelError as error:
-        raise ModelError(f"{error}; shipped: {', '.join(checkpoints())}; {nearest(text, [*checkpoints(), *models.names()])}"
-                         ) from None  # fmt: skip
+        near = nearest(text, [*checkpoints(), *models.names()])
+        raise ModelError(f"{error}; shipped: {', '.join(checkpoints())}; {near}") from None
 
 
 def _load_checkpoint(path: Path) -> nn.Module:

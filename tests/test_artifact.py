@@ -1,4 +1,4 @@
-"""Artifacts: what is saved comes back bit for bit, and whatever is wrong with a folder is said before anything is built."""
+"""Artifacts: what is saved comes back bit for bit, and what is wrong with a folder is said before building."""
 
 import json
 import shutil

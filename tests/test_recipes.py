@@ -39,7 +39,14 @@ def test_names_compose(name, weight, activation, group, static, method):
 
 @pytest.mark.parametrize(
     ("name", "state"),
-    [("w8a8", "real"), ("w4a8", "real"), ("w4a16", "real"), ("w6a8", "simulated"), ("w4a4", "simulated"), ("w8a6", "simulated")],
+    [
+        ("w8a8", "real"),
+        ("w4a8", "real"),
+        ("w4a16", "real"),
+        ("w6a8", "simulated"),
+        ("w4a4", "simulated"),
+        ("w8a6", "simulated"),
+    ],
 )
 def test_real_only_where_a_kernel_runs(name, state):
     recipe = recipes.get(name)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import qkernels
 from torch import Tensor, nn
+
+import qkernels
 
 from ..models.tower import Attention
 from .linear import QuantizedLinear
@@ -33,7 +34,9 @@ class QuantizedAttention(Attention):
     def unfuse(self) -> None:
         self.__class__ = Attention  # type: ignore[assignment]
 
-    def forward(self, x: Tensor, mask: Tensor | None = None, causal: bool = False, query: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, mask: Tensor | None = None, causal: bool = False, query: Tensor | None = None
+    ) -> Tensor:
         if query is None and self.shares_input:
             codes, scale = self.q.quantize(x, self.norm)  # type: ignore[operator]
             q, k, v = (site.linear(codes, scale) for site in (self.q, self.k, self.v))  # type: ignore[operator]
@@ -67,7 +70,12 @@ def _takes_codes(site: nn.Module) -> bool:
 
 def movable_norm(core: nn.Module, norm: nn.Module | None) -> bool:
     """Whether `norm` can run inside `core`, fused with the quantization of its first site."""
-    if not isinstance(norm, nn.LayerNorm) or norm.weight is None or norm.bias is None or len(norm.normalized_shape) != 1:
+    if (
+        not isinstance(norm, nn.LayerNorm)
+        or norm.weight is None
+        or norm.bias is None
+        or len(norm.normalized_shape) != 1
+    ):
         return False  # subclasses of it (open_clip's, timm's) differ in dtypes only; ours is float32 inside anyway
     if isinstance(core, QuantizedAttention):
         return core.shares_input

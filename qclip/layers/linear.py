@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import qkernels
 import torch
 from torch import Tensor, nn
+
+import qkernels
 
 from .site import QuantizedSite
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 
-
 class QuantizedPatch(nn.Module):
     """`[B, C, H, W]` -> `[B, N, H/p, W/p]`: every patch a row of `K = C*p*p`, in the order (C, kh, kw).
 

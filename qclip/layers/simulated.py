@@ -1,4 +1,4 @@
-"""A linear site on the quantization grid in float arithmetic: what the numbers would be, not what the speed would be."""
+"""A linear site on the quantization grid in float arithmetic: the numbers as they would be, not the speed."""
 
 from __future__ import annotations
 

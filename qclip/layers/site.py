@@ -1,12 +1,13 @@
-"""What every quantized site has in common: codes that keep their dtype, a packed form in memory, a canonical one on disk."""
+"""What every quantized site has in common: codes that keep their dtype, packed in memory, canonical on disk."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 import torch
-from qkernels import Int4Weight, Int8Weight
 from torch import Tensor, nn
+
+from qkernels import Int4Weight, Int8Weight
 
 FIXED = ("codes", "scales", "zeros", "smooth", "input_scale")  # what `.half()` and `.bfloat16()` leave alone
 

@@ -1,4 +1,4 @@
-"""Post-training quantization: a recipe's methods, run in order on a float model, then every site rounded and written."""
+"""Post-training quantization: a recipe's methods, run in order on a float model, then every site is rounded."""
 
 from __future__ import annotations
 
@@ -38,7 +38,9 @@ def quantize_(model: nn.Module, recipe: str | Path | dict | recipes.Recipe, cali
     """
     recipe = recipes.get(recipe)
     if (done := rewrite.quantization(model)) is not None:
-        raise ModelError(f"the model is quantized already (recipe {done.recipe.name!r}); quantize the float model instead")
+        raise ModelError(
+            f"the model is quantized already (recipe {done.recipe.name!r}); quantize the float model instead"
+        )
     if recipe.needs_data and calibration is None:
         raise RecipeError(f"recipe {recipe.name!r} needs data: pass calibration=... "
                           "(--calibration DATA on the command line)")  # fmt: skip

@@ -10,8 +10,9 @@ from __future__ import annotations
 import dataclasses
 
 import torch
-from qkernels import Int4Weight, Int8Weight
 from torch import Tensor, nn
+
+from qkernels import Int4Weight, Int8Weight
 
 from .. import calibration
 from ..errors import NonFiniteError, RecipeError

@@ -9,8 +9,9 @@ error of the *block's* output with the real quantizers in place.
 from __future__ import annotations
 
 import torch
-from qkernels import smooth_scale
 from torch import Tensor
+
+from qkernels import smooth_scale
 
 from .. import calibration, rewrite
 from ..models.tower import Block, Site, Tower
@@ -90,7 +91,9 @@ def _block_inputs(context: Context, tower: Tower, block: Block) -> list[tuple[tu
     samples = context.need_samples()
     few = calibration.Samples(samples.images[:SEARCHED],
                               None if samples.tokens is None else samples.tokens[:SEARCHED], {})  # fmt: skip
-    handle = block.module.register_forward_pre_hook(lambda _, args, kwargs: seen.append((args, kwargs)), with_kwargs=True)
+    handle = block.module.register_forward_pre_hook(
+        lambda _, args, kwargs: seen.append((args, kwargs)), with_kwargs=True
+    )
     try:
         calibration.run(context.encoders, few, [tower.name])
     finally:

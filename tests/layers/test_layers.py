@@ -5,7 +5,6 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from qkernels import Int4Weight, Int8Weight
 from torch import nn
 
 from qclip.layers import (
@@ -19,6 +18,7 @@ from qclip.layers import (
 )
 from qclip.layers.simulated import quantize_dequantize
 from qclip.models.tower import Attention, Mlp
+from qkernels import Int4Weight, Int8Weight
 
 N, K = 96, 160
 
@@ -47,7 +47,8 @@ def relative(got, want):
 
 def made(kind):
     return {
-        "int8": lambda: int8()[0], "int8-smooth": lambda: int8(smooth=True)[0], "int8-static": lambda: int8(static=True)[0],
+        "int8": lambda: int8()[0], "int8-smooth": lambda: int8(smooth=True)[0],
+        "int8-static": lambda: int8(static=True)[0],
         "int4": lambda: int4()[0], "int4-float": lambda: int4(float_input=True)[0],
         "simulated": lambda: SimulatedLinear(Int8Weight.quantize(int8()[1]), torch.ones(N), 8),
     }[kind]()  # fmt: skip

@@ -32,7 +32,15 @@ def cosine(a, b):
 
 @pytest.mark.parametrize(
     ("recipe", "least"),
-    [("w8a8", 0.9995), ("w8a8-static", 0.999), ("w8a8-smoothquant", 0.9995), ("w4a8", 0.9), ("w4a16", 0.9), ("w6a8", 0.995), ("w4a4", 0.8)],
+    [
+        ("w8a8", 0.9995),
+        ("w8a8-static", 0.999),
+        ("w8a8-smoothquant", 0.9995),
+        ("w4a8", 0.9),
+        ("w4a16", 0.9),
+        ("w6a8", 0.995),
+        ("w4a4", 0.8),
+    ],
 )
 def test_every_preset_is_near_float(model, recipe, least):
     before = embed(model)
@@ -65,7 +73,9 @@ def test_in_place_is_the_same_object_and_comes_out_again(model):
 
 
 def test_exceptions_and_towers(model):
-    recipe = recipes.Recipe("mine", towers=("vision",), exceptions=(("vision.blocks.0.attn.k", "float"), ("vision.blocks.1.mlp.*", "w4a8")))
+    recipe = recipes.Recipe(
+        "mine", towers=("vision",), exceptions=(("vision.blocks.0.attn.k", "float"), ("vision.blocks.1.mlp.*", "w4a8"))
+    )
     small = qclip.quantize(model, recipe)
     towers = models.towers(small)
     states = {row.site: (row.state, row.weight_bits) for row in small.qclip_quantization.coverage.rows}
@@ -245,7 +255,9 @@ def test_nan_in_weights_names_the_layer(model, where, site):
 
 def test_nan_that_arises_in_calibration_names_the_site(model):
     with pytest.raises(NonFiniteError, match="vision.blocks.1.attn"):
-        qclip.quantize(poisoned(model, "visual.transformer.resblocks.1.ln_1.bias"), "w8a8-smoothquant", calibration=IMAGES)
+        qclip.quantize(
+            poisoned(model, "visual.transformer.resblocks.1.ln_1.bias"), "w8a8-smoothquant", calibration=IMAGES
+        )
 
 
 def test_nan_calibration_images_are_named(model):
