@@ -306,7 +306,7 @@ def _read(path: Path) -> Iterator[tuple[str, Tensor]]:
             tensor = torch.empty(facts["shape"], dtype=_TYPES[facts["dtype"]])
             file.seek(8 + length + facts["data_offsets"][0])
             if tensor.numel():
-                file.readinto(tensor.reshape(-1).view(torch.uint8).numpy())
+                file.readinto(tensor.reshape(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
             yield name, tensor
 
 

@@ -110,10 +110,13 @@ def _fuse(block: Block) -> None:
         if place is None:
             continue
         core = fused.fuse(getattr(*place))
-        norm = None if norm_place is None else getattr(*norm_place)
-        if norm is not None and core.norm is None and movable_norm(core, norm):
+        if norm_place is None:
+            continue
+        owner, name = norm_place
+        norm = getattr(owner, name)
+        if core.norm is None and movable_norm(core, norm):
             core.norm = norm
-            setattr(*norm_place, DeferredNorm())
+            setattr(owner, name, DeferredNorm())
 
 
 def _unfuse(block: Block) -> None:
@@ -121,7 +124,8 @@ def _unfuse(block: Block) -> None:
         core = None if place is None else getattr(*place)
         if isinstance(core, QuantizedAttention | QuantizedMlp):
             if core.norm is not None and norm_place is not None:
-                setattr(*norm_place, core.norm)
+                owner, name = norm_place
+                setattr(owner, name, core.norm)
                 core.norm = None
             core.unfuse()
 

@@ -87,7 +87,8 @@ def build(context: Context, site: Site) -> nn.Module:
     """The module that replaces `site`, from its float weight and its state. Raises NonFiniteError naming the site."""
     plan, state = context.plans[site.name], context.states[site.name]
     source = context.floats[site.name]
-    weight, bias, dtype = context.weight(site), getattr(source, "bias", None), source.weight.dtype
+    weight, bias = context.weight(site), getattr(source, "bias", None)
+    dtype: torch.dtype = source.weight.dtype  # type: ignore[union-attr, assignment]
     bias = None if bias is None else bias.detach()
     if not weight.isfinite().all() or (bias is not None and not bias.isfinite().all()):
         raise NonFiniteError(f"the weight or bias of {site.name} holds NaN or Inf; the checkpoint is damaged")

@@ -68,6 +68,15 @@ def with_trunk(trunk: nn.Module, proj: str = "none", width: int = 24) -> nn.Modu
     return model
 
 
+def _other_pool() -> nn.Module:
+    """A SigLIP tower whose pool has what open_clip's do not use: norms, positions, several queries."""
+    trunk = TIMM["vit_siglip"]()
+    pool = timm.layers.AttentionPoolLatent
+    trunk.attn_pool = pool(24, num_heads=4, qk_norm=True, latent_len=2, pool_type="avg",
+                           pos_embed="abs", feat_size=16, norm_layer=nn.LayerNorm)  # fmt: skip
+    return trunk
+
+
 SMALL_VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 4}
 SMALL_CONVNEXT = {"depths": (1, 1, 2, 1), "dims": (8, 16, 24, 32),
                   "pretrained_cfg_overlay": {"input_size": (3, 32, 32)}}  # fmt: skip
@@ -79,6 +88,7 @@ TIMM: dict[str, Callable[[], nn.Module]] = {
     "vit_inner_norms": lambda: timm.create_model("vit_base_patch32_clip_224", **SMALL_VIT, num_classes=0,
                                                  scale_attn_norm=True, scale_mlp_norm=True),
     "vit_siglip": lambda: timm.create_model("vit_base_patch16_siglip_224", **SMALL_VIT, num_classes=0),
+    "vit_other_pool": _other_pool,
     "convnext": lambda: timm.create_model("convnext_tiny", **SMALL_CONVNEXT, num_classes=10),
     "convnext_1x1": lambda: timm.create_model("convnext_atto", **SMALL_CONVNEXT, num_classes=10, conv_mlp=True),
     "convnext_grn": lambda: timm.create_model("convnextv2_atto", **SMALL_CONVNEXT, num_classes=10, conv_mlp=False),
@@ -90,7 +100,7 @@ def perturb(model: nn.Module, seed: int = 0) -> nn.Module:
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
-            if parameter.ndim < 2:
+            if parameter.ndim < 2 or parameter.min() == parameter.max() != 0:
                 parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator))
             elif not 0 < parameter.abs().max() < 100:  # zeros, or memory that the library never fills (CoCa's decoder)
                 parameter.copy_(0.1 * torch.randn(parameter.shape, generator=generator))
