@@ -218,13 +218,11 @@ def _site_parameters(tower: Tower) -> int:
 def _site_row(tower: Tower, site: Site, plan: SitePlan) -> SiteCoverage:
     n, k = _site_shape(site)
     bias = getattr(site.module, "bias", None)
-    tokens = {"projection": 1, "embedding": 0, "pool_q": 1, "pool_out": 1}.get(site.kind, tower.tokens)
-    if site.name.startswith(f"{tower.name}.pool") and site.kind in ("fc1", "fc2"):
-        tokens = 1
+    rows = 0 if site.kind == "embedding" else site.rows  # a lookup multiplies nothing
     backend = "torch"
     if plan.state == "real" and site.kind != "embedding":
         backend = _backend_name(_device(site))
     return SiteCoverage(site.name, site.kind, plan.state,
                         None if plan.state == "float" else plan.weight_bits,
                         None if plan.state == "float" or plan.activation_bits == FLOAT else plan.activation_bits,
-                        tokens * n * k, n * k + (0 if bias is None else bias.numel()), backend)  # fmt: skip
+                        rows * n * k, n * k + (0 if bias is None else bias.numel()), backend)  # fmt: skip
