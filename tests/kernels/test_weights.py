@@ -146,3 +146,12 @@ def test_bad_scales_groups_and_layouts_are_refused() -> None:
         Int8Weight.quantize(w).pack("x")
     with pytest.raises(ValueError, match="unknown layout 'x'"):
         Int4Weight.quantize(w).pack("x")
+
+
+def test_int8_codes_are_products_with_the_inverse_not_quotients() -> None:
+    """Near ties the two differ in a code; every backend must take the same side."""
+    scales = torch.rand(4000, generator=torch.Generator().manual_seed(0)) + 0.5
+    w = (torch.arange(-126, 126) + 0.5) * scales[:, None]
+    product, quotient = torch.round(w * (1.0 / scales)[:, None]), torch.round(w / scales[:, None])
+    assert (product != quotient).any()
+    assert torch.equal(Int8Weight.quantize(w, scales).codes, product.clamp(-127, 127).to(torch.int8))
