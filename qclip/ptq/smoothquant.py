@@ -26,7 +26,9 @@ class SmoothQuant(Method):
 
     def run(self, context: Context) -> None:
         samples = context.need_samples()
-        sites = [s for s in context.quantized_sites() if s.smoothable and s.kind != "embedding"]
+        # Nothing can be folded through GELU into fc1, but the scale stays with fc2, so it needs no folding.
+        sites = [s for s in context.quantized_sites() if s.smoothable or s.kind == "fc2"]
+        sites = [s for s in sites if s.kind != "embedding"]
         maxima = calibration.channel_maxima(context.encoders, context.towers, samples, sites)
         chosen: dict[str, float | None] = {}
         for tower, block in context.blocks():
