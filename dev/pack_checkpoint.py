@@ -56,13 +56,12 @@ def main() -> None:
         rows = json.loads(args.measured.read_text())["rows"]
         wanted = {"top1", "ece", "signed_gap", "nll"}
         card["measured"] = [
-            {k: row[k] for k in ("set", "subset", "metric", "value", "low", "high", "n")}
+            {k: row.get(k) for k in ("set", "subset", "metric", "value", "low", "high", "n")}
             for row in rows
-            if row["model"] == "float"
-            and not row["reference"]
+            if not row.get("reference")
             and row["metric"] in wanted
-            and not row["corruption"]
-            and row["value"] is not None
+            and not row.get("corruption")
+            and row.get("value") is not None
         ]
     out = Path(zoo.__file__).parent / "checkpoints" / args.name
     zoo.write_checkpoint(out, state, card)
