@@ -91,23 +91,17 @@ def _rows_and_scales(x: Tensor, *_: Any) -> list:
     return [(x.shape, torch.int8), (x.shape[:-1], torch.float32)]
 
 
-def _contiguous_first(x: Tensor, *rest: Any) -> tuple:
-    return (x.contiguous(), *rest)
-
-
 register(
     "quantize_per_token",
     "Tensor x, Tensor? smooth, Tensor? scale, Tensor? zero_point",
     "(Tensor, Tensor)",
     _rows_and_scales,
-    _contiguous_first,
 )
 register(
     "layer_norm_quantize",
     "Tensor x, Tensor? weight, Tensor? bias, float eps, Tensor? smooth, Tensor? scale, Tensor? zero_point",
     "(Tensor, Tensor)",
     _rows_and_scales,
-    _contiguous_first,
 )
 
 
@@ -216,7 +210,7 @@ register(
     "Tensor[]",
     lambda x, x_scale, codes, scales, n, k, layout, *rest: _linear_shapes(x, n, rest[3], rest[5], rest[6]),
     lambda x, x_scale, codes, scales, n, k, layout, *rest: (
-        x.contiguous(),
+        x,
         x_scale,
         Int8Weight(codes, scales, (n, k), layout),
         *rest,
@@ -231,7 +225,7 @@ register(
         x, n, rest[3], rest[5], rest[6]
     ),
     lambda x, x_scale, codes, scales, zeros, n, k, group, layout, *rest: (
-        x.contiguous(),
+        x,
         x_scale,
         Int4Weight(codes, scales, zeros, (n, k), group, layout),
         *rest,
@@ -314,7 +308,6 @@ register(
     "Tensor q, Tensor k, Tensor v, Tensor? mask, bool causal, float scale, Tensor? out_scale, bool out_dynamic",
     "Tensor[]",
     _attention_shapes,
-    lambda *args: args,
 )
 
 
@@ -343,12 +336,11 @@ def channel_absmax(x: Tensor, running: Tensor | None = None, *, out: Tensor | No
 
 
 def _update_absmax(x: Tensor, running: Tensor) -> None:
-    x = x.contiguous()
     dispatch.select("channel_absmax", x.device, x, running)(x, running)
     torch.autograd.graph.increment_version(running)
 
 
-register("channel_absmax", "Tensor x", "Tensor", lambda x: [(x.shape[-1:], torch.float32)], _contiguous_first)
+register("channel_absmax", "Tensor x", "Tensor", lambda x: [(x.shape[-1:], torch.float32)])
 library.define("channel_absmax_(Tensor x, Tensor(a!) running) -> ()", tags=(torch.Tag.pt2_compliant_tag,))
 library.impl("channel_absmax_", _update_absmax, "CompositeExplicitAutograd")
 torch.library.register_fake("qkernels::channel_absmax_", lambda x, running: None, lib=library)
@@ -377,7 +369,6 @@ register(
     "Tensor act_absmax, Tensor weight_absmax, float strength",
     "Tensor",
     lambda act_absmax, weight_absmax, strength: [(act_absmax.shape, torch.float32)],
-    lambda *args: args,
 )
 
 
@@ -439,13 +430,12 @@ _FAKE_QUANTIZE = (
     "Tensor x, Tensor scale, Tensor? zero_point, int qmin, int qmax, str estimator, "
     "int? axis, int? group, float grad_scale, float delta"
 )
-register("fake_quantize", _FAKE_QUANTIZE, "Tensor", lambda x, *_: [(x.shape, x.dtype)], _contiguous_first)
+register("fake_quantize", _FAKE_QUANTIZE, "Tensor", lambda x, *_: [(x.shape, x.dtype)])
 register(
     "fake_quantize_backward",
     "Tensor grad, " + _FAKE_QUANTIZE,
     "(Tensor, Tensor)",
     lambda grad, x, scale, *_: [(x.shape, x.dtype), (scale.shape, torch.float32)],
-    lambda grad, x, *rest: (grad.contiguous(), x.contiguous(), *rest),
 )
 
 
@@ -491,7 +481,6 @@ register(
     "Tensor x, bool transpose",
     "Tensor",
     lambda x, transpose: [(x.shape, x.dtype)],
-    _contiguous_first,
 )
 
 

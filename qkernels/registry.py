@@ -24,13 +24,17 @@ _out: dict[str, Any] = {}
 
 
 def register(
-    name: str, arguments: str, returns: str, shapes: Callable[..., Specs], backend_arguments: Callable[..., tuple]
+    name: str,
+    arguments: str,
+    returns: str,
+    shapes: Callable[..., Specs],
+    backend_arguments: Callable[..., tuple] = lambda *args: args,
 ) -> None:
     """Define `qkernels::name(arguments) -> returns` and its `out` form.
 
     `returns` is "Tensor", "(Tensor, Tensor)" or "Tensor[]". `shapes(*args)` gives shape and dtype of every result, on
     the device of the first argument. `backend_arguments(*args)` turns the schema's arguments into those of the
-    backends' functions.
+    backends' functions, which take tensors of any strides.
     """
 
     def allocate(*args: Any) -> list[Tensor]:
