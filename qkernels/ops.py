@@ -408,7 +408,7 @@ def fake_quantize(
         raise ValueError(f"{op}: estimator {estimator!r} is not built; available: {', '.join(map(repr, ESTIMATORS))}")
     if delta != 0:
         raise ValueError(f"{op}: delta has no meaning for estimator {estimator!r}; leave it at 0")
-    if not -(2**23) <= qmin < qmax <= 2**23:
+    if not (isinstance(qmin, int) and isinstance(qmax, int) and -(2**23) <= qmin < qmax <= 2**23):
         raise ValueError(f"{op}: qmin and qmax must be integers with qmin < qmax within 2^23, got {qmin} and {qmax}")
     scale, axis = checks.fake_quantize_scale(op, x, scale, axis, group)
     zero: Tensor | None = None

@@ -144,7 +144,7 @@ def _to_codes(y: Tensor, scale: Tensor, zero_point: Tensor | None = None) -> Ten
 
 
 def _deliver_shaped(out: Any, lead: torch.Size, results: tuple[Tensor, ...]) -> Any:
-    return _deliver(out, *(result.reshape(*lead, -1) for result in results))
+    return _deliver(out, *(result.reshape(*lead, result.shape[-1]) for result in results))
 
 
 def _spread(x_scale: Tensor, x: Tensor) -> Tensor:

@@ -512,6 +512,32 @@ def test_results_do_not_depend_on_the_number_of_threads(backend):
     assert equal(results[0], results[1]) and equal(results[0], results[2])
 
 
+@pytest.mark.parametrize("lead", [(0,), (2, 0)])
+def test_zero_rows_give_zero_rows(backend, lead):
+    x, codes, scale = X[:0].expand(*lead, 40), CODES[:0].expand(*lead, 40), torch.ones(lead)
+    bias = torch.zeros(24)
+    assert [t.shape for t in qkernels.quantize_per_token(x)] == [(*lead, 40), lead]
+    assert [t.shape for t in qkernels.layer_norm_quantize(x, None, None, 1e-5)] == [(*lead, 40), lead]
+    for weight in (W8, P8) if backend == "reference" else (P8,):
+        assert qkernels.int8_linear(codes, scale, weight, bias).shape == (*lead, 24)
+        assert qkernels.int8_linear(codes, scale, weight, out_scale=0.1).dtype == torch.int8
+        assert [t.shape for t in qkernels.int8_linear(codes, scale, weight, out_group=128)] == [(*lead, 24), (*lead, 1)]
+    for weight in (W4, P4) if backend == "reference" else (P4,):
+        assert qkernels.int4_linear(codes, scale, weight, bias).shape == (*lead, 24)
+        assert qkernels.int4_linear(x, None, weight, bias).shape == (*lead, 24)
+    q = torch.empty(*lead, 4, 2, 8) if len(lead) == 1 else torch.empty(*lead, 2, 8)
+    assert qkernels.attention(q, q, q).shape == q.shape
+    assert [t.shape for t in qkernels.attention(q, q, q, out_dynamic=True)] == [q.shape, q.shape[:2]]
+    assert torch.equal(qkernels.channel_absmax(x), torch.zeros(40))
+    assert qkernels.hadamard_transform(x).shape == x.shape
+    assert qkernels.fake_quantize(x, 0.1, None, -8, 7, "ste").shape == x.shape
+
+
+def test_bounds_of_fake_quantize_are_integers():
+    with pytest.raises(ValueError, match="qmin and qmax must be integers"):
+        qkernels.fake_quantize(X, 0.1, None, -8.5, 7, "ste")
+
+
 def test_public_names_are_documented():
     for name in qkernels.__all__:
         assert (getattr(qkernels, name).__doc__ or "").strip(), name
