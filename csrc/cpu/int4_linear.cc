@@ -190,14 +190,15 @@ static void unit_codes(const Weights4& w, const Codes& x, const Epilogue& e, std
   }
 }
 
-static void copy_codes(const std::int8_t* x, std::int64_t k, std::int64_t chunk, std::int8_t* to, std::int64_t padded,
-                       std::int32_t* sums) {
-  std::memcpy(to, x, static_cast<std::size_t>(k));
+// `flip` is 128 where x holds code + 128, else 0.
+static void copy_codes(const std::uint8_t* x, std::uint8_t flip, std::int64_t k, std::int64_t chunk, std::int8_t* to,
+                       std::int64_t padded, std::int32_t* sums) {
+  for (std::int64_t i = 0; i < k; ++i) to[i] = static_cast<std::int8_t>(x[i] ^ flip);
   for (std::int64_t i = k; i < padded; ++i) to[i] = 0;
   for (std::int64_t c = 0; c * chunk < k; ++c) {
     const std::int64_t end = (c + 1) * chunk < k ? (c + 1) * chunk : k;
     std::int32_t sum = 0;
-    for (std::int64_t i = c * chunk; i < end; ++i) sum += x[i];
+    for (std::int64_t i = c * chunk; i < end; ++i) sum += to[i];
     sums[c] = sum;
   }
 }
@@ -337,11 +338,13 @@ static void copy_floats(const T* x, std::int64_t k, float* to, std::int64_t padd
 
 }  // namespace
 
-extern "C" void QK_IMPL(int4_linear)(const void* x, int x_type, std::int64_t m, std::int64_t k, const float* x_scale,
-                                     int x_scale_kind, const std::uint8_t* codes, const std::uint16_t* scales,
-                                     const std::uint16_t* zeros, std::int64_t n, std::int64_t group, const float* bias,
-                                     int activation, const void* residual, int residual_type, void* out, int out_type,
-                                     const float* out_scale, int out_scale_per_column, const float* out_zero_point,
+// Rows of x are x_stride bytes apart. x_shifted: they hold code + 128 as uint8.
+extern "C" void QK_IMPL(int4_linear)(const void* x, int x_type, std::int64_t m, std::int64_t k, std::int64_t x_stride,
+                                     int x_shifted, const float* x_scale, int x_scale_kind, const std::uint8_t* codes,
+                                     const std::uint16_t* scales, const std::uint16_t* zeros, std::int64_t n,
+                                     std::int64_t group, const float* bias, int activation, const void* residual,
+                                     int residual_type, void* out, int out_type, const float* out_scale,
+                                     int out_scale_per_column, const float* out_zero_point,
                                      int out_zero_point_per_column, float* group_scales, int threads) {
   const Weights4 w{codes,
                    reinterpret_cast<const f16*>(scales),
@@ -384,17 +387,17 @@ extern "C" void QK_IMPL(int4_linear)(const void* x, int x_type, std::int64_t m, 
     const std::int64_t rows = m - offset < most ? m - offset : most;
     parallel_for(threads, rows, ceil_div(kCopyAlone, stride * size), [&](std::int64_t begin, std::int64_t end) {
       for (std::int64_t r = begin; r < end; ++r) {
-        const std::int64_t from = (offset + r) * k;
+        const void* from = static_cast<const char*>(x) + (offset + r) * x_stride;
         float* to = reinterpret_cast<float*>(copy) + r * stride;
         if (integers)
-          copy_codes(static_cast<const std::int8_t*>(x) + from, k, chunk,
+          copy_codes(static_cast<const std::uint8_t*>(from), x_shifted ? 128 : 0, k, chunk,
                      reinterpret_cast<std::int8_t*>(copy) + r * stride, padded, sums + r * chunks);
         else if (x_type == QK_F32)
-          copy_floats(static_cast<const float*>(x) + from, k, to, padded);
+          copy_floats(static_cast<const float*>(from), k, to, padded);
         else if (x_type == QK_BF16)
-          copy_floats(static_cast<const bf16*>(x) + from, k, to, padded);
+          copy_floats(static_cast<const bf16*>(from), k, to, padded);
         else
-          copy_floats(static_cast<const f16*>(x) + from, k, to, padded);
+          copy_floats(static_cast<const f16*>(from), k, to, padded);
       }
     });
     const Codes a{

@@ -4,9 +4,10 @@
 // A thread takes a block of up to 96 rows and a few panels of 64 columns. A register tile is up to 6 rows x 64 columns;
 // its accumulators go to a small buffer in L1, where the epilogue turns them into results at once. Rows of x are first
 // copied into the form that the tier's instruction wants:
-//   avx512vnni  x + 128 as uint8 (vpdpbusd multiplies u8 by s8); the accumulator starts at -128 * sum_k w, made when
-//   packing avx2        int16, the four k of a step in the order 0 2 1 3; vpmaddwd on even and odd bytes of w cannot
-//   saturate scalar      int8 as it is
+//   - avx512vnni: x + 128 as uint8 (vpdpbusd multiplies u8 by s8); the accumulator starts at -128 * sum_k w, made when
+//     packing. Rows that come so already (x_shifted) are used where they lie; this tier alone takes them.
+//   - avx2: int16, the four k of a step in the order 0 2 1 3; vpmaddwd on even and odd bytes of w cannot saturate.
+//   - scalar: int8 as it is.
 #include "blocking.h"
 #include "parallel.h"
 
@@ -284,11 +285,13 @@ static void unit(const Product& g, const Element* a, std::int64_t offset, Part r
 
 }  // namespace
 
-extern "C" void QK_IMPL(int8_linear)(const std::int8_t* x, std::int64_t m, std::int64_t k, const float* x_scale,
-                                     int x_scale_kind, const std::uint8_t* weight, const float* weight_scale,
-                                     std::int64_t n, const float* bias, int activation, const void* residual,
-                                     int residual_type, void* out, int out_type, const float* out_scale,
-                                     int out_scale_per_column, const float* out_zero_point,
+// Rows of x are x_stride bytes apart. x_shifted: they hold code + 128 and can be read up to k rounded up to 4; what
+// stands after k does not matter, because the weights there are 0.
+extern "C" void QK_IMPL(int8_linear)(const std::int8_t* x, std::int64_t m, std::int64_t k, std::int64_t x_stride,
+                                     int x_shifted, const float* x_scale, int x_scale_kind, const std::uint8_t* weight,
+                                     const float* weight_scale, std::int64_t n, const float* bias, int activation,
+                                     const void* residual, int residual_type, void* out, int out_type,
+                                     const float* out_scale, int out_scale_per_column, const float* out_zero_point,
                                      int out_zero_point_per_column, float* group_scales, int threads) {
   Product g;
   g.k = k;
@@ -317,6 +320,19 @@ extern "C" void QK_IMPL(int8_linear)(const std::int8_t* x, std::int64_t m, std::
                 n};
   threads = useful_threads(threads, m * n * k);
 
+  // Every row of x from `offset` on that lies in `a` against all panels.
+  const auto multiply = [&](const Element* a, std::int64_t offset, std::int64_t rows) {
+    const Grid grid(rows, n, g.steps * 256, group_scales != nullptr, threads);
+    parallel_tasks(threads, grid.tasks(), [&](std::int64_t task) {
+      const Part block(rows, grid.row_blocks, task / grid.units);
+      const std::int64_t first = task % grid.units * grid.unit_panels, last = first + grid.unit_panels;
+      unit(g, a, offset, block, first, last < g.panels ? last : g.panels);
+    });
+  };
+  if (x_shifted) {
+    g.k_stride = x_stride;
+    return multiply(reinterpret_cast<const Element*>(x), 0, m);
+  }
   const std::int64_t row_bytes = g.k_stride * static_cast<std::int64_t>(sizeof(Element));
   std::int64_t chunk = kChunkBytes / row_bytes / kBlockRows * kBlockRows;
   if (chunk < kBlockRows) chunk = kBlockRows;
@@ -325,13 +341,8 @@ extern "C" void QK_IMPL(int8_linear)(const std::int8_t* x, std::int64_t m, std::
   for (std::int64_t offset = 0; offset < m; offset += chunk) {
     const std::int64_t rows = m - offset < chunk ? m - offset : chunk;
     parallel_for(threads, rows, ceil_div(kCopyAloneBytes, row_bytes), [&](std::int64_t begin, std::int64_t end) {
-      for (std::int64_t r = begin; r < end; ++r) copy_row(x + (offset + r) * k, k, a + r * g.k_stride);
+      for (std::int64_t r = begin; r < end; ++r) copy_row(x + (offset + r) * x_stride, k, a + r * g.k_stride);
     });
-    const Grid grid(rows, n, g.steps * 256, group_scales != nullptr, threads);
-    parallel_tasks(threads, grid.tasks(), [&](std::int64_t task) {
-      const Part block(rows, grid.row_blocks, task / grid.units);
-      const std::int64_t first = task % grid.units * grid.unit_panels, last = first + grid.unit_panels;
-      unit(g, a, offset, block, first, last < g.panels ? last : g.panels);
-    });
+    multiply(a, offset, rows);
   }
 }
