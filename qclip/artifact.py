@@ -37,14 +37,10 @@ def is_artifact(path: str | Path) -> bool:
     return (Path(path) / DESCRIPTION).is_file()
 
 
-def weight_hash(model: nn.Module) -> str:
-    """sha256 over names, dtypes, shapes and bytes of the state dict."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        flat = tensor.detach().cpu().contiguous().flatten()
-        digest.update(flat.view(torch.uint8).numpy().data if flat.numel() else b"")
-    return digest.hexdigest()
+def description_hash(content: dict[str, Any]) -> str:
+    """sha256 of everything in the description but this hash itself."""
+    rest = {key: value for key, value in content.items() if key != "description_sha256"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
 def file_hash(path: Path) -> str:
@@ -87,7 +83,9 @@ def save(model: nn.Module, path: str | Path, force: bool = False) -> Path:
             "provenance": done.provenance, "tensors_sha256": file_hash(fresh / TENSORS),
             "tensors_bytes": (fresh / TENSORS).stat().st_size,
         }  # fmt: skip
+        content["description_sha256"] = description_hash(content)
         (fresh / DESCRIPTION).write_text(json.dumps(content, indent=1) + "\n")
+        (fresh / TENSORS).chmod((fresh / DESCRIPTION).stat().st_mode)  # safetensors' own files are for their owner only
         for name in (TENSORS, DESCRIPTION):
             _sync(fresh / name)
         fresh.chmod(0o755)
@@ -189,15 +187,17 @@ def read_description(path: str | Path) -> dict[str, Any]:
         content = json.loads(file.read_text())
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ArtifactError(f"{str(file)!r} is not valid JSON ({error}); the artifact is truncated or edited") from None
-    if not isinstance(content, dict) or not isinstance(content.get("format"), int):
+    if not isinstance(content, dict) or type(content.get("format")) is not int or content["format"] < 1:
         raise ArtifactError(f"{str(file)!r} has no format version; it was not written by qclip")
     if content["format"] > FORMAT:
         raise ArtifactError(f"{str(path)!r} has format {content['format']}, this version reads up to {FORMAT}; "
                             "upgrade qclip")  # fmt: skip
     wanted = {"architecture", "preprocess", "tokenizer", "source", "recipe", "plans", "sites", "provenance",
-              "tensors_sha256", "tensors_bytes"}  # fmt: skip
+              "tensors_sha256", "tensors_bytes", "description_sha256"}  # fmt: skip
     if missing := sorted(wanted - set(content)):
         raise ArtifactError(f"{str(file)!r} lacks {missing[0]!r}; the artifact is edited or foreign")
+    if description_hash(content) != content["description_sha256"]:
+        raise ArtifactError(f"{str(file)!r} does not match its own checksum; it was changed after it was saved")
     return content
 
 
@@ -220,7 +220,7 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> nn.Module:
         raise ArtifactError(f"{str(tensors)!r} does not match its checksum; it was changed after it was saved")
     try:
         model, plans, recipe = _skeleton(content)
-    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+    except (LookupError, ArithmeticError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         if isinstance(error, ArtifactError):
             raise
         raise ArtifactError(f"{str(path / DESCRIPTION)!r} describes no model that can be built "
@@ -229,7 +229,6 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> nn.Module:
     models.materialize_buffers(model)
     if torch.device(device).type != "cpu":
         model.to(device)
-    models.attach(model, content["preprocess"], content["tokenizer"], source=content["source"])
     rewrite.mark(model, recipe, plans, content["provenance"], content["source"])
     return model.eval()
 
@@ -248,6 +247,7 @@ def _skeleton(content: dict[str, Any]) -> tuple[nn.Module, dict[str, SitePlan], 
         odd = sorted(set(content["sites"]) ^ wanted)[0]
         raise ArtifactError(f"the artifact's layers do not fit its plans (first difference: {odd!r})")
     rewrite.write(towers, {name: _empty_site(facts) for name, facts in content["sites"].items()})
+    models.attach(model, content["preprocess"], content["tokenizer"], source=content["source"])
     return model, plans, recipe
 
 
@@ -303,6 +303,8 @@ def _read(path: Path) -> Iterator[tuple[str, Tensor]]:
         header = json.loads(file.read(length))
         header.pop("__metadata__", None)
         for name, facts in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
+            if facts["dtype"] not in _TYPES:
+                raise ArtifactError(f"{name!r} in {str(path)!r} is {facts['dtype']}, which no artifact of ours holds")
             tensor = torch.empty(facts["shape"], dtype=_TYPES[facts["dtype"]])
             file.seek(8 + length + facts["data_offsets"][0])
             if tensor.numel():
@@ -315,4 +317,4 @@ def bytes_of(path: str | Path) -> int:
     return sum(file.stat().st_size for file in Path(path).iterdir() if file.is_file())
 
 
-__all__ = ["FORMAT", "bytes_of", "is_artifact", "load", "read_description", "save", "weight_hash"]
+__all__ = ["FORMAT", "bytes_of", "is_artifact", "load", "read_description", "save"]

@@ -118,10 +118,14 @@ class Histogram:
     def __init__(self) -> None:
         self.counts = torch.zeros(self.BINS, dtype=torch.float64)
         self.top = 0.0
+        self.finite = True
 
     def update(self, x: Tensor) -> None:
         x = x.detach().float().abs().flatten().cpu()
         peak = float(x.max()) if x.numel() else 0.0
+        if not np.isfinite(peak):
+            self.finite = False
+            return
         if peak == 0.0:
             self.counts[0] += x.numel()
             return
@@ -195,15 +199,22 @@ def channel_maxima(encoders: Encoders, towers: dict[str, Tower], data: Samples, 
     for site in sites:
         if site.shared in observers and (value := observers[site.shared].value) is not None:
             if not value.isfinite().all():
-                raise NonFiniteError(f"the input of {site.name} is NaN or Inf during calibration; "
-                                     "check the weights before it and the calibration images")  # fmt: skip
+                raise _not_finite(site)
             out[site.shared] = value
     return out
 
 
+def _not_finite(site: Site) -> NonFiniteError:
+    return NonFiniteError(f"the input of {site.name} is NaN or Inf during calibration; check the weights before it and "
+                          "the calibration images")  # fmt: skip
+
+
 def static_scales(encoders: Encoders, towers: dict[str, Tower], data: Samples, sites: list[Site],
                   smooth: dict[str, Tensor], bits: Callable[[Site], int]) -> dict[str, Tensor]:  # fmt: skip
-    """The static activation scale of every shared input, float32 `[]`, of the smoothed input where `smooth` has one."""
+    """The static activation scale of every shared input, float32 `[]`, of the smoothed input where `smooth` has one.
+
+    Raises NonFiniteError naming the site whose input is not finite.
+    """
     observers: dict[str, Histogram] = {}
     width: dict[str, int] = {}
     with Hooks() as hooks:
@@ -216,4 +227,7 @@ def static_scales(encoders: Encoders, towers: dict[str, Tower], data: Samples, s
             see = observer.update if factor is None else (lambda x, o=observer, f=factor: o.update(x * f))
             hooks.add(site.module, see)
         run(encoders, data, towers)
+    for site in sites:
+        if not observers[site.shared].finite:
+            raise _not_finite(site)
     return {key: torch.tensor(observer.scale(width[key]), dtype=torch.float32) for key, observer in observers.items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 
 import torch
 from torch import nn
@@ -69,6 +70,16 @@ def mark(model: nn.Module, recipe: Recipe, plans: dict[str, SitePlan], provenanc
     # Straight into __dict__: as an attribute of nn.Module it would be looked at as a child.
     model.__dict__["qclip_quantization"] = Quantization(recipe, plans, provenance, source, model)
     return model
+
+
+def weight_hash(model: nn.Module) -> str:
+    """sha256 over names, dtypes, shapes and bytes of the state dict."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        flat = tensor.detach().cpu().contiguous().flatten()
+        digest.update(flat.view(torch.uint8).numpy().data if flat.numel() else b"")
+    return digest.hexdigest()
 
 
 def plans(recipe: Recipe, towers: dict[str, Tower]) -> dict[str, SitePlan]:

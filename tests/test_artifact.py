@@ -65,9 +65,25 @@ def test_description_says_what_was_done(saved):
     assert {"qclip", "torch"} <= set(content["provenance"])
 
 
-def edit(folder, **changes):
+def test_description_names_the_weights_that_it_was_made_from(model, saved):
+    provenance = json.loads((saved / "qclip.json").read_text())["provenance"]
+    small = qclip.quantize(model, "w4a8").qclip_quantization.provenance
+    assert provenance["source_sha256"] == small["source_sha256"]  # of the float model, whatever the recipe
+    other = qclip.quantize(small_clip(seed=1), "w8a8").qclip_quantization.provenance
+    assert provenance["source_sha256"] != other["source_sha256"]
+
+
+def test_both_files_can_be_read_by_the_same_people(saved):
+    tensors, description = (saved / name for name in ("model.safetensors", "qclip.json"))
+    assert tensors.stat().st_mode == description.stat().st_mode
+
+
+def edit(folder, seal=True, **changes):
+    """Changes the description, and its checksum with it: what a foreign writer would have made."""
     path = folder / "qclip.json"
     content = json.loads(path.read_text()) | changes
+    if seal:
+        content["description_sha256"] = artifact.description_hash(content)
     path.write_text(json.dumps(content))
 
 
@@ -76,6 +92,24 @@ def drop(folder, key):
     content = json.loads(path.read_text())
     del content[key]
     path.write_text(json.dumps(content))
+
+
+def site(folder, **changes):
+    sites = json.loads((folder / "qclip.json").read_text())["sites"]
+    sites["vision.blocks.0.attn.q"] |= changes
+    edit(folder, sites=sites)
+
+
+def heads(folder):
+    architecture = json.loads((folder / "qclip.json").read_text())["architecture"]
+    architecture["config"]["text_cfg"]["heads"] = 1  # of the same shapes, but another model
+    edit(folder, seal=False, architecture=architecture)
+
+
+def unknown_dtype(folder):
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes().replace(b'"F32"', b'"U32"', 1))
+    edit(folder, tensors_sha256=artifact.file_hash(path))
 
 
 def truncate(path, size):
@@ -134,6 +168,15 @@ def wrong_plan(folder):
         (foreign_class, "unknown class"),
         (other_recipe, "99 bits"),
         (wrong_plan, "do not fit"),
+        (heads, "changed after it was saved"),
+        (lambda f: edit(f, seal=False, preprocess={"image_size": 32, "mean": [0, 0, 0]}), "changed after it was saved"),
+        (lambda f: edit(f, format=0), "no format version"),
+        (lambda f: edit(f, format=True), "no format version"),
+        (lambda f: site(f, group=0), "edited or foreign"),
+        (lambda f: site(f, patch=[]), "edited or foreign"),
+        (lambda f: edit(f, preprocess=5), "edited or foreign"),
+        (lambda f: edit(f, tokenizer=5), "edited or foreign"),
+        (unknown_dtype, "is U32"),
     ],
 )
 def test_damage_is_refused_with_the_reason(folder, damage, word):

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from .. import calibration, models, recipes, rewrite
-from ..errors import ModelError, RecipeError
+from ..errors import ModelError, NonFiniteError, RecipeError
 from .base import Context, Method, SiteState, build
 from .smoothquant import SmoothQuant
 from .static import StaticScales
@@ -51,6 +51,7 @@ def quantize_(model: nn.Module, recipe: str | Path | dict | recipes.Recipe, cali
         if missing := [name for name in recipe.towers if name not in towers]:
             raise RecipeError(f"recipe {recipe.name!r} wants the {missing[0]} tower, but this model has only: "
                               f"{', '.join(towers)}")  # fmt: skip
+        _check_finite(model, towers)
         encoders = models.encoders(model)
         data = None
         if recipe.needs_data:
@@ -64,16 +65,27 @@ def quantize_(model: nn.Module, recipe: str | Path | dict | recipes.Recipe, cali
                 METHODS[name]().run(context)
         if recipe.static:
             StaticScales().run(context)
+        source_hash = rewrite.weight_hash(model)  # of the explicit form: the same for every recipe
         built = {site.name: build(context, site) for site in context.quantized_sites()}
         rewrite.write(towers, built)
         provenance = {
             "qclip": _version(), "torch": torch.__version__, "python": platform.python_version(),
-            "calibration": None if data is None else data.description, "seed": seed, **context.notes,
+            "calibration": None if data is None else data.description, "seed": seed, "source_sha256": source_hash,
+            **context.notes,
         }  # fmt: skip
         source = str(getattr(model, "qclip_source", type(model).__name__))
         return rewrite.mark(model, recipe, plans, provenance, source)
     finally:
         model.train(training)
+
+
+def _check_finite(model: nn.Module, towers: dict[str, models.Tower]) -> None:
+    """Raises NonFiniteError naming the first site, or else the first parameter, that holds NaN or Inf."""
+    names = {id(p): site.name for t in towers.values() for site in t for p in site.module.parameters()}
+    for name, parameter in sorted(model.named_parameters(), key=lambda item: id(item[1]) not in names):
+        if not parameter.isfinite().all():
+            raise NonFiniteError(f"{names.get(id(parameter), name)} holds NaN or Inf in {name!r}; the checkpoint is "
+                                 "damaged")  # fmt: skip
 
 
 def _samples(data: object, encoders: models.Encoders, seed: int) -> calibration.Samples:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from qkernels import Int4Weight, Int8Weight
 
 from .. import calibration
-from ..errors import NonFiniteError, RecipeError
+from ..errors import RecipeError
 from ..layers import Int4Linear, Int8Linear, QuantizedEmbedding, QuantizedPatch, SimulatedLinear
 from ..models import Encoders
 from ..models.tower import Block, Site, Tower
@@ -84,14 +84,12 @@ def quantize_weight(weight: Tensor, plan: SitePlan) -> Int8Weight | Int4Weight:
 
 
 def build(context: Context, site: Site) -> nn.Module:
-    """The module that replaces `site`, from its float weight and its state. Raises NonFiniteError naming the site."""
+    """The module that replaces `site`, from its float weight, which is finite, and its state."""
     plan, state = context.plans[site.name], context.states[site.name]
     source = context.floats[site.name]
     weight, bias = context.weight(site), getattr(source, "bias", None)
     dtype: torch.dtype = source.weight.dtype  # type: ignore[union-attr, assignment]
     bias = None if bias is None else bias.detach()
-    if not weight.isfinite().all() or (bias is not None and not bias.isfinite().all()):
-        raise NonFiniteError(f"the weight or bias of {site.name} holds NaN or Inf; the checkpoint is damaged")
     if site.kind == "embedding":
         return QuantizedEmbedding(Int8Weight.quantize(weight), dtype=dtype)
     if state.smooth is not None:

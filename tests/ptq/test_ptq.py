@@ -235,7 +235,7 @@ def test_same_calibration_same_model(model):
 def poisoned(model, where):
     model = copy.deepcopy(model)
     with torch.no_grad():
-        dict(model.named_parameters())[where].flatten()[5] = float("nan")
+        dict(model.named_parameters())[where].view(-1)[:6].fill_(float("nan"))
     return model
 
 
@@ -253,11 +253,20 @@ def test_nan_in_weights_names_the_layer(model, where, site):
         qclip.quantize(poisoned(model, where), "w8a8")
 
 
-def test_nan_that_arises_in_calibration_names_the_site(model):
-    with pytest.raises(NonFiniteError, match="vision.blocks.1.attn"):
-        qclip.quantize(
-            poisoned(model, "visual.transformer.resblocks.1.ln_1.bias"), "w8a8-smoothquant", calibration=IMAGES
-        )
+@pytest.mark.parametrize("where", ["visual.transformer.resblocks.1.ln_1.bias", "positional_embedding", "logit_scale"])
+def test_nan_outside_the_sites_names_the_parameter(model, where):
+    for recipe in ("w8a8", "w8a8-static"):
+        with pytest.raises(NonFiniteError, match=where):
+            qclip.quantize(poisoned(model, where), recipe, calibration=IMAGES)
+
+
+@pytest.mark.parametrize("recipe", ["w8a8-smoothquant", "w8a8-static"])
+def test_infinity_that_arises_in_calibration_names_the_site(model, recipe):
+    huge = copy.deepcopy(model)
+    with torch.no_grad():
+        huge.visual.transformer.resblocks[1].ln_1.weight.fill_(3e38)  # finite, but what it makes is not
+    with pytest.raises(NonFiniteError, match="the input of vision.blocks.1.attn"):
+        qclip.quantize(huge, recipe, calibration=IMAGES)
 
 
 def test_nan_calibration_images_are_named(model):
