@@ -18,8 +18,9 @@ def quantize_dequantize(x: Tensor, bits: int, scale: Tensor | None = None) -> Te
     if scale is None:
         absmax = y.abs().amax(-1, keepdim=True)
         small = absmax < TINY
-        scale = torch.where(small, torch.ones_like(absmax), absmax / qmax)
-        inverse = torch.where(small, torch.zeros_like(absmax), qmax / absmax)
+        top = torch.full_like(absmax, qmax)  # `7 / t` is `t.reciprocal() * 7` in torch: two roundings
+        scale = torch.where(small, torch.ones_like(absmax), absmax / top)
+        inverse = torch.where(small, torch.zeros_like(absmax), top / absmax)
     else:
         inverse = 1 / scale
     return torch.round(y * inverse).clamp(-qmax, qmax) * scale

@@ -18,7 +18,7 @@ from qclip.layers import (
 )
 from qclip.layers.simulated import quantize_dequantize
 from qclip.models.tower import Attention, Mlp
-from qkernels import Int4Weight, Int8Weight
+from qkernels import Int4Weight, Int8Weight, quantize_per_token
 
 N, K = 96, 160
 
@@ -138,6 +138,13 @@ def test_patch_equals_the_convolution(size):
     assert not QuantizedPatch.fits(nn.Conv2d(3, 40, 4, 4, padding=1))
     x = torch.randn(2, 3, *size)
     assert relative(patch(x), conv(x)) < 0.02 and patch(x).shape == conv(x).shape
+
+
+def test_simulated_numbers_are_those_of_the_kernels():
+    absmax = torch.rand(2000, 1, generator=torch.Generator().manual_seed(0)) + 0.1
+    x = torch.cat([absmax, (torch.arange(127) + 0.5) * absmax / 127], dim=1)  # all close to a tie
+    codes, scale = quantize_per_token(x)
+    assert torch.equal(quantize_dequantize(x, 8), codes.float() * scale[:, None])
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 6, 8])
