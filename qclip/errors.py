@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+SHOWN = 24  # names in a hint
+
 
 class QclipError(Exception):
     """Everything this package raises on purpose. The CLI exits with 1."""
@@ -39,9 +41,11 @@ class NonFiniteError(QclipError):
 
 
 def nearest(name: str, known: Iterable[str], count: int = 3) -> str:
-    """A hint for an unknown name: "did you mean 'a', 'b'?", or the known names when nothing is near."""
+    """A hint for an unknown name: "did you mean 'a', 'b'?", or some of the known names when nothing is near."""
     known = list(known)
-    close = difflib.get_close_matches(name, known, n=count, cutoff=0.4)
+    folded = {k.lower(): k for k in reversed(known)}
+    close = difflib.get_close_matches(name.lower(), folded, n=count, cutoff=0.4)
     if close:
-        return "did you mean " + ", ".join(repr(c) for c in close) + "?"
-    return "known: " + ", ".join(known)
+        return "did you mean " + ", ".join(repr(folded[c]) for c in close) + "?"
+    more = f" and {len(known) - SHOWN} more" if len(known) > SHOWN else ""
+    return "known: " + ", ".join(known[:SHOWN]) + more

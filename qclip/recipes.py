@@ -159,7 +159,7 @@ def parse_bits(text: str) -> tuple[int, int]:
 def parse(name: str) -> Recipe:
     """`"w8a8"`, `"w4a8-smoothquant"`, `"w8a8-static-smoothquant"` ... -> Recipe. Raises RecipeError."""
     parts = name.split("-")
-    if re.fullmatch(r"w\d+a\d+", parts[0]) is None:
+    if re.fullmatch(r"w\d+a\d+", parts[0]) is None or "" in parts:
         raise RecipeError(
             f"unknown recipe {name!r}; {nearest(name, presets())} (or wXaY[-static][-METHOD], or a JSON file)"
         )

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from . import artifact, models
-from .errors import ArtifactError, ModelError, nearest
+from .errors import ArtifactError, InputError, ModelError, nearest
 
 EMBEDDING = "token_embedding.weight"
 
@@ -41,10 +41,12 @@ def load_model(name: str | Path | nn.Module, device: str | torch.device = "cpu",
     `name`: a shipped checkpoint (`"photos"`), an artifact folder, an open_clip name (`"ViT-B-32:laion2b_s34b_b79k"`,
     `"ViT-B-32"` for random weights), `"local-dir:PATH"`, `"hf:ID_OR_DIR"`, a checkpoint file (`arch` names its
     architecture where the file does not), or an `nn.Module`, which comes back as it is.
-    Raises ModelError or ArtifactError; an unknown name lists the nearest ones.
+    Raises ModelError or ArtifactError; an unknown name lists the nearest ones. InputError for a device that is not
+    there.
     """
     if isinstance(name, nn.Module):
         return name
+    _check_device(device)
     text = str(name)
     if text in checkpoints():
         return _load_checkpoint(_root() / text).to(device)
@@ -56,9 +58,19 @@ def load_model(name: str | Path | nn.Module, device: str | torch.device = "cpu",
                          f"for an open_clip or Hugging Face folder give 'local-dir:{text}' or 'hf:{text}'")  # fmt: skip
     try:
         return models.load(text, device=device, arch=arch)
-    except models.UnknownModelError as error:
-        near = nearest(text, [*checkpoints(), *models.names()])
-        raise ModelError(f"{error}; shipped: {', '.join(checkpoints())}; {near}") from None
+    except models.UnknownModelError:
+        if arch is not None and arch not in models.names():
+            raise  # it is the architecture that nobody knows
+        near = nearest(text.split(":")[0], [*checkpoints(), *models.names()])
+        raise ModelError(f"unknown model {text!r}; {near} (`qclip models` lists all)") from None
+
+
+def _check_device(device: str | torch.device) -> None:
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # a build without CUDA asserts
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise InputError(f"device {str(device)!r} cannot be used here ({reason}); use 'cpu'") from None
 
 
 def _load_checkpoint(path: Path) -> nn.Module:

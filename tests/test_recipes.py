@@ -83,6 +83,8 @@ def test_hash_ignores_the_name_only():
         (lambda: recipes.get("w8a8-smothquant"), "smoothquant"),
         (lambda: recipes.get("int8"), "unknown recipe"),
         (lambda: recipes.get("w9a8"), "9 bits"),
+        (lambda: recipes.get("w8a8-"), "unknown recipe"),
+        (lambda: recipes.get("w8a8--static"), "unknown recipe"),
         (lambda: recipes.get("w8a12"), "12 bits"),
         (lambda: recipes.get("w4a16-static"), "static"),
         (lambda: recipes.get("missing.json"), "does not exist"),

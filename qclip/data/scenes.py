@@ -36,6 +36,7 @@ USUAL_BACKGROUND = {"star": "sky", "heart": "grass", "ring": "water", "cross": "
 USUAL_SHARE = 0.8  # of the images of such a class, in every in-distribution split
 SIDE = 32
 LARGEST_SIDE = 1024
+MOST_SAMPLES = 1_000_000  # their plan is held in memory
 DUSK = 0.55  # brightness of backgrounds: objects are the brighter part, as under a lamp, so that small models can learn
 PROMPTS = ["a {}", "a picture of a {}", *(f"a {{}} on {b}" for b in BACKGROUNDS)]
 _WORDS = list(COLOURS)
@@ -233,12 +234,14 @@ class _Scenes:
 def load_scenes(split: str, samples: int | None = None, seed: int = 0, side: int = SIDE) -> ImageSet:
     """`samples` images of a split (default `SIZES[split]`; more are drawn on demand); `seed` draws other images.
 
-    Raises DataError for an unknown split, an impossible side or no samples.
+    Raises DataError for an unknown split, an impossible side, no samples or too many.
     """
     _check(split, side)
     n = SIZES[split] if samples is None else samples
     if n <= 0:
         raise DataError(f"scenes:{split}: {n} images were asked for; ask for at least one.")
+    if n > MOST_SAMPLES:
+        raise DataError(f"scenes:{split}: {n} images were asked for; ask for at most {MOST_SAMPLES}.")
     rows = np.arange(n, dtype=np.int64)
     plan = _Plan(seed, split, rows)
     labelled = split not in ("near-ood", "far-ood")

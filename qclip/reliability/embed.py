@@ -193,7 +193,7 @@ class Embedder:
 
     def classifier(self, view: View, classes: Sequence[str], templates: Sequence[str]) -> np.ndarray:
         """The zero-shot classifier: for each class the renormalised mean of its unit prompt embeddings, `[K, E]`."""
-        prompts = [template.format(name) for name in classes for template in templates]
+        prompts = [template.replace("{}", name) for name in classes for template in templates]
         each = self.texts(view, prompts).reshape(len(classes), len(templates), -1)
         return unit(each.mean(1), f"class embeddings of {view.label!r}")
 

@@ -123,6 +123,8 @@ def test_refusals():
         load("scenes:tset")
     with pytest.raises(DataError, match="side between 8 and 1024"):
         load("scenes:test?side=100000")
+    with pytest.raises(DataError, match="at most 1000000"):
+        load("scenes:test?samples=1000001")
     with pytest.raises(DataError, match="indices start at 0"):
         scenes.draw("test", [-1])
     with pytest.raises(DataError, match="split is given twice"):

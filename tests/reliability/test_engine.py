@@ -265,6 +265,12 @@ def test_unusable_arguments_are_refused_with_the_reason() -> None:
         run(ood={"middle": pictures(strange=True)})
 
 
+def test_braces_in_prompts_and_names_are_letters() -> None:
+    data = dataclasses.replace(pictures(), classes=[f"{{{name}}}" for name in pictures().classes])
+    found = run(data=data, templates=["a {photo} of {}"])
+    assert found.value(model="float", set="pets", subset="all", metric="top1") > 0.5
+
+
 def test_nan_in_a_model_is_an_error_that_names_it() -> None:
     broken = Tiny()
     broken.image.weight.data[2, 5] = math.nan

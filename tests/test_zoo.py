@@ -1,0 +1,43 @@
+"""Names of models: what is unknown is told apart, and what is near it."""
+
+from __future__ import annotations
+
+import pytest
+
+import qclip
+from qclip import errors, zoo
+from qclip.errors import InputError, ModelError
+
+
+@pytest.mark.parametrize(("name", "hint"), [("scene-clean", "'scenes-clean'"), ("vit-b32", "'ViT-B-32'"),
+                                            ("photo:tag", "'photos'")])  # fmt: skip
+def test_an_unknown_name_lists_the_nearest_of_all_kinds(name, hint):
+    with pytest.raises(ModelError, match=f"unknown model '{name}'; did you mean [^?]*{hint}") as caught:
+        qclip.load_model(name)
+    assert str(caught.value).count("did you mean") == 1
+
+
+def test_a_name_without_neighbours_lists_a_few(tmp_path):
+    with pytest.raises(ModelError, match="known: photos, .* and [0-9]+ more") as caught:
+        qclip.load_model("???")
+    assert len(str(caught.value)) < 1000
+    (tmp_path / "x.safetensors").write_bytes(b"")
+    with pytest.raises(ModelError, match="no model 'ViT-B-33'; did you mean 'ViT-B-32'"):
+        qclip.load_model(tmp_path / "x.safetensors", arch="ViT-B-33")
+
+
+def test_nearest_ignores_case():
+    assert errors.nearest("vit-b-32", ["RN50", "ViT-B-32"]) == "did you mean 'ViT-B-32'?"
+    assert errors.nearest("x", ["aa", "bb"]) == "known: aa, bb"
+
+
+@pytest.mark.parametrize("device", ["tpu", "cuda:99"])
+def test_a_device_that_is_not_there_is_bad_input(device):
+    with pytest.raises(InputError, match=f"device '{device}' cannot be used here") as caught:
+        qclip.load_model("scenes-clean", device)
+    assert "\n" not in str(caught.value)
+
+
+def test_every_shipped_checkpoint_has_a_card():
+    for name, card in zoo.checkpoints().items():
+        assert {"data", "architecture", "preprocess", "tokenizer"} <= set(card), name
