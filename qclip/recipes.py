@@ -131,13 +131,15 @@ class Recipe:
             raise RecipeError("a recipe is a JSON object with at least 'name', 'weight_bits' and 'activation_bits'")
         if unknown := sorted(set(content) - known):
             raise RecipeError(f"recipe {content['name']!r}: unknown field {unknown[0]!r}; {nearest(unknown[0], known)}")
+        for field, (kinds, wanted) in _FIELDS.items():
+            value = content.get(field)
+            if field in content and (not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds)):
+                raise RecipeError(f"recipe {content['name']!r}: {field!r} has the wrong type; it takes {wanted}, "
+                                  f"not {value!r}")  # fmt: skip
         content = dict(content)
         content["towers"] = tuple(content.get("towers", ("vision", "text")))
         content["exceptions"] = tuple((str(k), str(v)) for k, v in dict(content.get("exceptions", {})).items())
-        try:
-            return cls(**content)
-        except TypeError as error:
-            raise RecipeError(f"recipe {content['name']!r} has a field of the wrong type: {error}") from None
+        return cls(**content)
 
     @classmethod
     def from_json(cls, source: str | Path) -> Recipe:
@@ -147,6 +149,15 @@ class Recipe:
             return cls.from_dict(json.loads(text))
         except json.JSONDecodeError as error:
             raise RecipeError(f"recipe {str(source)[:60]!r} is not JSON: {error}") from None
+
+
+_FIELDS: dict[str, tuple[tuple[type, ...], str]] = {
+    "name": ((str,), "a text"),
+    "weight_bits": ((int,), "a whole number"), "activation_bits": ((int,), "a whole number"),
+    "group": ((int, type(None)), "a whole number or null"), "static": ((bool,), "true or false"),
+    "method": ((str,), "names joined by '+'"), "towers": ((list, tuple), "a list of 'vision' and 'text'"),
+    "exceptions": ((dict,), "an object {pattern: treatment}"),
+}  # fmt: skip
 
 
 def parse_bits(text: str) -> tuple[int, int]:

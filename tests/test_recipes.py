@@ -95,7 +95,14 @@ def test_hash_ignores_the_name_only():
         (lambda: Recipe("x", weight_bits=4, group=48), "groups of 48"),
         (lambda: Recipe("x", towers=("audio",)), "towers"),
         (lambda: Recipe("x", exceptions=(("*", "half"),)), "wXaY"),
-        (lambda: Recipe.from_dict({"name": "x", "weight_bits": "eight"}), "wrong type"),
+        *[
+            (lambda change=change: Recipe.from_dict({"name": "x"} | change), f"{next(iter(change))}.*wrong type")
+            for change in (
+                {"weight_bits": "eight"}, {"weight_bits": 4.0}, {"weight_bits": True}, {"activation_bits": None},
+                {"static": "no"}, {"static": 0}, {"group": "128"}, {"method": 3}, {"name": 5}, {"towers": "vision"},
+                {"exceptions": "abc"}, {"exceptions": [1]},
+            )
+        ],
     ],
 )
 def test_refusals_say_what_is_wrong(make, word):
