@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+
+import qkernels
 
 from .data import batches, load
 from .errors import DataError, NonFiniteError
@@ -56,6 +59,7 @@ def samples(calibration: object, encoders: Encoders, images: int = IMAGES, seed:
     """
     captions, origin = CAPTIONS, "built-in captions"
     source = type(calibration).__name__
+    unreadable: list[str] = []
     if isinstance(calibration, str | Path):
         calibration = load(str(calibration))
     if isinstance(calibration, Tensor):
@@ -70,10 +74,17 @@ def samples(calibration: object, encoders: Encoders, images: int = IMAGES, seed:
             raise DataError("the model has no preprocess, so images cannot be calibrated on; "
                             "pass a tensor of preprocessed images, or set model.preprocess")  # fmt: skip
         stack = torch.cat([batch for _, batch in batches(data, encoders.preprocess)])
+        if unreadable := [why for _, why in data.unreadable]:
+            shown = "; ".join(unreadable[:5]) + (" ..." if len(unreadable) > 5 else "")
+            warnings.warn(f"{source}: {len(unreadable)} of {len(data)} calibration images cannot be read and are left "
+                          f"out: {shown}", stacklevel=2)  # fmt: skip
     elif isinstance(calibration, Iterable):
         parts, have = [], 0
         for batch in calibration:
             part = batch[0] if isinstance(batch, tuple | list) else batch
+            if not isinstance(part, Tensor):
+                raise DataError(f"the calibration loader gives {type(part).__name__}; it must give tensors of images, "
+                                "or tuples that begin with one")  # fmt: skip
             parts.append(part)
             have += len(part)
             if have >= images:
@@ -85,6 +96,9 @@ def samples(calibration: object, encoders: Encoders, images: int = IMAGES, seed:
         raise DataError(f"calibration is a data name, a loader or a tensor of images, not {type(calibration).__name__}")
     if stack.ndim != 4 or len(stack) == 0:
         raise DataError(f"calibration images must be a non-empty [n, 3, H, W] tensor, got {tuple(stack.shape)}")
+    if not stack.is_floating_point():
+        raise DataError(f"calibration images must be preprocessed, floating point, got {stack.dtype}; "
+                        "run them through model.preprocess")  # fmt: skip
     if not stack.isfinite().all():
         bad = int((~stack.flatten(1).isfinite().all(1)).nonzero()[0])
         raise DataError(f"calibration image {bad} holds NaN or Inf; remove it or check the preprocessing")
@@ -95,7 +109,8 @@ def samples(calibration: object, encoders: Encoders, images: int = IMAGES, seed:
     stack = stack.to(encoders.device, encoders.dtype)
     tokens = None if tokens is None else tokens.to(encoders.device)
     description = {"source": source, "images": len(stack), "captions": 0 if tokens is None else len(tokens),
-                   "captions_from": origin, "seed": seed, "sha256": digest.hexdigest()}  # fmt: skip
+                   "captions_from": origin, "seed": seed, "unreadable": len(unreadable),
+                   "sha256": digest.hexdigest()}  # fmt: skip
     return Samples(stack, tokens, description)
 
 
@@ -106,8 +121,9 @@ class AbsMax:
         self.value: Tensor | None = None
 
     def update(self, x: Tensor) -> None:
-        top = x.flatten(0, -2).abs().amax(0).float()
-        self.value = top if self.value is None else torch.maximum(self.value, top)
+        if self.value is None:
+            self.value = torch.zeros(x.shape[-1], device=x.device)
+        qkernels.channel_absmax(x.detach(), running=self.value)
 
 
 class Histogram:

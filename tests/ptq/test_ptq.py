@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import nn
 
 import qclip
@@ -276,6 +277,16 @@ def test_nan_calibration_images_are_named(model):
         qclip.quantize(model, "w8a8-static", calibration=images)
 
 
+def test_unreadable_calibration_images_are_named_and_counted(model, tmp_path):
+    for name in ("a.png", "b.png"):
+        Image.new("RGB", (40, 40), "red").save(tmp_path / name)
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    with pytest.warns(UserWarning, match="1 of 3 calibration images cannot be read.*broken.png"):
+        small = qclip.quantize(model, "w8a8-static", calibration=f"folder:{tmp_path}")
+    said = small.qclip_quantization.provenance["calibration"]
+    assert said["images"] == 2 and said["unreadable"] == 1
+
+
 @pytest.mark.parametrize(
     ("call", "error", "word"),
     [
@@ -283,6 +294,8 @@ def test_nan_calibration_images_are_named(model):
         (lambda m: qclip.quantize(m, "w8a8-static", calibration=torch.zeros(0, 3, 32, 32)), DataError, "non-empty"),
         (lambda m: qclip.quantize(m, "w8a8-static", calibration=[]), DataError, "no batch"),
         (lambda m: qclip.quantize(m, "w8a8-static", calibration=7), DataError, "not int"),
+        (lambda m: qclip.quantize(m, "w8a8-static", calibration=[1, 2]), DataError, "gives int"),
+        (lambda m: qclip.quantize(m, "w8a8-static", calibration=(IMAGES * 50).byte()), DataError, "floating point"),
         (lambda m: qclip.quantize(qclip.quantize(m, "w8a8"), "w4a8"), ModelError, "already"),
         (lambda m: qclip.quantize(nn.Linear(2, 2), "w8a8"), ModelError, "Linear"),
     ],
