@@ -176,6 +176,8 @@ def quantize_per_token(
         _address(scale),
         _address(zero_point),
         codes.data_ptr(),
+        k,
+        0,
         scales.data_ptr(),
         torch.get_num_threads(),
     )
@@ -208,6 +210,8 @@ def layer_norm_quantize(
         _address(scale),
         _address(zero_point),
         codes.data_ptr(),
+        k,
+        0,
         scales.data_ptr(),
         torch.get_num_threads(),
     )
@@ -241,19 +245,19 @@ def attention(
             mask = mask.contiguous()
         mask = mask.expand(batch, heads, queries, keys)
     if out is None:
-        y = torch.empty(q.shape, dtype=q.dtype if out_scale is None and not out_dynamic else torch.int8)
-        out = (y, torch.empty(batch, queries, dtype=torch.float32)) if out_dynamic else y
-    codes, scales, single = (*out, None) if out_dynamic else (None, None, out)
+        out = torch.empty(q.shape, dtype=q.dtype if out_scale is None and not out_dynamic else torch.int8)
+        out = (out, torch.empty(batch, queries, dtype=torch.float32)) if out_dynamic else out
+    results: Any = out
+    y, scales = results if out_dynamic else (results, None)
     native.attention(
         *(q.data_ptr(), *q.stride()[:3], k.data_ptr(), *k.stride()[:3], v.data_ptr(), *v.stride()[:3], TYPES[q.dtype]),
         *(batch, queries, keys, heads, d),
         *((0, 0, 0, 0, 0) if mask is None else (mask.data_ptr(), int(mask.dtype == torch.bool), *mask.stride()[:3])),
         int(causal),
         d**-0.5 if scale is None else scale,
-        *((0, 0) if single is None else (single.data_ptr(), TYPES[single.dtype])),
+        *(y.data_ptr(), heads * d * y.element_size(), 0, TYPES[y.dtype]),
         _address(out_scale),
         int(out_scale is not None and out_scale.dim() == 2),
-        _address(codes),
         _address(scales),
         torch.get_num_threads(),
     )

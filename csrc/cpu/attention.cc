@@ -168,12 +168,16 @@ struct Mask {
   bool is_bool;
   std::int64_t batch, head, row;  // strides; the last axis is contiguous
 };
-// Where results go: `type` float32, bfloat16, float16 or int8 with scales (one, or one a channel of a head).
+// Where results go: rows of all heads of a token, `stride` bytes apart. `type` float32, bfloat16, float16 or int8: with
+// static scales (one, or one a channel of a head), or by the dynamic rule, which fills `scales`.
 struct Target {
-  void* data;
+  char* data;
+  std::int64_t stride;
+  bool shifted;
   int type;
   const float* scale;
   bool per_channel;
+  float* scales;
 };
 
 // Scores of one row -> probabilities without their common factor, which is returned. Scores from `count` on become 0 up
@@ -214,29 +218,30 @@ static inline vf static_codes(vf y, vf inverse) {
   return min(max(round(v), set1(-127.0f)), set1(127.0f));
 }
 
-// One row of a head: `y` times `factor` to `at`, an offset in elements. `channels` is the head's place in per-channel
-// scales.
-static inline void write_row(const Target& target, const float* y, float factor, std::int64_t d, std::int64_t at,
-                             std::int64_t channels) {
+// One head of a row: `y` times `factor`. `channel` is its first.
+static inline void write_row(const Target& target, const float* y, float factor, std::int64_t d, std::int64_t row,
+                             std::int64_t channel) {
+  char* const data = target.data + row * target.stride;
   const vf f = set1(factor), one = set1(1.0f);
   for (std::int64_t i = 0; i < d; i += W) {
     const int n = d - i < W ? static_cast<int>(d - i) : W;
     const vf x = mul(load(y + i), f);
     const auto put = [&](auto* p, auto value) {
       if (n == W)
-        store(p + at + i, value);
+        store(p + channel + i, value);
       else
-        store(p + at + i, value, n);
+        store(p + channel + i, value, n);
     };
-    if (target.type == QK_F32) put(static_cast<float*>(target.data), x);
-    if (target.type == QK_BF16) put(static_cast<bf16*>(target.data), x);
-    if (target.type == QK_F16) put(static_cast<f16*>(target.data), x);
+    if (target.type == QK_F32) put(reinterpret_cast<float*>(data), x);
+    if (target.type == QK_BF16) put(reinterpret_cast<bf16*>(data), x);
+    if (target.type == QK_F16) put(reinterpret_cast<f16*>(data), x);
     if (target.type == QK_I8) {
-      const float* s = target.scale + channels + i;
+      const float* s = target.scale + channel + i;
       const vf scale = !target.per_channel ? set1(*target.scale) : n == W ? load(s) : load(s, n);
-      put(static_cast<std::int8_t*>(target.data), to_int(static_codes(x, div(one, scale))));
+      put(reinterpret_cast<std::int8_t*>(data), to_int(static_codes(x, div(one, scale))));
     }
   }
+  if (target.shifted) shift_bytes(reinterpret_cast<std::int8_t*>(data) + channel, d);
 }
 
 template <class T>
@@ -279,17 +284,15 @@ static void head(const T* q, const Strides& qs, const T* k, const Strides& ks, c
     }
     product(rows, scores, lds, packed_values, keys, d_width, depth, d_width, y, d_width);
     for (int r = 0; r < rows; ++r) {
-      const std::int64_t token = (out_image * shape.queries + row + r) * shape.heads + h;
-      write_row(target, y + r * d_width, factors[r], d, token * d, h * d);
+      write_row(target, y + r * d_width, factors[r], d, out_image * shape.queries + row + r, h * d);
     }
   }
 }
 
 template <class T>
 static void images(const T* q, const Strides& qs, const T* k, const Strides& ks, const T* v, const Strides& vs,
-                   const Shape& shape, const Mask& mask, bool causal, float scale, const Target& target,
-                   std::int8_t* codes, float* scales, int threads) {
-  if (codes == nullptr) {
+                   const Shape& shape, const Mask& mask, bool causal, float scale, const Target& target, int threads) {
+  if (target.scales == nullptr) {
     parallel_tasks(threads, shape.batch * shape.heads, [&](std::int64_t task) {
       const std::int64_t b = task / shape.heads;
       head(q, qs, k, ks, v, vs, shape, mask, causal, scale, b, task % shape.heads, target, b);
@@ -302,8 +305,9 @@ static void images(const T* q, const Strides& qs, const T* k, const Strides& ks,
   step = step < 1 ? 1 : step > shape.batch ? shape.batch : step;
   auto* rows = static_cast<float*>(
       qk_workspace(QK_SLOT_SHARED, static_cast<std::size_t>(step * tokens * width + 1) * sizeof(float)));
-  const Target floats{rows, QK_F32, nullptr, false};
-  const Rule rule = make_rule(nullptr, nullptr);
+  const auto bytes = static_cast<std::int64_t>(sizeof(float)) * width;
+  const Target floats{reinterpret_cast<char*>(rows), bytes, false, QK_F32, nullptr, false, nullptr};
+  const Rule rule = make_rule(nullptr, nullptr, target.shifted);
   for (std::int64_t start = 0; start < shape.batch; start += step) {
     const std::int64_t count = shape.batch - start < step ? shape.batch - start : step;
     parallel_tasks(threads, count * shape.heads, [&](std::int64_t task) {
@@ -314,7 +318,8 @@ static void images(const T* q, const Strides& qs, const T* k, const Strides& ks,
       for (std::int64_t row = begin; row < end; ++row) {
         const Row<float, false> get{rows + row * width, nullptr};
         const std::int64_t at = start * tokens + row;
-        scales[at] = write_codes(rule, top_of(width, get), width, codes + at * width, get);
+        auto* codes = reinterpret_cast<std::int8_t*>(target.data + at * target.stride);
+        target.scales[at] = write_codes(rule, top_of(width, get), width, codes, get);
       }
     });
   }
@@ -324,23 +329,25 @@ static void images(const T* q, const Strides& qs, const T* k, const Strides& ks,
 
 extern "C" {
 
-// Strides are in elements: (batch, token, head); a head's d values are contiguous. Results go to `out` of `out_type`
-// (int8 with `out_scale`), or, when `codes` is given, to codes and scales by the dynamic rule.
+// Strides are in elements: (batch, token, head); a head's d values are contiguous. Results go to `out` of `out_type`,
+// `out_stride` bytes from token to token; int8 by `out_scale`, or by the dynamic rule when `scales` is given. With
+// `shift` a code leaves as code + 128, an unsigned byte.
 void QK_IMPL(attention)(const void* q, std::int64_t q_batch, std::int64_t q_token, std::int64_t q_head, const void* k,
                         std::int64_t k_batch, std::int64_t k_token, std::int64_t k_head, const void* v,
                         std::int64_t v_batch, std::int64_t v_token, std::int64_t v_head, int type, std::int64_t batch,
                         std::int64_t queries, std::int64_t keys, std::int64_t heads, std::int64_t d, const void* mask,
                         int mask_is_bool, std::int64_t mask_batch, std::int64_t mask_head, std::int64_t mask_row,
-                        int causal, float scale, void* out, int out_type, const float* out_scale,
-                        int out_scale_per_channel, std::int8_t* codes, float* scales, int threads) {
+                        int causal, float scale, void* out, std::int64_t out_stride, int shift, int out_type,
+                        const float* out_scale, int out_scale_per_channel, float* scales, int threads) {
   const Shape shape{batch, queries, keys, heads, d};
   const Strides qs{q_batch, q_token, q_head}, ks{k_batch, k_token, k_head}, vs{v_batch, v_token, v_head};
   const Mask masking{mask, mask_is_bool != 0, mask_batch, mask_head, mask_row};
-  const Target target{out, out_type, out_scale, out_scale_per_channel != 0};
+  const Target target{static_cast<char*>(out),    out_stride, shift != 0, out_type, out_scale,
+                      out_scale_per_channel != 0, scales};
   const auto run = [&](const auto* typed) {
     using T = std::remove_cv_t<std::remove_reference_t<decltype(*typed)>>;
     images(typed, qs, static_cast<const T*>(k), ks, static_cast<const T*>(v), vs, shape, masking, causal != 0, scale,
-           target, codes, scales, threads);
+           target, threads);
   };
   if (type == QK_F32) run(static_cast<const float*>(q));
   if (type == QK_BF16) run(static_cast<const bf16*>(q));

@@ -7,18 +7,26 @@
 
 namespace {
 
+// Where rows of codes and their scales go: `stride` bytes from row to row.
+struct Output {
+  std::int8_t* codes;
+  std::int64_t stride;
+  float* scales;
+};
+
 // Rows go in pairs, step by step, so that one row's reductions and divisions run beside the other's loop.
 constexpr int pair = 2;
 
 template <class T, bool Smooth>
 static void quantize_rows(const T* x, std::int64_t begin, std::int64_t end, std::int64_t k, const float* smooth,
-                          const Rule& rule, std::int8_t* codes, float* scales) {
+                          const Rule& rule, const Output& out) {
   for (std::int64_t row = begin; row < end; row += pair) {
     const int rows = end - row < pair ? 1 : pair;
     std::int32_t top[pair];
     for (int r = 0; r < rows; ++r) top[r] = top_of(k, Row<T, Smooth>{x + (row + r) * k, smooth});
     for (int r = 0; r < rows; ++r)
-      scales[row + r] = write_codes(rule, top[r], k, codes + (row + r) * k, Row<T, Smooth>{x + (row + r) * k, smooth});
+      out.scales[row + r] =
+          write_codes(rule, top[r], k, out.codes + (row + r) * out.stride, Row<T, Smooth>{x + (row + r) * k, smooth});
   }
 }
 
@@ -123,8 +131,7 @@ static inline void normalize_pair(const T* x0, const T* x1, std::int64_t k, cons
 
 template <class T>
 static void layer_norm_rows(const T* x, std::int64_t begin, std::int64_t end, std::int64_t k, const float* weight,
-                            const float* bias, float eps, const float* smooth, const Rule& rule, std::int8_t* codes,
-                            float* scales) {
+                            const float* bias, float eps, const float* smooth, const Rule& rule, const Output& out) {
   // Two normalised rows, then weight and bias with smooth folded in.
   const std::int64_t padded = (k + 15) / 16 * 16;
   float* y =
@@ -146,7 +153,8 @@ static void layer_norm_rows(const T* x, std::int64_t begin, std::int64_t end, st
     std::int32_t top[pair];
     normalize_pair(first, second, k, moments, folded, folded + padded, y, y + padded, top);
     for (int r = 0; r < rows; ++r)
-      scales[row + r] = write_codes(rule, top[r], k, codes + (row + r) * k, Row<float, false>{y + r * padded, nullptr});
+      out.scales[row + r] =
+          write_codes(rule, top[r], k, out.codes + (row + r) * out.stride, Row<float, false>{y + r * padded, nullptr});
   }
 }
 
@@ -178,17 +186,20 @@ static void absmax_columns(const T* x, std::int64_t rows, std::int64_t k, std::i
 
 extern "C" {
 
+// Of all quantizers: `codes_stride` is the bytes between rows of codes, what lies between rows is left alone; with
+// `shift` a code leaves as code + 128, an unsigned byte.
 void QK_IMPL(quantize_per_token)(const void* x, int type, std::int64_t rows, std::int64_t k, const float* smooth,
-                                 const float* scale, const float* zero_point, std::int8_t* codes, float* scales,
-                                 int threads) {
-  const Rule rule = make_rule(scale, zero_point);
+                                 const float* scale, const float* zero_point, std::int8_t* codes,
+                                 std::int64_t codes_stride, int shift, float* scales, int threads) {
+  const Rule rule = make_rule(scale, zero_point, shift);
+  const Output out{codes, codes_stride, scales};
   parallel_for(threads, rows, row_grain(k), [&](std::int64_t begin, std::int64_t end) {
     const auto run = [&](const auto* typed) {
       using T = std::remove_cv_t<std::remove_reference_t<decltype(*typed)>>;
       if (smooth != nullptr)
-        quantize_rows<T, true>(typed, begin, end, k, smooth, rule, codes, scales);
+        quantize_rows<T, true>(typed, begin, end, k, smooth, rule, out);
       else
-        quantize_rows<T, false>(typed, begin, end, k, smooth, rule, codes, scales);
+        quantize_rows<T, false>(typed, begin, end, k, smooth, rule, out);
     };
     if (type == QK_F32) run(static_cast<const float*>(x));
     if (type == QK_BF16) run(static_cast<const bf16*>(x));
@@ -198,15 +209,17 @@ void QK_IMPL(quantize_per_token)(const void* x, int type, std::int64_t rows, std
 
 void QK_IMPL(layer_norm_quantize)(const void* x, int type, std::int64_t rows, std::int64_t k, const float* weight,
                                   const float* bias, float eps, const float* smooth, const float* scale,
-                                  const float* zero_point, std::int8_t* codes, float* scales, int threads) {
-  const Rule rule = make_rule(scale, zero_point);
+                                  const float* zero_point, std::int8_t* codes, std::int64_t codes_stride, int shift,
+                                  float* scales, int threads) {
+  const Rule rule = make_rule(scale, zero_point, shift);
+  const Output out{codes, codes_stride, scales};
   parallel_for(threads, rows, row_grain(k), [&](std::int64_t begin, std::int64_t end) {
     if (type == QK_F32)
-      layer_norm_rows(static_cast<const float*>(x), begin, end, k, weight, bias, eps, smooth, rule, codes, scales);
+      layer_norm_rows(static_cast<const float*>(x), begin, end, k, weight, bias, eps, smooth, rule, out);
     if (type == QK_BF16)
-      layer_norm_rows(static_cast<const bf16*>(x), begin, end, k, weight, bias, eps, smooth, rule, codes, scales);
+      layer_norm_rows(static_cast<const bf16*>(x), begin, end, k, weight, bias, eps, smooth, rule, out);
     if (type == QK_F16)
-      layer_norm_rows(static_cast<const f16*>(x), begin, end, k, weight, bias, eps, smooth, rule, codes, scales);
+      layer_norm_rows(static_cast<const f16*>(x), begin, end, k, weight, bias, eps, smooth, rule, out);
   });
 }
 

@@ -20,32 +20,37 @@ static inline vi all_but_sign() {
   return mask;
 }
 
-// Four vectors of int32 in the range of int8 -> 4 * W codes.
-static inline void store_codes(std::int8_t* p, vi a, vi b, vi c, vi d) {
+// Four vectors of int32 in the range of int8 -> 4 * W codes, their bits turned by `flip`.
+static inline void store_codes(std::int8_t* p, vi a, vi b, vi c, vi d, vi flip) {
 #if defined(QK_TIER_avx512vnni)
   const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
   const __m512i bytes = _mm512_packs_epi16(_mm512_packs_epi32(a, b), _mm512_packs_epi32(c, d));
-  _mm512_storeu_si512(p, _mm512_permutexvar_epi32(order, bytes));
+  _mm512_storeu_si512(p, _mm512_xor_si512(_mm512_permutexvar_epi32(order, bytes), flip));
 #elif defined(QK_TIER_avx2)
   const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
   const __m256i bytes = _mm256_packs_epi16(_mm256_packs_epi32(a, b), _mm256_packs_epi32(c, d));
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm256_permutevar8x32_epi32(bytes, order));
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm256_xor_si256(_mm256_permutevar8x32_epi32(bytes, order), flip));
 #else
-  store(p, a);
-  store(p + 1, b);
-  store(p + 2, c);
-  store(p + 3, d);
+  store(p, a ^ flip);
+  store(p + 1, b ^ flip);
+  store(p + 2, c ^ flip);
+  store(p + 3, d ^ flip);
 #endif
+}
+
+// Codes -> codes + 128 as unsigned bytes, in place: what `shifted` means everywhere.
+static inline void shift_bytes(std::int8_t* codes, std::int64_t count) {
+  for (std::int64_t i = 0; i < count; ++i) codes[i] = static_cast<std::int8_t>(codes[i] ^ -128);
 }
 
 // How a row becomes codes. Static: inverse and zero come from the caller, the same for all rows.
 struct Rule {
-  bool is_static;
+  bool is_static, shifted;
   float scale, inverse, zero;
 };
 
-static inline Rule make_rule(const float* scale, const float* zero_point) {
-  Rule rule{scale != nullptr, 0.0f, 0.0f, zero_point == nullptr ? 0.0f : *zero_point};
+static inline Rule make_rule(const float* scale, const float* zero_point, int shift) {
+  Rule rule{scale != nullptr, shift != 0, 0.0f, 0.0f, zero_point == nullptr ? 0.0f : *zero_point};
   if (scale != nullptr) {
     rule.scale = *scale;
     rule.inverse = 1.0f / *scale;
@@ -66,15 +71,18 @@ static inline float write_codes(const Rule& rule, std::int32_t top, std::int64_t
   const bool bad = top >= inf_bits || (rule.is_static && inverse != inverse);
   const bool nothing = !rule.is_static && absmax < tiny;
   if (bad || nothing) {
-    std::memset(codes, 0, static_cast<std::size_t>(k));
+    std::memset(codes, rule.shifted ? 128 : 0, static_cast<std::size_t>(k));
     return bad ? __builtin_nanf("") : 1.0f;
   }
+  const vi flip = set1(static_cast<std::int32_t>(rule.shifted ? 0x80808080u : 0u));
   const auto write = [&](const auto& code) {
     std::int64_t i = 0;
     for (; i + 4 * W <= k; i += 4 * W)
-      store_codes(codes + i, code(get(i)), code(get(i + W)), code(get(i + 2 * W)), code(get(i + 3 * W)));
+      store_codes(codes + i, code(get(i)), code(get(i + W)), code(get(i + 2 * W)), code(get(i + 3 * W)), flip);
+    const std::int64_t rest = i;
     for (; i + W <= k; i += W) store(codes + i, code(get(i)));
     if (i < k) store(codes + i, code(get(i, static_cast<int>(k - i))), static_cast<int>(k - i));
+    if (rule.shifted) shift_bytes(codes + rest, k - rest);
   };
   if (!rule.is_static) {
     scale = absmax / 127.0f;
