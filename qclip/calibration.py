@@ -229,7 +229,7 @@ def static_scales(encoders: Encoders, towers: dict[str, Tower], data: Samples, s
                   smooth: dict[str, Tensor], bits: Callable[[Site], int]) -> dict[str, Tensor]:  # fmt: skip
     """The static activation scale of every shared input, float32 `[]`, of the smoothed input where `smooth` has one.
 
-    Raises NonFiniteError naming the site whose input is not finite.
+    Raises NonFiniteError naming the site whose input is not finite, DataError naming one that no sample reached.
     """
     observers: dict[str, Histogram] = {}
     width: dict[str, int] = {}
@@ -246,4 +246,7 @@ def static_scales(encoders: Encoders, towers: dict[str, Tower], data: Samples, s
     for site in sites:
         if not observers[site.shared].finite:
             raise _not_finite(site)
+        if not observers[site.shared].counts.any():
+            hint = "the model has no tokenizer, set model.tokenizer" if data.tokens is None else "leave it float"
+            raise DataError(f"{site.name} saw nothing during calibration, so it has no static scale; {hint}")
     return {key: torch.tensor(observer.scale(width[key]), dtype=torch.float32) for key, observer in observers.items()}

@@ -277,6 +277,13 @@ def test_nan_calibration_images_are_named(model):
         qclip.quantize(model, "w8a8-static", calibration=images)
 
 
+def test_a_tower_that_calibration_cannot_reach_gets_no_scale_made_up(model, monkeypatch):
+    model.tokenizer = None
+    monkeypatch.setattr(models.encoders.__globals__["family"], "tokenizer_config", lambda _: {"kind": "unknown"})
+    with pytest.raises(DataError, match="text.*saw nothing during calibration.*model.tokenizer"):
+        qclip.quantize(model, "w8a8-static", calibration=IMAGES)
+
+
 def test_unreadable_calibration_images_are_named_and_counted(model, tmp_path):
     for name in ("a.png", "b.png"):
         Image.new("RGB", (40, 40), "red").save(tmp_path / name)
