@@ -174,8 +174,13 @@ def _float(site: Site) -> nn.Module:
 
 
 def coverage(model: nn.Module, plans: dict[str, SitePlan] | None = None) -> Coverage:
-    """Every site, the products inside attention, and the other parameters: what runs how. Works on float models too."""
-    plans = plans or {}
+    """Every site, the products inside attention, and the other parameters: what runs how. Works on float models too.
+
+    `plans`: default is what the model was quantized with.
+    """
+    if plans is None:
+        done = quantization(model)
+        plans = {} if done is None else done.plans
     rows = []
     for tower in models.towers(model).values():
         counted = 0

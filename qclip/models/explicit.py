@@ -24,6 +24,16 @@ class Form:
         def __getattr__(self, name: str) -> Any: ...
 
 
+    def __reduce_ex__(self, protocol: Any) -> tuple:
+        """Copies and pickles name the two classes that the object's own is made of: no module holds that one."""
+        return _blank, type(self).__bases__, self.__dict__
+
+
+def _blank(form: type, base: type) -> Any:
+    kind = _subclass(form, base)
+    return kind.__new__(kind)
+
+
 @functools.cache
 def _subclass(form: type, base: type) -> type:
     return type(f"Explicit{base.__name__}", (form, base), {"__doc__": form.__doc__})

@@ -92,6 +92,17 @@ def test_a_deep_copy_is_equal_and_independent(tiny_model: str, recipe: str) -> N
     assert twin.qclip_quantization.recipe == small.qclip_quantization.recipe
 
 
+def test_a_whole_model_can_be_pickled(tiny_model: str, tmp_path: Path) -> None:
+    small = qclip.quantize_(load(tiny_model), "w8a8")
+    torch.save(small, tmp_path / "model.pt")
+    again = torch.load(tmp_path / "model.pt", weights_only=False)
+    tokens = small.tokenizer(["a dog"])
+    with torch.no_grad():
+        assert torch.equal(again.encode_image(pixels()), small.encode_image(pixels()))
+        assert torch.equal(again.encode_text(tokens), small.encode_text(tokens))
+    assert type(again) is type(small) and qclip.coverage(again).share("real") == qclip.coverage(small).share("real")
+
+
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_a_state_dict_goes_round(tiny_model: str, recipe: str) -> None:
     one, other = qclip.quantize_(load(tiny_model), recipe), load(tiny_model)

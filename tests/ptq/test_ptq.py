@@ -92,6 +92,7 @@ def test_coverage_counts_everything(model):
     coverage = small.qclip_quantization.coverage
     shares = [coverage.share(state) for state in ("real", "simulated", "float")]
     assert math.isclose(sum(shares), 1) and shares[0] > 0.8 and shares[1] == 0
+    assert qclip.coverage(small) == coverage
     assert qclip.quantize(model, "w6a8").qclip_quantization.coverage.share("simulated") > 0.8
     # Parameters, counted against the model itself.
     total = sum(row.parameters for row in qclip.coverage(model).rows)
