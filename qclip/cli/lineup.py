@@ -31,6 +31,9 @@ def groups(names: list[str], recipes: list[str] | None, *, calibration: str | No
     if duplicates := {r for r in recipes if recipes.count(r) > 1}:
         raise InputError(f"--recipe {sorted(duplicates)[0]} was given twice; once is enough")
     wanted = [get(recipe) for recipe in recipes if recipe != FLOAT]
+    named = [recipe.name for recipe in wanted] + [FLOAT]
+    if duplicates := {name for name in named if named.count(name) > 1}:
+        raise InputError(f"two recipes are named {sorted(duplicates)[0]!r}; rename one in its JSON file")
     for label, name in zip(labels, names, strict=True):
         common.say(f"loading {name}")
         model = qclip.load_model(name, device, arch)

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from qclip.errors import InputError
+
 from . import common, lineup
 
 EXAMPLES = (
@@ -30,6 +32,8 @@ def command(
     import qclip
 
     if output is not None:
+        if output.is_dir():
+            raise InputError(f"{output} is a folder; name a file for the results as --output")
         common.refuse_existing(output, force)
     common.set_threads(threads)
     recipes = None if recipe is None else list(dict.fromkeys([lineup.FLOAT, *recipe]))

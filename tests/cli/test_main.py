@@ -63,6 +63,19 @@ def test_bad_input_is_2_and_one_sentence(line: list[str], capsys: pytest.Capture
     assert err.startswith("qclip: ") and err.count("\n") == 1 and "Traceback" not in err
 
 
+def test_two_recipes_of_one_name_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    for name in ("w8a8", "float"):
+        (tmp_path / "mine.json").write_text(json.dumps({"name": name, "weight_bits": 6}))
+        line = ["spectrum", "scenes-clean", "--recipe", "w8a8", "--recipe", str(tmp_path / "mine.json")]
+        assert main(line) == 2
+        assert f"two recipes are named '{name}'" in capsys.readouterr().err
+
+
+def test_spectrum_writes_no_folder(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    assert main(["spectrum", "scenes-clean", "--output", str(tmp_path), "--force"]) == 2
+    assert "is a folder" in capsys.readouterr().err
+
+
 def test_an_unknown_recipe_lists_the_nearest(capsys: pytest.CaptureFixture) -> None:
     assert main(["recipes", "w8a8-smothquant"]) == 2
     assert "'smoothquant'" in capsys.readouterr().err
