@@ -17,6 +17,7 @@ from .ops import (
     int4_linear,
     int8_linear,
     layer_norm_quantize,
+    quantize_patches,
     quantize_per_token,
     smooth_scale,
 )
@@ -36,6 +37,7 @@ __all__ = [
     "int4_linear",
     "int8_linear",
     "layer_norm_quantize",
+    "quantize_patches",
     "quantize_per_token",
     "smooth_scale",
 ]

@@ -51,6 +51,19 @@ def rows(op: str, name: str, value: Any, dtypes: Sequence[torch.dtype]) -> Tenso
     return value
 
 
+def patch(op: str, x: Tensor, value: Any) -> tuple[int, int]:
+    """Height and width of a patch that fits into x of shape `[B, C, H, W]`, C >= 1."""
+    if x.dim() != 4 or x.shape[1] == 0:
+        raise ValueError(f"{op}: x must have shape [B, C, H, W] with C >= 1, got {tuple(x.shape)}")
+    pair = (value, value) if isinstance(value, int) else tuple(value) if isinstance(value, tuple | list) else ()
+    if len(pair) != 2 or not all(isinstance(size, int) for size in pair):
+        raise TypeError(f"{op}: patch must be one integer or two (height, width), got {value!r}")
+    height, width = pair
+    if not (1 <= height <= x.shape[2] and 1 <= width <= x.shape[3]):
+        raise ValueError(f"{op}: a patch of {height} x {width} does not fit into x of shape {tuple(x.shape)}")
+    return height, width
+
+
 def vector(op: str, name: str, value: Any, size: int, device: torch.device) -> Tensor | None:
     """Float `[size]` as contiguous float32, or None."""
     if value is None:

@@ -184,6 +184,31 @@ def quantize_per_token(
     return out
 
 
+def quantize_patches(
+    x: Tensor,
+    height: int,
+    width: int,
+    smooth: Tensor | None = None,
+    scale: Tensor | None = None,
+    zero_point: Tensor | None = None,
+    *,
+    out: Any = None,
+) -> Any:
+    """See `qkernels.ops.quantize_patches`. Images whose lines are contiguous are read in place."""
+    x = x if x.stride(-1) == 1 else x.contiguous()
+    batch, channels, lines, columns = x.shape
+    down, across, k = lines // height, columns // width, channels * height * width
+    if out is None:
+        out = torch.empty(batch, down * across, k, dtype=torch.int8), torch.empty(batch, down * across)
+    codes, scales = out
+    native.quantize_patches(
+        *(x.data_ptr(), TYPES[x.dtype], batch, channels, down, across, height, width, *x.stride()[:3]),
+        *(_address(smooth), _address(scale), _address(zero_point), codes.data_ptr(), k, 0, scales.data_ptr()),
+        torch.get_num_threads(),
+    )
+    return out
+
+
 def layer_norm_quantize(
     x: Tensor,
     weight: Tensor | None,
@@ -415,6 +440,7 @@ _limits: dict[str, Any] = {
     "int8_linear": _packed("vnni64"),
     "int4_linear": _packed("nibble64"),
     "quantize_per_token": _always,
+    "quantize_patches": _always,
     "layer_norm_quantize": _always,
     "attention": _always,
     "channel_absmax": _always,

@@ -56,6 +56,36 @@ def quantize_per_token(
     return call(op, out, x, smooth, checks.scalar(op, "scale", scale, x.device), zero_point)
 
 
+def quantize_patches(
+    x: Tensor,
+    patch: int | tuple[int, int],
+    smooth: Tensor | None = None,
+    scale: Tensor | float | None = None,
+    zero_point: Tensor | int | None = None,
+    *,
+    out: Pair | None = None,
+) -> Pair:
+    """Cut images into patches and quantize each as a row, as `quantize_per_token` does. Bit-exact on every backend.
+
+    What a convolution whose stride is its kernel (patch embedding) reads, ready for a linear op. A remainder at the
+    right and at the lower edge is dropped, as there.
+
+    Args:
+        x: float `[B, C, H, W]`, any strides.
+        patch: height and width of a patch, (p, q), or one number for both; a patch must fit into the image.
+        smooth: float `[C*p*q]`; `scale`, `zero_point`: as in `quantize_per_token`.
+
+    Returns: codes int8 `[B, N, C*p*q]` and scales float32 `[B, N]`, N = (H // p) * (W // q) patches, row by row of the
+        image; values in the order (channel, line, column).
+    """
+    op = "quantize_patches"
+    checks.tensor(op, "x", x, FLOATS)
+    height, width = checks.patch(op, x, patch)
+    smooth = checks.vector(op, "smooth", smooth, x.shape[1] * height * width, x.device)
+    zero_point = checks.zero_point(op, zero_point, scale, x.device)
+    return call(op, out, x, height, width, smooth, checks.scalar(op, "scale", scale, x.device), zero_point)
+
+
 def layer_norm_quantize(
     x: Tensor,
     weight: Tensor | None,
@@ -91,11 +121,23 @@ def _rows_and_scales(x: Tensor, *_: Any) -> list:
     return [(x.shape, torch.int8), (x.shape[:-1], torch.float32)]
 
 
+def _patches_and_scales(x: Tensor, height: int, width: int, *_: Any) -> list:
+    batch, channels, lines, columns = x.shape
+    lead = (batch, (lines // height) * (columns // width))
+    return [((*lead, channels * height * width), torch.int8), (lead, torch.float32)]
+
+
 register(
     "quantize_per_token",
     "Tensor x, Tensor? smooth, Tensor? scale, Tensor? zero_point",
     "(Tensor, Tensor)",
     _rows_and_scales,
+)
+register(
+    "quantize_patches",
+    "Tensor x, int height, int width, Tensor? smooth, Tensor? scale, Tensor? zero_point",
+    "(Tensor, Tensor)",
+    _patches_and_scales,
 )
 register(
     "layer_norm_quantize",

@@ -71,6 +71,24 @@ def quantize_per_token(
     return _deliver(out, *_quantize_rows(y, scale, zero_point))
 
 
+def quantize_patches(
+    x: Tensor,
+    height: int,
+    width: int,
+    smooth: Tensor | None = None,
+    scale: Tensor | None = None,
+    zero_point: Tensor | None = None,
+    *,
+    out: Any = None,
+) -> Any:
+    """See `qkernels.ops.quantize_patches`."""
+    batch, channels, lines, columns = x.shape
+    down, across = lines // height, columns // width
+    x = x[:, :, : down * height, : across * width].reshape(batch, channels, down, height, across, width)
+    patches = x.permute(0, 2, 4, 1, 3, 5).reshape(batch, down * across, channels * height * width)
+    return quantize_per_token(patches, smooth, scale, zero_point, out=out)
+
+
 def layer_norm_quantize(
     x: Tensor,
     weight: Tensor | None,

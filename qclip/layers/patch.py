@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+import qkernels
+
+from .linear import QuantizedLinear
+
 
 class QuantizedPatch(nn.Module):
     """`[B, C, H, W]` -> `[B, N, H/p, W/p]`: every patch a row of `K = C*p*p`, in the order (C, kh, kw).
@@ -35,6 +39,10 @@ class QuantizedPatch(nn.Module):
         batch, channels, height, width = x.shape
         ph, pw = self.patch
         rows, columns = height // ph, width // pw
-        x = x[:, :, : rows * ph, : columns * pw].reshape(batch, channels, rows, ph, columns, pw)
-        x = x.permute(0, 2, 4, 1, 3, 5).reshape(batch, rows * columns, channels * ph * pw)
-        return self.site(x).transpose(1, 2).unflatten(2, (rows, columns))
+        site = self.site
+        if isinstance(site, QuantizedLinear) and site.takes_codes():
+            y = site.linear(*qkernels.quantize_patches(x, self.patch, site.smooth, site.input_scale))
+        else:
+            x = x[:, :, : rows * ph, : columns * pw].reshape(batch, channels, rows, ph, columns, pw)
+            y = site(x.permute(0, 2, 4, 1, 3, 5).reshape(batch, rows * columns, channels * ph * pw))
+        return y.transpose(1, 2).unflatten(2, (rows, columns))

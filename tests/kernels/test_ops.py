@@ -59,6 +59,20 @@ REFUSALS = {
         TypeError,
         "must be an integer",
     ),
+    "images": (lambda: qkernels.quantize_patches(X, 2), ValueError, r"x must have shape \[B, C, H, W\] with C >= 1"),
+    "image dtype": (lambda: qkernels.quantize_patches(QKV.double(), 2), TypeError, "x must be float32"),
+    "patch": (lambda: qkernels.quantize_patches(QKV, (2, 2.5)), TypeError, r"patch must be one integer or two"),
+    "patch size": (
+        lambda: qkernels.quantize_patches(QKV, 4),
+        ValueError,
+        r"a patch of 4 x 4 does not fit into x of shape \(2, 5, 3, 8\)",
+    ),
+    "patch 0": (lambda: qkernels.quantize_patches(QKV, (1, 0)), ValueError, "a patch of 1 x 0 does not fit"),
+    "patch smooth": (
+        lambda: qkernels.quantize_patches(QKV, (3, 2), torch.ones(6)),
+        ValueError,
+        r"smooth must have shape \(30,\)",
+    ),
     "eps": (lambda: qkernels.layer_norm_quantize(X, None, None, -1.0), ValueError, "eps must be at least 0"),
     "norm weight": (
         lambda: qkernels.layer_norm_quantize(X, torch.ones(3), None, 1e-5),
@@ -325,6 +339,7 @@ def everything(x, codes8, scales8, codes4, scales4, bias, step, running):
     """Every op in one function; `x` float `[B, L, 48]`."""
     w8 = Int8Weight(codes8, scales8, (48, 48))
     w4 = Int4Weight(codes4, scales4, None, (48, 48), 32)
+    patches, patch_scales = qkernels.quantize_patches(x[:, None], (2, 5), scale=step)
     codes, scale = qkernels.layer_norm_quantize(x, bias, bias, 1e-5)
     q, k, v = (qkernels.int8_linear(codes, scale, w8, bias).unflatten(-1, (3, 16)) for _ in range(3))
     codes, scale = qkernels.attention(q, k, v, causal=True, out_dynamic=True)
@@ -336,7 +351,7 @@ def everything(x, codes8, scales8, codes4, scales4, bias, step, running):
     z = qkernels.hadamard_transform(qkernels.fake_quantize(y, step, None, -8, 7, "lsq"), transpose=True)
     buffer = torch.empty_like(z)
     qkernels.hadamard_transform(z, out=buffer)
-    return codes, scale, static, rows, z, buffer
+    return codes, scale, static, rows, z, buffer, patches, patch_scales
 
 
 def arguments(batch=2, length=6):
@@ -411,6 +426,7 @@ def test_registration():
     cases = [
         (ops.quantize_per_token.default, (X, None, S, None), {}),
         (ops.quantize_per_token_out.default, (X, None, None, None), {"out": [CODES.clone(), torch.empty(3)]}),
+        (ops.quantize_patches.default, (QKV, 2, 3, None, None, None), {}),
         (ops.layer_norm_quantize.default, (X, None, None, 1e-5, None, None, None), {}),
         (ops.int8_linear.default, (CODES, S, w8.codes, w8.scales, 24, 40, "canonical", *tail), {}),
         (
@@ -499,6 +515,7 @@ def test_results_do_not_depend_on_the_number_of_threads(backend):
         for count in (1, 2, 3):
             torch.set_num_threads(count)
             found = [*qkernels.quantize_per_token(x), *qkernels.layer_norm_quantize(x, None, None, 1e-5)]
+            found += qkernels.quantize_patches(x.view(3, 101, 24, 32), (5, 7))
             found += [
                 qkernels.channel_absmax(x),
                 qkernels.hadamard_transform(x),
@@ -518,6 +535,7 @@ def test_zero_rows_give_zero_rows(backend, lead):
     bias = torch.zeros(24)
     assert [t.shape for t in qkernels.quantize_per_token(x)] == [(*lead, 40), lead]
     assert [t.shape for t in qkernels.layer_norm_quantize(x, None, None, 1e-5)] == [(*lead, 40), lead]
+    assert [t.shape for t in qkernels.quantize_patches(QKV[:0], (3, 2))] == [(0, 4, 30), (0, 4)]
     for weight in (W8, P8) if backend == "reference" else (P8,):
         assert qkernels.int8_linear(codes, scale, weight, bias).shape == (*lead, 24)
         assert qkernels.int8_linear(codes, scale, weight, out_scale=0.1).dtype == torch.int8

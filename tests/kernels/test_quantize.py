@@ -103,6 +103,38 @@ def test_strided_input(backend, seed, kind):
     assert same(codes, expected[0]) and same(scales, expected[1])
 
 
+@examples(60)
+@given(
+    seeds,
+    st.sampled_from([(1, 1, 8, 8), (2, 3, 12, 20), (3, 2, 9, 35), (1, 3, 37, 66), (0, 3, 8, 40)]),
+    st.sampled_from([1, 4, (2, 7), (8, 3), (8, 8), (5, 1)]),
+    dtypes,
+    st.booleans(),
+    st.sampled_from([(None, None), (0.013, None), (0.5, -3)]),
+    st.sampled_from(["dense", "channels last", "cropped", "expanded"]),
+)
+def test_quantize_patches_is_bit_exact(backend, seed, shape, patch, dtype, smoothed, rule, layout):
+    x = sample(seed, *shape, dtype=dtype)
+    if layout == "channels last":
+        x = x.contiguous(memory_format=torch.channels_last)
+    elif layout == "cropped":
+        x = sample(seed, shape[0], shape[1] + 1, shape[2] + 3, shape[3] + 5, dtype=dtype)[:, 1:, 2:-1, 1:-4]
+    elif layout == "expanded":
+        x = x[:, :1].expand(shape)
+    size = (patch, patch) if isinstance(patch, int) else patch
+    k = shape[1] * size[0] * size[1]
+    smooth = torch.rand(k, generator=torch.Generator().manual_seed(seed)) + 0.5 if smoothed else None
+    count = shape[2] // size[0] * (shape[3] // size[1])
+    out = poisoned(shape[0], count, k)
+    codes, scales = qkernels.quantize_patches(x, patch, smooth, *rule, out=out)
+    assert codes is out[0] and scales is out[1]
+    rows = x[:, :, : shape[2] // size[0] * size[0]].unfold(2, size[0], size[0]).unfold(3, size[1], size[1])
+    rows = rows.permute(0, 2, 3, 1, 4, 5).reshape(shape[0], count, k)
+    y = f32(f64(rows) * (1.0 if smooth is None else f64(smooth)))
+    expected = oracles.quantize_rows(y, rule[0], rule[1] or 0)
+    assert same(codes, expected[0]) and same(scales, expected[1])
+
+
 def check_layer_norm(x, weight, bias, smooth, scale, zero_point, result, eps=1e-5):
     """Scales within 1e-5; codes by the rule, one step off only within 1e-5 of a tie, relative to the terms of the
     value."""

@@ -86,6 +86,21 @@ def test_quantizers(
 
 
 @pytest.mark.parametrize("tier", TIERS)
+@pytest.mark.parametrize("gap", [0, 3])
+def test_patches(tier: str, gap: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    force(monkeypatch, tier)
+    x = torch.randn(2, 3, 10, 23)
+    x[0, 0, 0, 0], x[1, :, 4:8, :7] = float("inf"), 0.0
+    codes, wanted = qkernels.quantize_patches(x, (4, 7))
+    buffer, scales, out = poisoned(12, 84, gap)
+    native().quantize_patches(
+        x.data_ptr(), 0, 2, 3, 2, 3, 4, 7, *x.stride()[:3], 0, 0, 0, *out, torch.get_num_threads()
+    )
+    check(buffer, codes)
+    assert same(scales, wanted)
+
+
+@pytest.mark.parametrize("tier", TIERS)
 @few
 @given(
     d=st.sampled_from([1, 8, 20, 64, 80]),

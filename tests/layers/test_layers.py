@@ -140,6 +140,21 @@ def test_patch_equals_the_convolution(size):
     assert relative(patch(x), conv(x)) < 0.02 and patch(x).shape == conv(x).shape
 
 
+@pytest.mark.parametrize("kind", ["dynamic", "smooth", "static", "float input"])
+def test_patches_are_rows_of_the_site(kind):
+    """The patches that a site reads as codes are the ones it would quantize itself."""
+    weight = torch.randn(40, 48)
+    smooth = torch.rand(48) + 0.5 if kind == "smooth" else None
+    if kind == "float input":
+        site = Int4Linear(Int4Weight.quantize(weight, 32))
+        site.float_input = True
+    else:
+        site = Int8Linear(Int8Weight.quantize(weight), None, smooth, torch.tensor(0.02) if kind == "static" else None)
+    x = torch.randn(2, 3, 9, 14)
+    rows = torch.nn.functional.unfold(x, 4, stride=4).transpose(1, 2)
+    assert torch.equal(QuantizedPatch(site, (4, 4))(x), site(rows).transpose(1, 2).unflatten(2, (2, 3)))
+
+
 def test_simulated_numbers_are_those_of_the_kernels():
     absmax = torch.rand(2000, 1, generator=torch.Generator().manual_seed(0)) + 0.1
     x = torch.cat([absmax, (torch.arange(127) + 0.5) * absmax / 127], dim=1)  # all close to a tie
