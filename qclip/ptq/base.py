@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from qkernels import Int4Weight, Int8Weight
 
 from .. import calibration
-from ..errors import RecipeError
+from ..errors import NonFiniteError, RecipeError
 from ..layers import Int4Linear, Int8Linear, QuantizedEmbedding, QuantizedPatch, SimulatedLinear
 from ..models import Encoders
 from ..models.tower import Block, Site, Tower
@@ -84,7 +84,8 @@ def quantize_weight(weight: Tensor, plan: SitePlan) -> Int8Weight | Int4Weight:
 
 
 def build(context: Context, site: Site) -> nn.Module:
-    """The module that replaces `site`, from its float weight, which is finite, and its state."""
+    """The module that replaces `site`, from its float weight, which is finite, and its state. Raises NonFiniteError
+    naming the site where no scale can hold its numbers."""
     plan, state = context.plans[site.name], context.states[site.name]
     source = context.floats[site.name]
     weight, bias = context.weight(site), getattr(source, "bias", None)
@@ -94,7 +95,10 @@ def build(context: Context, site: Site) -> nn.Module:
         return QuantizedEmbedding(Int8Weight.quantize(weight), dtype=dtype)
     if state.smooth is not None:
         weight = weight / state.smooth
-    quantized = quantize_weight(weight, plan)
+    try:
+        quantized = quantize_weight(weight, plan)
+    except ValueError as error:  # smoothing left the range of float32, or a scale that of float16
+        raise NonFiniteError(f"{site.name}: {error}") from error
     module: nn.Module
     if plan.state == "simulated":
         module = SimulatedLinear(quantized, bias, plan.activation_bits, state.smooth, state.input_scale, dtype)

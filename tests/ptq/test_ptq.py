@@ -262,6 +262,14 @@ def test_nan_outside_the_sites_names_the_parameter(model, where):
             qclip.quantize(poisoned(model, where), recipe, calibration=IMAGES)
 
 
+def test_a_weight_that_no_scale_can_hold_names_the_site(model):
+    huge = copy.deepcopy(model)
+    with torch.no_grad():
+        huge.visual.transformer.resblocks[1].mlp.c_fc.weight.fill_(1e7)
+    with pytest.raises(NonFiniteError, match="vision.blocks.1.mlp.fc1: scales of an Int4Weight are float16"):
+        qclip.quantize(huge, "w4a8")
+
+
 @pytest.mark.parametrize("recipe", ["w8a8-smoothquant", "w8a8-static"])
 def test_infinity_that_arises_in_calibration_names_the_site(model, recipe):
     huge = copy.deepcopy(model)
