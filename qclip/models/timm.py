@@ -138,8 +138,9 @@ def _vit(trunk: Any) -> tuple[list[Block], list[Site], int]:
 
 
 def _is_patch(conv: nn.Module | None) -> bool:
-    """A patch embedding: not taking part in the tower's own form, so any module that is written there counts."""
-    return conv is not None and (not isinstance(conv, nn.Conv2d) or conv.kernel_size == conv.stride)
+    """A patch embedding: not taking part in the tower's own form, so any module that is written there counts. Behind a
+    convolutional stem (MobileCLIP-B) there is none, and the stem stays as it is."""
+    return present(conv) is not None and (not isinstance(conv, nn.Conv2d) or conv.kernel_size == conv.stride)
 
 
 def _latent_pool(pool: Any, norm: nn.Module, rows: int) -> Block:

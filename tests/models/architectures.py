@@ -8,6 +8,7 @@ from typing import Any
 import open_clip
 import timm
 import torch
+from timm.models.vision_transformer_hybrid import ConvStem
 from torch import Tensor, nn
 
 VISION = {"image_size": 32, "layers": 2, "width": 48, "head_width": 12, "patch_size": 8}
@@ -77,6 +78,14 @@ def _other_pool() -> nn.Module:
     return trunk
 
 
+def _conv_stem() -> nn.Module:
+    """MobileCLIP-B's tower: convolutions with batch norm where the patch embedding would be."""
+    trunk = timm.create_model("vit_base_patch32_clip_224", **SMALL_VIT | {"patch_size": 16}, num_classes=10)
+    stem = ConvStem(channels=(6, 6, 24), stride=(4, 2, 2), kernel_size=(4, 2, 2), padding=0)
+    trunk.patch_embed = timm.layers.HybridEmbed(stem, img_size=32, proj=False, embed_dim=24)
+    return trunk
+
+
 SMALL_VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 4}
 SMALL_CONVNEXT = {"depths": (1, 1, 2, 1), "dims": (8, 16, 24, 32),
                   "pretrained_cfg_overlay": {"input_size": (3, 32, 32)}}  # fmt: skip
@@ -89,6 +98,7 @@ TIMM: dict[str, Callable[[], nn.Module]] = {
                                                  scale_attn_norm=True, scale_mlp_norm=True),
     "vit_siglip": lambda: timm.create_model("vit_base_patch16_siglip_224", **SMALL_VIT, num_classes=0),
     "vit_other_pool": _other_pool,
+    "vit_conv_stem": _conv_stem,
     "convnext": lambda: timm.create_model("convnext_tiny", **SMALL_CONVNEXT, num_classes=10),
     "convnext_1x1": lambda: timm.create_model("convnext_atto", **SMALL_CONVNEXT, num_classes=10, conv_mlp=True),
     "convnext_grn": lambda: timm.create_model("convnextv2_atto", **SMALL_CONVNEXT, num_classes=10, conv_mlp=False),
