@@ -30,7 +30,7 @@ class Form:
 
 
 def _blank(form: type, base: type) -> Any:
-    kind = _subclass(form, base)
+    kind: Any = _subclass(form, base)
     return kind.__new__(kind)
 
 
