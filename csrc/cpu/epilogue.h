@@ -1,4 +1,4 @@
-// What follows a matrix product, on a tile that is still in the L1 cache:
+// What follows a matrix product, on a tile that is still in registers (the linear part) or in the L1 cache (the rest):
 //   y = activation(fma(float(accumulator), row_scale * column_scale, bias)) + residual,
 // then float32, bfloat16 or float16, or int8 with a static scale, or int8 with one dynamic scale for
 // each 128 columns of a row.
@@ -34,6 +34,46 @@ struct Epilogue {
 
 static inline vf as_floats(const std::int32_t* p) { return to_float(load(p)); }
 static inline vf as_floats(const float* p) { return load(p); }
+
+// The linear part, fma(float(accumulator), row_scale * column_scale, bias), of one tile: what it needs as plain arrays.
+struct Linear {
+  float rows[kTile];
+  const float* columns;  // [64]
+  const float* bias;     // [64]
+};
+
+alignas(64) static const float kNoBias[kPanel] = {};
+alignas(64) static const float kNoScale[kPanel] = {1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1,
+                                                   1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1,
+                                                   1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1};
+
+// 64 values from `column` on: in place, or where the matrix ends sooner copied to `room`.
+static inline const float* panel_columns(const float* values, const float* none, std::int64_t column,
+                                         std::int64_t columns, float* room) {
+  if (values == nullptr) return none;
+  if (column + kPanel <= columns) return values + column;
+  for (int j = 0; j < kPanel; ++j) room[j] = column + j < columns ? values[column + j] : 0.0f;
+  return room;
+}
+
+// `room` [128] must live as long as the result.
+static inline Linear linear_of(const Epilogue& e, int rows, std::int64_t row, std::int64_t column, float* room) {
+  Linear l;
+  for (int r = 0; r < rows; ++r) l.rows[r] = e.row_scale ? e.row_scale[e.row_scale_shared ? 0 : row + r] : 1.0f;
+  l.columns = panel_columns(e.column_scale, kNoScale, column, e.columns, room);
+  l.bias = panel_columns(e.bias, kNoBias, column, e.columns, room + kPanel);
+  return l;
+}
+
+// to[rows, 64] = the linear part of acc[rows, 64], which may be the same memory.
+template <class Acc>
+static inline void apply(const Linear& l, const Acc* acc, int rows, float* to, std::int64_t stride) {
+  for (int j = 0; j < kPanel; j += W) {
+    const vf scale = load(l.columns + j), bias = load(l.bias + j);
+    for (int r = 0; r < rows; ++r)
+      store(to + r * stride + j, fma(as_floats(acc + r * kPanel + j), mul(set1(l.rows[r]), scale), bias));
+  }
+}
 
 static inline vf load_any(const void* p, int type, std::int64_t at, int n) {
   if (type == QK_F32)
@@ -78,17 +118,14 @@ static inline void store_as(std::int8_t* p, vf y, const Grid8& g, int n) {
   n == W ? store(p, code) : store(p, code, n);
 }
 
-// One tile of accumulators [rows, 64] that starts at (row, column); `to` has row stride `stride`.
-template <int activation, class Acc, class Out>
-static inline void finish_tile(const Epilogue& e, const Acc* acc, int rows, std::int64_t row, std::int64_t column,
-                               Out* to, std::int64_t stride) {
-  const std::int64_t left = e.columns - column;
-  const int width = left < kPanel ? static_cast<int>(left) : kPanel;
+// y[rows, 64], the linear part of the tile at (row, column), finished into `to`. `whole`: all 64 columns exist.
+template <int activation, bool whole, class Out>
+static inline void finish_columns(const Epilogue& e, const float* y, int rows, std::int64_t row, std::int64_t column,
+                                  Out* to, std::int64_t stride) {
+  const int width = whole ? kPanel : static_cast<int>(e.columns - column);
   for (int j = 0; j < width; j += W) {
-    const int n = width - j < W ? width - j : W;
+    const int n = whole || width - j >= W ? W : width - j;
     const std::int64_t c = column + j;
-    const vf scale = e.column_scale ? load_columns(e.column_scale, c, n) : set1(1.0f);
-    const vf bias = e.bias ? load_columns(e.bias, c, n) : zero();
     vf inverse = set1(1.0f), zero_point = zero();
     if (sizeof(Out) == 1) {
       inverse = div(set1(1.0f), e.out_scale_per_column ? load_columns(e.out_scale, c, n) : set1(*e.out_scale));
@@ -97,27 +134,34 @@ static inline void finish_tile(const Epilogue& e, const Acc* acc, int rows, std:
     }
     const Grid8 grid = grid8(inverse, zero_point);
     for (int r = 0; r < rows; ++r) {
-      const float row_scale = e.row_scale ? e.row_scale[e.row_scale_shared ? 0 : row + r] : 1.0f;
-      vf y = fma(as_floats(acc + r * kPanel + j), mul(set1(row_scale), scale), bias);
-      y = activate<activation>(y);
-      if (e.residual) y = add(y, load_any(e.residual, e.residual_type, (row + r) * e.columns + c, n));
-      store_as(to + r * stride + j, y, grid, n);
+      vf v = activate<activation>(load(y + r * kPanel + j));
+      if (e.residual) v = add(v, load_any(e.residual, e.residual_type, (row + r) * e.columns + c, n));
+      store_as(to + r * stride + j, v, grid, n);
     }
   }
 }
 
-template <class Acc, class Out>
-static void finish_activation(const Epilogue& e, const Acc* acc, int rows, std::int64_t row, std::int64_t column,
+template <int activation, class Out>
+static void finish_tile(const Epilogue& e, const float* y, int rows, std::int64_t row, std::int64_t column, Out* to,
+                        std::int64_t stride) {
+  if (column + kPanel <= e.columns)
+    finish_columns<activation, true>(e, y, rows, row, column, to, stride);
+  else
+    finish_columns<activation, false>(e, y, rows, row, column, to, stride);
+}
+
+template <class Out>
+static void finish_activation(const Epilogue& e, const float* y, int rows, std::int64_t row, std::int64_t column,
                               Out* to, std::int64_t stride) {
   switch (e.activation) {
     case kGelu:
-      return finish_tile<kGelu>(e, acc, rows, row, column, to, stride);
+      return finish_tile<kGelu>(e, y, rows, row, column, to, stride);
     case kQuickGelu:
-      return finish_tile<kQuickGelu>(e, acc, rows, row, column, to, stride);
+      return finish_tile<kQuickGelu>(e, y, rows, row, column, to, stride);
     case kGeluTanh:
-      return finish_tile<kGeluTanh>(e, acc, rows, row, column, to, stride);
+      return finish_tile<kGeluTanh>(e, y, rows, row, column, to, stride);
     default:
-      return finish_tile<kNone>(e, acc, rows, row, column, to, stride);
+      return finish_tile<kNone>(e, y, rows, row, column, to, stride);
   }
 }
 
@@ -150,41 +194,54 @@ static void quantize_groups(const Epilogue& e, const float* y, int rows, std::in
   }
 }
 
-// Asks for the lines that a tile will write (and the residual it will read), so that they are there when its sums are
-// done.
-static inline void prefetch_output(const Epilogue& e, int rows, std::int64_t row, std::int64_t column) {
-  static const int sizes[] = {4, 2, 2, 1};
-  const std::int64_t left = e.columns - column, width = left < kPanel ? left : kPanel;
-  for (int r = 0; r < rows; ++r) {
-    const std::int64_t at = (row + r) * e.columns + column;
-    const char* to = static_cast<const char*>(e.out) + at * sizes[e.out_type];
-    for (std::int64_t i = 0; i < width * sizes[e.out_type]; i += 64) __builtin_prefetch(to + i, 1);
-    if (!e.residual) continue;
-    const char* from = static_cast<const char*>(e.residual) + at * sizes[e.residual_type];
-    for (std::int64_t i = 0; i < width * sizes[e.residual_type]; i += 64) __builtin_prefetch(from + i, 0);
+// The cache lines that the epilogue of a tile will read from the residual and write.
+struct Touched {
+  struct Block {
+    const char* at = nullptr;
+    std::int64_t row_bytes = 0;  // from one row to the next
+    int row_lines = 0;
+  } blocks[2];
+
+  Touched(const Epilogue& e, std::int64_t row, std::int64_t column) {
+    const std::int64_t left = e.columns - column, at = row * e.columns + column;
+    const int width = left < kPanel ? static_cast<int>(left) : kPanel;
+    if (e.residual) blocks[0] = block(e.residual, e.residual_type, at, e.columns, width);
+    blocks[1] = block(e.out, e.out_type, at, e.columns, width);
   }
+  int lines(int rows) const { return rows * (blocks[0].row_lines + blocks[1].row_lines); }
+
+ private:
+  static Block block(const void* matrix, int type, std::int64_t at, std::int64_t columns, int width) {
+    const int size = type == QK_F32 ? 4 : type == QK_I8 ? 1 : 2;
+    return {static_cast<const char*>(matrix) + at * size, columns * size, (width * size + 63) / 64};
+  }
+};
+
+// Whether the linear part of the panel at `column` is the result, so that it can be written at its place at once.
+static inline bool linear_is_all(const Epilogue& e, std::int64_t column) {
+  return e.out_type == QK_F32 && e.activation == kNone && !e.residual && !e.group_scales &&
+         column + kPanel <= e.columns;
 }
 
-// Finishes `rows` rows of one panel; with dynamic groups the result waits in `pair` ([kTile, 128] floats) until its
-// second panel came.
-template <class Acc>
-static void finish(const Epilogue& e, const Acc* acc, int rows, std::int64_t row, std::int64_t column, float* pair) {
+// Finishes y[rows, 64], the linear part of one panel; with dynamic groups the result waits in `pair` ([kTile, 128]
+// floats) until its second panel came.
+static void finish(const Epilogue& e, const float* y, int rows, std::int64_t row, std::int64_t column, float* pair) {
   const std::int64_t at = row * e.columns + column;
   if (e.group_scales) {
-    finish_activation(e, acc, rows, row, column, pair + column % kGroup, kGroup);
+    finish_activation(e, y, rows, row, column, pair + column % kGroup, kGroup);
     if (column % kGroup != 0 || column + kPanel >= e.columns)
       quantize_groups(e, pair, rows, row, column / kGroup * kGroup);
     return;
   }
   switch (e.out_type) {
     case QK_F32:
-      return finish_activation(e, acc, rows, row, column, static_cast<float*>(e.out) + at, e.columns);
+      return finish_activation(e, y, rows, row, column, static_cast<float*>(e.out) + at, e.columns);
     case QK_BF16:
-      return finish_activation(e, acc, rows, row, column, static_cast<bf16*>(e.out) + at, e.columns);
+      return finish_activation(e, y, rows, row, column, static_cast<bf16*>(e.out) + at, e.columns);
     case QK_F16:
-      return finish_activation(e, acc, rows, row, column, static_cast<f16*>(e.out) + at, e.columns);
+      return finish_activation(e, y, rows, row, column, static_cast<f16*>(e.out) + at, e.columns);
     default:
-      return finish_activation(e, acc, rows, row, column, static_cast<std::int8_t*>(e.out) + at, e.columns);
+      return finish_activation(e, y, rows, row, column, static_cast<std::int8_t*>(e.out) + at, e.columns);
   }
 }
 

@@ -36,8 +36,9 @@ static inline void dot(__m512i& acc, __m512i a, __m512i b) {
 
 // acc[rows, 64] = -8 * sums[row] + x . codes
 template <int rows>
-static void tile(const std::int8_t* a, std::int64_t stride, const std::uint8_t* panel, std::int64_t steps,
-                 const std::int32_t* sums, std::int64_t sum_stride, std::int32_t* acc) {
+[[gnu::noinline]] static void tile(const std::int8_t* a, std::int64_t stride, const std::uint8_t* panel,
+                                   std::int64_t steps, const std::int32_t* sums, std::int64_t sum_stride,
+                                   std::int32_t* acc) {
   __m512i c[rows][4];
 #pragma GCC unroll 6
   for (int r = 0; r < rows; ++r) {
@@ -78,8 +79,9 @@ static void tile(const std::int8_t* a, std::int64_t stride, const std::uint8_t* 
 
 // Two products of 15 * 127 fit into 16 bits, and so do two such pairs: vpmaddubsw is safe here.
 template <int rows>
-static void tile(const std::int8_t* a, std::int64_t stride, const std::uint8_t* panel, std::int64_t steps,
-                 const std::int32_t* sums, std::int64_t sum_stride, std::int32_t* acc) {
+[[gnu::noinline]] static void tile(const std::int8_t* a, std::int64_t stride, const std::uint8_t* panel,
+                                   std::int64_t steps, const std::int32_t* sums, std::int64_t sum_stride,
+                                   std::int32_t* acc) {
   const __m256i low = _mm256_set1_epi8(15), ones = _mm256_set1_epi16(1);
   for (int j = 0; j < kPanel; j += 8) {
     __m256i c[rows];
@@ -107,8 +109,9 @@ static void tile(const std::int8_t* a, std::int64_t stride, const std::uint8_t* 
 #else
 
 template <int rows>
-static void tile(const std::int8_t* a, std::int64_t stride, const std::uint8_t* panel, std::int64_t steps,
-                 const std::int32_t* sums, std::int64_t sum_stride, std::int32_t* acc) {
+[[gnu::noinline]] static void tile(const std::int8_t* a, std::int64_t stride, const std::uint8_t* panel,
+                                   std::int64_t steps, const std::int32_t* sums, std::int64_t sum_stride,
+                                   std::int32_t* acc) {
   for (int r = 0; r < rows; ++r, a += stride, acc += kPanel) {
     for (int j = 0; j < kPanel; ++j) acc[j] = -8 * sums[r * sum_stride];
     for (std::int64_t s = 0; s < steps; ++s) {
@@ -178,13 +181,14 @@ static void unit_codes(const Weights4& w, const Codes& x, const Epilogue& e, std
     const int count = static_cast<int>(part.size());
     const std::int64_t at = rows.begin + part.begin, row = offset + at;
     for (std::int64_t p = first; p < last; ++p) {
-      prefetch_output(e, count, row, p * kPanel);
       for (std::int64_t c = 0; c < x.chunks; ++c) {
         const std::int64_t begin = c * x.chunk / kStep, left = w.steps - begin, whole = ceil_div(x.chunk, kStep);
         tile_of(count, x.a + at * x.stride + begin * kStep, x.stride, w.panel(p) + begin * kStepBytes,
                 left < whole ? left : whole, x.sums + at * x.chunks + c, x.chunks, acc);
         add_chunk(w, x, count, at, row, p, c, acc, total);
       }
+      float room[2 * kPanel];
+      apply(linear_of(e, count, row, p * kPanel, room), total, count, total, kPanel);
       finish(e, total, count, row, p * kPanel, pair);
     }
   }
@@ -279,7 +283,8 @@ static inline void strip(const float* x, std::int64_t stride, const float* b, st
 }
 
 template <int rows>
-static void float_tile(const float* x, std::int64_t stride, const float* b, std::int64_t k, bool more, float* acc) {
+[[gnu::noinline]] static void float_tile(const float* x, std::int64_t stride, const float* b, std::int64_t k, bool more,
+                                         float* acc) {
   for (int j = 0; j < kPanel; j += kStrip * W) strip<rows>(x, stride, b + j, k, more, acc + j);
 }
 
@@ -322,9 +327,14 @@ static void unit_floats(const Weights4& w, const float* a, std::int64_t stride, 
   }
   for (std::int64_t t = 0; t < tiles; ++t) {
     const Part part(rows.size(), tiles, t);
-    for (std::int64_t p = first; p < last; ++p)
-      finish(e, acc + ((p - first) * rows.size() + part.begin) * kPanel, static_cast<int>(part.size()),
-             offset + rows.begin + part.begin, p * kPanel, pair);
+    const int count = static_cast<int>(part.size());
+    for (std::int64_t p = first; p < last; ++p) {
+      float* y = acc + ((p - first) * rows.size() + part.begin) * kPanel;
+      float room[2 * kPanel];
+      const std::int64_t row = offset + rows.begin + part.begin;
+      apply(linear_of(e, count, row, p * kPanel, room), y, count, y, kPanel);
+      finish(e, y, count, row, p * kPanel, pair);
+    }
   }
 }
 

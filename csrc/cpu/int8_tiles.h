@@ -1,0 +1,254 @@
+// Register tiles of int8_linear, a set for each tier: acc[rows, 64] = start + x . panel^T for up to kTile rows.
+//
+// x comes as rows of Element in the form that the tier's instruction wants (`copy_row` makes it):
+//   - avx512vnni: x + 128 as uint8 (vpdpbusd multiplies u8 by s8); the accumulator starts at -128 * sum_k w, made when
+//     packing.
+//   - avx2: int16, the four k of a step in the order 0 2 1 3; vpmaddwd on even and odd bytes of w cannot saturate.
+//   - scalar: int8 as it is.
+#pragma once
+
+#include "epilogue.h"
+
+namespace {
+
+// The sums that a tile starts from: one row of 64 for all its rows (stride 0), or the sums over earlier k.
+struct Start {
+  const std::int32_t* at;
+  std::int64_t stride;
+};
+
+#if defined(QK_TIER_avx512vnni)
+
+using Element = std::uint8_t;
+
+static inline void copy_row(const std::int8_t* x, std::int64_t k, Element* to) {
+  const __m512i flip = _mm512_set1_epi8(-128);
+  std::int64_t i = 0;
+  for (; i + 64 <= k; i += 64) _mm512_storeu_si512(to + i, _mm512_xor_si512(_mm512_loadu_si512(x + i), flip));
+  if (i < k) {
+    const __mmask64 rest = (__mmask64{1} << (k - i)) - 1;
+    _mm512_storeu_si512(to + i, _mm512_xor_si512(_mm512_maskz_loadu_epi8(rest, x + i), flip));
+  }
+}
+
+// acc += four products of unsigned a and signed b in each int32 lane. As an intrinsic, GCC 12 copies and spills the
+// accumulators.
+static inline void dot(__m512i& acc, __m512i a, __m512i b) {
+  __asm__("vpdpbusd %2, %1, %0" : "+v"(acc) : "v"(a), "v"(b));
+}
+
+// c[rows][4 x 16] = start
+template <int rows>
+static inline void begin(__m512i (&c)[rows][4], Start start) {
+#pragma GCC unroll 6
+  for (int r = 0; r < rows; ++r) {
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; ++j) c[r][j] = _mm512_loadu_si512(start.at + r * start.stride + 16 * j);
+  }
+}
+
+// c += a[rows, 4 * steps] . panel^T; a and panel move on.
+template <int rows>
+static inline void accumulate(__m512i (&c)[rows][4], const Element*& a, std::int64_t stride, const std::int8_t*& panel,
+                              std::int64_t steps) {
+#pragma GCC unroll 1
+  for (; steps > 0; --steps, panel += 256, a += 4) {
+    __m512i b[4];
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; ++j) b[j] = _mm512_loadu_si512(panel + 64 * j);
+#pragma GCC unroll 6
+    for (int r = 0; r < rows; ++r) {
+      std::int32_t four;
+      std::memcpy(&four, a + r * stride, 4);
+      const __m512i x = _mm512_set1_epi32(four);
+#pragma GCC unroll 4
+      for (int j = 0; j < 4; ++j) dot(c[r][j], x, b[j]);
+    }
+  }
+}
+
+template <int rows>
+[[gnu::noinline]] static void tile(const Element* a, std::int64_t stride, const std::int8_t* panel, std::int64_t steps,
+                                   Start start, std::int32_t* acc) {
+  __m512i c[rows][4];
+  begin(c, start);
+  accumulate(c, a, stride, panel, steps);
+#pragma GCC unroll 6
+  for (int r = 0; r < rows; ++r) {
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; ++j) _mm512_storeu_si512(acc + r * kPanel + 16 * j, c[r][j]);
+  }
+}
+
+// The same with the linear part of the epilogue, straight from the registers. What the epilogue will touch is asked for
+// line by line along the way: misses all at once would hold up the loads of the panel, and stores that miss hold up the
+// next tile.
+template <int rows>
+[[gnu::noinline]] static void linear_tile(const Element* a, std::int64_t stride, const std::int8_t* panel,
+                                          std::int64_t steps, Start start, const Touched& touched, const Linear& l,
+                                          float* to, std::int64_t to_stride) {
+  __m512i c[rows][4];
+  begin(c, start);
+  const int every = static_cast<int>(steps) / (touched.lines(rows) + 1);
+#pragma GCC unroll 1
+  for (const Touched::Block& block : touched.blocks) {
+    const char* line = block.at;
+#pragma GCC unroll 1
+    for (int r = 0; r < rows; ++r, line += block.row_bytes) {
+#pragma GCC unroll 1
+      for (int i = 0; i < block.row_lines; ++i, steps -= every) {
+        __builtin_prefetch(line + 64 * i, 1);
+        accumulate(c, a, stride, panel, every);
+      }
+    }
+  }
+  accumulate(c, a, stride, panel, steps);
+#pragma GCC unroll 6
+  for (int r = 0; r < rows; ++r) {
+    const vf row_scale = set1(l.rows[r]);
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; ++j)
+      store(to + r * to_stride + 16 * j,
+            fma(to_float(c[r][j]), mul(row_scale, load(l.columns + 16 * j)), load(l.bias + 16 * j)));
+  }
+}
+
+constexpr bool kShifted = true;
+
+#elif defined(QK_TIER_avx2)
+
+using Element = std::int16_t;
+
+static inline void copy_row(const std::int8_t* x, std::int64_t k, Element* to) {
+  const __m128i order = _mm_setr_epi8(0, 2, 1, 3, 4, 6, 5, 7, 8, 10, 9, 11, 12, 14, 13, 15);
+  std::int64_t i = 0;
+  for (; i + 16 <= k; i += 16) {
+    const __m128i bytes = _mm_shuffle_epi8(_mm_loadu_si128(reinterpret_cast<const __m128i*>(x + i)), order);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + i), _mm256_cvtepi8_epi16(bytes));
+  }
+  for (; i < k; i += 4) {
+    static const int from[4] = {0, 2, 1, 3};
+    for (int j = 0; j < 4; ++j) to[i + j] = i + from[j] < k ? x[i + from[j]] : 0;
+  }
+}
+
+// acc[rows, 16] of a panel's 64 columns. Even and odd bytes of w are widened to int16; a pair of products is at most 2
+// * 127 * 127.
+template <int rows>
+static inline void strip(const Element* a, std::int64_t stride, const std::int8_t* panel, std::int64_t steps,
+                         std::int32_t* acc) {
+  __m256i c[rows][2];
+#pragma GCC unroll 4
+  for (int r = 0; r < rows; ++r) {
+#pragma GCC unroll 2
+    for (int j = 0; j < 2; ++j)
+      c[r][j] = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(acc + r * kPanel + 8 * j));
+  }
+#pragma GCC unroll 1
+  for (std::int64_t s = 0; s < steps; ++s, panel += 256, a += 4) {
+    __m256i even[2], odd[2];
+#pragma GCC unroll 2
+    for (int j = 0; j < 2; ++j) {
+      const __m256i b = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(panel + 32 * j));
+      even[j] = _mm256_srai_epi16(_mm256_slli_epi16(b, 8), 8);
+      odd[j] = _mm256_srai_epi16(b, 8);
+    }
+#pragma GCC unroll 4
+    for (int r = 0; r < rows; ++r) {
+      std::int32_t pair[2];
+      std::memcpy(pair, a + r * stride, 8);
+      const __m256i x02 = _mm256_set1_epi32(pair[0]), x13 = _mm256_set1_epi32(pair[1]);
+#pragma GCC unroll 2
+      for (int j = 0; j < 2; ++j) {
+        c[r][j] = _mm256_add_epi32(c[r][j], _mm256_madd_epi16(even[j], x02));
+        c[r][j] = _mm256_add_epi32(c[r][j], _mm256_madd_epi16(odd[j], x13));
+      }
+    }
+  }
+#pragma GCC unroll 4
+  for (int r = 0; r < rows; ++r) {
+#pragma GCC unroll 2
+    for (int j = 0; j < 2; ++j) _mm256_storeu_si256(reinterpret_cast<__m256i*>(acc + r * kPanel + 8 * j), c[r][j]);
+  }
+}
+
+template <int rows>
+[[gnu::noinline]] static void tile(const Element* a, std::int64_t stride, const std::int8_t* panel, std::int64_t steps,
+                                   Start start, std::int32_t* acc) {
+  for (int r = 0; r < rows; ++r)
+    std::memmove(acc + r * kPanel, start.at + r * start.stride, kPanel * sizeof(std::int32_t));
+  constexpr int upper = rows > 3 ? 3 : rows, lower = rows - upper;
+  for (int j = 0; j < kPanel; j += 16) {
+    strip<upper>(a, stride, panel + 4 * j, steps, acc + j);
+    if constexpr (lower > 0) strip<lower>(a + upper * stride, stride, panel + 4 * j, steps, acc + upper * kPanel + j);
+  }
+}
+
+constexpr bool kShifted = false;
+
+#else
+
+using Element = std::int8_t;
+
+static inline void copy_row(const std::int8_t* x, std::int64_t k, Element* to) {
+  std::memcpy(to, x, static_cast<std::size_t>(k));
+  for (std::int64_t i = k; i % 4 != 0; ++i) to[i] = 0;
+}
+
+template <int rows>
+[[gnu::noinline]] static void tile(const Element* a, std::int64_t stride, const std::int8_t* panel, std::int64_t steps,
+                                   Start start, std::int32_t* acc) {
+  for (int r = 0; r < rows; ++r, a += stride, acc += kPanel) {
+    std::memmove(acc, start.at + r * start.stride, kPanel * sizeof(std::int32_t));
+    const std::int8_t* b = panel;
+    for (std::int64_t s = 0; s < steps; ++s, b += 256) {
+      const int x0 = a[4 * s], x1 = a[4 * s + 1], x2 = a[4 * s + 2], x3 = a[4 * s + 3];
+      for (int j = 0; j < kPanel; ++j)
+        acc[j] += x0 * b[4 * j] + x1 * b[4 * j + 1] + x2 * b[4 * j + 2] + x3 * b[4 * j + 3];
+    }
+  }
+}
+
+constexpr bool kShifted = false;
+
+#endif
+
+#if !defined(QK_TIER_avx512vnni)
+template <int rows>
+[[gnu::noinline]] static void linear_tile(const Element* a, std::int64_t stride, const std::int8_t* panel,
+                                          std::int64_t steps, Start start, const Touched&, const Linear& l, float* to,
+                                          std::int64_t to_stride) {
+  alignas(64) std::int32_t acc[rows * kPanel];
+  tile<rows>(a, stride, panel, steps, start, acc);
+  apply(l, acc, rows, to, to_stride);
+}
+#endif
+
+#define QK_BY_ROWS(function, rows, ...) \
+  switch (rows) {                       \
+    case 1:                             \
+      return function<1>(__VA_ARGS__);  \
+    case 2:                             \
+      return function<2>(__VA_ARGS__);  \
+    case 3:                             \
+      return function<3>(__VA_ARGS__);  \
+    case 4:                             \
+      return function<4>(__VA_ARGS__);  \
+    case 5:                             \
+      return function<5>(__VA_ARGS__);  \
+    default:                            \
+      return function<6>(__VA_ARGS__);  \
+  }
+
+static void tile_of(int rows, const Element* a, std::int64_t stride, const std::int8_t* panel, std::int64_t steps,
+                    Start start, std::int32_t* acc) {
+  QK_BY_ROWS(tile, rows, a, stride, panel, steps, start, acc)
+}
+
+static void linear_tile_of(int rows, const Element* a, std::int64_t stride, const std::int8_t* panel,
+                           std::int64_t steps, Start start, const Touched& touched, const Linear& l, float* to,
+                           std::int64_t to_stride) {
+  QK_BY_ROWS(linear_tile, rows, a, stride, panel, steps, start, touched, l, to, to_stride)
+}
+
+}  // namespace
