@@ -121,8 +121,13 @@ def _replace(fresh: Path, path: Path) -> None:
     else:
         old = Path(tempfile.mkdtemp(prefix=f".{path.name}.old.", dir=path.parent))
         path.rename(old / path.name)
-        fresh.rename(path)
-        shutil.rmtree(old)
+        try:
+            fresh.rename(path)
+        except BaseException:
+            (old / path.name).rename(path)
+            raise
+        finally:
+            shutil.rmtree(old)
     _sync(path.parent)
 
 

@@ -3,11 +3,12 @@
 import json
 import shutil
 
+import open_clip
 import pytest
 import torch
 
 import qclip
-from qclip import artifact
+from qclip import artifact, models, recipes, rewrite
 from qclip.errors import ArtifactError, ModelError, OutputExistsError
 from tests.small import IMAGES, TEXTS, small_clip
 
@@ -226,6 +227,47 @@ def test_a_fault_while_saving_leaves_nothing_half_written(model, tmp_path, monke
     monkeypatch.undo()
     assert [p.name for p in tmp_path.iterdir()] == ["a"]
     assert qclip.load(old).qclip_quantization.recipe.name == "w4a8"
+
+
+def test_the_old_artifact_comes_back_where_the_new_one_cannot_take_its_place(model, tmp_path, monkeypatch):
+    old = qclip.save(qclip.quantize(model, "w4a8"), tmp_path / "a")
+    rename, calls = artifact.Path.rename, []
+
+    def second_fails(self, target):
+        calls.append(target)
+        if len(calls) == 2:
+            raise OSError(5, "Input/output error")
+        return rename(self, target)
+
+    monkeypatch.setattr(artifact.Path, "rename", second_fails)
+    with pytest.raises(OSError, match="Input/output"):
+        qclip.save(qclip.quantize(model, "w8a8"), old, force=True)
+    monkeypatch.undo()
+    assert [p.name for p in tmp_path.iterdir()] == ["a"]
+    assert qclip.load(old).qclip_quantization.recipe.name == "w4a8"
+
+
+@pytest.mark.parametrize(("recipe", "most"), [("w8a8", 0.27), ("w4a8", 0.17), ("w4a16", 0.17)])
+def test_vit_b_32_is_as_small_as_promised(recipe, most):
+    """Bytes of the tensors of an artifact, as a share of the float32 parameters; nothing is computed."""
+    big = models.create_from_config(open_clip.get_model_config("ViT-B-32"), device="meta")
+    whole = sum(p.numel() * 4 for p in big.parameters())
+    towers = models.towers(big)
+    plans = rewrite.plans(recipes.get(recipe), towers)
+    built = {}
+    for site in (site for tower in towers.values() for site in tower):
+        plan, kind = plans[site.name], type(site.module)
+        if plan.state == "float":
+            continue
+        facts = {"class": "Int8Linear" if plan.weight_bits == 8 else "Int4Linear", "group": plan.group,
+                 "shape": tuple(site.module.weight.flatten(1).shape), "zeros": False, "smooth": False,
+                 "bias": getattr(site.module, "bias", None) is not None, "input_scale": False, "dtype": "float32",
+                 "float_input": False}  # fmt: skip
+        facts |= {"class": "QuantizedEmbedding"} if site.kind == "embedding" else {}
+        facts |= {"patch": site.module.kernel_size} if kind is torch.nn.Conv2d else {}
+        built[site.name] = artifact._empty_site(facts)
+    rewrite.write(towers, built)
+    assert sum(t.numel() * t.element_size() for t in big.state_dict().values()) <= (most - 0.001) * whole
 
 
 def test_a_float_model_is_no_artifact(model, tmp_path):
