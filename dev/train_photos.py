@@ -39,6 +39,14 @@ TEMPLATES = (
     "a blurry photo of a {}.",
     "a photo of the {}.",
     "a close-up photo of a {}.",
+    # OpenAI's short list, the field's default: a model this small knows only the wordings that it was taught
+    "itap of a {}.",
+    "a bad photo of the {}.",
+    "a origami {}.",
+    "a photo of the large {}.",
+    "a {} in a video game.",
+    "art of the {}.",
+    "a photo of the small {}.",
 )
 MIX = {"cifar10": 0.55, "tiny": 0.35, "flickr": 0.10}  # share of a batch
 
