@@ -49,8 +49,6 @@ def architecture(config: dict[str, Any]) -> dict[str, Any]:
     config = deepcopy(config)
     custom = config.pop("custom_text", False) or "hf_model_name" in config.get("text_cfg", {})
     kind = "CLIP" if not custom else "CoCa" if "multimodal_cfg" in config else "CustomTextCLIP"
-    if config.get("vision_cfg", {}).get("timm_model_name"):
-        config["vision_cfg"]["timm_model_pretrained"] = False
     return {"family": "open_clip", "class": kind, "config": config}
 
 
@@ -66,6 +64,9 @@ def create_from_config(config: dict[str, Any], device: str | torch.device = "cpu
         raise ModelError(f"the description is of no open_clip model (family {config.get('family')!r}, class "
                          f"{config.get('class')!r}); known classes: {', '.join(CLASSES)}")  # fmt: skip
     arguments = deepcopy(config["config"])
+    vision = arguments.get("vision_cfg")
+    if isinstance(vision, dict) and vision.get("timm_model_name"):
+        vision["timm_model_pretrained"] = False  # a description downloads nothing
     if "cast_dtype" in arguments:
         arguments["cast_dtype"] = getattr(torch, arguments["cast_dtype"])
     try:

@@ -55,6 +55,19 @@ def test_meta_skeleton_takes_the_tensors_of_the_explicit_form(name: str) -> None
     torch.testing.assert_close(run.encode_text(tokens()), want[1], rtol=0, atol=2e-5)
 
 
+def test_a_description_downloads_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr("timm.create_model", lambda *args, **kwargs: asked.append((args, kwargs)) or nn.Identity())
+    config = open_clip.get_model_config("convnext_base")
+    config["vision_cfg"]["timm_model_pretrained"] = True
+    described = {"family": "open_clip", "class": "CLIP", "config": {k: config[k] for k in ("embed_dim", "vision_cfg",
+                                                                                          "text_cfg")}}  # fmt: skip
+    for wanted in (config, described):
+        with pytest.raises((ModelError, AttributeError)):  # the trunk here is none
+            models.create_from_config(wanted, device="meta")
+    assert len(asked) == 2 and not any(kwargs["pretrained"] for _, kwargs in asked)
+
+
 def test_photos_architecture_round_trip() -> None:
     raw = open_clip.CLIP(**PHOTOS).eval()
     config = models.config_of(raw)
