@@ -28,6 +28,8 @@ if X86:
     TIERS["avx2"] = AVX2
     AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vnni", "-mprefer-vector-width=512"]
     TIERS["avx512vnni"] = [*AVX2, *AVX512]
+# Instructions that a tier may use in one file, behind a check of its own.
+MORE = {("attention_bf16", "avx512vnni"): ["-mavx512bf16"]}
 # GCC 12 warns about its own AVX-512 headers.
 QUIET = ["-Wno-uninitialized", "-Wno-maybe-uninitialized"]
 # No contraction: a fused multiply-add happens exactly where the code says so, in every tier.
@@ -105,9 +107,8 @@ def ninja_file(cxx: list[str], target: Path, objects: Path, openmp: bool) -> str
     for source in sorted((ROOT / "csrc/cpu").glob("*.cc")):
         if source.name != "dispatch.cc":
             for tier, flags in TIERS.items():
-                compile_one(
-                    source, f"{source.stem}.{tier}.o", [*flags, *QUIET, f"-DQK_TIER={tier}", f"-DQK_TIER_{tier}"]
-                )
+                more = [*MORE.get((source.stem, tier), []), *QUIET, f"-DQK_TIER={tier}", f"-DQK_TIER_{tier}"]
+                compile_one(source, f"{source.stem}.{tier}.o", [*flags, *more])
     lines.append(f"build {escape(target)}: link {' '.join(map(escape, built))}")
     lines.append(f"default {escape(target)}")
     return "\n".join(lines) + "\n"

@@ -36,11 +36,18 @@ int detect() {
   const bool avx512 = (b & (f | dq | bw | vl)) == (f | dq | bw | vl) && (low & 0xe6) == 0xe6;
   return avx512 && (c & (1u << 11)) ? 2 : 1;  // AVX512_VNNI
 }
+
+bool detect_bf16() {
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  return detect() == 2 && __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & (1u << 5));
+}
 #else
 int detect() { return 0; }
+bool detect_bf16() { return false; }
 #endif
 
 const int best = detect();
+const bool has_bf16 = detect_bf16();
 int current = best;
 
 struct Buffer {
@@ -55,6 +62,7 @@ extern "C" {
 
 int qk_best_tier() { return best; }
 int qk_tier() { return current; }
+bool qk_has_bf16() { return has_bf16; }
 
 bool qk_set_tier(int tier) {
   if (tier < 0 || tier > best) return false;

@@ -39,5 +39,6 @@ void* qk_workspace(int slot, std::size_t bytes);
 // Tiers: 0 scalar, 1 avx2, 2 avx512vnni.
 int qk_best_tier();          // the highest that this processor and operating system can run
 int qk_tier();               // the one in use
+bool qk_has_bf16();          // AVX512-BF16, which not every processor of the highest tier has
 bool qk_set_tier(int tier);  // false, and nothing changed, where the processor cannot run it
 }

@@ -92,6 +92,7 @@ using vm = __mmask16;
 constexpr int W = 16;
 
 static inline vm first(int n) { return static_cast<vm>((1u << n) - 1); }
+static inline vm lanes(int n) { return first(n); }  // the mask of the first n < W lanes
 
 static inline vf set1(float x) { return _mm512_set1_ps(x); }
 static inline vi set1(std::int32_t x) { return _mm512_set1_epi32(x); }
@@ -188,6 +189,7 @@ constexpr int W = 8;
 static inline __m256i first(int n) {
   return _mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
 }
+static inline vm lanes(int n) { return _mm256_castsi256_ps(first(n)); }
 template <class T>
 static inline void copy_in(T* buffer, const T* p, int n) {
   for (int i = 0; i < 8; ++i) buffer[i] = i < n ? p[i] : T{};
@@ -311,6 +313,7 @@ using vi = std::int32_t;
 using vm = bool;
 constexpr int W = 1;
 
+static inline vm lanes(int) { return false; }
 static inline vf set1(float x) { return x; }
 static inline vi set1(std::int32_t x) { return x; }
 template <class T>

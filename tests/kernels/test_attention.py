@@ -20,7 +20,7 @@ def case(seed, dtype=torch.float32, batch=None, queries=None, keys=None, heads=N
     batch, heads = batch or int(rng.integers(1, 4)), heads or int(rng.integers(1, 4))
     queries, keys = (
         queries or int(rng.choice([1, 5, 6, 7, 16, 19])),
-        keys or int(rng.choice([1, 4, 15, 16, 17, 33, 64, 66, 97])),
+        keys or int(rng.choice([1, 4, 15, 16, 17, 20, 21, 33, 50, 64, 66, 97])),
     )
     d = d or int(rng.choice([1, 8, 15, 16, 20, 64, 80]))
     generator = torch.Generator().manual_seed(seed)
@@ -56,7 +56,7 @@ def numpy_mask(mask):
 
 
 @examples(60)
-@given(seeds, dtypes, st.sampled_from(MASKS), st.booleans(), st.sampled_from([None, 0.3]))
+@given(seeds, dtypes, st.sampled_from(MASKS), st.booleans(), st.sampled_from([None, 0.3, -0.7]))
 def test_attention(backend, seed, dtype, kind, causal, scale):
     q, k, v = case(seed, dtype)
     mask = make_mask(kind, seed, q, k)
@@ -65,16 +65,13 @@ def test_attention(backend, seed, dtype, kind, causal, scale):
     compare(out, oracles.attention(f64(q), f64(k), f64(v), numpy_mask(mask), causal, scale), dtype)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(
     "queries,keys,d,causal", [(50, 50, 64, False), (77, 77, 64, True), (3, 257, 88, False), (9, 197, 32, False)]
 )
-def test_shapes_of_clip(backend, queries, keys, d, causal):
-    q, k, v = case(3, batch=1, queries=queries, keys=keys, heads=2, d=d)
-    compare(
-        qkernels.attention(q, k, v, causal=causal),
-        oracles.attention(f64(q), f64(k), f64(v), None, causal),
-        torch.float32,
-    )
+def test_shapes_of_clip(backend, queries, keys, d, causal, dtype):
+    q, k, v = case(3, dtype, batch=1, queries=queries, keys=keys, heads=2, d=d)
+    compare(qkernels.attention(q, k, v, causal=causal), oracles.attention(f64(q), f64(k), f64(v), None, causal), dtype)
 
 
 @examples(25)
@@ -101,18 +98,23 @@ def test_int8_results(backend, seed, dtype, kind, causal):
     q, k, v = case(seed, dtype)
     expected = oracles.attention(f64(q), f64(k), f64(v), None, causal)
     codes = torch.full(q.shape, 99, dtype=torch.int8)
-    # Within 1e-5, or what reading values of 16 bits leaves: nothing, they are exact in float32.
+    # Within 1e-5; with bfloat16 input besides what rounding probabilities to it may do above and below the line.
+    error = np.full(q.shape, 1e-5)
+    if dtype == torch.bfloat16:
+        error += 2.0**-8 * oracles.attention(f64(q), f64(k), np.abs(f64(v)), None, causal)
     if kind == "dynamic":
         scales = torch.full(q.shape[:2], -1.0)
         qkernels.attention(q, k, v, causal=causal, out_dynamic=True, out=(codes, scales))
         steps = np.abs(expected).max((2, 3)) / 127
-        assert np.allclose(f64(scales), steps, rtol=0, atol=1e-5 / 127)
-        oracles.assert_near_ties(codes, expected / steps[:, :, None, None], 2.5e-5 / steps[:, :, None, None])
+        largest = error.max((2, 3))
+        assert (np.abs(f64(scales) - steps) <= largest / 127).all()
+        margin = (error + 1.5 * largest[:, :, None, None]) / steps[:, :, None, None]
+        oracles.assert_near_ties(codes, expected / steps[:, :, None, None], margin)
         return
     step = torch.rand(q.shape[2:], generator=torch.Generator().manual_seed(seed)) * 0.02 + 0.001
     step = step if kind == "channels" else step[0, 0]
     assert qkernels.attention(q, k, v, causal=causal, out_scale=step, out=codes) is codes
-    oracles.assert_near_ties(codes, expected / f64(step), 1e-5 / f64(step) + 1e-4)
+    oracles.assert_near_ties(codes, expected / f64(step), error / f64(step) + 1e-4)
 
 
 def test_a_query_that_may_attend_nothing_gets_zeros(backend):
@@ -136,15 +138,17 @@ def test_causal_sees_only_the_past(backend):
     assert torch.equal(before[:, :20], after[:, :20]) and not torch.equal(before[:, 20:], after[:, 20:])
 
 
-def test_large_scores_do_not_overflow(backend):
-    q, k, v = case(2, batch=1, queries=6, keys=40, heads=1, d=16)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_large_scores_do_not_overflow(backend, dtype):
+    q, k, v = case(2, dtype, batch=1, queries=6, keys=40, heads=1, d=16)
     y = qkernels.attention(q * 200, k * 200, v)  # thousands: the largest takes all
     expected = oracles.attention(f64(q * 200), f64(k * 200), f64(v))
-    assert np.abs(f64(y) - expected).max() < 1e-3
+    assert np.abs(f64(y) - expected).max() < (1e-3 if dtype == torch.float32 else 2e-2)
 
 
-def test_faults_stay_in_their_row_and_head(backend):
-    q, k, v = case(5, batch=2, queries=8, keys=19, heads=2, d=16)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_faults_stay_in_their_row_and_head(backend, dtype):
+    q, k, v = case(5, dtype, batch=2, queries=8, keys=19, heads=2, d=16)
     q[0, 2, 1, 3] = float("nan")
     v[1, 4, 0] = float("inf")
     y = qkernels.attention(q, k, v)
