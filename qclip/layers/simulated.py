@@ -16,14 +16,14 @@ def quantize_dequantize(x: Tensor, bits: int, scale: Tensor | None = None) -> Te
     qmax = 2 ** (bits - 1) - 1
     y = x.float()
     if scale is None:
-        absmax = y.abs().amax(-1, keepdim=True)
+        low, high = torch.aminmax(y, dim=-1, keepdim=True)
+        absmax = torch.maximum(high, -low)
         small = absmax < TINY
         top = torch.full_like(absmax, qmax)  # `7 / t` is `t.reciprocal() * 7` in torch: two roundings
         scale = torch.where(small, torch.ones_like(absmax), absmax / top)
         inverse = torch.where(small, torch.zeros_like(absmax), top / absmax)
-    else:
-        inverse = 1 / scale
-    return torch.round(y * inverse).clamp(-qmax, qmax) * scale
+        return (y * inverse).round_().mul_(scale)  # |y * inverse| rounds to qmax at most
+    return (y * (1 / scale)).round_().clamp_(-qmax, qmax).mul_(scale)
 
 
 class SimulatedLinear(QuantizedSite):
