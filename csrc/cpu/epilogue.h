@@ -110,58 +110,104 @@ static inline Grid8 grid8(vf inverse, vf zero_point) {
   return {inverse, sub(set1(-127.0f), zero_point), sub(set1(127.0f), zero_point), to_int(zero_point)};
 }
 
+// The static grid of each column of a panel as arrays: inverse, low and high as float [64], zero point as int32 [64].
+constexpr int kGridFloats = 4 * kPanel;
+
+static void fill_grid(const Epilogue& e, std::int64_t column, float* to) {
+  for (int j = 0; j < kPanel; j += W) {
+    const std::int64_t left = e.columns - column - j;
+    const int n = left <= 0 ? 0 : left < W ? static_cast<int>(left) : W;
+    if (n == 0) return;
+    vf scale = set1(*e.out_scale), zero_point = zero();
+    if (e.out_scale_per_column) scale = load_columns(e.out_scale, column + j, n);
+    if (e.out_zero_point)
+      zero_point =
+          e.out_zero_point_per_column ? load_columns(e.out_zero_point, column + j, n) : set1(*e.out_zero_point);
+    const Grid8 g = grid8(div(set1(1.0f), scale), zero_point);
+    store(to + j, g.inverse);
+    store(to + kPanel + j, g.low);
+    store(to + 2 * kPanel + j, g.high);
+    store(reinterpret_cast<std::int32_t*>(to + 3 * kPanel) + j, g.zero_point);
+  }
+}
+
+// The grids of panels first..last in `room`, which has space for them where has_grid.
+static inline bool has_grid(const Epilogue& e) { return e.out_type == QK_I8 && !e.group_scales; }
+static inline void fill_grids(const Epilogue& e, std::int64_t first, std::int64_t last, float* room) {
+  if (!has_grid(e)) return;
+  for (std::int64_t p = first; p < last; ++p) fill_grid(e, p * kPanel, room + (p - first) * kGridFloats);
+}
+
 static inline void store_as(float* p, vf y, const Grid8&, int n) { n == W ? store(p, y) : store(p, y, n); }
+#if defined(QK_TIER_avx512vnni)
+static const struct {
+  std::int32_t one, half, nan;
+} bf16_table = {1, 0x7fff, 0x7fc0};
+
+// store() of simd.h with its constants read at use.
+static inline void store_as(bf16* p, vf y, const Grid8&, int n) {
+  const auto& t = at_use(bf16_table);
+  const vi u = as_int(y), odd = bit_and(shift_right<16>(u), set1(t.one));
+  const vi rounded = _mm512_srli_epi32(add(u, add(odd, set1(t.half))), 16);
+  const __m256i words = _mm512_cvtepi32_epi16(select(_mm512_cmp_ps_mask(y, y, _CMP_UNORD_Q), set1(t.nan), rounded));
+  n == W ? _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), words) : _mm256_mask_storeu_epi16(p, first(n), words);
+}
+#else
 static inline void store_as(bf16* p, vf y, const Grid8&, int n) { n == W ? store(p, y) : store(p, y, n); }
+#endif
 static inline void store_as(f16* p, vf y, const Grid8&, int n) { n == W ? store(p, y) : store(p, y, n); }
 static inline void store_as(std::int8_t* p, vf y, const Grid8& g, int n) {
   const vi code = static_code(y, g.inverse, g.low, g.high, g.zero_point);
   n == W ? store(p, code) : store(p, code, n);
 }
 
-// y[rows, 64], the linear part of the tile at (row, column), finished into `to`. `whole`: all 64 columns exist.
-template <int activation, bool whole, class Out>
-static inline void finish_columns(const Epilogue& e, const float* y, int rows, std::int64_t row, std::int64_t column,
-                                  Out* to, std::int64_t stride) {
-  const int width = whole ? kPanel : static_cast<int>(e.columns - column);
-  for (int j = 0; j < width; j += W) {
-    const int n = whole || width - j >= W ? W : width - j;
-    const std::int64_t c = column + j;
-    vf inverse = set1(1.0f), zero_point = zero();
-    if (sizeof(Out) == 1) {
-      inverse = div(set1(1.0f), e.out_scale_per_column ? load_columns(e.out_scale, c, n) : set1(*e.out_scale));
-      if (e.out_zero_point)
-        zero_point = e.out_zero_point_per_column ? load_columns(e.out_zero_point, c, n) : set1(*e.out_zero_point);
-    }
-    const Grid8 grid = grid8(inverse, zero_point);
-    for (int r = 0; r < rows; ++r) {
-      vf v = activate<activation>(load(y + r * kPanel + j));
-      if (e.residual) v = add(v, load_any(e.residual, e.residual_type, (row + r) * e.columns + c, n));
-      store_as(to + r * stride + j, v, grid, n);
+template <class Out>
+static inline Grid8 grid_at(const float* grid, int j) {
+  if (sizeof(Out) > 1) return grid8(set1(1.0f), zero());
+  return {load(grid + j), load(grid + kPanel + j), load(grid + 2 * kPanel + j),
+          load(reinterpret_cast<const std::int32_t*>(grid + 3 * kPanel) + j)};
+}
+
+// A tile whose linear part y[rows, 64] waits for the rest of its epilogue.
+struct Pending {
+  int rows = 0;
+  std::int64_t row, column;
+  const float* y;
+  const float* grid;  // of its panel, where has_grid
+};
+
+template <int activation, bool residual, class Out>
+static inline void finish_vector(const Epilogue& e, const Pending& p, int r, int j, int n, Out* to) {
+  vf v = activate<activation>(load(p.y + r * kPanel + j));
+  if (residual && e.residual)
+    v = add(v, load_any(e.residual, e.residual_type, (p.row + r) * e.columns + p.column + j, n));
+  store_as(to + j, v, grid_at<Out>(p.grid, j), n);
+}
+
+template <int activation, class Out>
+static void finish_tile(const Epilogue& e, const Pending& p, Out* to, std::int64_t stride) {
+  const std::int64_t left = e.columns - p.column;
+  for (int r = 0; r < p.rows; ++r, to += stride) {
+    if (left >= kPanel) {
+      for (int j = 0; j < kPanel; j += W) finish_vector<activation, true>(e, p, r, j, W, to);
+    } else {
+      for (int j = 0; j < left; j += W)
+        finish_vector<activation, true>(e, p, r, j, left - j < W ? static_cast<int>(left) - j : W, to);
     }
   }
 }
 
-template <int activation, class Out>
-static void finish_tile(const Epilogue& e, const float* y, int rows, std::int64_t row, std::int64_t column, Out* to,
-                        std::int64_t stride) {
-  if (column + kPanel <= e.columns)
-    finish_columns<activation, true>(e, y, rows, row, column, to, stride);
-  else
-    finish_columns<activation, false>(e, y, rows, row, column, to, stride);
-}
-
 template <class Out>
-static void finish_activation(const Epilogue& e, const float* y, int rows, std::int64_t row, std::int64_t column,
-                              Out* to, std::int64_t stride) {
+static void finish_activation(const Epilogue& e, const Pending& p, Out* to, std::int64_t stride) {
   switch (e.activation) {
     case kGelu:
-      return finish_tile<kGelu>(e, y, rows, row, column, to, stride);
+      return finish_tile<kGelu>(e, p, to, stride);
     case kQuickGelu:
-      return finish_tile<kQuickGelu>(e, y, rows, row, column, to, stride);
+      return finish_tile<kQuickGelu>(e, p, to, stride);
     case kGeluTanh:
-      return finish_tile<kGeluTanh>(e, y, rows, row, column, to, stride);
+      return finish_tile<kGeluTanh>(e, p, to, stride);
     default:
-      return finish_tile<kNone>(e, y, rows, row, column, to, stride);
+      return finish_tile<kNone>(e, p, to, stride);
   }
 }
 
@@ -200,15 +246,14 @@ struct Touched {
     const char* at = nullptr;
     std::int64_t row_bytes = 0;  // from one row to the next
     int row_lines = 0;
-  } blocks[2];
+  } residual, out;
 
   Touched(const Epilogue& e, std::int64_t row, std::int64_t column) {
     const std::int64_t left = e.columns - column, at = row * e.columns + column;
     const int width = left < kPanel ? static_cast<int>(left) : kPanel;
-    if (e.residual) blocks[0] = block(e.residual, e.residual_type, at, e.columns, width);
-    blocks[1] = block(e.out, e.out_type, at, e.columns, width);
+    if (e.residual) residual = block(e.residual, e.residual_type, at, e.columns, width);
+    out = block(e.out, e.out_type, at, e.columns, width);
   }
-  int lines(int rows) const { return rows * (blocks[0].row_lines + blocks[1].row_lines); }
 
  private:
   static Block block(const void* matrix, int type, std::int64_t at, std::int64_t columns, int width) {
@@ -223,25 +268,24 @@ static inline bool linear_is_all(const Epilogue& e, std::int64_t column) {
          column + kPanel <= e.columns;
 }
 
-// Finishes y[rows, 64], the linear part of one panel; with dynamic groups the result waits in `pair` ([kTile, 128]
-// floats) until its second panel came.
-static void finish(const Epilogue& e, const float* y, int rows, std::int64_t row, std::int64_t column, float* pair) {
-  const std::int64_t at = row * e.columns + column;
+// Finishes a tile; with dynamic groups the result waits in `pair` ([kTile, 128] floats) until its second panel came.
+static void finish(const Epilogue& e, const Pending& p, float* pair) {
+  const std::int64_t at = p.row * e.columns + p.column;
   if (e.group_scales) {
-    finish_activation(e, y, rows, row, column, pair + column % kGroup, kGroup);
-    if (column % kGroup != 0 || column + kPanel >= e.columns)
-      quantize_groups(e, pair, rows, row, column / kGroup * kGroup);
+    finish_activation(e, p, pair + p.column % kGroup, kGroup);
+    if (p.column % kGroup != 0 || p.column + kPanel >= e.columns)
+      quantize_groups(e, pair, p.rows, p.row, p.column / kGroup * kGroup);
     return;
   }
   switch (e.out_type) {
     case QK_F32:
-      return finish_activation(e, y, rows, row, column, static_cast<float*>(e.out) + at, e.columns);
+      return finish_activation(e, p, static_cast<float*>(e.out) + at, e.columns);
     case QK_BF16:
-      return finish_activation(e, y, rows, row, column, static_cast<bf16*>(e.out) + at, e.columns);
+      return finish_activation(e, p, static_cast<bf16*>(e.out) + at, e.columns);
     case QK_F16:
-      return finish_activation(e, y, rows, row, column, static_cast<f16*>(e.out) + at, e.columns);
+      return finish_activation(e, p, static_cast<f16*>(e.out) + at, e.columns);
     default:
-      return finish_activation(e, y, rows, row, column, static_cast<std::int8_t*>(e.out) + at, e.columns);
+      return finish_activation(e, p, static_cast<std::int8_t*>(e.out) + at, e.columns);
   }
 }
 

@@ -172,9 +172,11 @@ static void add_chunk(const Weights4& w, const Codes& x, int rows, std::int64_t 
 // Rows `rows` of the copy (whose row 0 is row `offset` of x) against panels first..last.
 static void unit_codes(const Weights4& w, const Codes& x, const Epilogue& e, std::int64_t offset, Part rows,
                        std::int64_t first, std::int64_t last) {
-  auto* acc = static_cast<std::int32_t*>(qk_workspace(QK_SLOT_B, 4 * kTile * (2 * kPanel + kGroup)));
+  const std::int64_t grids = has_grid(e) ? (last - first) * kGridFloats : 0;
+  auto* acc = static_cast<std::int32_t*>(qk_workspace(QK_SLOT_B, 4 * (kTile * (2 * kPanel + kGroup) + grids)));
   auto* total = reinterpret_cast<float*>(acc + kTile * kPanel);
-  float* pair = total + kTile * kPanel;
+  float *pair = total + kTile * kPanel, *grid = pair + kTile * kGroup;
+  fill_grids(e, first, last, grid);
   const std::int64_t tiles = ceil_div(rows.size(), kTile);
   for (std::int64_t t = 0; t < tiles; ++t) {
     const Part part(rows.size(), tiles, t);
@@ -189,7 +191,7 @@ static void unit_codes(const Weights4& w, const Codes& x, const Epilogue& e, std
       }
       float room[2 * kPanel];
       apply(linear_of(e, count, row, p * kPanel, room), total, count, total, kPanel);
-      finish(e, total, count, row, p * kPanel, pair);
+      finish(e, {count, row, p * kPanel, total, has_grid(e) ? grid + (p - first) * kGridFloats : nullptr}, pair);
     }
   }
 }
@@ -310,10 +312,13 @@ static void unit_floats(const Weights4& w, const float* a, std::int64_t stride, 
                         Part rows, std::int64_t first, std::int64_t last) {
   const std::int64_t tiles = ceil_div(rows.size(), kTile), block = kDequantized / kStep,
                      blocks = ceil_div(w.steps, block);
-  const std::int64_t sums = (last - first) * rows.size() * kPanel;
-  auto* buffer = static_cast<float*>(qk_workspace(QK_SLOT_B, 4 * (kDequantized * kPanel + sums + kTile * kGroup)));
+  const std::int64_t sums = (last - first) * rows.size() * kPanel,
+                     grids = has_grid(e) ? (last - first) * kGridFloats : 0;
+  auto* buffer =
+      static_cast<float*>(qk_workspace(QK_SLOT_B, 4 * (kDequantized * kPanel + sums + kTile * kGroup + grids)));
   float* acc = buffer + kDequantized * kPanel;
-  float* pair = acc + sums;
+  float *pair = acc + sums, *grid = pair + kTile * kGroup;
+  fill_grids(e, first, last, grid);
   for (std::int64_t p = first; p < last; ++p) {
     for (std::int64_t b = 0; b < blocks; ++b) {
       const std::int64_t begin = b * block, end = begin + block < w.steps ? begin + block : w.steps;
@@ -333,7 +338,7 @@ static void unit_floats(const Weights4& w, const float* a, std::int64_t stride, 
       float room[2 * kPanel];
       const std::int64_t row = offset + rows.begin + part.begin;
       apply(linear_of(e, count, row, p * kPanel, room), y, count, y, kPanel);
-      finish(e, y, count, row, p * kPanel, pair);
+      finish(e, {count, row, p * kPanel, y, has_grid(e) ? grid + (p - first) * kGridFloats : nullptr}, pair);
     }
   }
 }

@@ -66,16 +66,19 @@ static void unit(const Product& g, const Element* a, std::int64_t offset, Part r
   const std::int64_t tiles = ceil_div(rows.size(), kTile),
                      k_blocks = g.group_scale ? 1 : ceil_div(4 * g.steps, kBlockK);
   const std::int64_t width = last_panel - first_panel, kept = k_blocks > 1 ? width * rows.size() : kTile;
-  const std::int64_t sums = kTile * kPanel, pairs = kTile * kGroup,
+  const Epilogue& e = g.epilogue;
+  const std::int64_t sums = kTile * kPanel, pairs = kTile * kGroup, grids = has_grid(e) ? width * kGridFloats : 0,
                      starts = g.group_scale ? width * g.groups * kPanel : 0;
-  auto* acc = static_cast<std::int32_t*>(qk_workspace(QK_SLOT_B, 4 * (kept * kPanel + sums + pairs + starts)));
+  auto* acc = static_cast<std::int32_t*>(qk_workspace(QK_SLOT_B, 4 * (kept * kPanel + sums + pairs + grids + starts)));
   auto* sum = reinterpret_cast<float*>(acc + kept * kPanel);
-  float* pair = sum + sums;
-  auto* group_start = reinterpret_cast<std::int32_t*>(pair + pairs);
+  float *pair = sum + sums, *grid = pair + pairs;
+  auto* group_start = reinterpret_cast<std::int32_t*>(grid + grids);
+  fill_grids(e, first_panel, last_panel, grid);
   if (g.group_scale)
     for (std::int64_t p = 0; p < width; ++p)
       group_starts(g, g.panel(first_panel + p), group_start + p * g.groups * kPanel);
 
+  Pending before;
   for (std::int64_t b = 0; b < k_blocks; ++b) {
     const Part steps(g.steps, k_blocks, b);
     for (std::int64_t t = 0; t < tiles; ++t) {
@@ -92,22 +95,34 @@ static void unit(const Product& g, const Element* a, std::int64_t offset, Part r
           continue;
         }
         const std::int64_t column = p * kPanel;
+        const bool all = linear_is_all(e, column);
         float room[2 * kPanel];
-        const Linear linear = linear_of(g.epilogue, count, row, column, room);
-        const bool all = linear_is_all(g.epilogue, column);
-        float* to = all ? static_cast<float*>(g.epilogue.out) + row * g.epilogue.columns + column : sum;
-        const std::int64_t stride = all ? g.epilogue.columns : kPanel;
+        const Job job{from,
+                      g.k_stride,
+                      panel,
+                      steps.size(),
+                      start,
+                      linear_of(e, count, row, column, room),
+                      Touched(e, row, column),
+                      all ? static_cast<float*>(e.out) + row * e.columns + column : sum,
+                      all ? e.columns : kPanel};
         if (g.group_scale) {
           grouped_tile(g, from, count, row, panel, group_start + (p - first_panel) * g.groups * kPanel, acc, sum);
-          apply(linear, sum, count, to, stride);
+          apply(job.linear, sum, count, job.to, job.to_stride);
         } else {
-          linear_tile_of(count, from, g.k_stride, panel, steps.size(), start, Touched(g.epilogue, row, column), linear,
-                         to, stride);
+          linear_tile_of(count, job, e, before);
+          before.rows = 0;
         }
-        if (!all) finish(g.epilogue, sum, count, row, column, pair);
+        if (all) continue;
+        const Pending tile{count, row, column, sum, has_grid(e) ? grid + (p - first_panel) * kGridFloats : nullptr};
+        if (!g.group_scale && can_wait(e, count, column))
+          before = tile;
+        else
+          finish(e, tile, pair);
       }
     }
   }
+  if (before.rows) finish(e, before, pair);
 }
 
 }  // namespace

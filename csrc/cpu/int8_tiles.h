@@ -18,8 +18,27 @@ struct Start {
 };
 
 #if defined(QK_TIER_avx512vnni)
-
 using Element = std::uint8_t;
+#elif defined(QK_TIER_avx2)
+using Element = std::int16_t;
+#else
+using Element = std::int8_t;
+#endif
+
+// One tile of a product, and where the linear part of its epilogue goes.
+struct Job {
+  const Element* a;
+  std::int64_t stride;
+  const std::int8_t* panel;
+  std::int64_t steps;
+  Start start;
+  Linear linear;
+  Touched touched;
+  float* to;
+  std::int64_t to_stride;
+};
+
+#if defined(QK_TIER_avx512vnni)
 
 static inline void copy_row(const std::int8_t* x, std::int64_t k, Element* to) {
   const __m512i flip = _mm512_set1_epi8(-128);
@@ -80,44 +99,98 @@ template <int rows>
   }
 }
 
-// The same with the linear part of the epilogue, straight from the registers. What the epilogue will touch is asked for
-// line by line along the way: misses all at once would hold up the loads of the panel, and stores that miss hold up the
-// next tile.
-template <int rows>
-[[gnu::noinline]] static void linear_tile(const Element* a, std::int64_t stride, const std::int8_t* panel,
-                                          std::int64_t steps, Start start, const Touched& touched, const Linear& l,
-                                          float* to, std::int64_t to_stride) {
+// The linear part of a tile, straight from the registers. Along the way, between steps of the product, what the
+// epilogue will touch is asked for line by line (misses all at once hold up the loads of the panel, and stores that
+// miss hold up the next tile), and Finish works on the tile before, on ports that the product leaves idle.
+template <int rows, class Finish>
+[[gnu::noinline]] static void linear_tile(const Job& job, const Epilogue& e, const Pending& before) {
   __m512i c[rows][4];
-  begin(c, start);
-  const int every = static_cast<int>(steps) / (touched.lines(rows) + 1);
+  begin(c, job.start);
+  const Element* a = job.a;
+  const std::int8_t* panel = job.panel;
+  std::int64_t steps = job.steps;
+  const int parts = Finish::works ? before.rows : rows, every = static_cast<int>(steps) / (4 * parts + 1);
+  const char *line = job.touched.out.at, *residual_line = job.touched.residual.at;
 #pragma GCC unroll 1
-  for (const Touched::Block& block : touched.blocks) {
-    const char* line = block.at;
+  for (int r = 0; r < parts; ++r) {
 #pragma GCC unroll 1
-    for (int r = 0; r < rows; ++r, line += block.row_bytes) {
-#pragma GCC unroll 1
-      for (int i = 0; i < block.row_lines; ++i, steps -= every) {
-        __builtin_prefetch(line + 64 * i, 1);
-        accumulate(c, a, stride, panel, every);
+    for (int j = 0; j < 4; ++j, steps -= every) {
+      if (j < job.touched.out.row_lines) __builtin_prefetch(line + 64 * j, 1);
+      if (j < job.touched.residual.row_lines) __builtin_prefetch(residual_line + 64 * j, 0);
+      accumulate(c, a, job.stride, panel, every);
+      Finish::vector(e, before, r, 16 * j);
+    }
+    line += job.touched.out.row_bytes;
+    residual_line += job.touched.residual.row_bytes;
+  }
+  accumulate(c, a, job.stride, panel, steps);
+#pragma GCC unroll 6
+  for (int r = 0; r < rows; ++r) {
+    const vf row_scale = set1(job.linear.rows[r]);
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; ++j)
+      store(job.to + r * job.to_stride + 16 * j,
+            fma(to_float(c[r][j]), mul(row_scale, load(job.linear.columns + 16 * j)), load(job.linear.bias + 16 * j)));
+  }
+}
+
+struct FinishNothing {
+  static constexpr bool works = false;
+  static void vector(const Epilogue&, const Pending&, int, int) {}
+};
+template <int activation, bool residual, class Out>
+struct FinishTile {
+  static constexpr bool works = true;
+  static void vector(const Epilogue& e, const Pending& p, int r, int j) {
+    Out* to = static_cast<Out*>(e.out) + (p.row + r) * e.columns + p.column;
+    finish_vector<activation, residual>(e, p, r, j, W, to);
+  }
+};
+
+// Whether a tile of `rows` rows may wait to be finished within the next one. Smaller tiles have few neighbours, and
+// wait for weights, not for ports.
+static inline bool can_wait(const Epilogue& e, int rows, std::int64_t column) {
+  return rows >= 5 && !e.group_scales && column + kPanel <= e.columns && !(e.residual && e.activation != kNone);
+}
+
+template <int rows, class Out>
+static void linear_tile_finishing(const Job& job, const Epilogue& e, const Pending& before) {
+  if (e.residual) return linear_tile<rows, FinishTile<kNone, true, Out>>(job, e, before);
+  switch (e.activation) {
+    case kGelu:
+      return linear_tile<rows, FinishTile<kGelu, false, Out>>(job, e, before);
+    case kQuickGelu:
+      return linear_tile<rows, FinishTile<kQuickGelu, false, Out>>(job, e, before);
+    case kGeluTanh:
+      return linear_tile<rows, FinishTile<kGeluTanh, false, Out>>(job, e, before);
+    default:
+      return linear_tile<rows, FinishTile<kNone, false, Out>>(job, e, before);
+  }
+}
+
+template <int rows>
+static void linear_tile(const Job& job, const Epilogue& e, const Pending& before) {
+  if constexpr (rows >= 5) {
+    if (before.rows) {
+      switch (e.out_type) {
+        case QK_F32:
+          return linear_tile_finishing<rows, float>(job, e, before);
+        case QK_BF16:
+          return linear_tile_finishing<rows, bf16>(job, e, before);
+        case QK_F16:
+          return linear_tile_finishing<rows, f16>(job, e, before);
+        default:
+          return linear_tile_finishing<rows, std::int8_t>(job, e, before);
       }
     }
   }
-  accumulate(c, a, stride, panel, steps);
-#pragma GCC unroll 6
-  for (int r = 0; r < rows; ++r) {
-    const vf row_scale = set1(l.rows[r]);
-#pragma GCC unroll 4
-    for (int j = 0; j < 4; ++j)
-      store(to + r * to_stride + 16 * j,
-            fma(to_float(c[r][j]), mul(row_scale, load(l.columns + 16 * j)), load(l.bias + 16 * j)));
-  }
+  if (before.rows) finish(e, before, nullptr);
+  linear_tile<rows, FinishNothing>(job, e, before);
 }
 
 constexpr bool kShifted = true;
 
 #elif defined(QK_TIER_avx2)
-
-using Element = std::int16_t;
 
 static inline void copy_row(const std::int8_t* x, std::int64_t k, Element* to) {
   const __m128i order = _mm_setr_epi8(0, 2, 1, 3, 4, 6, 5, 7, 8, 10, 9, 11, 12, 14, 13, 15);
@@ -188,8 +261,6 @@ constexpr bool kShifted = false;
 
 #else
 
-using Element = std::int8_t;
-
 static inline void copy_row(const std::int8_t* x, std::int64_t k, Element* to) {
   std::memcpy(to, x, static_cast<std::size_t>(k));
   for (std::int64_t i = k; i % 4 != 0; ++i) to[i] = 0;
@@ -215,13 +286,12 @@ constexpr bool kShifted = false;
 
 #if !defined(QK_TIER_avx512vnni)
 template <int rows>
-[[gnu::noinline]] static void linear_tile(const Element* a, std::int64_t stride, const std::int8_t* panel,
-                                          std::int64_t steps, Start start, const Touched&, const Linear& l, float* to,
-                                          std::int64_t to_stride) {
+static void linear_tile(const Job& job, const Epilogue&, const Pending&) {
   alignas(64) std::int32_t acc[rows * kPanel];
-  tile<rows>(a, stride, panel, steps, start, acc);
-  apply(l, acc, rows, to, to_stride);
+  tile<rows>(job.a, job.stride, job.panel, job.steps, job.start, acc);
+  apply(job.linear, acc, rows, job.to, job.to_stride);
 }
+static inline bool can_wait(const Epilogue&, int, std::int64_t) { return false; }
 #endif
 
 #define QK_BY_ROWS(function, rows, ...) \
@@ -245,10 +315,8 @@ static void tile_of(int rows, const Element* a, std::int64_t stride, const std::
   QK_BY_ROWS(tile, rows, a, stride, panel, steps, start, acc)
 }
 
-static void linear_tile_of(int rows, const Element* a, std::int64_t stride, const std::int8_t* panel,
-                           std::int64_t steps, Start start, const Touched& touched, const Linear& l, float* to,
-                           std::int64_t to_stride) {
-  QK_BY_ROWS(linear_tile, rows, a, stride, panel, steps, start, touched, l, to, to_stride)
+static void linear_tile_of(int rows, const Job& job, const Epilogue& e, const Pending& before) {
+  QK_BY_ROWS(linear_tile, rows, job, e, before)
 }
 
 }  // namespace
