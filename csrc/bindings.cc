@@ -3,10 +3,13 @@
 // while an op runs.
 #include <pybind11/pybind11.h>
 
+#include <map>
 #include <stdexcept>
 #include <string>
+#include <vector>
 
 #include "cpu/ops.h"
+#include "cpu/program.h"
 
 namespace py = pybind11;
 
@@ -34,6 +37,46 @@ auto bind(void (*scalar)(Args...), void (*avx2)(Args...), void (*avx512vnni)(Arg
   };
 }
 
+// An op as a tape wants it: the text of its parameters, their kinds, and one call a tier.
+struct Recorded {
+  const char* parameters;
+  const char* kinds;
+  program::Call calls[3];
+};
+
+#if QK_X86
+#define QK_OP(name, ...)                                                                   \
+  {#name,                                                                                  \
+   {#__VA_ARGS__,                                                                          \
+    program::Caller<&qk_##name##_scalar>::kinds,                                           \
+    {program::Caller<&qk_##name##_scalar>::call, program::Caller<&qk_##name##_avx2>::call, \
+     program::Caller<&qk_##name##_avx512vnni>::call}}},
+#else
+#define QK_OP(name, ...)                                                                     \
+  {#name,                                                                                    \
+   {#__VA_ARGS__,                                                                            \
+    program::Caller<&qk_##name##_scalar>::kinds,                                             \
+    {program::Caller<&qk_##name##_scalar>::call, program::Caller<&qk_##name##_scalar>::call, \
+     program::Caller<&qk_##name##_scalar>::call}}},
+#endif
+const std::map<std::string, Recorded> recorded = {
+#include "cpu/ops.def"
+};
+#undef QK_OP
+
+std::size_t append(program::Tape& tape, const std::string& name, const py::sequence& arguments) {
+  const Recorded& op = recorded.at(name);
+  if (py::len(arguments) != std::strlen(op.kinds)) throw std::invalid_argument("wrong number of arguments of " + name);
+  std::vector<program::Word> words;
+  for (std::size_t i = 0; op.kinds[i] != '\0'; ++i) {
+    const py::object value = arguments[i];
+    words.push_back(op.kinds[i] == 'f'   ? program::pack(value.cast<float>())
+                    : op.kinds[i] == 'i' ? static_cast<program::Word>(value.cast<std::int64_t>())
+                                         : value.cast<program::Word>());
+  }
+  return tape.append(op.calls[qk_tier()], words);
+}
+
 int tier_index(const std::string& name) {
   for (int i = 0; i < 3; ++i)
     if (name == tier_names[i]) return i;
@@ -50,6 +93,16 @@ PYBIND11_MODULE(_native, module) {
 #endif
 #include "cpu/ops.def"
 #undef QK_OP
+
+  py::class_<program::Tape>(module, "Tape")
+      .def(py::init<>())
+      .def("append", &append)
+      .def("set", &program::Tape::set)
+      .def("run", &program::Tape::run, py::call_guard<py::gil_scoped_release>())
+      .def("__len__", &program::Tape::size);
+  module.def("parameters", [](const std::string& name) {
+    return py::make_tuple(recorded.at(name).parameters, recorded.at(name).kinds);
+  });
 
   module.def("tier", [] { return tier_names[qk_tier()]; });
   module.def("set_tier", [](const std::string& name) {

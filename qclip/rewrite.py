@@ -106,6 +106,7 @@ def write(towers: dict[str, Tower], built: dict[str, nn.Module]) -> None:
                 _fuse(block)
     for tower in towers.values():
         pack(tower.module)
+        tower.use_programs()
 
 
 def pack(module: nn.Module) -> None:
@@ -150,6 +151,7 @@ def dequantize_(model: nn.Module) -> nn.Module:
         for site in tower:
             if isinstance(site.module, QuantizedSite | QuantizedPatch):
                 tower.write(site, _float(site))
+        tower.use_programs(False)
     model.__dict__.pop("qclip_quantization", None)
     return model
 

@@ -6,8 +6,11 @@ case that `supports` lets through.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.util
+import threading
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -17,8 +20,39 @@ from qkernels import reference
 from qkernels.hadamard import base_matrix, base_order
 from qkernels.weights import Int4Weight, Int8Weight
 
+
+class _Native:
+    """The native functions. What a thread calls while it records (`noting`) is noted, with its arguments."""
+
+    def __init__(self, module: Any) -> None:
+        self.module, self._thread = module, threading.local()
+
+    def __getattr__(self, name: str) -> Any:
+        function = getattr(self.module, name)
+        note = getattr(self._thread, "note", None)
+        if note is None:
+            return function
+
+        def noted(*arguments: Any) -> Any:
+            note(name, arguments)
+            return function(*arguments)
+
+        return noted
+
+    @contextlib.contextmanager
+    def noting(self, note: Callable[[str, tuple], None]) -> Iterator[None]:
+        """Within it, `note(name, arguments)` hears of each native call of this thread."""
+        self._thread.note = note
+        try:
+            yield
+        finally:
+            self._thread.note = None
+
+
 # Found or not, never "found but broken": an extension that fails to import raises.
-native: Any = importlib.import_module("qkernels._native") if importlib.util.find_spec("qkernels._native") else None
+native: Any = None
+if importlib.util.find_spec("qkernels._native"):
+    native = _Native(importlib.import_module("qkernels._native"))
 missing: str | None = None
 if native is None:
     missing = "qkernels was installed without its native code (no C++ compiler was found; install g++ and reinstall)"

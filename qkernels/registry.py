@@ -21,6 +21,8 @@ _TAGS = (torch.Tag.pt2_compliant_tag,)
 _shape_rules: dict[str, Callable[..., Specs]] = {}
 _functional: dict[str, Any] = {}
 _out: dict[str, Any] = {}
+#: What torch runs under "qkernels::NAME" and "qkernels::NAME_out", for whoever records the calls below it.
+implementations: dict[str, Callable[..., Any]] = {}
 
 
 def register(
@@ -63,6 +65,7 @@ def register(
     library.impl(f"{name}_out", run_out, "CompositeExplicitAutograd")
     torch.library.register_fake(f"qkernels::{name}", lambda *args: package(allocate(*args)), lib=library)
     torch.library.register_fake(f"qkernels::{name}_out", lambda *args, out: None, lib=library)
+    implementations[name], implementations[f"{name}_out"] = run, run_out
     _shape_rules[name] = shapes
     _functional[name] = getattr(torch.ops.qkernels, name).default
     _out[name] = getattr(torch.ops.qkernels, f"{name}_out").default

@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from ..errors import ModelError
+from . import programmed
 from .explicit import (
     Form,
     activation_name,
@@ -73,6 +74,20 @@ class ExplicitAttention(Form):
         return self.core(hidden_states, mask=mask, causal=bool(is_causal) and mask is None), None
 
 
+class ExplicitTower(Form):
+    """The transformer of one tower."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        whole = super().forward  # type: ignore[misc]
+        name = "pixel_values" if hasattr(self.embeddings, "patch_embedding") else "input_ids"
+        inputs = args[0] if args else kwargs.get(name)
+        rest = {key: value for key, value in kwargs.items() if key != name}
+        simple = all(isinstance(value, bool | None) for value in rest.values())
+        if not isinstance(inputs, Tensor) or len(args) > 1 or not simple:
+            return whole(*args, **kwargs)
+        return programmed.run(self, lambda x: whole(x, **rest), inputs, settings=tuple(sorted(rest.items())))
+
+
 class ExplicitPoolingHead(Form):
     """SigLIP's attention pool with the explicit cores."""
 
@@ -123,6 +138,8 @@ def towers(model: Any) -> dict[str, Tower]:
     """Both towers of a CLIPModel or SiglipModel, brought into explicit form in place. Raises ModelError for others."""
     siglip = _kind(model) == "SiglipModel"
     vision, text = _inner(model, "vision"), _inner(model, "text")
+    become(vision, ExplicitTower)
+    become(text, ExplicitTower)
     patches = vision.embeddings.num_patches
     tokens = vision.embeddings.num_positions
     blocks = _blocks("vision", vision.encoder, tokens)
@@ -133,13 +150,13 @@ def towers(model: Any) -> dict[str, Tower]:
         tail = projection_site("vision", model, "visual_projection")
     sites = by_name(patch_site("vision", vision.embeddings, "patch_embedding", patches),
                     *(list(b.sites.values()) for b in blocks), tail)  # fmt: skip
-    found = {"vision": Tower("vision", vision if siglip else Features(model, "vision"), blocks, sites, tokens)}
+    found = {"vision": Tower("vision", vision if siglip else Features(model, "vision"), blocks, sites, tokens, vision)}
     length = text.embeddings.position_embedding.weight.shape[0]
     blocks = _blocks("text", text.encoder, length)
     owner, attribute = (text, "head") if siglip else (model, "text_projection")
     sites = by_name(embedding_site(text.embeddings, "token_embedding", length),
                     *(list(b.sites.values()) for b in blocks), projection_site("text", owner, attribute))  # fmt: skip
-    found["text"] = Tower("text", text if siglip else Features(model, "text"), blocks, sites, length)
+    found["text"] = Tower("text", text if siglip else Features(model, "text"), blocks, sites, length, text)
     return found
 
 

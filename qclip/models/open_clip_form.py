@@ -16,6 +16,7 @@ from open_clip.transformer import (
 )
 from torch import Tensor, nn
 
+from . import programmed
 from .explicit import (
     Form,
     activation_name,
@@ -152,6 +153,9 @@ class ExplicitVision(Form):
     """open_clip's VisionTransformer with its projection as a linear module."""
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        return programmed.run(self, self._encode, x)
+
+    def _encode(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         pooled, tokens = self._pool(self.transformer(self._embeds(x)))
         if self.proj is not None:
             pooled = self.proj(pooled)
@@ -247,16 +251,19 @@ class ExplicitFlatText(ExplicitText):
         return self.text_pool_type, getattr(self, "text_eos_id", None)
 
     def encode_text(self, text: Tensor, normalize: bool = False) -> Tensor:
-        text = self.visible_tokens(text)
+        children = (self.token_embedding, self.transformer, self.ln_final, self.text_projection)
+        below = [child for child in children if isinstance(child, nn.Module)]
+        x = programmed.run(self, self._encode_text, self.visible_tokens(text), below=below)
+        return F.normalize(x, dim=-1) if normalize else x
+
+    def _encode_text(self, text: Tensor) -> Tensor:
         cast_dtype = self.transformer.get_cast_dtype()
         x = self.token_embedding(text).to(cast_dtype)
         x = x + self.positional_embedding[: text.shape[1]].to(cast_dtype)
         x = self.transformer(x, attn_mask=self._mask(text.shape[1]))
         x = self.ln_final(x)
         x = text_global_pool(x, text, self.text_pool_type, eos_token_id=getattr(self, "text_eos_id", None))
-        if self.text_projection is not None:
-            x = self.text_projection(x)
-        return F.normalize(x, dim=-1) if normalize else x
+        return x if self.text_projection is None else self.text_projection(x)
 
     def forward_intermediates(self, *args: object, **kwargs: object) -> dict:
         return super(ExplicitFlatText, self._foreign_view()).forward_intermediates(*args, **kwargs)
@@ -274,7 +281,9 @@ class ExplicitTextTransformer(ExplicitText):
         return super().visible_tokens(tokens)
 
     def forward(self, text: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-        text = self.visible_tokens(text)
+        return programmed.run(self, self._encode, self.visible_tokens(text))
+
+    def _encode(self, text: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         x, mask = self._embeds(text)
         if self.cls_emb is None and not getattr(self, "use_pad_mask", False):
             mask = self._mask(text.shape[1])
@@ -339,7 +348,7 @@ def text_tower(text: Any) -> Tower:
     sites = by_name(embedding_site(text, "token_embedding", text.context_length),
                     *(list(b.sites.values()) for b in blocks),
                     projection_site("text", text, "text_projection"))  # fmt: skip
-    return Tower("text", FlatText(text) if flat else text, blocks, sites, length)
+    return Tower("text", FlatText(text) if flat else text, blocks, sites, length, text)
 
 
 def _is_triangular(mask: Tensor | None) -> bool:

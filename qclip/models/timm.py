@@ -12,6 +12,7 @@ from timm.models.vision_transformer import Block as TimmBlock
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from . import programmed
 from .explicit import (
     Form,
     activation_name,
@@ -67,6 +68,16 @@ class ExplicitConvBlock(Form):
         return self.drop_path(y) + self.shortcut(x)
 
 
+class ExplicitTower(Form):
+    """A timm model, or open_clip's TimmModel around one."""
+
+    def forward(self, x: Tensor, *args: object, **kwargs: object) -> Tensor:
+        whole = super().forward  # type: ignore[misc]
+        if args or kwargs:
+            return whole(x, *args, **kwargs)
+        return programmed.run(self, whole, x)
+
+
 def _attention(attention: Any) -> Attention:
     if type(attention) is not TimmAttention:
         raise unsupported(attention)
@@ -106,6 +117,7 @@ def tower(visual: Any) -> Tower:
     else:
         raise unsupported(trunk)
     sites += _head(visual, trunk)
+    become(visual, ExplicitTower)
     return Tower("vision", visual, blocks, by_name(sites), tokens)
 
 

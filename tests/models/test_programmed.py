@@ -1,0 +1,169 @@
+"""Towers run from programs in eval mode without gradients, and from their modules as soon as anything asks for them."""
+
+import copy
+import threading
+
+import pytest
+import torch
+
+import qclip
+from qclip import models
+from qclip.layers import QuantizedAttention
+from qclip.models import programmed
+from qkernels import cpu
+
+from ..small import IMAGES, TEXTS, small_clip
+
+pytestmark = pytest.mark.skipif(cpu.native is None, reason=f"needs the native kernels: {cpu.missing}")
+
+
+@pytest.fixture
+def model() -> torch.nn.Module:
+    return qclip.quantize_(small_clip(), "w8a8")
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """"module" for every run of a block's modules, "program" for every replay."""
+    seen: list[str] = []
+    replay = programmed.Program.__call__
+    monkeypatch.setattr(programmed.Program, "__call__", lambda *a: (seen.append("program"), replay(*a))[1])
+    fused = QuantizedAttention.forward
+    monkeypatch.setattr(
+        QuantizedAttention, "forward", lambda *a, **k: (seen.append("module"), fused(*a, **k))[1]
+    )
+    return seen
+
+
+@torch.no_grad()
+def settle(model: torch.nn.Module, calls: list[str]) -> torch.Tensor:
+    for _ in range(3):
+        y = model.encode_image(IMAGES)
+    calls.clear()
+    assert torch.equal(model.encode_image(IMAGES), y)
+    assert calls == ["program"]
+    calls.clear()
+    return y
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("recipe", ["w8a8", "w4a8", "w4a16", "w8a8-static", "w4a4"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_both_towers_replay_the_numbers_of_their_modules(
+    recipe: str, dtype: torch.dtype, calls: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = qclip.quantize_(small_clip(), recipe, calibration=IMAGES).to(dtype)
+    tokens = model.tokenizer(TEXTS)
+    for images in (IMAGES, -2 * IMAGES, IMAGES + 1, IMAGES * 0.1):
+        image, text = model.encode_image(images.to(dtype)), model.encode_text(tokens)
+    assert calls[-2:] == ["program", "program"]
+    monkeypatch.setenv("QKERNELS_PROGRAM", "0")
+    calls.clear()
+    assert torch.equal(model.encode_image((IMAGES * 0.1).to(dtype)), image)
+    assert torch.equal(model.encode_text(tokens), text)
+    assert "program" not in calls
+
+
+def test_gradients_hooks_training_and_tracing_use_the_modules(model: torch.nn.Module, calls: list[str]) -> None:
+    y = settle(model, calls)
+    assert torch.allclose(model.encode_image(IMAGES), y)  # grad mode is on
+    assert set(calls) == {"module"}
+    calls.clear()
+
+    with torch.no_grad():
+        seen = []
+        handle = model.visual.transformer.resblocks[1].register_forward_hook(lambda *a: seen.append(1))
+        model.encode_image(IMAGES)
+        assert seen == [1]
+        handle.remove()
+        settle(model, calls)
+
+        model.train()
+        model.encode_image(IMAGES)
+        assert set(calls) == {"module"}
+        model.eval()
+        settle(model, calls)
+
+        with torch.autocast("cpu", torch.bfloat16):
+            model.encode_image(IMAGES)
+        assert set(calls) == {"module"}
+        calls.clear()
+
+        compiled = torch.compile(lambda x: model.encode_image(x), backend="eager", fullgraph=True)
+        assert torch.allclose(compiled(IMAGES), y, atol=1e-5)
+        assert "program" not in calls
+
+
+@torch.no_grad()
+def test_changed_parameters_modules_and_settings_are_noticed(model: torch.nn.Module, calls: list[str]) -> None:
+    y = settle(model, calls)
+    model.visual.ln_post.weight.mul_(2)  # a new version
+    doubled = model.encode_image(IMAGES)
+    assert not torch.allclose(doubled, y)
+    settle(model, calls)
+
+    model.visual.ln_post.weight = torch.nn.Parameter(model.visual.ln_post.weight / 2)
+    assert torch.allclose(model.encode_image(IMAGES), y)
+    settle(model, calls)
+
+    model.visual.output_tokens = True
+    pooled, tokens = model.encode_image(IMAGES)
+    assert torch.allclose(pooled, y) and tokens.shape[:2] == (6, 16)
+    model.visual.output_tokens = False
+
+    block = model.visual.transformer.resblocks[0]
+    model.visual.transformer.resblocks[0] = torch.nn.Identity()
+    model.visual.transformer.resblocks[0].forward = lambda x, attn_mask=None: x
+    assert not torch.allclose(model.encode_image(IMAGES), y)
+    model.visual.transformer.resblocks[0] = block
+    settle(model, calls)
+
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    state["visual.proj.scales"] *= 2
+    model.load_state_dict(state)
+    assert torch.allclose(model.encode_image(IMAGES), 2 * y, atol=1e-6)
+
+
+@torch.no_grad()
+def test_copies_and_other_threads_have_programs_of_their_own(model: torch.nn.Module, calls: list[str]) -> None:
+    y = settle(model, calls)
+    other = copy.deepcopy(model)
+    other.visual.proj.scales.mul_(2)
+    assert torch.allclose(other.encode_image(IMAGES), 2 * y, atol=1e-6)
+    assert torch.equal(model.encode_image(IMAGES), y)
+
+    wrong = []
+
+    def work(images: torch.Tensor) -> None:
+        with torch.no_grad():
+            wanted = other.encode_image(images)
+            for _ in range(20):
+                if not torch.equal(other.encode_image(images), wanted):
+                    wrong.append(1)
+
+    threads = [threading.Thread(target=work, args=(IMAGES * k,)) for k in (1, 2, 3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+@torch.no_grad()
+def test_few_programs_are_kept(model: torch.nn.Module) -> None:
+    programs = model.visual.qclip_programs
+    for count in (1, 2, 3, 4, 5, 6):
+        for _ in range(3):
+            model.encode_image(IMAGES[:count])
+    assert len(programs.programs) == programmed.KEPT
+
+
+def test_a_float_model_has_none() -> None:
+    model = small_clip()
+    models.towers(model)
+    assert "qclip_programs" not in model.visual.__dict__
+    small = qclip.quantize_(model, "w8a8")
+    assert "qclip_programs" in small.visual.__dict__
+    assert not any("program" in name for name in small.state_dict())
+    qclip.dequantize_(small)
+    assert "qclip_programs" not in small.visual.__dict__
