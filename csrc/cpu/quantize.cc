@@ -24,9 +24,11 @@ static void quantize_rows(const T* x, std::int64_t begin, std::int64_t end, std:
     const int rows = end - row < pair ? 1 : pair;
     std::int32_t top[pair];
     for (int r = 0; r < rows; ++r) top[r] = top_of(k, Row<T, Smooth>{x + (row + r) * k, smooth});
-    for (int r = 0; r < rows; ++r)
-      out.scales[row + r] =
-          write_codes(rule, top[r], k, out.codes + (row + r) * out.stride, Row<T, Smooth>{x + (row + r) * k, smooth});
+    for (int r = 0; r < rows; ++r) {
+      const T* const from = x + (row + r) * k;
+      const Fetching<T, Row<T, Smooth>> get{{from, smooth}, from + pair * k};
+      out.scales[row + r] = write_codes(rule, top[r], k, out.codes + (row + r) * out.stride, get);
+    }
   }
 }
 
@@ -35,34 +37,32 @@ struct Moments {
   float near, inverse, shift;
 };
 
-// Sums of x - near and of its square, for two rows.
-template <class T>
+// Sums of x - near and of its square, for two rows; `near` is 0 unless `centred`.
+template <bool centred, class T>
 static inline void sums_about(const T* const* x, std::int64_t k, const float* near, float* sum, float* squares) {
-  const vf near0 = set1(near[0]), near1 = set1(near[1]);
-  vf d0 = zero(), d1 = d0, d2 = d0, d3 = d0, q0 = d0, q1 = d0, q2 = d0, q3 = d0;
+  const auto from_near = [&](int r, std::int64_t i) {
+    return centred ? sub(load(x[r] + i), set1(near[r])) : held(load(x[r] + i));
+  };
+  vf d[4], q[4];
+  for (int j = 0; j < 4; ++j) d[j] = q[j] = zero();
   std::int64_t i = 0;
-  for (; i + 2 * W <= k; i += 2 * W) {
-    const vf a = sub(load(x[0] + i), near0), b = sub(load(x[1] + i), near1);
-    const vf c = sub(load(x[0] + i + W), near0), d = sub(load(x[1] + i + W), near1);
-    d0 = add(d0, a);
-    d1 = add(d1, b);
-    d2 = add(d2, c);
-    d3 = add(d3, d);
-    q0 = fma(a, a, q0);
-    q1 = fma(b, b, q1);
-    q2 = fma(c, c, q2);
-    q3 = fma(d, d, q3);
-  }
-  sum[0] = reduce_add(add(d0, d2));
-  sum[1] = reduce_add(add(d1, d3));
-  squares[0] = reduce_add(add(q0, q2));
-  squares[1] = reduce_add(add(q1, q3));
-  for (; i < k; ++i)  // one by one: the padding of a partial vector is not 0 after the subtraction
-    for (int r = 0; r < 2; ++r) {
-      const float centred = to_f32(x[r][i]) - near[r];
-      sum[r] += centred;
-      squares[r] += centred * centred;
+  for (; i + 2 * W <= k; i += 2 * W)
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; ++j) {
+      const vf a = from_near(j % 2, i + j / 2 * W);
+      d[j] = add(d[j], a);
+      q[j] = fma(a, a, q[j]);
     }
+  for (int r = 0; r < 2; ++r) {
+    sum[r] = reduce_add(add(d[r], d[r + 2]));
+    squares[r] = reduce_add(add(q[r], q[r + 2]));
+    for (std::int64_t j = i; j < k;
+         ++j) {  // one by one: the padding of a partial vector is not 0 after the subtraction
+      const float distance = to_f32(x[r][j]) - near[r];
+      sum[r] += distance;
+      squares[r] += distance * distance;
+    }
+  }
 }
 
 static inline float median(float a, float b, float c) {
@@ -70,22 +70,25 @@ static inline float median(float a, float b, float c) {
   return c < low ? low : c < high ? c : high;
 }
 
-// One pass about a value of the row's own; where that lies more than four standard deviations off the mean, which costs
-// digits of the variance, another pass about the mean.
+// One pass about 0. Where that lies more than four standard deviations off the mean, which costs digits of the
+// variance, another about a value of the row's own (exact for rows of one value), and where that is as far off one
+// about the mean.
 template <class T>
 static inline void moments_of(const T* const* x, std::int64_t k, float share, float eps, Moments* moments) {
-  float near[2], sum[2], squares[2];
-  for (int r = 0; r < 2; ++r) near[r] = median(to_f32(x[r][k / 4]), to_f32(x[r][k / 2]), to_f32(x[r][k - 1]));
-  sums_about(x, k, near, sum, squares);
+  float near[2] = {0.0f, 0.0f}, sum[2], squares[2];
   const auto near_enough = [&](int r) {
     const float left = sum[r] * share;
     return left * left <= 16.0f * (squares[r] - sum[r] * left) * share;
   };
-  const bool enough[2] = {near_enough(0), near_enough(1)};
-  if (!enough[0] || !enough[1]) {
+  sums_about<false>(x, k, near, sum, squares);
+  for (int attempt = 0; attempt < 2; ++attempt) {
+    const bool enough[2] = {near_enough(0), near_enough(1)};
+    if (enough[0] && enough[1]) break;
     for (int r = 0; r < 2; ++r)  // a row's numbers must not depend on its partner
-      if (!enough[r]) near[r] += sum[r] * share;
-    sums_about(x, k, near, sum, squares);
+      if (!enough[r])
+        near[r] = attempt == 0 ? median(to_f32(x[r][k / 4]), to_f32(x[r][k / 2]), to_f32(x[r][k - 1]))
+                               : near[r] + sum[r] * share;
+    sums_about<true>(x, k, near, sum, squares);
   }
   for (int r = 0; r < 2; ++r) {
     const float left = sum[r] * share, variance = (squares[r] - sum[r] * left) * share;
@@ -98,8 +101,8 @@ static inline void moments_of(const T* const* x, std::int64_t k, float share, fl
 }
 
 // Two rows of LayerNorm: y = ((x - near) * inverse + shift) * weight + bias, and the bits of each row's largest
-// magnitude.
-template <class T>
+// magnitude. Both are near 0 unless `centred`.
+template <bool centred, class T>
 static inline void normalize_pair(const T* x0, const T* x1, std::int64_t k, const Moments* moments, const float* weight,
                                   const float* bias, float* y0, float* y1, std::int32_t* top) {
   const vf near0 = set1(moments[0].near), inverse0 = set1(moments[0].inverse), shift0 = set1(moments[0].shift);
@@ -108,9 +111,10 @@ static inline void normalize_pair(const T* x0, const T* x1, std::int64_t k, cons
   vi top0 = set1(std::int32_t{0}), top1 = top0;
   std::int64_t i = 0;
   for (; i + W <= k; i += W) {
-    const vf w = load(weight + i), b = load(bias + i);
-    const vf a = fma(fma(sub(load(x0 + i), near0), inverse0, shift0), w, b);
-    const vf c = fma(fma(sub(load(x1 + i), near1), inverse1, shift1), w, b);
+    const vf w = held(load(weight + i)), b = held(load(bias + i));
+    const vf from0 = load(x0 + i), from1 = load(x1 + i);
+    const vf a = fma(fma(centred ? sub(from0, near0) : from0, inverse0, shift0), w, b);
+    const vf c = fma(fma(centred ? sub(from1, near1) : from1, inverse1, shift1), w, b);
     store(y0 + i, a);
     store(y1 + i, c);
     top0 = max(top0, bit_and(as_int(a), mask));
@@ -151,10 +155,13 @@ static void layer_norm_rows(const T* x, std::int64_t begin, std::int64_t end, st
     Moments moments[pair];
     moments_of(both, k, share, eps, moments);
     std::int32_t top[pair];
-    normalize_pair(first, second, k, moments, folded, folded + padded, y, y + padded, top);
-    for (int r = 0; r < rows; ++r)
-      out.scales[row + r] =
-          write_codes(rule, top[r], k, out.codes + (row + r) * out.stride, Row<float, false>{y + r * padded, nullptr});
+    const auto normalize =
+        moments[0].near != 0.0f || moments[1].near != 0.0f ? normalize_pair<true, T> : normalize_pair<false, T>;
+    normalize(first, second, k, moments, folded, folded + padded, y, y + padded, top);
+    for (int r = 0; r < rows; ++r) {
+      const Fetching<T, Row<float, false>> get{{y + r * padded, nullptr}, both[r] + pair * k};
+      out.scales[row + r] = write_codes(rule, top[r], k, out.codes + (row + r) * out.stride, get);
+    }
   }
 }
 

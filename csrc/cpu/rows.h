@@ -9,16 +9,19 @@ namespace {
 constexpr std::int32_t inf_bits = 0x7f800000;
 constexpr float tiny = 7.888609052210118e-31f;  // 2^-100: a row below it counts as a row of zeros
 
-// The mask of all bits but the sign, kept in a register: the compiler would load it again for every vector.
-static inline vi all_but_sign() {
-  vi mask = set1(0x7fffffff);
+// x, kept in a register: compilers would load it from memory again for every use, and loads are what these loops wait
+// for.
+template <class V>
+static inline V held(V x) {
 #if defined(QK_TIER_avx512vnni)
-  __asm__("" : "+v"(mask));
+  __asm__("" : "+v"(x));
 #elif defined(QK_TIER_avx2)
-  __asm__("" : "+x"(mask));
+  __asm__("" : "+x"(x));
 #endif
-  return mask;
+  return x;
 }
+
+static inline vi all_but_sign() { return held(set1(0x7fffffff)); }
 
 // Four vectors of int32 in the range of int8 -> 4 * W codes, their bits turned by `flip`.
 static inline void store_codes(std::int8_t* p, vi a, vi b, vi c, vi d, vi flip) {
@@ -109,6 +112,18 @@ struct Row {
   inline vf operator()(std::int64_t i, int n) const {
     return Smooth ? mul(load(x + i, n), load(smooth + i, n)) : load(x + i, n);
   }
+};
+
+// Values of `get`, and meanwhile a fetch of `next`, a row of T that is read soon.
+template <class T, class Get>
+struct Fetching {
+  Get get;
+  const T* next;
+  inline vf operator()(std::int64_t i) const {
+    __builtin_prefetch(next + i);
+    return get(i);
+  }
+  inline vf operator()(std::int64_t i, int n) const { return get(i, n); }
 };
 
 template <class Get>

@@ -148,7 +148,8 @@ def check_layer_norm(x, weight, bias, smooth, scale, zero_point, result, eps=1e-
     assert np.array_equal(np.isnan(f64(scales)), bad) and not codes.numpy()[bad].any()
     y, terms, codes, scales = y[~bad], terms[~bad], codes[torch.from_numpy(~bad)], f64(scales)[~bad]
     if scale is None:
-        steps = np.abs(y).max(-1, initial=0) / 127
+        largest = np.abs(y).max(-1, initial=0)
+        steps = np.where(largest < 2.0**-100, 1.0, largest / 127)
         assert np.allclose(scales, steps, rtol=1e-5, atol=0)
     else:
         steps = np.full(y.shape[:-1], f32(scale))
@@ -190,6 +191,7 @@ def test_layer_norm_of_rows_far_from_zero(backend):
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(9, 768, generator=generator)
     x[:3] += 1000
+    x[3:6] -= 300
     x[3:6, [192, 384, 767]] = 500.0
     x[6:] *= 1e-3
     weight, bias = torch.randn(768, generator=generator), torch.randn(768, generator=generator)
@@ -214,6 +216,13 @@ def test_layer_norm_parameters_of_any_float_type(backend, dtype):
     x, weight, bias = torch.randn(3, 40), torch.randn(40).to(dtype), torch.randn(40).to(dtype)
     result = qkernels.layer_norm_quantize(x, weight, bias, 1e-6)
     check_layer_norm(x, weight, bias, None, None, None, result, eps=1e-6)
+
+
+@pytest.mark.parametrize("k", [2, 40, 768])
+def test_layer_norm_of_rows_of_one_value_is_zero(backend, k):
+    x = torch.tensor([0.0, 0.1, -1000.3, 3e-20, 7e15])[:, None].expand(5, k)
+    codes, scales = qkernels.layer_norm_quantize(x, torch.ones(k), None, 1e-5)
+    assert not codes.any() and (scales == 1).all()
 
 
 @examples(40)
