@@ -100,6 +100,9 @@ PYBIND11_MODULE(_native, module) {
       .def("set", &program::Tape::set)
       .def("run", &program::Tape::run, py::call_guard<py::gil_scoped_release>())
       .def("__len__", &program::Tape::size);
+  py::list ops;
+  for (const auto& entry : recorded) ops.append(entry.first);
+  module.attr("ops") = py::frozenset(ops);
   module.def("parameters", [](const std::string& name) {
     return py::make_tuple(recorded.at(name).parameters, recorded.at(name).kinds);
   });
@@ -110,6 +113,7 @@ PYBIND11_MODULE(_native, module) {
       throw std::invalid_argument("this processor cannot run CPU tier '" + name + "'; the highest that it can is '" +
                                   tier_names[qk_best_tier()] + "'");
   });
+  module.def("has_bf16", [] { return qk_tier() == 2 && qk_has_bf16(); });
   module.def("tiers", [] {
     py::list names;
     for (int i = 0; i <= qk_best_tier(); ++i) names.append(tier_names[i]);

@@ -8,7 +8,7 @@ Needs torch and nothing else. Without native code (no C++ compiler at installati
 with one warning.
 """
 
-from .dispatch import FallbackError, FallbackWarning, backend_for, info
+from .dispatch import FallbackError, FallbackWarning, attention_dtype, backend_for, info
 from .ops import (
     attention,
     channel_absmax,
@@ -29,6 +29,7 @@ __all__ = [
     "Int4Weight",
     "Int8Weight",
     "attention",
+    "attention_dtype",
     "backend_for",
     "channel_absmax",
     "fake_quantize",

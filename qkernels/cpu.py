@@ -30,7 +30,7 @@ class _Native:
     def __getattr__(self, name: str) -> Any:
         function = getattr(self.module, name)
         note = getattr(self._thread, "note", None)
-        if note is None:
+        if note is None or name not in self.module.ops:
             return function
 
         def noted(*arguments: Any) -> Any:

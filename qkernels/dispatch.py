@@ -85,11 +85,21 @@ def layout_for(weight: Int8Weight | Int4Weight) -> str:
     return "vnni64" if isinstance(weight, Int8Weight) else "nibble64"
 
 
+@torch.compiler.assume_constant_result
+def attention_dtype(device: torch.device | str, dtype: torch.dtype) -> torch.dtype:
+    """In which dtype q, k and v should reach `attention` for its int8 output: bfloat16 instead of float32 where the
+    processor multiplies bfloat16 natively (twice as fast; the error stays below that of the int8 codes that follow)."""
+    if dtype is torch.float32 and backend_for(device) is cpu and cpu.native.has_bf16():
+        return torch.bfloat16
+    return dtype
+
+
 def info() -> dict[str, Any]:
     """What was built and what runs.
 
     Keys: `built` (bool), `reason` (str or None: why there is no native code), `tiers` (that this processor can run),
-    `tier` (in use, or None), `threads`, `backend` (for CPU tensors), `forced` (the environment's settings).
+    `tier` (in use, or None), `bf16` (whether that tier has native bfloat16 products), `threads`, `backend` (for CPU
+    tensors), `forced` (the environment's settings).
     """
     names = ("QKERNELS_BACKEND", "QKERNELS_CPU_TIER", "QKERNELS_STRICT")
     with warnings.catch_warnings():
@@ -102,6 +112,7 @@ def info() -> dict[str, Any]:
         "reason": cpu.missing,
         "tiers": [] if cpu.native is None else list(cpu.native.tiers()),
         "tier": None if cpu.native is None else cpu.native.tier(),
+        "bf16": cpu.native is not None and cpu.native.has_bf16(),
         "threads": torch.get_num_threads(),
         "backend": backend,
         "forced": {name: os.environ[name] for name in names if name in os.environ},

@@ -139,7 +139,8 @@ class _Recorder(TorchDispatchMode):
         return found[0]
 
     def view(self, tensor: Tensor) -> View:
-        return View(self.memory(tensor), tensor.dtype, tuple(tensor.shape), tensor.stride(), int(tensor.storage_offset()))
+        offset = int(tensor.storage_offset())
+        return View(self.memory(tensor), tensor.dtype, tuple(tensor.shape), tensor.stride(), offset)
 
     def pointer(self, address: int) -> Pointer | None:
         if address == 0:

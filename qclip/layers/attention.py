@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 import qkernels
@@ -39,7 +40,8 @@ class QuantizedAttention(Attention):
     ) -> Tensor:
         if query is None and self.shares_input:
             codes, scale = self.q.quantize(x, self.norm)  # type: ignore[operator]
-            q, k, v = (site.linear(codes, scale) for site in (self.q, self.k, self.v))  # type: ignore[operator]
+            dtype = self._product_dtype(x)
+            q, k, v = (site.linear(codes, scale, dtype=dtype) for site in (self.q, self.k, self.v))  # type: ignore[operator]
         else:
             x = x if self.norm is None else self.norm(x)
             q = self.q(x if query is None else query)
@@ -62,6 +64,13 @@ class QuantizedAttention(Attention):
         else:
             y, scale = qkernels.attention(q, k, v, mask, causal=causal, scale=self.scale, out_scale=static), static
         return self.out.linear(y.flatten(-2), scale)  # type: ignore[operator, no-any-return]
+
+    def _product_dtype(self, x: Tensor) -> torch.dtype:
+        """Of q, k and v. Where the output leaves as codes, the kernel may have a faster one than the compute dtype."""
+        dtype: torch.dtype = self.q.witness.dtype  # type: ignore[assignment, union-attr]
+        if not self.codes_out or self.q_norm is not None or self.k_norm is not None:
+            return dtype
+        return qkernels.attention_dtype(x.device, dtype)
 
 
 def _takes_codes(site: nn.Module) -> bool:

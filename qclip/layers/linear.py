@@ -24,8 +24,8 @@ class QuantizedLinear(QuantizedSite):
                                             scale=self.input_scale)  # fmt: skip
 
     def linear(self, codes: Tensor, scale: Tensor | None, activation: str | None = None,
-               out_scale: Tensor | None = None) -> Tensor:  # fmt: skip
-        """Codes and scales -> float of the compute dtype, or int8 with the static `out_scale`."""
+               out_scale: Tensor | None = None, dtype: torch.dtype | None = None) -> Tensor:  # fmt: skip
+        """Codes and scales -> float of `dtype` (default: the compute dtype), or int8 with the static `out_scale`."""
         raise NotImplementedError
 
     def same_input(self, other: nn.Module) -> bool:
@@ -53,9 +53,9 @@ class Int8Linear(QuantizedLinear):
     """W8A8: `qkernels.int8_linear`."""
 
     def linear(self, codes: Tensor, scale: Tensor | None, activation: str | None = None,
-               out_scale: Tensor | None = None) -> Tensor:  # fmt: skip
+               out_scale: Tensor | None = None, dtype: torch.dtype | None = None) -> Tensor:  # fmt: skip
         return qkernels.int8_linear(codes, scale, self.quantized, self.bias, activation=activation, out_scale=out_scale,
-                                    out_dtype=self.witness.dtype)  # fmt: skip
+                                    out_dtype=dtype or self.witness.dtype)  # fmt: skip
 
 
 class Int4Linear(QuantizedLinear):
@@ -73,6 +73,6 @@ class Int4Linear(QuantizedLinear):
         return (x if self.smooth is None else (x.float() * self.smooth).to(x.dtype)), None
 
     def linear(self, codes: Tensor, scale: Tensor | None, activation: str | None = None,
-               out_scale: Tensor | None = None) -> Tensor:  # fmt: skip
+               out_scale: Tensor | None = None, dtype: torch.dtype | None = None) -> Tensor:  # fmt: skip
         return qkernels.int4_linear(codes, scale, self.quantized, self.bias, activation=activation, out_scale=out_scale,
-                                    out_dtype=self.witness.dtype)  # fmt: skip
+                                    out_dtype=dtype or self.witness.dtype)  # fmt: skip

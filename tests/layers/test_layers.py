@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+import qkernels
 from qclip.layers import (
     Int4Linear,
     Int8Linear,
@@ -200,7 +201,8 @@ def test_fused_attention_is_near_float(causal, static):
         assert relative(fused(x, causal=causal), core(x, causal=causal)) < 0.04
 
 
-def test_fused_attention_equals_its_own_sites_one_by_one():
+def test_fused_attention_equals_its_own_sites_one_by_one(monkeypatch):
+    monkeypatch.setattr(qkernels, "attention_dtype", lambda device, dtype: dtype)
     core = float_attention()
     fused, plain = quantized(core), quantized(core)
     plain.unfuse()
@@ -208,6 +210,20 @@ def test_fused_attention_equals_its_own_sites_one_by_one():
     x = torch.randn(2, 9, 64)
     with torch.no_grad():
         assert relative(fused(x), plain(x)) < 0.005
+
+
+def test_products_in_bfloat16_cost_less_than_the_codes_that_follow(monkeypatch):
+    """Where the processor multiplies bfloat16, q, k and v are handed over in it."""
+    core = float_attention()
+    x = torch.randn(2, 9, 64)
+    with torch.no_grad():
+        exact, fused = core(x), quantized(core)
+        errors = {}
+        for dtype in (torch.float32, torch.bfloat16):
+            monkeypatch.setattr(qkernels, "attention_dtype", lambda device, given, dtype=dtype: dtype)
+            errors[dtype] = relative(fused(x), exact)
+    assert errors[torch.bfloat16] != errors[torch.float32]
+    assert errors[torch.bfloat16] < 1.1 * errors[torch.float32] + 1e-3
 
 
 def test_norm_inside_equals_norm_before():
