@@ -46,4 +46,21 @@ static inline int useful_threads(int threads, std::int64_t macs) {
   return most < threads ? static_cast<int>(most) : threads;
 }
 
+// function<rows>(...) for a number of rows that is known at run time, 1..kTile.
+#define QK_BY_ROWS(function, rows, ...) \
+  switch (rows) {                       \
+    case 1:                             \
+      return function<1>(__VA_ARGS__);  \
+    case 2:                             \
+      return function<2>(__VA_ARGS__);  \
+    case 3:                             \
+      return function<3>(__VA_ARGS__);  \
+    case 4:                             \
+      return function<4>(__VA_ARGS__);  \
+    case 5:                             \
+      return function<5>(__VA_ARGS__);  \
+    default:                            \
+      return function<6>(__VA_ARGS__);  \
+  }
+
 }  // namespace

@@ -254,6 +254,10 @@ struct Touched {
     if (e.residual) residual = block(e.residual, e.residual_type, at, e.columns, width);
     out = block(e.out, e.out_type, at, e.columns, width);
   }
+  void ask(std::int64_t r) const {
+    for (int i = 0; i < residual.row_lines; ++i) __builtin_prefetch(residual.at + r * residual.row_bytes + 64 * i, 0);
+    for (int i = 0; i < out.row_lines; ++i) __builtin_prefetch(out.at + r * out.row_bytes + 64 * i, 1);
+  }
 
  private:
   static Block block(const void* matrix, int type, std::int64_t at, std::int64_t columns, int width) {

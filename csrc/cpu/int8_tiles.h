@@ -7,7 +7,7 @@
 //   - scalar: int8 as it is.
 #pragma once
 
-#include "epilogue.h"
+#include "blocking.h"
 
 namespace {
 
@@ -293,22 +293,6 @@ static void linear_tile(const Job& job, const Epilogue&, const Pending&) {
 }
 static inline bool can_wait(const Epilogue&, int, std::int64_t) { return false; }
 #endif
-
-#define QK_BY_ROWS(function, rows, ...) \
-  switch (rows) {                       \
-    case 1:                             \
-      return function<1>(__VA_ARGS__);  \
-    case 2:                             \
-      return function<2>(__VA_ARGS__);  \
-    case 3:                             \
-      return function<3>(__VA_ARGS__);  \
-    case 4:                             \
-      return function<4>(__VA_ARGS__);  \
-    case 5:                             \
-      return function<5>(__VA_ARGS__);  \
-    default:                            \
-      return function<6>(__VA_ARGS__);  \
-  }
 
 static void tile_of(int rows, const Element* a, std::int64_t stride, const std::int8_t* panel, std::int64_t steps,
                     Start start, std::int32_t* acc) {

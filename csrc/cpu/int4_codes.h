@@ -1,0 +1,273 @@
+// Register tiles of int4_linear with int8 activations (W4A8): total[rows, 64] = sum over groups of
+// scale * (x . codes - zero * sum(x)) for up to kTile rows.
+#pragma once
+
+#include "int4_weights.h"
+
+namespace {
+
+struct Codes {
+  const std::int8_t* a;  // rows of x, padded to whole steps
+  std::int64_t stride;
+  const std::int32_t* sums;    // [rows, chunks]: sum of x over a chunk
+  std::int64_t chunk, chunks;  // a chunk lies in one group of the weight and, with grouped x_scale, in one group of x
+  const float* group_scale;    // x_scale [M, ceil(K / 128)], or nullptr
+};
+
+// Scales and zeros less 8 (nullptr: all 0) of a panel as floats [groups, 64].
+struct PanelFloats {
+  const float *scales, *zeros;
+};
+
+static inline std::int64_t panel_floats_size(const Weights4& w) { return (w.zeros ? 2 : 1) * w.groups * kPanel; }
+static inline PanelFloats panel_floats(const Weights4& w, const float* room) {
+  return {room, w.zeros ? room + w.groups * kPanel : nullptr};
+}
+static void fill_panel_floats(const Weights4& w, std::int64_t p, float* room) {
+  const std::int64_t from = w.group_row(p, 0), count = w.groups * kPanel;
+  for (std::int64_t i = 0; i < count; i += W) {
+    store(room + i, load(w.scales + from + i));
+    if (w.zeros) store(room + count + i, sub(load(w.zeros + from + i), set1(8.0f)));
+  }
+}
+
+// The linear part of the epilogue, and where it goes.
+struct Last {
+  Linear linear;
+  float* to;
+  std::int64_t stride;
+};
+
+#if defined(QK_TIER_avx512vnni)
+
+static inline void dot(__m512i& acc, __m512i a, __m512i b) {
+  __asm__("vpdpbusd %2, %1, %0" : "+v"(acc) : "v"(a), "v"(b));
+}
+
+// c += x . codes over `steps` steps of a panel; a and panel move on.
+template <int rows>
+static inline void accumulate(__m512i (&c)[rows][4], const std::int8_t*& a, std::int64_t stride,
+                              const std::uint8_t*& panel, std::int64_t steps) {
+  const __m512i low = _mm512_set1_epi8(15);
+#pragma GCC unroll 1
+  for (; steps > 0; --steps, panel += kStepBytes, a += kStep) {
+#pragma GCC unroll 2
+    for (int half = 0; half < 2; ++half) {
+      __m512i b[4];
+#pragma GCC unroll 4
+      for (int j = 0; j < 4; ++j) {
+        __m512i bytes = _mm512_loadu_si512(panel + 64 * j);
+        if (half) bytes = _mm512_srli_epi16(bytes, 4);
+        b[j] = _mm512_and_si512(bytes, low);
+      }
+#pragma GCC unroll 6
+      for (int r = 0; r < rows; ++r) {
+        std::int32_t four;
+        std::memcpy(&four, a + r * stride + 4 * half, 4);
+        const __m512i x = _mm512_set1_epi32(four);
+#pragma GCC unroll 4
+        for (int j = 0; j < 4; ++j) dot(c[r][j], b[j], x);
+      }
+    }
+  }
+}
+
+// One group of one panel, and what of x belongs to it.
+struct Group {
+  const float *scales, *zeros;  // [64]
+  const std::int8_t* a;
+  const std::uint8_t* panel;
+  std::int64_t stride, steps;
+  std::int32_t start[kTile];
+  float row_sums[kTile], row_scales[kTile];
+};
+
+// The sums of 16 columns of a group, scaled and added to `before`. `general`: with zeros, or one x_scale for each 128
+// k.
+template <bool general>
+static inline vf scaled(const Group& g, int r, int j, vf sum, vf before) {
+  vf scale = load(g.scales + j);
+  if (general) {
+    if (g.zeros) sum = fnma(load(g.zeros + j), set1(g.row_sums[r]), sum);
+    scale = mul(scale, set1(g.row_scales[r]));
+  }
+  return fma(sum, scale, before);
+}
+
+// The product of a group. The sums acc[rows, 64] of the group before it are added to `total` along the way, while the
+// product leaves ports idle. Its own go to `acc`, or with the last group straight through the linear part of the
+// epilogue.
+template <int rows, bool general>
+[[gnu::noinline]] static void group_tile(const Group& g, const Group* before, const Last* last, std::int32_t* acc,
+                                         float* total) {
+  __m512i c[rows][4];
+#pragma GCC unroll 6
+  for (int r = 0; r < rows; ++r) {
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; ++j) c[r][j] = _mm512_set1_epi32(g.start[r]);
+  }
+  const std::int8_t* a = g.a;
+  const std::uint8_t* panel = g.panel;
+  std::int64_t steps = g.steps;
+  if (before) {
+    const std::int64_t every = steps / rows;
+#pragma GCC unroll 1
+    for (int r = 0; r < rows; ++r, steps -= every) {
+      accumulate(c, a, g.stride, panel, every);
+#pragma GCC unroll 4
+      for (int j = 0; j < kPanel; j += 16) {
+        float* to = total + r * kPanel + j;
+        store(to, scaled<general>(*before, r, j, as_floats(acc + r * kPanel + j), load(to)));
+      }
+    }
+  }
+  accumulate(c, a, g.stride, panel, steps);
+  if (last) {
+#pragma GCC unroll 6
+    for (int r = 0; r < rows; ++r) {
+      const vf row_scale = set1(last->linear.rows[r]);
+#pragma GCC unroll 4
+      for (int j = 0; j < 4; ++j) {
+        const vf y = scaled<general>(g, r, 16 * j, to_float(c[r][j]), load(total + r * kPanel + 16 * j));
+        store(last->to + r * last->stride + 16 * j, fma(y, row_scale, load(last->linear.bias + 16 * j)));
+      }
+    }
+    return;
+  }
+#pragma GCC unroll 6
+  for (int r = 0; r < rows; ++r) {
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; ++j) _mm512_store_si512(acc + r * kPanel + 16 * j, c[r][j]);
+  }
+}
+
+template <int rows, bool general>
+static void linear_tile(const Weights4& w, const PanelFloats& floats, const Codes& x, std::int64_t at, std::int64_t row,
+                        std::int64_t p, const Touched& touched, const Last& last) {
+  const std::int64_t whole = ceil_div(x.chunk, kStep), x_groups = ceil_div(w.k, kGroup);
+  alignas(64) std::int32_t acc[rows * kPanel];
+  alignas(64) float total[rows * kPanel];
+  for (int i = 0; i < rows * kPanel; i += W) store(total + i, zero());
+  Group groups[2], *before = nullptr;
+  for (std::int64_t c = 0; c < x.chunks; ++c) {
+    if (c < rows) touched.ask(c);
+    const std::int64_t begin = c * x.chunk / kStep, left = w.steps - begin,
+                       from = (x.chunk == w.group ? c : 0) * kPanel;
+    Group& g = groups[c % 2];
+    g.a = x.a + at * x.stride + begin * kStep;
+    g.panel = w.panel(p) + begin * kStepBytes;
+    g.stride = x.stride;
+    g.steps = left < whole ? left : whole;
+    g.scales = floats.scales + from;
+    g.zeros = w.zeros ? floats.zeros + from : nullptr;
+    for (int r = 0; r < rows; ++r) {
+      const std::int32_t sum = x.sums[(at + r) * x.chunks + c];
+      g.start[r] = -8 * sum;
+      if (!general) continue;
+      g.row_sums[r] = static_cast<float>(sum);
+      g.row_scales[r] = x.group_scale ? x.group_scale[(row + r) * x_groups + c * x.chunk / kGroup] : 1.0f;
+    }
+    group_tile<rows, general>(g, before, c + 1 == x.chunks ? &last : nullptr, acc, total);
+    before = &g;
+  }
+}
+
+template <int rows>
+static void linear_tile(const Weights4& w, const PanelFloats& floats, const Codes& x, std::int64_t at, std::int64_t row,
+                        std::int64_t p, const Touched& touched, const Last& last) {
+  if (w.zeros || x.group_scale) return linear_tile<rows, true>(w, floats, x, at, row, p, touched, last);
+  linear_tile<rows, false>(w, floats, x, at, row, p, touched, last);
+}
+
+#else
+
+#if defined(QK_TIER_avx2)
+
+// Two products of 15 * 127 fit into 16 bits, and so do two such pairs: vpmaddubsw is safe here.
+template <int rows>
+[[gnu::noinline]] static void tile(const std::int8_t* a, std::int64_t stride, const std::uint8_t* panel,
+                                   std::int64_t steps, const std::int32_t* sums, std::int64_t sum_stride,
+                                   std::int32_t* acc) {
+  const __m256i low = _mm256_set1_epi8(15), ones = _mm256_set1_epi16(1);
+  for (int j = 0; j < kPanel; j += 8) {
+    __m256i c[rows];
+#pragma GCC unroll 6
+    for (int r = 0; r < rows; ++r) c[r] = _mm256_set1_epi32(-8 * sums[r * sum_stride]);
+#pragma GCC unroll 1
+    for (std::int64_t s = 0; s < steps; ++s) {
+      const __m256i bytes = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(panel + s * kStepBytes + 4 * j));
+      const __m256i first_four = _mm256_and_si256(bytes, low),
+                    last_four = _mm256_and_si256(_mm256_srli_epi16(bytes, 4), low);
+#pragma GCC unroll 6
+      for (int r = 0; r < rows; ++r) {
+        std::int32_t four[2];
+        std::memcpy(four, a + r * stride + s * kStep, 8);
+        const __m256i words = _mm256_add_epi16(_mm256_maddubs_epi16(first_four, _mm256_set1_epi32(four[0])),
+                                               _mm256_maddubs_epi16(last_four, _mm256_set1_epi32(four[1])));
+        c[r] = _mm256_add_epi32(c[r], _mm256_madd_epi16(words, ones));
+      }
+    }
+#pragma GCC unroll 6
+    for (int r = 0; r < rows; ++r) _mm256_storeu_si256(reinterpret_cast<__m256i*>(acc + r * kPanel + j), c[r]);
+  }
+}
+
+#else
+
+template <int rows>
+[[gnu::noinline]] static void tile(const std::int8_t* a, std::int64_t stride, const std::uint8_t* panel,
+                                   std::int64_t steps, const std::int32_t* sums, std::int64_t sum_stride,
+                                   std::int32_t* acc) {
+  for (int r = 0; r < rows; ++r, a += stride, acc += kPanel) {
+    for (int j = 0; j < kPanel; ++j) acc[j] = -8 * sums[r * sum_stride];
+    for (std::int64_t s = 0; s < steps; ++s) {
+      const std::uint8_t* b = panel + s * kStepBytes;
+      const std::int8_t* x = a + s * kStep;
+      for (int j = 0; j < kPanel; ++j)
+        for (int i = 0; i < 4; ++i) acc[j] += x[i] * (b[4 * j + i] & 15) + x[4 + i] * (b[4 * j + i] >> 4);
+    }
+  }
+}
+
+#endif
+
+// total[rows, 64] += x_scale * scale * (acc - (zero - 8) * sum(x)) for one chunk; the first chunk starts from 0.
+static void add_chunk(const Weights4& w, const PanelFloats& floats, const Codes& x, int rows, std::int64_t at,
+                      std::int64_t row, std::int64_t c, const std::int32_t* acc, float* total) {
+  const std::int64_t from = c * x.chunk / w.group * kPanel, x_group = c * x.chunk / kGroup,
+                     x_groups = ceil_div(w.k, kGroup);
+  for (int j = 0; j < kPanel; j += W) {
+    const vf scale = load(floats.scales + from + j);
+    for (int r = 0; r < rows; ++r) {
+      vf sum = as_floats(acc + r * kPanel + j);
+      if (w.zeros)
+        sum = fnma(load(floats.zeros + from + j), set1(static_cast<float>(x.sums[(at + r) * x.chunks + c])), sum);
+      const vf factor = x.group_scale ? mul(scale, set1(x.group_scale[(row + r) * x_groups + x_group])) : scale;
+      float* to = total + r * kPanel + j;
+      store(to, c == 0 ? mul(sum, factor) : fma(sum, factor, load(to)));
+    }
+  }
+}
+
+template <int rows>
+static void linear_tile(const Weights4& w, const PanelFloats& floats, const Codes& x, std::int64_t at, std::int64_t row,
+                        std::int64_t p, const Touched&, const Last& last) {
+  alignas(64) std::int32_t acc[rows * kPanel];
+  alignas(64) float total[rows * kPanel];
+  for (std::int64_t c = 0; c < x.chunks; ++c) {
+    const std::int64_t begin = c * x.chunk / kStep, left = w.steps - begin, whole = ceil_div(x.chunk, kStep);
+    tile<rows>(x.a + at * x.stride + begin * kStep, x.stride, w.panel(p) + begin * kStepBytes,
+               left < whole ? left : whole, x.sums + at * x.chunks + c, x.chunks, acc);
+    add_chunk(w, floats, x, rows, at, row, c, acc, total);
+  }
+  apply(last.linear, total, rows, last.to, last.stride);
+}
+
+#endif
+
+static void linear_tile_of(int rows, const Weights4& w, const PanelFloats& floats, const Codes& x, std::int64_t at,
+                           std::int64_t row, std::int64_t p, const Touched& touched, const Last& last) {
+  QK_BY_ROWS(linear_tile, rows, w, floats, x, at, row, p, touched, last)
+}
+
+}  // namespace
