@@ -138,11 +138,12 @@ def test_causal_sees_only_the_past(backend):
     assert torch.equal(before[:, :20], after[:, :20]) and not torch.equal(before[:, 20:], after[:, 20:])
 
 
+@pytest.mark.parametrize("scale", [0.25, -0.25])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_large_scores_do_not_overflow(backend, dtype):
+def test_large_scores_do_not_overflow(backend, dtype, scale):
     q, k, v = case(2, dtype, batch=1, queries=6, keys=40, heads=1, d=16)
-    y = qkernels.attention(q * 200, k * 200, v)  # thousands: the largest takes all
-    expected = oracles.attention(f64(q * 200), f64(k * 200), f64(v))
+    y = qkernels.attention(q * 200, k * 200, v, scale=scale)  # thousands: the largest takes all
+    expected = oracles.attention(f64(q * 200), f64(k * 200), f64(v), scale=scale)
     assert np.abs(f64(y) - expected).max() < (1e-3 if dtype == torch.float32 else 2e-2)
 
 
