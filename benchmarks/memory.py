@@ -2,8 +2,12 @@
 
     python benchmarks/memory.py ViT-L-14 w8a8       (first makes an artifact of random weights, in a temporary folder)
 
-Prints one JSON line: bytes of the float32 parameters, peak RSS after `import qclip`, peak RSS after loading and one
-image and one text through the towers at batch 1, and the growth as a share of the float32 bytes.
+Prints one JSON line: bytes of the float32 parameters, peak RSS before and after loading and after one image and one
+text through the towers at batch 1, and the growth as a share of the float32 bytes.
+
+The baseline is after the import of torch, open_clip and the modules of qclip that load a model: `import qclip` alone
+imports them at first use only, and what importing libraries costs is not the model's (0.8 GB). The tokenizer, made when
+the first text comes, and the workspaces of the forward passes count as growth.
 """
 
 from __future__ import annotations

@@ -25,7 +25,15 @@ from qkernels import Int4Weight, Int8Weight
 
 from . import models, rewrite
 from .errors import ArtifactError, ModelError, OutputExistsError
-from .layers import Int4Linear, Int8Linear, QuantizedEmbedding, QuantizedPatch, QuantizedSite, SimulatedLinear
+from .layers import (
+    Int4Linear,
+    Int8Linear,
+    QuantizedEmbedding,
+    QuantizedLinear,
+    QuantizedPatch,
+    QuantizedSite,
+    SimulatedLinear,
+)
 from .layers.site import FIXED
 from .recipes import Recipe, SitePlan
 
@@ -257,7 +265,11 @@ def _skeleton(content: dict[str, Any]) -> tuple[nn.Module, dict[str, SitePlan], 
 
 
 def _fill(model: nn.Module, path: Path, device: torch.device) -> None:
-    """Move the file's tensors into the skeleton, module by module, packing each weight as soon as it is there."""
+    """Move the file's tensors into the skeleton, module by module, packing each weight as soon as it is there.
+
+    Codes that will be packed pass through one memory: in memories of their own, freed beside their packed copies, they
+    would leave the heap in pieces a fifth larger than what it holds.
+    """
     slots = {name: _slot(model, name) for name in model.state_dict()}
     try:
         with safe_open(path, framework="pt") as file:
@@ -267,8 +279,10 @@ def _fill(model: nn.Module, path: Path, device: torch.device) -> None:
     if set(names) != set(slots):
         odd = sorted(set(names) ^ set(slots))[0]
         raise ArtifactError(f"{str(path)!r} does not fit its description (first difference: {odd!r})")
+    passing = {name for name, (owner, attribute) in slots.items()
+               if attribute == "codes" and isinstance(owner, QuantizedLinear) and device.type == "cpu"}  # fmt: skip
     done: dict[int, int] = {}
-    for name, tensor in _read(path):
+    for name, tensor in _read(path, passing):
         owner, attribute = slots[name]
         have = getattr(owner, attribute)
         # A float tensor comes back in its own dtype (`.half()` before saving); codes, scales and zeros have but one.
@@ -286,6 +300,8 @@ def _fill(model: nn.Module, path: Path, device: torch.device) -> None:
                 owner.witness = torch.empty(0, dtype=owner.witness.dtype)
                 if device.type == "cpu":
                     owner.pack()
+            if name in passing and owner.layout == "canonical":  # scales are yet to come, or the backend packs nothing
+                owner.codes = owner.codes.clone()
 
 
 def _slot(model: nn.Module, name: str) -> tuple[nn.Module, str]:
@@ -297,8 +313,9 @@ _TYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF1
           "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool}  # fmt: skip
 
 
-def _read(path: Path) -> Iterator[tuple[str, Tensor]]:
-    """The tensors in file order, each read straight into its own memory.
+def _read(path: Path, passing: set[str]) -> Iterator[tuple[str, Tensor]]:
+    """The tensors in file order, each read straight into its own memory; those named in `passing` into one that the
+    next of them takes over.
 
     Not through `safe_open`: that maps the file, and the pages of a map count as ours beside the tensors made of them.
     The header was checked by `safe_open` and the bytes by their checksum before this runs.
@@ -307,11 +324,17 @@ def _read(path: Path) -> Iterator[tuple[str, Tensor]]:
         length = int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(length))
         header.pop("__metadata__", None)
+        largest = max((end - start for start, end in (header[name]["data_offsets"] for name in passing)), default=0)
+        shared = torch.empty(largest, dtype=torch.uint8)
         for name, facts in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
             if facts["dtype"] not in _TYPES:
                 raise ArtifactError(f"{name!r} in {str(path)!r} is {facts['dtype']}, which no artifact of ours holds")
-            tensor = torch.empty(facts["shape"], dtype=_TYPES[facts["dtype"]])
-            file.seek(8 + length + facts["data_offsets"][0])
+            start, end = facts["data_offsets"]
+            if name in passing:
+                tensor = shared[: end - start].view(_TYPES[facts["dtype"]]).view(facts["shape"])
+            else:
+                tensor = torch.empty(facts["shape"], dtype=_TYPES[facts["dtype"]])
+            file.seek(8 + length + start)
             if tensor.numel():
                 file.readinto(tensor.reshape(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
             yield name, tensor

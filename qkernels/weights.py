@@ -96,11 +96,13 @@ class Int8Weight:
         codes = weight.codes
         if (padded_n, padded_k) != (n, k):
             codes = F.pad(codes, (0, padded_k - k, 0, padded_n - n))
-        # Four codes move as one int32.
-        panels = _bytes_as(codes, torch.int32).view(padded_n // PANEL, PANEL, padded_k // 4).transpose(1, 2)
+        packed = torch.empty(padded_n * (padded_k + 4), dtype=torch.uint8, device=codes.device)
+        words = packed.view(torch.int32)  # four codes move as one
+        panels, start = words[: padded_n * padded_k // 4].view(-1, padded_k // 4, PANEL), words[-padded_n:]
+        panels.copy_(_bytes_as(codes, torch.int32).view(-1, PANEL, padded_k // 4).transpose(1, 2))
         # A panel at a time: a sum of int8 in int32 makes a copy four times the size of what it sums.
-        start = torch.cat([rows.sum(dim=1, dtype=torch.int32) for rows in codes.split(PANEL)]) * -128
-        packed = torch.cat([panels.flatten(), start]).view(torch.uint8)
+        for rows, sums in zip(codes.split(PANEL), start.split(PANEL), strict=True):
+            sums.copy_(rows.sum(dim=1, dtype=torch.int32)).mul_(-128)
         return replace(weight, codes=packed, layout=layout)
 
     def canonical(self) -> Int8Weight:
@@ -209,13 +211,15 @@ class Int4Weight:
         weight = self.canonical()
         n, k = self.shape
         padded_n, padded_k = _round_up(n, PANEL), _round_up(k, 8)
-        codes = F.pad(_unpack_nibbles(weight.codes, k), (0, padded_k - k, 0, padded_n - n), value=8)
-        steps = codes.view(padded_n // PANEL, PANEL, padded_k // 8, 2, 4)
-        packed = (steps[:, :, :, 0] | (steps[:, :, :, 1] << 4)).transpose(1, 2).contiguous().flatten()
+        packed = torch.empty(padded_n // PANEL, padded_k // 8, PANEL, 4, dtype=torch.uint8, device=weight.codes.device)
+        # A panel at a time, so that codes a byte each never exist for all of the weight.
+        for rows, panel in zip(weight.codes.split(PANEL), packed, strict=True):
+            codes = F.pad(_unpack_nibbles(rows, k), (0, padded_k - k, 0, PANEL - len(rows)), value=8)
+            steps = codes.view(PANEL, padded_k // 8, 2, 4)
+            panel.copy_((steps[:, :, 0] | (steps[:, :, 1] << 4)).transpose(0, 1))
         zeros = None if weight.zeros is None else _pack_groups(weight.zeros, padded_n, 8.0)
-        return replace(
-            weight, codes=packed, scales=_pack_groups(weight.scales, padded_n, 0.0), zeros=zeros, layout=layout
-        )
+        scales = _pack_groups(weight.scales, padded_n, 0.0)
+        return replace(weight, codes=packed.flatten(), scales=scales, zeros=zeros, layout=layout)
 
     def canonical(self) -> Int4Weight:
         """The same weight in the canonical layout, bit for bit."""

@@ -10,6 +10,7 @@ import torch
 import qclip
 from qclip import artifact, models, recipes, rewrite
 from qclip.errors import ArtifactError, ModelError, OutputExistsError
+from qkernels import Int8Weight
 from tests.small import IMAGES, TEXTS, small_clip
 
 RECIPES = ["w8a8", "w8a8-static", "w4a8", "w4a16", "w6a8", "w4a4"]
@@ -50,6 +51,23 @@ def test_round_trip_is_bit_for_bit(model, recipe, tmp_path):
 def test_a_loaded_artifact_can_be_saved_again(saved, tmp_path):
     twice = qclip.save(qclip.load(saved), tmp_path / "b")
     assert artifact.file_hash(saved / "model.safetensors") == artifact.file_hash(twice / "model.safetensors")
+
+
+def test_codes_pass_through_one_memory_while_they_are_packed(saved, monkeypatch):
+    """In memories of their own they would leave holes in the heap: peak memory grew by a fifth."""
+    seen = []
+    pack = Int8Weight.pack
+    monkeypatch.setattr(Int8Weight, "pack", lambda self, layout=None: seen.append(self.codes.data_ptr()) or pack(self))
+    again = qclip.load(saved)
+    assert len(seen) > 20 and len(set(seen)) == 1
+    assert not any(buffer.data_ptr() == seen[0] for buffer in again.buffers() if buffer.numel())
+
+
+def test_where_nothing_is_packed_every_weight_has_its_own_memory(model, saved, monkeypatch):
+    monkeypatch.setenv("QKERNELS_BACKEND", "reference")
+    state = qclip.load(saved).state_dict()
+    want = qclip.quantize(model, "w8a8").state_dict()
+    assert all(torch.equal(state[name], want[name]) for name in want)
 
 
 def test_half_precision_survives(model, tmp_path):

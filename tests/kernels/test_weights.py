@@ -7,6 +7,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten
 
 from qkernels import Int4Weight, Int8Weight
 
@@ -155,3 +157,30 @@ def test_int8_codes_are_products_with_the_inverse_not_quotients() -> None:
     product, quotient = torch.round(w * (1.0 / scales)[:, None]), torch.round(w / scales[:, None])
     assert (product != quotient).any()
     assert torch.equal(Int8Weight.quantize(w, scales).codes, product.clamp(-127, 127).to(torch.int8))
+
+
+class _Made(TorchDispatchMode):
+    """Bytes of every tensor that is made, by where it lies."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        for tensor in tree_flatten(result)[0]:
+            if isinstance(tensor, torch.Tensor):
+                storage = tensor.untyped_storage()
+                self.bytes[storage.data_ptr()] = storage.nbytes()
+        return result
+
+    def __enter__(self):
+        self.bytes = {}
+        return super().__enter__()
+
+
+@pytest.mark.parametrize(("kind", "layout"), [(Int8Weight, "vnni64"), (Int4Weight, "nibble64")])
+def test_packing_makes_nothing_large_but_the_packed_form(kind, layout):
+    """Copies beside it would be the peak of memory while a model is loaded."""
+    weight = kind.quantize(torch.randn(1024, 512, generator=torch.Generator().manual_seed(0)))
+    with _Made() as made:
+        packed = weight.pack(layout)
+    for tensor in (weight.codes, weight.scales, packed.codes, packed.scales):
+        made.bytes.pop(tensor.untyped_storage().data_ptr(), None)
+    assert max(made.bytes.values()) <= 64 * 512
