@@ -19,6 +19,8 @@ from .errors import DataError, NonFiniteError
 from .models import Encoders
 from .models.tower import Site, Tower
 
+Progress = Callable[[str, int, int], None]  # (what, done, in all)
+
 IMAGES = 128  # enough for maxima and histograms; more changes little (methods 2.1)
 
 _SUBJECTS = ("dog", "cat", "bird", "child", "woman", "man", "car", "truck", "boat", "airplane", "horse", "flower",
@@ -43,7 +45,7 @@ class Samples:
 
     def token_batches(self) -> Iterator[Tensor]:
         """Captions of equal length together: the tower stops at the last EOT of a batch, so that no position behind a
-        caption's own EOT enters a statistic."""
+        caption's own EOT enters a statistic. (For a tower that does not stop there, see `Encoders.text_positions`.)"""
         if self.tokens is None:
             return
         lengths = self.tokens.argmax(-1)
@@ -51,11 +53,13 @@ class Samples:
             yield from self.tokens[lengths == length].split(32)
 
 
-def samples(calibration: object, encoders: Encoders, images: int = IMAGES, seed: int = 0) -> Samples:
+def samples(calibration: object, encoders: Encoders, images: int = IMAGES, seed: int = 0,
+            strict: bool = False) -> Samples:  # fmt: skip
     """From what a user may give: a data name, an `ImageSet`, a loader of image tensors (or tuples that begin with
     one), or a tensor of preprocessed images `[n, 3, H, W]`. Captions are the set's own, else a built-in list.
 
-    Raises DataError when nothing is there or a value is not finite.
+    An unreadable image is left out with a warning; with `strict` it raises. Raises DataError when nothing is there, a
+    value is not finite, or the model does not take images of this shape.
     """
     captions, origin = CAPTIONS, "built-in captions"
     source = type(calibration).__name__
@@ -73,7 +77,7 @@ def samples(calibration: object, encoders: Encoders, images: int = IMAGES, seed:
         if encoders.preprocess is None:
             raise DataError("the model has no preprocess, so images cannot be calibrated on; "
                             "pass a tensor of preprocessed images, or set model.preprocess")  # fmt: skip
-        stack = torch.cat([batch for _, batch in batches(data, encoders.preprocess)])
+        stack = torch.cat([batch for _, batch in batches(data, encoders.preprocess, strict=strict)])
         if unreadable := [why for _, why in data.unreadable]:
             shown = "; ".join(unreadable[:5]) + (" ..." if len(unreadable) > 5 else "")
             warnings.warn(f"{source}: {len(unreadable)} of {len(data)} calibration images cannot be read and are left "
@@ -91,6 +95,10 @@ def samples(calibration: object, encoders: Encoders, images: int = IMAGES, seed:
                 break
         if not parts:
             raise DataError("the calibration loader gave no batch; pass one with images")
+        first, *others = dict.fromkeys(tuple(part.shape[1:]) for part in parts)
+        if others:
+            raise DataError(f"the calibration loader gives images of shape {first} and of shape {others[0]}; run all "
+                            "of them through model.preprocess")  # fmt: skip
         stack = torch.cat(parts)[:images]
     else:
         raise DataError(f"calibration is a data name, a loader or a tensor of images, not {type(calibration).__name__}")
@@ -102,16 +110,29 @@ def samples(calibration: object, encoders: Encoders, images: int = IMAGES, seed:
     if not stack.isfinite().all():
         bad = int((~stack.flatten(1).isfinite().all(1)).nonzero()[0])
         raise DataError(f"calibration image {bad} holds NaN or Inf; remove it or check the preprocessing")
+    _check_shape(stack, encoders)
     tokens = encoders.tokenizer(captions[:256]) if encoders.tokenizer is not None else None
     digest = hashlib.sha256(np.ascontiguousarray(stack.float().cpu().numpy()).tobytes())
     if tokens is not None:
         digest.update(tokens.cpu().numpy().tobytes())
     stack = stack.to(encoders.device, encoders.dtype)
-    tokens = None if tokens is None else tokens.to(encoders.device)
     description = {"source": source, "images": len(stack), "captions": 0 if tokens is None else len(tokens),
                    "captions_from": origin, "seed": seed, "unreadable": len(unreadable),
                    "sha256": digest.hexdigest()}  # fmt: skip
     return Samples(stack, tokens, description)
+
+
+@torch.no_grad()
+def _check_shape(stack: Tensor, encoders: Encoders) -> None:
+    """Raises DataError where the model cannot take images of this shape (some take other sizes than their own)."""
+    side = encoders.image_size
+    if tuple(stack.shape[1:]) == (3, side, side):
+        return
+    try:
+        encoders.encode_image(stack[:1])
+    except (RuntimeError, ValueError, AssertionError):
+        raise DataError(f"calibration images are {tuple(stack.shape[1:])}, but the model takes {(3, side, side)}; run "
+                        "them through model.preprocess") from None  # fmt: skip
 
 
 class AbsMax:
@@ -172,13 +193,15 @@ class Histogram:
 
 
 class Hooks:
-    """Forward pre-hooks that are gone when the block ends."""
+    """Forward pre-hooks that are gone when the block ends. They see what reaches an embedding: of inputs `[B, S, K]`
+    the positions `reaching` (bool `[B, S]`), all where it is None."""
 
     def __init__(self) -> None:
         self.handles: list = []
+        self.reaching: Tensor | None = None
 
     def add(self, module: nn.Module, see: Callable[[Tensor], None]) -> None:
-        self.handles.append(module.register_forward_pre_hook(lambda _, args: see(args[0])))
+        self.handles.append(module.register_forward_pre_hook(lambda _, args: see(reaching(args[0], self.reaching))))
 
     def __enter__(self) -> Hooks:
         return self
@@ -188,18 +211,42 @@ class Hooks:
             handle.remove()
 
 
+def reaching(x: Tensor, positions: Tensor | None) -> Tensor:
+    """The rows of x `[B, S, ...]` at `positions` bool `[B, S]`, `[n, ...]`; x itself where it has no such positions."""
+    return x if positions is None or x.ndim < 3 or x.shape[:2] != positions.shape else x[positions]
+
+
 @torch.no_grad()
-def run(encoders: Encoders, data: Samples, towers: Iterable[str]) -> None:
+def run(encoders: Encoders, data: Samples, towers: Iterable[str], hooks: Hooks | None = None,
+        progress: Progress | None = None) -> None:  # fmt: skip
     """One pass over all samples through the named towers."""
+    images = data.images if "vision" in towers else data.images[:0]
+    captions = 0 if data.tokens is None or "text" not in towers else len(data.tokens)
+    done, total = 0, len(images) + captions
+
+    def report(count: int) -> None:
+        nonlocal done
+        done += count
+        if progress is not None:
+            progress("calibration", done, total)
+
+    report(0)
     if "vision" in towers:
         for batch in data.image_batches():
             encoders.encode_image(batch)
+            report(len(batch))
     if "text" in towers:
         for tokens in data.token_batches():
+            if hooks is not None:
+                hooks.reaching = encoders.text_positions(tokens)
             encoders.encode_text(tokens)
+            report(len(tokens))
+    if hooks is not None:
+        hooks.reaching = None
 
 
-def channel_maxima(encoders: Encoders, towers: dict[str, Tower], data: Samples, sites: list[Site]) -> dict[str, Tensor]:
+def channel_maxima(encoders: Encoders, towers: dict[str, Tower], data: Samples, sites: list[Site],
+                   progress: Progress | None = None) -> dict[str, Tensor]:  # fmt: skip
     """Largest |input| per channel for every group of sites that share an input, keyed by `site.shared`.
 
     Raises NonFiniteError naming the site whose input is not finite.
@@ -210,7 +257,7 @@ def channel_maxima(encoders: Encoders, towers: dict[str, Tower], data: Samples, 
             if site.kind != "embedding" and site.shared not in observers:
                 observers[site.shared] = AbsMax()
                 hooks.add(site.module, observers[site.shared].update)
-        run(encoders, data, towers)
+        run(encoders, data, towers, hooks, progress)
     out = {}
     for site in sites:
         if site.shared in observers and (value := observers[site.shared].value) is not None:
@@ -226,7 +273,8 @@ def _not_finite(site: Site) -> NonFiniteError:
 
 
 def static_scales(encoders: Encoders, towers: dict[str, Tower], data: Samples, sites: list[Site],
-                  smooth: dict[str, Tensor], bits: Callable[[Site], int]) -> dict[str, Tensor]:  # fmt: skip
+                  smooth: dict[str, Tensor], bits: Callable[[Site], int],
+                  progress: Progress | None = None) -> dict[str, Tensor]:  # fmt: skip
     """The static activation scale of every shared input, float32 `[]`, of the smoothed input where `smooth` has one.
 
     Raises NonFiniteError naming the site whose input is not finite, DataError naming one that no sample reached.
@@ -242,7 +290,7 @@ def static_scales(encoders: Encoders, towers: dict[str, Tower], data: Samples, s
             factor = smooth.get(site.shared)
             see = observer.update if factor is None else (lambda x, o=observer, f=factor: o.update(x * f))
             hooks.add(site.module, see)
-        run(encoders, data, towers)
+        run(encoders, data, towers, hooks, progress)
     for site in sites:
         if not observers[site.shared].finite:
             raise _not_finite(site)

@@ -66,7 +66,8 @@ def command(
         "dev": None if dev is None else load(dev, classes_file=classes), "templates": prompts, "full": full,
         "seed": seed, "batch": batch, "strict": strict, "cache": cache, "device": device,
     }  # fmt: skip
-    found = lineup.groups(models, recipe, calibration=calibration, arch=arch, device=device, seed=seed)
+    found = lineup.groups(models, recipe, calibration=calibration, arch=arch, device=device, seed=seed,
+                          strict=strict)  # fmt: skip
     results = lineup.join([lineup.evaluate(group, spectrum, **settings) for group in found])
     if output is not None:
         lineup.write(results, output)

@@ -13,7 +13,7 @@ FLOAT = "float"
 
 
 def groups(names: list[str], recipes: list[str] | None, *, calibration: str | None = None, arch: str | None = None,
-           device: str = "cpu", seed: int = 0) -> Iterator[dict[str, Any]]:  # fmt: skip
+           device: str = "cpu", seed: int = 0, strict: bool = False) -> Iterator[dict[str, Any]]:  # fmt: skip
     """Groups of label -> model, each to be evaluated together: its first model is what the others are compared with.
 
     Without recipes all models are one group, as they are. With recipes every model is a group of its own: as loaded
@@ -41,7 +41,9 @@ def groups(names: list[str], recipes: list[str] | None, *, calibration: str | No
         group = {prefix + FLOAT: model} if FLOAT in recipes else {}
         for recipe in wanted:
             common.say(f"quantizing {name} with {recipe.name}")
-            group[prefix + recipe.name] = qclip.quantize(model, recipe, calibration=calibration, seed=seed)
+            with common.progress() as progress:
+                small = qclip.quantize(model, recipe, calibration, seed, strict=strict, progress=progress)
+            group[prefix + recipe.name] = small
         yield group
 
 

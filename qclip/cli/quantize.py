@@ -25,6 +25,7 @@ def command(
         Path | None, typer.Option("--output", metavar="DIR", help="The artifact's folder; NAME-RECIPE without it.")
     ] = None,
     arch: common.Arch = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Stop at an unreadable calibration image.")] = False,
     sites: Annotated[bool, typer.Option("--sites", help="Show the coverage site by site.")] = False,
     seed: common.Seed = 0,
     threads: common.Threads = None,
@@ -43,7 +44,8 @@ def command(
     loaded = qclip.load_model(model, arch=arch)
     before = sum(p.numel() for p in loaded.parameters()) * 4
     common.say(f"quantizing with {chosen.name}")
-    qclip.quantize_(loaded, chosen, calibration=calibration, seed=seed)
+    with common.progress() as progress:
+        qclip.quantize_(loaded, chosen, calibration=calibration, seed=seed, strict=strict, progress=progress)
     done = rewrite.quantization(loaded)
     assert done is not None
     coverage = done.coverage

@@ -85,6 +85,20 @@ class Encoders:
             tokens = (text.visible_tokens(tokens) if hasattr(text, "visible_tokens") else tokens).to(self.device)
         return self.model.encode_text(tokens, **self._plain())
 
+    def text_positions(self, tokens: Tensor) -> Tensor | None:
+        """Which positions of the text tower reach the embeddings of `tokens` `[B, L]`: bool `[B, S]`, or None where
+        those that do not are left out by `encode_text`.
+
+        CoCa pools a class token behind the padding, so its tower runs to the end; its mask says what it reads.
+        """
+        text: Any = getattr(self.model, "text", None)
+        if getattr(text, "cls_emb", None) is None:
+            return None
+        mask = text._embeds(tokens.to(self.device))[1]  # additive, [B * heads, S, S]
+        read = mask[:: len(mask) // len(tokens), -1] == 0
+        read[:, -1] = True
+        return read
+
     def _plain(self) -> dict[str, Any]:
         return {"normalize": False} if self._takes_normalize else {}  # CoCa normalises unless told not to
 

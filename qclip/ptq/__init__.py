@@ -15,24 +15,28 @@ from .base import Context, Method, SiteState, build
 from .smoothquant import SmoothQuant
 from .static import StaticScales
 
+Progress = calibration.Progress
+
 METHODS: dict[str, type[Method]] = {"smoothquant": SmoothQuant}
 
 __all__ = ["METHODS", "Context", "Method", "SiteState", "quantize", "quantize_"]
 
 
-def quantize(model: nn.Module, recipe: str | Path | dict | recipes.Recipe, calibration: object = None,
-             seed: int = 0) -> nn.Module:  # fmt: skip
+def quantize(model: nn.Module, recipe: str | Path | dict | recipes.Recipe, calibration: object = None, seed: int = 0,
+             *, strict: bool = False, progress: Progress | None = None) -> nn.Module:  # fmt: skip
     """`quantize_` on a copy; the float model stays as it is."""
-    return quantize_(copy.deepcopy(model), recipe, calibration, seed)
+    return quantize_(copy.deepcopy(model), recipe, calibration, seed, strict=strict, progress=progress)
 
 
 @torch.no_grad()
-def quantize_(model: nn.Module, recipe: str | Path | dict | recipes.Recipe, calibration: object = None,
-              seed: int = 0) -> nn.Module:  # fmt: skip
+def quantize_(model: nn.Module, recipe: str | Path | dict | recipes.Recipe, calibration: object = None, seed: int = 0,
+              *, strict: bool = False, progress: Progress | None = None) -> nn.Module:  # fmt: skip
     """Quantize a CLIP-like model in place and return it: the same object, with other modules inside.
 
     `recipe`: a name (`qclip.recipes.presets()`), a Recipe, a dict or a JSON path. `calibration`: a data name, an
-    ImageSet, a loader, or a tensor of preprocessed images `[n, 3, H, W]`; only some recipes need one.
+    ImageSet, a loader, or a tensor of preprocessed images `[n, 3, H, W]`; only some recipes need one. `strict`: an
+    unreadable calibration image stops the run; else it is left out with a warning. `progress`: called as (what, done,
+    in all) while samples run, strengths are searched and sites are rounded.
     Raises ModelError (no adapter, or quantized already), RecipeError (unknown, or calibration missing), DataError,
     NonFiniteError (names the layer). When it raises, the model's numbers are as before.
     """
@@ -55,18 +59,22 @@ def quantize_(model: nn.Module, recipe: str | Path | dict | recipes.Recipe, cali
         encoders = models.encoders(model)
         data = None
         if recipe.needs_data:
-            data = _samples(calibration, encoders, seed)
+            data = _samples(calibration, encoders, seed, strict)
         sites = {site.name: site for tower in towers.values() for site in tower}
         plans = rewrite.plans(recipe, towers)
         context = Context(model, recipe, towers, encoders, data, plans, {n: s.module for n, s in sites.items()},
-                          {n: SiteState() for n in sites}, {})  # fmt: skip
+                          {n: SiteState() for n in sites}, {}, progress)  # fmt: skip
         for name in recipe.methods:
             if name in METHODS:  # "rtn" is what `build` does to every site in the end
                 METHODS[name]().run(context)
         if recipe.static:
             StaticScales().run(context)
         source_hash = rewrite.weight_hash(model)  # of the explicit form: the same for every recipe
-        built = {site.name: build(context, site) for site in context.quantized_sites()}
+        built, rounded = {}, context.quantized_sites()
+        for done, site in enumerate(rounded):
+            context.report("rounding", done, len(rounded))
+            built[site.name] = build(context, site)
+        context.report("rounding", len(rounded), len(rounded))
         rewrite.write(towers, built)
         provenance = {
             "qclip": _version(), "torch": torch.__version__, "python": platform.python_version(),
@@ -88,8 +96,8 @@ def _check_finite(model: nn.Module, towers: dict[str, models.Tower]) -> None:
                                  "damaged")  # fmt: skip
 
 
-def _samples(data: object, encoders: models.Encoders, seed: int) -> calibration.Samples:
-    return calibration.samples(data, encoders, seed=seed)
+def _samples(data: object, encoders: models.Encoders, seed: int, strict: bool) -> calibration.Samples:
+    return calibration.samples(data, encoders, seed=seed, strict=strict)
 
 
 def _version() -> str:

@@ -41,6 +41,11 @@ class Context:
     floats: dict[str, nn.Module]  # the float module of every site, whatever stands in its place for the moment
     states: dict[str, SiteState]
     notes: dict  # goes into the provenance: what a method chose
+    progress: calibration.Progress | None = None
+
+    def report(self, what: str, done: int, total: int) -> None:
+        if self.progress is not None:
+            self.progress(what, done, total)
 
     def weight(self, site: Site) -> Tensor:
         """The float weight, float32 `[N, K]`."""

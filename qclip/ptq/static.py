@@ -14,6 +14,6 @@ class StaticScales(Method):
         sites = [site for site in context.quantized_sites() if plans[site.name].static]
         smooth = {site.shared: s for site in sites if (s := states[site.name].smooth) is not None}
         scales = calibration.static_scales(context.encoders, context.towers, context.need_samples(), sites, smooth,
-                                           lambda site: plans[site.name].activation_bits)  # fmt: skip
+                                           lambda site: plans[site.name].activation_bits, context.progress)  # fmt: skip
         for site in sites:
             states[site.name].input_scale = scales[site.shared]

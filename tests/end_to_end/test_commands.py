@@ -68,6 +68,23 @@ def test_one_s_own_pictures_classes_and_templates(
     assert "broken.png" in capsys.readouterr().err
 
 
+def test_quantize_names_unreadable_calibration_images_and_strict_stops(
+    tiny_model: str, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    from PIL import Image
+
+    (tmp_path / "pictures").mkdir()
+    Image.new("RGB", (40, 40), "red").save(tmp_path / "pictures" / "a.png")
+    (tmp_path / "pictures" / "broken.png").write_bytes(b"no image")
+    line = ["quantize", tiny_model, "--recipe", "w8a8-static", "--calibration", "folder:pictures", "--output", "small"]
+    assert main([*line, "--strict"]) == 2
+    err = capsys.readouterr().err
+    assert "broken.png" in err and not Path("small").exists()
+    assert main(line) == 0
+    err = capsys.readouterr().err
+    assert "broken.png" in err and "%  calibration" in err and "%  rounding" in err
+
+
 def test_spectrum_compares_with_the_float_weights(tiny_model: str, capsys: pytest.CaptureFixture) -> None:
     assert main(["spectrum", tiny_model, "--recipe", "w4a8", "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)["rows"]

@@ -1,8 +1,10 @@
 """Post-training methods against their papers' properties, and what quantize refuses."""
 
 import copy
+import itertools
 import math
 
+import open_clip
 import pytest
 import torch
 import torch.nn.functional as F
@@ -150,6 +152,22 @@ def test_smoothquant_search_never_chooses_worse_than_off(model):
     assert set(chosen) >= {site.shared for site in models.towers(small)["vision"].blocks[0].sites.values()}
 
 
+def test_smoothquant_with_static_scales_searches_with_static_scales(model, monkeypatch):
+    tried = []
+
+    def noting(context, site):
+        tried.append(context.states[site.name].input_scale)
+        return ptq.base.build(context, site)
+
+    monkeypatch.setattr(ptq.smoothquant, "build", noting)
+    small = qclip.quantize(with_outliers(model), "w8a8-static-smoothquant", calibration=IMAGES)
+    assert tried and all(scale is not None for scale in tried)
+    assert cosine(embed(small)[0], embed(model)[0]) > 0.999
+    tried.clear()
+    qclip.quantize(model, "w8a8-smoothquant", calibration=IMAGES)
+    assert tried and all(scale is None for scale in tried)
+
+
 # -- static scales -------------------------------------------------------------------------------------------------
 
 
@@ -200,6 +218,51 @@ def test_text_statistics_see_no_position_behind_eot(model):
     for tokens in data.token_batches():
         assert len(tokens.argmax(-1).unique()) == 1
     assert sum(len(t) for t in data.token_batches()) == len(data.tokens)
+
+
+def coca():
+    """CoCa, whose text tower runs to the end of the padding, with a wild value where no caption reaches."""
+    torch.manual_seed(0)
+    text = {"context_length": 16, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1}
+    model = open_clip.CoCa(
+        embed_dim=32,
+        vision_cfg={"image_size": 32, "layers": 1, "width": 32, "head_width": 16, "patch_size": 8,
+                    "attentional_pool": True, "attn_pooler_queries": 4, "attn_pooler_heads": 2, "output_tokens": True},
+        text_cfg=text | {"embed_cls": True, "output_tokens": True},
+        multimodal_cfg=text,
+    ).eval()  # fmt: skip
+    with torch.no_grad():
+        model.text.cls_emb.normal_()
+        model.text.text_projection.normal_(std=0.1)
+        model.text.positional_embedding[15, 5] = 1e4
+    return models.attach(model, {"image_size": 32}, {"kind": "clip-bpe", "context_length": 16}, source="coca")
+
+
+@pytest.mark.filterwarnings("ignore:CoCa")
+def test_padding_that_coca_computes_enters_no_statistic(monkeypatch):
+    monkeypatch.setattr(calibration, "CAPTIONS", TEXTS)
+    model = coca()
+    towers, encoders = models.towers(model), models.encoders(model)
+    data = calibration.samples(IMAGES, encoders)
+    text = {name: site for name, site in towers["text"].sites.items() if site.kind != "embedding"}
+    read = encoders.text_positions(data.tokens)
+    assert read.shape == (3, 17) and read[:, -1].all() and read[2].sum() < read[1].sum() < 17
+    seen = {}
+
+    def keep(name):
+        return lambda _, args: seen.setdefault(name, []).append(args[0])
+
+    handles = [site.module.register_forward_pre_hook(keep(name)) for name, site in text.items()]
+    with torch.no_grad():
+        encoders.encode_text(data.tokens)
+    for handle in handles:
+        handle.remove()
+    maxima = calibration.channel_maxima(encoders, towers, data, list(text.values()))
+    for name, site in text.items():
+        (x,) = seen[name]
+        assert torch.allclose(maxima[site.shared], (x[read] if x.ndim == 3 else x).flatten(0, -2).abs().amax(0))
+    (x,) = seen["text.blocks.0.attn.q"]
+    assert x[..., 5].abs().amax() > 1.5 * maxima["text.blocks.0.attn.in"][5]  # what padding would have done
 
 
 def test_channel_maxima_against_a_hook(model):
@@ -303,6 +366,29 @@ def test_unreadable_calibration_images_are_named_and_counted(model, tmp_path):
     assert said["images"] == 2 and said["unreadable"] == 1
 
 
+def test_strict_stops_at_an_unreadable_calibration_image(model, tmp_path):
+    Image.new("RGB", (40, 40), "red").save(tmp_path / "a.png")
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    with pytest.raises(DataError, match="broken.png"):
+        qclip.quantize(model, "w8a8-static", calibration=f"folder:{tmp_path}", strict=True)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "stages"),
+    [
+        ("w8a8", ["rounding"]),
+        ("w8a8-static-smoothquant", ["calibration", "SmoothQuant search", "calibration", "rounding"]),
+    ],
+)
+def test_progress_of_every_stage_runs_from_0_to_its_end(model, recipe, stages):
+    told = []
+    qclip.quantize(model, recipe, calibration=IMAGES, progress=lambda *row: told.append(row))
+    assert [what for what, done, _ in told if done == 0] == stages
+    assert [what for what, done, total in told if done == total] == stages
+    for (what, done, total), (then, more, whole) in itertools.pairwise(told):
+        assert more == 0 if then != what else (more > done or more == 0) and whole == total
+
+
 @pytest.mark.parametrize(
     ("call", "error", "word"),
     [
@@ -312,9 +398,14 @@ def test_unreadable_calibration_images_are_named_and_counted(model, tmp_path):
         (lambda m: qclip.quantize(m, "w8a8-static", calibration=7), DataError, "not int"),
         (lambda m: qclip.quantize(m, "w8a8-static", calibration=[1, 2]), DataError, "gives int"),
         (lambda m: qclip.quantize(m, "w8a8-static", calibration=(IMAGES * 50).byte()), DataError, "floating point"),
+        (lambda m: qclip.quantize(m, "w8a8-static", calibration=torch.zeros(2, 3, 48, 48)), DataError,
+         r"\(3, 48, 48\), but the model takes \(3, 32, 32\)"),
+        (lambda m: qclip.quantize(m, "w8a8-static", calibration=torch.zeros(2, 1, 32, 32)), DataError, "takes"),
+        (lambda m: qclip.quantize(m, "w8a8-static", calibration=[IMAGES, IMAGES[..., :8]]), DataError,
+         r"\(3, 32, 32\) and of shape \(3, 32, 8\)"),
         (lambda m: qclip.quantize(qclip.quantize(m, "w8a8"), "w4a8"), ModelError, "already"),
         (lambda m: qclip.quantize(nn.Linear(2, 2), "w8a8"), ModelError, "Linear"),
-    ],
+    ],  # fmt: skip
 )
 def test_refusals(model, call, error, word):
     with pytest.raises(error, match=word):
