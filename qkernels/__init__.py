@@ -8,7 +8,7 @@ Needs torch and nothing else. Without native code (no C++ compiler at installati
 with one warning.
 """
 
-from .dispatch import FallbackError, FallbackWarning, attention_dtype, backend_for, info
+from .dispatch import FallbackError, FallbackWarning, SettingError, attention_dtype, backend_for, info
 from .ops import (
     attention,
     channel_absmax,
@@ -28,6 +28,7 @@ __all__ = [
     "FallbackWarning",
     "Int4Weight",
     "Int8Weight",
+    "SettingError",
     "attention",
     "attention_dtype",
     "backend_for",

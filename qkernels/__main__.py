@@ -1,5 +1,5 @@
 """`python -m qkernels`: what was built, which tier runs, and a self-check of every tier against the reference. Exit
-status 1 if it fails.
+status 1 if it fails, 2 where the environment names a backend or tier that is not there.
 """
 
 from __future__ import annotations
@@ -43,7 +43,11 @@ def self_check() -> dict[str, str]:
 
 def main() -> int:
     """Print the report; 0 if the self-check passed or there is nothing native to check."""
-    info = dispatch.info()
+    try:
+        info = dispatch.info()
+    except dispatch.SettingError as error:
+        print(f"qkernels: {error}", file=sys.stderr)
+        return 2
     print(f"torch           {torch.__version__}")
     print(f"native code     {'built' if info['built'] else 'missing: ' + str(info['reason'])}")
     print(f"CPU backend     {info['backend']}")

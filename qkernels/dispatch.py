@@ -6,9 +6,10 @@ Environment: `QKERNELS_BACKEND` (`reference` or `cpu`) forces a backend, `QKERNE
 
 from __future__ import annotations
 
+import difflib
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from types import ModuleType
 from typing import Any
 
@@ -19,7 +20,13 @@ from qkernels.weights import Int4Weight, Int8Weight
 
 BACKENDS: dict[str, ModuleType] = {"reference": reference, "cpu": cpu}
 
+TIERS = ("scalar", "avx2", "avx512vnni")
+
 _announced: set[str] = set()
+
+
+class SettingError(ValueError):
+    """An environment variable names a backend or a tier that is unknown or not there."""
 
 
 class FallbackWarning(UserWarning):
@@ -39,20 +46,36 @@ def _fall_back(message: str) -> None:
         warnings.warn(message, FallbackWarning, stacklevel=3)
 
 
+def _hint(name: str, known: Iterable[str]) -> str:
+    """What may have been meant, to stand behind a sentence; nothing where `name` is known or near none."""
+    close = [] if name in known else difflib.get_close_matches(name.lower(), known, n=2, cutoff=0.4)
+    return f"; did you mean {' or '.join(map(repr, close))}?" if close else ""
+
+
+def _use_tier() -> None:
+    """Run the tier that the environment names, else the best one."""
+    wanted = os.environ.get("QKERNELS_CPU_TIER")
+    try:
+        cpu.use_tier(wanted)
+    except ValueError as error:
+        raise SettingError(f"QKERNELS_CPU_TIER={wanted}: {error}{_hint(str(wanted), TIERS)}") from None
+
+
 def backend_for(device: torch.device | str) -> ModuleType:
     """The backend module that runs tensors of `device`: `qkernels.cpu` or `qkernels.reference`.
 
-    Raises ValueError where the environment names an unknown backend or tier, or a backend that is not there.
+    Raises SettingError where the environment names an unknown backend or tier, or a backend that is not there.
     """
     kind = device.type if isinstance(device, torch.device) else torch.device(device).type
     forced = os.environ.get("QKERNELS_BACKEND")
     if forced:
         if forced not in BACKENDS:
-            raise ValueError(
+            raise SettingError(
                 f"QKERNELS_BACKEND={forced} is not a backend of this version; known: {', '.join(BACKENDS)}"
+                f"{_hint(forced, BACKENDS)}"
             )
         if forced == "cpu" and cpu.native is None:
-            raise ValueError(f"QKERNELS_BACKEND=cpu, but {cpu.missing}")
+            raise SettingError(f"QKERNELS_BACKEND=cpu, but {cpu.missing}")
     if forced == "reference" or kind == "meta":
         return reference
     if kind != "cpu":
@@ -61,7 +84,7 @@ def backend_for(device: torch.device | str) -> ModuleType:
     if cpu.native is None:
         _fall_back(f"{cpu.missing}: the slow reference backend runs")
         return reference
-    cpu.use_tier(os.environ.get("QKERNELS_CPU_TIER"))
+    _use_tier()
     return cpu
 
 
@@ -106,7 +129,7 @@ def info() -> dict[str, Any]:
         warnings.simplefilter("ignore", FallbackWarning)
         backend = "reference" if cpu.native is None else backend_for("cpu").__name__.rpartition(".")[2]
     if cpu.native is not None:
-        cpu.use_tier(os.environ.get("QKERNELS_CPU_TIER"))
+        _use_tier()
     return {
         "built": cpu.native is not None,
         "reason": cpu.missing,

@@ -47,6 +47,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _say(f"{error.format_message().rstrip('.')}; see `{command} --help`", error.exit_code)
         if isinstance(error, QclipError):
             return _say(str(error), BAD_INPUT if isinstance(error, InputError) else FAILED)
+        kernels = sys.modules.get("qkernels")  # not imported here: it brings torch, and help must not wait for that
+        if kernels is not None and isinstance(error, kernels.SettingError):
+            return _say(str(error), BAD_INPUT)
         return _say(f"{type(error).__name__}: {error}; run it again with --debug to see where", FAILED)
 
 

@@ -63,6 +63,20 @@ def test_bad_input_is_2_and_one_sentence(line: list[str], capsys: pytest.Capture
     assert err.startswith("qclip: ") and err.count("\n") == 1 and "Traceback" not in err
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "near"),
+    [("QKERNELS_BACKEND", "refrence", "'reference'"), ("QKERNELS_CPU_TIER", "avx512", "'avx512vnni'")],
+)
+def test_a_bad_environment_is_2_and_one_sentence(
+    name: str, value: str, near: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setenv(name, value)
+    for line in (["doctor"], ["evaluate", "scenes-clean", "--recipe", "w8a8", "--data", "scenes:test?samples=20"]):
+        assert main(line) == 2
+        err = capsys.readouterr().err.splitlines()[-1]
+        assert err.startswith(f"qclip: {name}={value}") and near in err.partition("did you mean")[2]
+
+
 def test_two_recipes_of_one_name_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     for name in ("w8a8", "float"):
         (tmp_path / "mine.json").write_text(json.dumps({"name": name, "weight_bits": 6}))

@@ -139,3 +139,19 @@ def test_self_check_sees_a_wrong_kernel(built: None, monkeypatch: pytest.MonkeyP
     real = cpu.int8_linear
     monkeypatch.setattr(cpu, "int8_linear", lambda *args, **kwargs: real(*args, **kwargs) + 1)
     assert set(module.self_check().values()) == {"FAILED: int8_linear"}
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("QKERNELS_BACKEND", "cpuu", "QKERNELS_BACKEND=cpuu is not a backend of this version; known:"),
+        ("QKERNELS_CPU_TIER", "avx", "QKERNELS_CPU_TIER=avx: unknown CPU tier 'avx'"),
+    ],
+)
+def test_the_report_says_a_bad_environment_in_one_sentence(name, value, said, monkeypatch, capsys):
+    from qkernels.__main__ import main
+
+    monkeypatch.setenv(name, value)
+    assert main() == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith(f"qkernels: {said}") and err.count("\n") == 1
