@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Annotated, Literal
 
 import typer
@@ -27,6 +28,7 @@ def command(
         str, typer.Option("--peers", help="all, none, or a list: torch-fp32,torch-bf16,torchao,onnxruntime,openvino.")
     ] = "torch-fp32",
     calibration: common.Calibration = None,
+    full: Annotated[bool, typer.Option("--full", help="Prompts that fill the context (text tower).")] = False,
     seconds: Annotated[float, typer.Option("--seconds", min=0.1, help="Time to measure, all together.")] = 20.0,
     arch: common.Arch = None,
     seed: common.Seed = 0,
@@ -34,13 +36,14 @@ def command(
     json: common.Json = False,
 ) -> None:
     """Measure a quantized tower and its peers: interleaved, the same input, the same threads, medians."""
+    os.environ.setdefault("OMP_PROC_BIND", "true")  # a thread a core; read when torch is imported
     from qclip import bench
 
     chosen = bench.peer_names(peers)
     common.set_threads(threads)
     with common.progress() as progress:
         found = bench.bench(model, recipe, tower=tower, batch=batch, peers=chosen, calibration=calibration,
-                            seconds=seconds, arch=arch, seed=seed, progress=progress)  # fmt: skip
+                            full=full, seconds=seconds, arch=arch, seed=seed, progress=progress)  # fmt: skip
     if json:
         common.print_json(found)
         return

@@ -1,0 +1,54 @@
+"""The stopwatch of `qclip bench`: turns, and rounds in which the processor was slow."""
+
+import itertools
+
+import pytest
+
+from qclip import bench
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> dict:
+    """A clock that only the contenders move."""
+    state = {"now": 0.0}
+    monkeypatch.setattr(bench.time, "perf_counter", lambda: state["now"])
+    return state
+
+
+def contender(clock: dict, name: str, seconds: float, order: list[str]):
+    def run() -> None:
+        clock["now"] += seconds * clock.get("slower", 1)
+        order.append(name)
+
+    return run
+
+
+def test_contenders_take_turns_and_short_calls_are_repeated(clock: dict) -> None:
+    order: list[str] = []
+    runs = {"a": contender(clock, "a", 0.01, order), "b": contender(clock, "b", 0.5, order)}
+    times, speeds = bench.interleave(runs, 0.0, lambda *a: None)
+    assert len(speeds) == len(times["a"]) == len(times["b"]) == bench.MIN_ROUNDS
+    assert times["a"] == pytest.approx([0.01] * 5) and times["b"] == pytest.approx([0.5] * 5)
+    turns = [name for name, _ in itertools.groupby(order[4:])]
+    assert set(turns) == {"a", "b"} and order[4:].count("a") == 5 * (1 + 5)
+
+
+def test_rounds_at_half_rate_are_run_again(clock: dict) -> None:
+    order: list[str] = []
+    speeds = iter([100.0, 50.0, 98.0, 40.0, 99.0, 101.0, 100.0, 100.0])
+    slow = []
+
+    def probe() -> float:
+        speed = next(speeds)
+        slow.append(speed < 75)
+        return speed
+
+    times, seen = bench.interleave({"a": contender(clock, "a", 0.1, order)}, 0.5, lambda *a: None, probe)
+    assert len(seen) == 7 and len(times["a"]) == 5
+    assert sum(slow) == 2
+
+
+def test_a_processor_that_stays_slow_ends_after_twice_the_time(clock: dict) -> None:
+    speeds = itertools.chain([100.0], itertools.repeat(10.0))
+    times, seen = bench.interleave({"a": contender(clock, "a", 0.1, [])}, 3.0, lambda *a: None, lambda: next(speeds))
+    assert len(times["a"]) == 1 and len(seen) > 10
