@@ -43,7 +43,7 @@ def test_rounds_at_half_rate_are_run_again(clock: dict) -> None:
         slow.append(speed < 75)
         return speed
 
-    times, seen = bench.interleave({"a": contender(clock, "a", 0.1, order)}, 0.5, lambda *a: None, probe)
+    times, seen = bench.interleave({"a": contender(clock, "a", 0.1, order)}, 1.0, lambda *a: None, probe)
     assert len(seen) == 7 and len(times["a"]) == 5
     assert sum(slow) == 2
 
