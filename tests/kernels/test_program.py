@@ -151,6 +151,23 @@ def test_input_may_lie_elsewhere_and_results_are_new_tensors() -> None:
     assert torch.equal(first["y"], kept)
 
 
+def test_results_made_early_outlive_what_follows() -> None:
+    w = weight(64, 64)
+
+    def function(x: Tensor) -> tuple[Tensor, ...]:
+        first = linear(*qkernels.quantize_per_token(x), w)
+        codes, scale = qkernels.quantize_per_token(first)
+        x = linear(codes, scale, w)
+        for _ in range(4):
+            x = linear(*qkernels.quantize_per_token(x), w)
+        return first, codes, scale, x
+
+    x = torch.randn(16, 64)
+    program = record(function, x)
+    for a, b in zip(program(x * 2 + 1), function(x * 2 + 1), strict=True):
+        assert torch.equal(a, b)
+
+
 def test_nan_and_inf_come_through() -> None:
     w = weight(24, 24)
 

@@ -125,6 +125,18 @@ def test_changed_parameters_modules_and_settings_are_noticed(model: torch.nn.Mod
 
 
 @torch.no_grad()
+def test_a_change_under_a_folded_constant_is_noticed(calls: list[str]) -> None:
+    """Biases in bfloat16 are turned into float32 for the kernels, once."""
+    model = qclip.quantize_(small_clip(), "w8a8").bfloat16()
+    images = IMAGES.bfloat16()
+    for _ in range(4):
+        y = model.encode_image(images)
+    assert calls[-1] == "program"
+    model.visual.transformer.resblocks[1].mlp.fc2.bias[:9].add_(3)
+    assert not torch.allclose(model.encode_image(images).float(), y.float(), atol=0.1)
+
+
+@torch.no_grad()
 def test_copies_and_other_threads_have_programs_of_their_own(model: torch.nn.Module, calls: list[str]) -> None:
     y = settle(model, calls)
     other = copy.deepcopy(model)
