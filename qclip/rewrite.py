@@ -176,7 +176,8 @@ def _float(site: Site) -> nn.Module:
 
 
 def coverage(model: nn.Module, plans: dict[str, SitePlan] | None = None) -> Coverage:
-    """Every site, the products inside attention, and the other parameters: what runs how. Works on float models too.
+    """Every site, convolutions that are none, the products inside attention, and the other parameters: what runs how.
+    Works on float models too.
 
     `plans`: default is what the model was quantized with.
     """
@@ -197,9 +198,42 @@ def coverage(model: nn.Module, plans: dict[str, SitePlan] | None = None) -> Cove
                 name = f"{block.name}.attn.scores"
                 rows.append(SiteCoverage(name, "attention", "float", None, None, 2 * tower.tokens**2 * width, 0,
                                          _attention_backend(core)))  # fmt: skip
+        convolutions = _convolutions(model, tower)
+        rows += convolutions
         other = sum(p.numel() for p in tower.module.parameters()) - _site_parameters(tower)
+        other -= sum(row.parameters for row in convolutions)
         rows.append(SiteCoverage(f"{tower.name}.other", "other", "float", None, None, 0, max(0, other), "torch"))
     return Coverage(rows)
+
+
+def _convolutions(model: nn.Module, tower: Tower) -> list[SiteCoverage]:
+    """Convolutions that are not sites (ConvNeXt's depthwise ones, stems that overlap): they stay float."""
+    sites = {id(site.module) for site in tower}
+    found = {name: module for name, module in tower.module.named_modules()
+             if isinstance(module, nn.Conv2d) and id(module) not in sites}  # fmt: skip
+    positions = _positions(model, found) if found else {}
+    return [SiteCoverage(f"{tower.name}.{name}", "convolution", "float", None, None,
+                         positions[name] * conv.weight.numel(), sum(p.numel() for p in conv.parameters()), "torch")
+            for name, conv in found.items()]  # fmt: skip
+
+
+@torch.no_grad()
+def _positions(model: nn.Module, convolutions: dict[str, nn.Conv2d]) -> dict[str, int]:
+    """At how many positions of an image each convolution is evaluated: seen once, on an empty image, and kept."""
+    kept: dict[str, int] = model.__dict__.setdefault("qclip_conv_positions", {})
+    if not convolutions.keys() <= kept.keys():
+        encoders, training = models.encoders(model), [m for m in model.modules() if m.training]
+        handles = [conv.register_forward_hook(lambda _, __, y, name=name: kept.update({name: y[0, 0].numel()}))
+                   for name, conv in convolutions.items()]  # fmt: skip
+        try:
+            model.eval()  # batch norm would learn from it
+            encoders.encode_image(torch.zeros(1, 3, encoders.image_size, encoders.image_size))
+        finally:
+            for handle in handles:
+                handle.remove()
+            for module in training:
+                module.training = True
+    return {name: kept.get(name, 0) for name in convolutions}
 
 
 def _device(site: Site) -> torch.device:

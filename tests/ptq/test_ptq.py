@@ -6,6 +6,7 @@ import math
 
 import open_clip
 import pytest
+import timm
 import torch
 import torch.nn.functional as F
 from PIL import Image
@@ -16,6 +17,7 @@ from qclip import calibration, models, ptq, recipes, rewrite
 from qclip.errors import DataError, ModelError, NonFiniteError, RecipeError
 from qclip.layers import Int8Linear, QuantizedAttention, QuantizedSite
 from qclip.models.tower import Attention, DeferredNorm
+from tests.models import architectures
 from tests.small import IMAGES, TEXTS, small_clip
 
 
@@ -103,6 +105,32 @@ def test_coverage_counts_everything(model):
     # One site by hand: 16 patches + class token, 64 x 256 and back.
     fc1 = next(row for row in coverage.rows if row.site == "vision.blocks.0.mlp.fc1")
     assert fc1.macs == 17 * 64 * 256 and fc1.parameters == 64 * 256 + 256
+
+
+def test_coverage_counts_convolutions_that_are_no_sites():
+    """A ConvNeXt of 48 px: stem 12 x 12, then 6, 3 and 1 positions a side; its depthwise convolutions stay float."""
+    widths, sides = (8, 16, 24, 32), (12, 6, 3, 1)
+    trunk = timm.create_model("convnext_atto", depths=(1, 1, 2, 1), dims=widths, num_classes=0)
+    model = architectures.with_trunk(trunk, "linear")
+    model.visual.image_size = (48, 48)
+    small = qclip.quantize(model, "w8a8")
+    coverage = small.qclip_quantization.coverage
+    found = [row for row in coverage.rows if row.kind == "convolution"]
+    depths = [(c, s) for c, s, n in zip(widths, sides, (1, 1, 2, 1), strict=True) for _ in range(n)]
+    assert [(row.macs, row.parameters) for row in found] == [(49 * c * s * s, 49 * c + c) for c, s in depths]
+    assert all(row.state == "float" for row in found)
+    assert coverage == qclip.coverage(small) and coverage.share("real") < 1
+    assert sum(row.parameters for row in coverage.rows) == sum(
+        p.numel() for name, p in model.named_parameters() if name != "logit_scale"
+    )
+
+
+def test_counting_a_convolutional_stem_changes_no_batch_norm():
+    model = architectures.with_trunk(architectures.TIMM["vit_conv_stem"](), width=10).train()
+    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+    found = [row.macs for row in qclip.coverage(model).rows if row.kind == "convolution"]
+    assert found == [8 * 8 * 6 * 3 * 16, 4 * 4 * 6 * 6 * 4, 2 * 2 * 24 * 6 * 4]
+    assert norms and all(norm.training and not norm.running_mean.any() for norm in norms)
 
 
 # -- SmoothQuant ---------------------------------------------------------------------------------------------------
