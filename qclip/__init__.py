@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from .ptq import quantize, quantize_
     from .recipes import Recipe
     from .reliability import Results, evaluate
-    from .report import report, table
+    from .report.page import report
+    from .report.table import table
     from .rewrite import Coverage, coverage, dequantize_
     from .spectral import weight_spectrum
     from .zoo import load_model

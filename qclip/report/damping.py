@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 
+from qclip.spectral import verdict
+
 from . import svg, units
 from .index import CONTROL, Index
 
@@ -46,7 +48,7 @@ def tails(index: Index) -> list[Tail]:
 
 
 def damping(index: Index) -> list[str]:
-    """What can be said of the last band, one sentence for each finding."""
+    """What can be said of the last band: one sentence for each finding, then the numbers of each model and tower."""
     found = tails(index)
     ends = {
         DAMPED: "That is a sign of filtering, not proof: the other controls and the effect on reliability are not "
@@ -66,7 +68,7 @@ def damping(index: Index) -> list[str]:
         if towers:
             listed = [f"{model} ({units.words(names)})" for model, names in towers.items()]
             out.append(f"{leads[finding]} {units.words(listed)}. {end}")
-    return out
+    return out + verdict(index.results.rows)
 
 
 def band_start(name: str) -> float:

@@ -211,7 +211,7 @@ def model_grid(index: Index) -> absolute.Grid | None:
 
 
 def notes(index: Index) -> list[str]:
-    out = [str(note) for note in index.results.notes]
+    out = verdicts.few_images(index) + [str(note) for note in index.results.notes]
     if index.repeated:
         out.append(f"{index.repeated} rows repeat the key of an earlier one; the last is shown.")
     return out

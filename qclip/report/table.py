@@ -69,7 +69,7 @@ def _print(console: Console, index: Index) -> None:
     for sentence in damping.damping(index):
         console.print(f"\N{BULLET} {sentence}", markup=False)
     _shares(console, index)
-    for note in index.results.notes:
+    for note in [*verdicts.few_images(index), *index.results.notes]:
         console.print(f"note: {note}", markup=False)
 
 

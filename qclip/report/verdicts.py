@@ -11,6 +11,7 @@ from .index import Family, Index, is_mean
 
 SCORE = "mcm"  # the OOD score that is judged, named beforehand; the others stand in the tables
 MOST_SUBSETS = 4
+FEW = 30  # images: below it an interval says little
 
 
 class Verdict(enum.Enum):
@@ -173,7 +174,27 @@ def _answer(index: Index, reference: str, model: str, question: Question) -> Com
             value = None if ours is None or theirs is None else ours - theirs
     else:
         value, low, high = row["value"], row["low"], row["high"]
-    return Comparison(question, model, value, low, high, judge(question.measure.better, value, low, high))
+    verdict = judge(question.measure.better, value, low, high)
+    if verdict is not Verdict.MISSING and low is not None and low == high and row is not None and _few(row["n"]):
+        verdict = Verdict.OPEN  # every replicate drew the same few images: that is no certainty
+    return Comparison(question, model, value, low, high, verdict)
+
+
+def _few(n: int | None) -> bool:
+    return n is not None and 0 < n < FEW
+
+
+def few_images(index: Index) -> list[str]:
+    """A note for every set, or part of one, that has few images."""
+    out = []
+    for name in dict.fromkeys([*index.labelled_sets, *(name for name, _ in index.ood_sets if not is_mean(name))]):
+        for part in ("all", *index.subsets(name)):
+            n = index.n(name, subset=part)
+            if _few(n):
+                where = name if part == "all" else f"{name}, {part}"
+                images = "1 image" if n == 1 else f"{units.count(n)} images"
+                out.append(f"{where}: {images}; intervals from fewer than {FEW} mean little")
+    return out
 
 
 def tally(answers: dict[Question, dict[str, Comparison]]) -> dict[Verdict, int]:

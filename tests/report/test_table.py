@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import io
 import sys
+from html import unescape
 
 import pytest
 
 from qclip.reliability.results import Results
-from qclip.report import table
+from qclip.report import html, table
+from qclip.spectral import verdict
 
 
 def test_it_fits_and_carries_verdicts_differences_and_intervals(make_results) -> None:
@@ -16,6 +18,15 @@ def test_it_fits_and_carries_verdicts_differences_and_intervals(make_results) ->
     for part in ("Against scenes-clean float", "Against scenes-noisy float", "Covariate shift", "✗ ", "✓ ", "○ ",
                  "points [", "comparisons", "simulated", "note: temperatures were fitted"):  # fmt: skip
         assert part in text, part
+
+
+def test_spectra_are_judged_in_words_and_numbers(make_results) -> None:
+    results = make_results()
+    said = verdict(results.rows)
+    assert len(said) == 16  # two families, four recipes, two towers
+    told, page = " ".join(table(results).split()), unescape(html(results)).replace("\N{NO-BREAK SPACE}", " ")
+    assert all(sentence in told and sentence in page for sentence in said)
+    assert said[0].startswith("scenes-clean w8a8, vision tower, ranks 64-: ") and "gain 0.99" in said[0]
 
 
 def test_difference_and_interval_stand_in_the_row() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from qclip.reliability.results import Results
-from qclip.report import damping, units, verdicts
+from qclip.report import damping, page, table, units, verdicts
 from qclip.report.figures import chance_ece
 from qclip.report.index import Family, Index
 from qclip.report.verdicts import Verdict, judge
@@ -30,6 +30,26 @@ from qclip.report.verdicts import Verdict, judge
 )
 def test_judge(better, value, low, high, wanted) -> None:
     assert judge(better, value, low, high) is wanted
+
+
+@pytest.mark.parametrize(("n", "wanted"), [(12, Verdict.OPEN), (30, Verdict.BETTER), (None, Verdict.BETTER)])
+def test_an_interval_without_width_on_a_few_images_decides_nothing(n, wanted) -> None:
+    index, family = pair({"metric": "top1", "value": 0.5, "n": n, "model": "float"},
+                         {"metric": "top1", "value": 0.6, "n": n}, difference("top1", 0.1, 0.1, 0.1, n=n))  # fmt: skip
+    (by_model,) = verdicts.compare(index, family).values()
+    assert by_model["w8a8"].verdict is wanted
+
+
+def test_sets_and_parts_of_few_images_are_named() -> None:
+    index, _ = pair(
+        {"metric": "top1", "value": 0.5, "n": 40},
+        {"metric": "top1", "value": 0.5, "n": 12, "subset": "conflict"},
+        {"metric": "auroc", "value": 0.5, "n": 1, "subset": "far", "set": "pictures", "score": "mcm"},
+        difference("top1", 0.1, 0.0, 0.2, n=40),
+    )
+    said = verdicts.few_images(index)
+    assert [line.split(";")[0] for line in said] == ["test, conflict: 12 images", "pictures: 1 image"]
+    assert all(line in page.notes(index) for line in said) and f"note: {said[1]}" in table(index.results)
 
 
 def pair(*rows: dict, reference: str = "float") -> tuple[Index, Family]:
