@@ -1,9 +1,10 @@
 """Turn a training run into a shipped checkpoint: float16 weights, row-wise INT8 embedding, card.json and README.md.
 
-    python dev/pack_checkpoint.py runs/photos photos [--measured results.json]
+    python dev/pack_checkpoint.py runs/photos photos [--measured test.json dev.json]
 
 The run folder holds `open_clip.pt` (a plain state dict) and `facts.json` (what the training script wrote). `--measured`
-is a file of `qclip evaluate ... --json`: its accuracy and calibration gap go onto the card.
+are files of `qclip evaluate ... --json`: their accuracy and calibration gap go onto the card. Give a dev split too
+(`scenes:dev`, `parquet:.../cifar10_dev.parquet`): the sign of the gap is what the checkpoint was chosen for.
 """
 
 import argparse
@@ -33,7 +34,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path)
     parser.add_argument("name", choices=sorted(DATA))
-    parser.add_argument("--measured", type=Path)
+    parser.add_argument("--measured", type=Path, nargs="+")
     args = parser.parse_args()
     facts = json.loads((args.run / "facts.json").read_text())
     state = torch.load(args.run / "open_clip.pt", weights_only=True, map_location="cpu")
@@ -53,20 +54,31 @@ def main() -> None:
         "training": facts | {"command": COMMAND[args.name]},
     }
     if args.measured:
-        rows = json.loads(args.measured.read_text())["rows"]
-        wanted = {"top1", "ece", "signed_gap", "nll"}
-        card["measured"] = [
-            {k: row.get(k) for k in ("set", "subset", "metric", "value", "low", "high", "n")}
-            for row in rows
-            if not row.get("reference")
-            and row["metric"] in wanted
-            and not row.get("corruption")
-            and row.get("value") is not None
-        ]
+        card["measured"] = [row for file in args.measured for row in measured(file)]
     out = Path(zoo.__file__).parent / "checkpoints" / args.name
     zoo.write_checkpoint(out, state, card)
     (out / "README.md").write_text(readme(card))
     print(f"{out}: {(out / 'model.safetensors').stat().st_size / 2**20:.1f} MiB")
+
+
+def measured(file: Path) -> list[dict]:
+    """The rows of a results file that go onto the card."""
+    wanted = {"top1", "ece", "signed_gap", "nll"}
+    return [
+        {k: row.get(k) for k in ("set", "subset", "metric", "value", "low", "high", "n")}
+        for row in json.loads(file.read_text())["rows"]
+        if not row.get("reference")
+        and row["metric"] in wanted
+        and not row.get("corruption")
+        and row.get("value") is not None
+    ]
+
+
+def gap_said(row: dict) -> str:
+    sign = "over" if row["value"] > 0 else "under"
+    if row["low"] <= 0 <= row["high"]:
+        sign = "neither over- nor under"
+    return f"{sign}confident on {row['set']} ({100 * row['value']:+.1f} points)"
 
 
 def readme(card: dict) -> str:
@@ -80,17 +92,14 @@ def readme(card: dict) -> str:
         f"- **Made with**: `{training['command']}`, seed {training['seed']}",
         f"- **Trained on**: {training.get('images_seen', training['images']):,} images in {training['steps']:,} steps",
     ]
-    gaps = {
-        row["set"]: row["value"]
+    gaps = [
+        gap_said(row)
         for row in card.get("measured", [])
         if row["metric"] == "signed_gap" and row["subset"] == "all"
-    }
+    ]
     if gaps:
-        name, gap = next(iter(gaps.items()))
-        lines.append(
-            f"- **Calibration**: {'over' if gap > 0 else 'under'}confident on {name} (confidence minus accuracy "
-            f"{100 * gap:+.1f} points)"
-        )
+        lines.append(f"- **Calibration** (confidence minus accuracy): {', '.join(gaps)}")
+        lines.append(f"- **Measured with**: `qclip evaluate {card['name']} --data SET`, default settings")
         lines += ["", "| set | subset | metric | value | 95 % interval | n |", "|---|---|---|---|---|---|"]
         for row in card["measured"]:
             interval = "" if row["low"] is None else f"{row['low']:.4f} .. {row['high']:.4f}"

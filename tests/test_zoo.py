@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
+
 import pytest
 
 import qclip
 from qclip import errors, zoo
 from qclip.errors import InputError, ModelError
+from tests.conftest import ROOT
 
 
 @pytest.mark.parametrize(("name", "hint"), [("scene-clean", "'scenes-clean'"), ("vit-b32", "'ViT-B-32'"),
@@ -41,3 +44,16 @@ def test_a_device_that_is_not_there_is_bad_input(device):
 def test_every_shipped_checkpoint_has_a_card():
     for name, card in zoo.checkpoints().items():
         assert {"data", "architecture", "preprocess", "tokenizer"} <= set(card), name
+
+
+@pytest.mark.parametrize("name", zoo.checkpoints())
+def test_a_card_says_what_was_measured_and_the_sign_of_the_gap_on_a_dev_split(name):
+    spec = importlib.util.spec_from_file_location("pack_checkpoint", ROOT / "dev" / "pack_checkpoint.py")
+    pack = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(pack)
+    card = zoo.checkpoints()[name]
+    assert (ROOT / "qclip" / "checkpoints" / name / "README.md").read_text() == pack.readme(card)
+    (gap,) = (r for r in card["measured"] if r["metric"] == "signed_gap" and r["set"].endswith("dev"))
+    sign = "overconfident" if name == "scenes-clean" else "underconfident"
+    assert f"{sign} on {gap['set']} ({100 * gap['value']:+.1f} points)" in pack.readme(card)
+    assert gap["low"] > 0 or gap["high"] < 0
