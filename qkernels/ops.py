@@ -1,4 +1,5 @@
-"""The contract: every op's signature, meaning, checks, registration with torch, and gradient.
+"""The contract: every op's signature, meaning, checks, registration with torch, and gradient. It is one file, although
+a long one, because whoever writes a backend or calls an op reads it as one; checks and registration live elsewhere.
 
 Arguments are checked here, once; backends trust them. All ops run under `torch.compile(fullgraph=True)` and
 `torch.inference_mode`. `out=` (a tensor, or a pair for two results; contiguous, not overlapping an input) receives

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -30,6 +31,25 @@ def test_every_python_block_runs(number: int, tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], cwd=tmp_path, capture_output=True, text=True,
                           env={**os.environ, "PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(tmp_path)})  # fmt: skip
     assert done.returncode == 0, done.stderr
+
+
+def test_the_recipe_of_the_readme_quantizes_one_tower() -> None:
+    import qclip
+
+    (text,) = re.findall(r"^```json\n(.*?)^```", (ROOT / "README.md").read_text(), re.M | re.S)
+    small = qclip.quantize(qclip.load_model("scenes-clean"), json.loads(text))
+    states = {row.site: row.state for row in qclip.coverage(small).rows if row.kind not in ("attention", "other")}
+    real = {site for site, state in states.items() if state == "real"}
+    assert {site.split(".")[0] for site in states} == {"vision", "text"}
+    assert real == {site for site in states if site.startswith("vision.")} - {"vision.blocks.0.attn.q"}
+
+
+def test_the_data_names_of_the_readme_exist() -> None:
+    from qclip import data
+
+    text = (ROOT / "README.md").read_text()
+    (larger,) = re.findall(r"`(scenes:test\?side=\d+)`", text)
+    assert data.load(larger).image(0).size == (64, 64) and "`--ood near=NAME`" in text
 
 
 def test_the_readme_has_its_commands_and_python() -> None:
