@@ -8,6 +8,7 @@ import os
 import secrets
 import shutil
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
@@ -80,18 +81,19 @@ def print_table(title: str, columns: list[str], rows: list[list[Any]]) -> None:
 
 @contextlib.contextmanager
 def progress() -> Iterator[Progress]:
-    """A bar with an ETA on stderr, driven by `report(what, done, total)`. Without a terminal: a line every tenth."""
+    """A bar with an ETA on stderr, driven by `report(what, done, total)`. Without a terminal: a line every tenth, at
+    most one a second."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     if not sys.stderr.isatty():
-        last = -1
+        last, told = -1, float("-inf")
 
         def line(what: str, done: int, total: int) -> None:
-            nonlocal last
+            nonlocal last, told
             tenth = 10 * done // total if total else 0
-            if tenth != last:
-                last = tenth
+            if tenth != last and time.monotonic() - told >= 1:
+                last, told = tenth, time.monotonic()
                 say(f"{10 * tenth:3d} %  {what}")
 
         yield line

@@ -71,12 +71,19 @@ def test_lines_are_stripped_and_blank_ones_dropped(tmp_path: Path) -> None:
     assert common.read_lines(None, "templates") is None
 
 
-def test_progress_without_a_terminal_is_lines_on_stderr(capsys: pytest.CaptureFixture) -> None:
+@pytest.mark.parametrize(("step", "lines"), [(1.0, 11), (0.02, 3), (0.0, 1)])
+def test_progress_without_a_terminal_is_lines_on_stderr(
+    step: float, lines: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """A line every tenth; at most one a second, so that what is quick says little."""
+    now = 0.0
+    monkeypatch.setattr(common.time, "monotonic", lambda: now)
     with common.progress() as report:
         for done in range(0, 101):
             report("images", done, 100)
+            now += step
     out, err = capsys.readouterr()
-    assert out == "" and len(err.splitlines()) == 11 and "100 %" in err
+    assert out == "" and len(err.splitlines()) == lines and "  0 %  images" in err
 
 
 @pytest.mark.parametrize(

@@ -80,9 +80,12 @@ def test_quantize_names_unreadable_calibration_images_and_strict_stops(
     assert main([*line, "--strict"]) == 2
     err = capsys.readouterr().err
     assert "broken.png" in err and not Path("small").exists()
+    other = ["evaluate", *line[1:-2], "--data", "scenes:test?samples=20", "--no-cache", "--strict"]
+    assert main(other) == 2
+    assert "broken.png" in capsys.readouterr().err
     assert main(line) == 0
     err = capsys.readouterr().err
-    assert "broken.png" in err and "%  calibration" in err and "%  rounding" in err
+    assert "broken.png" in err and "0 %  calibration" in err
 
 
 def test_spectrum_compares_with_the_float_weights(tiny_model: str, capsys: pytest.CaptureFixture) -> None:
