@@ -17,6 +17,9 @@
 #if QK_X86
 #include <cpuid.h>
 #endif
+#if !defined(_WIN32)
+#include <pthread.h>
+#endif
 
 namespace {
 
@@ -50,6 +53,11 @@ const int best = detect();
 const bool has_bf16 = detect_bf16();
 int current = best;
 
+bool forked = false;
+#if !defined(_WIN32)
+const int watching = pthread_atfork(nullptr, nullptr, [] { forked = true; });
+#endif
+
 struct Buffer {
   void* data = nullptr;
   std::size_t bytes = 0;
@@ -62,6 +70,7 @@ extern "C" {
 
 int qk_best_tier() { return best; }
 int qk_tier() { return current; }
+int qk_usable_threads(int threads) { return forked ? 1 : threads; }
 bool qk_has_bf16() { return has_bf16; }
 
 bool qk_set_tier(int tier) {

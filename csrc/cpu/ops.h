@@ -36,6 +36,10 @@ extern "C" {
 enum QkSlot : int { QK_SLOT_SHARED = 0, QK_SLOT_A = 1, QK_SLOT_B = 2, QK_SLOT_COUNT = 3 };
 void* qk_workspace(int slot, std::size_t bytes);
 
+// How many of `threads` may be used: one in a process that was forked, since OpenMP's threads are not there and waiting
+// for them would never end.
+int qk_usable_threads(int threads);
+
 // Tiers: 0 scalar, 1 avx2, 2 avx512vnni.
 int qk_best_tier();          // the highest that this processor and operating system can run
 int qk_tier();               // the one in use

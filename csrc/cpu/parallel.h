@@ -1,7 +1,7 @@
 // Threads. The only place that knows OpenMP, so that another pool can take its place.
 #pragma once
 
-#include <cstdint>
+#include "ops.h"
 
 #ifdef _OPENMP
 #include <omp.h>
@@ -14,6 +14,7 @@ namespace {
 template <class Body>
 static inline void parallel_for(int threads, std::int64_t count, std::int64_t grain, const Body& body) {
   if (count <= 0) return;
+  threads = qk_usable_threads(threads);
   std::int64_t shares = grain > 0 ? (count + grain - 1) / grain : count;
   if (shares > threads) shares = threads;
   if (shares <= 1) {
@@ -36,6 +37,7 @@ static inline void parallel_for(int threads, std::int64_t count, std::int64_t gr
 // shared.
 template <class Body>
 static inline void parallel_tasks(int threads, std::int64_t count, const Body& body) {
+  threads = qk_usable_threads(threads);
   if (threads > count) threads = static_cast<int>(count);
   if (threads <= 1) {
     for (std::int64_t task = 0; task < count; ++task) body(task);

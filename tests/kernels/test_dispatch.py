@@ -155,3 +155,24 @@ def test_the_report_says_a_bad_environment_in_one_sentence(name, value, said, mo
     assert main() == 2
     out, err = capsys.readouterr()
     assert out == "" and err.startswith(f"qkernels: {said}") and err.count("\n") == 1
+
+
+def test_a_forked_process_goes_on_with_one_thread() -> None:
+    """OpenMP's threads stay behind in the parent; a child that waited for them would hang."""
+    if cpu.native is None or not hasattr(os, "fork"):
+        pytest.skip("needs the native kernels and fork")
+    code = (
+        "import os, signal, torch, qkernels\n"
+        "torch.set_num_threads(2)\n"
+        "w = qkernels.Int8Weight.quantize(torch.randn(256, 256)).pack()\n"
+        "x = torch.randn(512, 256)\n"
+        "run = lambda: qkernels.int8_linear(*qkernels.quantize_per_token(x), w)\n"
+        "y = run()\n"
+        "pid = os.fork()\n"
+        "if pid == 0:\n"
+        "    signal.alarm(20)\n"
+        "    os._exit(0 if (run().numpy() == y.numpy()).all() else 3)\n"  # torch's own loops would hang
+        "assert os.waitpid(pid, 0)[1] == 0, 'the child hung or differed'\n"
+        "assert torch.equal(run(), y)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
