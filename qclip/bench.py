@@ -11,6 +11,7 @@ import copy
 import dataclasses
 import importlib.util
 import math
+import os
 import statistics
 import sys
 import tempfile
@@ -119,6 +120,20 @@ def bench(model: str | Path | nn.Module, recipe: str | Path | dict | recipes.Rec
         "macs": macs, "gops": gops, "peak_gops": peak,
         "percent_of_peak": None if not peak else 100 * gops / peak, "notes": notes,
     }  # fmt: skip
+
+
+def keep_to_cores() -> None:
+    """Keep this process, and the threads that it will start, to as many processors as torch has threads, each of
+    another core where there are so many. (Binding OpenMP's threads alone would put all threads of other pools on one core.)"""
+    if not hasattr(os, "sched_setaffinity"):
+        return
+    usable, cores = sorted(os.sched_getaffinity(0)), {}
+    for cpu in usable:
+        path = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
+        cores.setdefault(path.read_text() if path.is_file() else cpu, cpu)
+    first = list(cores.values())
+    chosen = (first + [cpu for cpu in usable if cpu not in first])[: torch.get_num_threads()]
+    os.sched_setaffinity(0, chosen)
 
 
 def interleave(runs: dict[Any, Run], seconds: float, say: Callable[[str, int, int], None],

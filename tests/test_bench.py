@@ -52,3 +52,16 @@ def test_a_processor_that_stays_slow_ends_after_twice_the_time(clock: dict) -> N
     speeds = itertools.chain([100.0], itertools.repeat(10.0))
     times, seen = bench.interleave({"a": contender(clock, "a", 0.1, [])}, 3.0, lambda *a: None, lambda: next(speeds))
     assert len(times["a"]) == 1 and len(seen) > 10
+
+
+def test_threads_keep_to_different_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen: list[list[int]] = []
+    siblings = {0: "0,2", 2: "0,2", 1: "1,3", 3: "1,3"}
+    monkeypatch.setattr(bench.os, "sched_getaffinity", lambda pid: {0, 1, 2, 3}, raising=False)
+    monkeypatch.setattr(bench.os, "sched_setaffinity", lambda pid, cpus: chosen.append(list(cpus)), raising=False)
+    monkeypatch.setattr(bench.Path, "is_file", lambda path: True)
+    monkeypatch.setattr(bench.Path, "read_text", lambda path: siblings[int(path.parts[5][3:])])
+    for threads in (1, 2, 3):
+        monkeypatch.setattr(bench.torch, "get_num_threads", lambda threads=threads: threads)
+        bench.keep_to_cores()
+    assert chosen == [[0], [0, 1], [0, 1, 2]]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import Annotated, Literal
 
 import typer
@@ -36,11 +35,11 @@ def command(
     json: common.Json = False,
 ) -> None:
     """Measure a quantized tower and its peers: interleaved, the same input, the same threads, medians."""
-    os.environ.setdefault("OMP_PROC_BIND", "true")  # a thread a core; read when torch is imported
     from qclip import bench
 
     chosen = bench.peer_names(peers)
     common.set_threads(threads)
+    bench.keep_to_cores()
     with common.progress() as progress:
         found = bench.bench(model, recipe, tower=tower, batch=batch, peers=chosen, calibration=calibration,
                             full=full, seconds=seconds, arch=arch, seed=seed, progress=progress)  # fmt: skip
