@@ -124,10 +124,14 @@ def bench(model: str | Path | nn.Module, recipe: str | Path | dict | recipes.Rec
 
 def keep_to_cores() -> None:
     """Keep this process, and the threads that it will start, to as many processors as torch has threads, each of
-    another core where there are so many. (Binding OpenMP's threads alone would put all threads of other pools on one core.)"""
+    another core where there are so many.
+
+    Binding OpenMP's threads alone would put all threads of other pools on one core.
+    """
     if not hasattr(os, "sched_setaffinity"):
         return
-    usable, cores = sorted(os.sched_getaffinity(0)), {}
+    usable = sorted(os.sched_getaffinity(0))
+    cores: dict[object, int] = {}
     for cpu in usable:
         path = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
         cores.setdefault(path.read_text() if path.is_file() else cpu, cpu)
