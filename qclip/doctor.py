@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import time
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -13,8 +14,8 @@ OPTIONAL = {"triton", "transformers", "openvino", "nncf", "onnxruntime", "torcha
 
 
 def examine() -> dict[str, Any]:
-    """A JSON-able picture: `versions`, `processor`, `kernels`, `checkpoints` (each name -> value) and `problems`, a
-    list of sentences that is empty where all is well.
+    """A JSON-able picture: `versions`, `processor`, `kernels`, `costs`, `checkpoints` (each name -> value) and
+    `problems`, a list of sentences that is empty where all is well.
 
     `int8_peak_gops` is measured: register-only INT8 multiply-adds on torch's threads, 10^9 operations a second, a
     multiply-add counted as two.
@@ -48,7 +49,40 @@ def examine() -> dict[str, Any]:
         "threads": torch.get_num_threads(), "gpu": torch.cuda.get_device_name(0) if torch.cuda.is_available() else None,
     }  # fmt: skip
     return {"versions": {"python": platform.python_version(), **_versions()}, "processor": processor,
-            "kernels": kernels, "checkpoints": checkpoints, "problems": problems}  # fmt: skip
+            "kernels": kernels, "costs": _costs(next(iter(checkpoints), None)), "checkpoints": checkpoints,
+            "problems": problems}  # fmt: skip
+
+
+def _costs(name: str | None) -> dict[str, Any]:
+    """What happens once, in milliseconds, on a shipped checkpoint at `w8a8`: rounding and packing the weights, then the
+    first three calls of its image tower with 16 images (by its modules; while it is recorded; replayed)."""
+    if name is None:
+        return {}
+    import torch
+
+    from qclip import models, ptq, zoo
+    from qclip.models import programmed
+
+    model = zoo.load_model(name)
+    began = time.perf_counter()
+    ptq.quantize_(model, "w8a8")
+    found = {"model": name, "quantize_and_pack_ms": _since(began)}
+    encoders = models.encoders(model)
+    images = torch.zeros(16, 3, encoders.image_size, encoders.image_size)
+    with torch.inference_mode():
+        for what in ("first_call_ms", "recording_call_ms", "replaying_call_ms"):
+            began = time.perf_counter()
+            encoders.encode_image(images)
+            found[what] = _since(began)
+    tower = models.towers(model)["vision"]
+    program = next(iter(programmed.programs(tower.module)), None)
+    if program is None:
+        return found
+    return found | {f"program_{key}": value for key, value in program.describe().items()}
+
+
+def _since(began: float) -> float:
+    return round(1000 * (time.perf_counter() - began), 1)
 
 
 def _versions() -> dict[str, str]:

@@ -118,6 +118,12 @@ def disable(owner: nn.Module) -> None:
     owner.__dict__.pop("qclip_programs", None)
 
 
+def programs(owner: nn.Module) -> list[Program]:
+    """What this thread has recorded of `owner`."""
+    found = owner.__dict__.get("qclip_programs")
+    return [] if found is None else found.programs
+
+
 def run(owner: nn.Module, function: Callable[..., Any], *inputs: Tensor, below: Iterable[nn.Module] | None = None,
         settings: Hashable = None) -> Any:  # fmt: skip
     """`function(*inputs)`, which reads `owner`'s own tensors and settings and the modules `below` it (default: all).

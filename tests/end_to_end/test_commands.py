@@ -159,6 +159,9 @@ def test_doctor_finds_what_is_here(capsys: pytest.CaptureFixture) -> None:
     assert found["versions"]["torch"] and found["kernels"]["backend"] in ("cpu", "reference")
     if found["kernels"]["built"]:
         assert found["kernels"]["int8_peak_gops"] > 0 and found["kernels"]["agrees_with_reference"] is True
+    assert found["costs"]["quantize_and_pack_ms"] > 0
+    if found["kernels"]["backend"] == "cpu":
+        assert found["costs"]["program_native"] > 20
 
 
 def test_models_are_found_by_a_part_of_their_name(capsys: pytest.CaptureFixture) -> None:
