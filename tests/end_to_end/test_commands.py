@@ -114,7 +114,7 @@ def test_demo_on_a_small_sample(tmp_path: Path, capsys: pytest.CaptureFixture) -
 
 def test_ctrl_c_leaves_nothing_half_written(tiny_model: str, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "qclip", "evaluate", tiny_model, "--recipe", "float", "--recipe", "w8a8", "--data",
-               "scenes:test", "--output", "out"]  # fmt: skip
+               "scenes:test?samples=50000", "--no-cache", "--output", "out"]  # fmt: skip
     process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=tmp_path,
                                env={**os.environ, "PYTHONPATH": str(ROOT)})  # fmt: skip
     assert process.stderr is not None
