@@ -10,6 +10,8 @@
 from __future__ import annotations
 
 import importlib
+import os
+import sys
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +32,7 @@ try:
 except PackageNotFoundError:  # used from a checkout that is not installed
     __version__ = "0+unknown"
 
-# Where each public name lives: imported at first use, so that `import qclip` costs nothing but itself.
+# Where each public name lives.
 _PUBLIC = {
     "load_model": "zoo", "quantize": "ptq", "quantize_": "ptq", "dequantize_": "rewrite", "coverage": "rewrite",
     "Coverage": "rewrite", "save": "artifact", "load": "artifact", "towers": "models", "encoders": "models",
@@ -52,3 +54,10 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted([*globals(), *__all__])
+
+
+# A program gets what loads models now, libraries included: what it measures later is its own. The command line does
+# not: `qclip --help` must not wait for torch.
+if os.path.basename((sys.argv or [""])[0]) not in ("qclip", "qclip.exe", "-m"):
+    for _name in ("zoo", "ptq"):
+        importlib.import_module(f".{_name}", __name__)

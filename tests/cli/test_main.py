@@ -138,7 +138,10 @@ def test_recipes_as_json_is_json_alone_and_reads_back(capsys: pytest.CaptureFixt
 
 
 def test_help_starts_without_torch() -> None:
-    code = "import sys; from qclip.cli import main; main(['--help']); sys.exit(('torch' in sys.modules) * 9)"
+    code = (
+        "import sys; sys.argv[:] = ['qclip', '--help']\n"
+        "from qclip.cli import main; main(['--help']); sys.exit(('torch' in sys.modules) * 9)"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0 and "evaluate" in done.stdout
 
