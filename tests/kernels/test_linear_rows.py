@@ -48,6 +48,16 @@ def spread(x: torch.Tensor, gap: int) -> torch.Tensor:
     return buffer[:, :k]
 
 
+def weight_and_product(x: torch.Tensor, scale: torch.Tensor, n: int, four: bool) -> tuple[Any, torch.Tensor]:
+    """A packed weight [n, K] of 4 or 8 bits, and what the op gives for codes x."""
+    w = torch.randn(n, x.shape[1])
+    if four:
+        four_bits = Int4Weight.quantize(w, 64, symmetric=False).pack("nibble64")
+        return four_bits, qkernels.int4_linear(x, scale, four_bits)
+    eight_bits = Int8Weight.quantize(w).pack("vnni64")
+    return eight_bits, qkernels.int8_linear(x, scale, eight_bits)
+
+
 @pytest.mark.parametrize("tier", TIERS)
 @few
 @given(m=SIZES, n=SIZES, k=SIZES, gap=st.integers(0, 9), kind=st.integers(0, 2), four=st.booleans())
@@ -57,13 +67,7 @@ def test_rows_with_a_stride(
     force(monkeypatch, tier)
     x = torch.randint(-127, 128, (m, k), dtype=torch.int8)
     scale = torch.rand([(), (m,), (m, -(-k // 128))][kind]) + 0.5
-    w = torch.randn(n, k)
-    if four:
-        weight: Any = Int4Weight.quantize(w, 64, symmetric=False).pack("nibble64")
-        want = qkernels.int4_linear(x, scale, weight)
-    else:
-        weight = Int8Weight.quantize(w).pack("vnni64")
-        want = qkernels.int8_linear(x, scale, weight)
+    weight, want = weight_and_product(x, scale, n, four)
     assert torch.equal(native_linear(spread(x, gap), k, k + gap, False, scale, weight), want)
 
 
@@ -87,13 +91,7 @@ def test_shifted_rows(m: int, n: int, k: int, gap: int, kind: int, four: bool, m
     x[torch.rand(x.shape) < 0.2] = 127
     scale = torch.rand([(), (m,), (m, -(-k // 128))][kind]) + 0.5
     shifted = spread((x.view(torch.uint8) ^ 128), gap + -k % 4)
-    w = torch.randn(n, k)
-    if four:
-        weight: Any = Int4Weight.quantize(w, 64, symmetric=False).pack("nibble64")
-        want = qkernels.int4_linear(x, scale, weight)
-    else:
-        weight = Int8Weight.quantize(w).pack("vnni64")
-        want = qkernels.int8_linear(x, scale, weight)
+    weight, want = weight_and_product(x, scale, n, four)
     assert torch.equal(native_linear(shifted, k, shifted.stride(0), True, scale, weight), want)
 
 
