@@ -37,6 +37,13 @@ auto bind(void (*scalar)(Args...), void (*avx2)(Args...), void (*avx512vnni)(Arg
   };
 }
 
+// The function of an op in a tier; other processors than x86 have one tier, which stands for all.
+#if QK_X86
+#define QK_IN(name, tier) qk_##name##_##tier
+#else
+#define QK_IN(name, tier) qk_##name##_scalar
+#endif
+
 // An op as a tape wants it: the text of its parameters, their kinds, and one call a tier.
 struct Recorded {
   const char* parameters;
@@ -44,21 +51,12 @@ struct Recorded {
   program::Call calls[3];
 };
 
-#if QK_X86
-#define QK_OP(name, ...)                                                                   \
-  {#name,                                                                                  \
-   {#__VA_ARGS__,                                                                          \
-    program::Caller<&qk_##name##_scalar>::kinds,                                           \
-    {program::Caller<&qk_##name##_scalar>::call, program::Caller<&qk_##name##_avx2>::call, \
-     program::Caller<&qk_##name##_avx512vnni>::call}}},
-#else
 #define QK_OP(name, ...)                                                                     \
   {#name,                                                                                    \
    {#__VA_ARGS__,                                                                            \
-    program::Caller<&qk_##name##_scalar>::kinds,                                             \
-    {program::Caller<&qk_##name##_scalar>::call, program::Caller<&qk_##name##_scalar>::call, \
-     program::Caller<&qk_##name##_scalar>::call}}},
-#endif
+    program::Caller<&QK_IN(name, scalar)>::kinds,                                            \
+    {program::Caller<&QK_IN(name, scalar)>::call, program::Caller<&QK_IN(name, avx2)>::call, \
+     program::Caller<&QK_IN(name, avx512vnni)>::call}}},
 const std::map<std::string, Recorded> recorded = {
 #include "cpu/ops.def"
 };
@@ -86,11 +84,7 @@ int tier_index(const std::string& name) {
 }  // namespace
 
 PYBIND11_MODULE(_native, module) {
-#if QK_X86
-#define QK_OP(name, ...) module.def(#name, bind(qk_##name##_scalar, qk_##name##_avx2, qk_##name##_avx512vnni));
-#else
-#define QK_OP(name, ...) module.def(#name, bind(qk_##name##_scalar, qk_##name##_scalar, qk_##name##_scalar));
-#endif
+#define QK_OP(name, ...) module.def(#name, bind(QK_IN(name, scalar), QK_IN(name, avx2), QK_IN(name, avx512vnni)));
 #include "cpu/ops.def"
 #undef QK_OP
 
