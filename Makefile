@@ -2,7 +2,7 @@
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt
-SOURCES := pyproject.toml setup.py constraints.txt $(wildcard csrc/*.cc csrc/*.h csrc/cpu/*)
+SOURCES := pyproject.toml setup.py constraints.txt $(wildcard csrc/*.cc csrc/*.h csrc/cpu/* csrc/cuda/*)
 
 .PHONY: help demo test test-hf4 sanitize lint bench clean
 .DELETE_ON_ERROR:
@@ -24,7 +24,7 @@ test: .venv/.installed-test
 
 lint: .venv/.installed-dev
 	$(BIN)/ruff check .
-	$(BIN)/clang-format --dry-run --Werror $$(git ls-files 'csrc/*.cc' 'csrc/*.h')
+	$(BIN)/clang-format --dry-run --Werror $$(git ls-files 'csrc/*.cc' 'csrc/*.h' 'csrc/*.cu')
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/mypy
 
@@ -59,8 +59,8 @@ test-hf4: $(SOURCES)
 SANITIZE := -fsanitize=address,undefined -fno-sanitize-recover=all
 sanitize: .venv/.installed-test
 	rm -rf build/sanitized && mkdir -p build/sanitized
-	cp -r qkernels tests csrc setup.py pyproject.toml README.md build/sanitized && rm -f build/sanitized/qkernels/_native*
-	cd build/sanitized && CXXFLAGS="$(SANITIZE) -O1 -g1 -fno-omit-frame-pointer" LDFLAGS="$(SANITIZE)" \
+	cp -r qkernels tests csrc setup.py pyproject.toml README.md build/sanitized && rm -f build/sanitized/qkernels/_*.so
+	cd build/sanitized && QKERNELS_CUDA=0 CXXFLAGS="$(SANITIZE) -O1 -g1 -fno-omit-frame-pointer" LDFLAGS="$(SANITIZE)" \
 		$(CURDIR)/$(BIN)/python setup.py -q build_ext --inplace
 	cd build/sanitized && PYTHONPATH=. ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
 		LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so) $$(g++ -print-file-name=libstdc++.so)" \
@@ -69,5 +69,5 @@ sanitize: .venv/.installed-test
 
 clean:
 	rm -rf build dist *.egg-info qclip-demo .pytest_cache .hypothesis .ruff_cache .mypy_cache .import_linter_cache .benchmarks
-	rm -f qkernels/_native*.so .venv/.installed*
+	rm -f qkernels/_native*.so qkernels/_cuda*.so .venv/.installed*
 	find qclip qkernels tests benchmarks dev -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,15 +1,19 @@
-"""Builds `qkernels._native` from csrc/ with ninja. Everything else about the package is in pyproject.toml.
+"""Builds `qkernels._native` and `qkernels._cuda` from csrc/ with ninja. Everything else is in pyproject.toml.
 
 Each file of csrc/cpu is compiled once for every tier with that tier's instruction flags; dispatch.cc picks one at run
 time. torch is not needed. Without a C++ compiler the package installs all the same and runs on the reference backend.
 `CXX`, `CXXFLAGS` and `LDFLAGS` are honoured, for example `CXXFLAGS="-fsanitize=address" LDFLAGS="-fsanitize=address"`.
 For development: `python setup.py build_ext --inplace`.
+
+The CUDA kernels (csrc/cuda) are a shared library without Python, torch or driver behind it, built where nvcc 12.5 or
+newer is found (CUDA_HOME, PATH, /usr/local/cuda*) and works. `QKERNELS_CUDA=0` leaves them out.
 """
 
 from __future__ import annotations
 
 import os
 import platform
+import re
 import shlex
 import shutil
 import subprocess
@@ -44,6 +48,14 @@ FLAGS = [
     "-Wextra",
     "-Wno-unused-function",
 ]
+
+CUDA_VERSION = (12, 5)  # the oldest nvcc with all that csrc/cuda uses
+CUDA_FLAGS = ["-std=c++17", "-O3", "-Xcompiler", "-fPIC,-fvisibility=hidden", "-cudart", "static"]
+CUDA_FLAGS += ["-Xptxas", "-warn-spills,-warn-lmem-usage"]
+# sm_80 code runs on every 8.x, and its PTX on what is newer than 9.0; sm_90a has no successor. A source whose name ends
+# in _sm80 or _sm90 holds kernels of that target only, and is compiled for nothing else.
+SM80 = ["-gencode", "arch=compute_80,code=[sm_80,compute_80]"]
+SM90 = ["-gencode", "arch=compute_90a,code=sm_90a"]
 
 
 def compiler() -> list[str] | None:
@@ -114,6 +126,58 @@ def ninja_file(cxx: list[str], target: Path, objects: Path, openmp: bool) -> str
     return "\n".join(lines) + "\n"
 
 
+def cuda_compiler(directory: Path) -> tuple[str, str | None]:
+    """(nvcc, None), or ("", why there is none that works)."""
+    if os.environ.get("QKERNELS_CUDA") == "0":
+        return "", "QKERNELS_CUDA=0 is set"
+    homes = [Path(home) for name in ("CUDA_HOME", "CUDA_PATH") if (home := os.environ.get(name))]
+    names = [str(home / "bin/nvcc") for home in homes] + ["nvcc"]
+    names += [str(path) for path in sorted(Path("/usr/local").glob("cuda*/bin/nvcc"), reverse=True)]
+    nvcc = next((found for name in names if (found := shutil.which(name))), None)
+    if nvcc is None:
+        return "", "no nvcc was found (set CUDA_HOME, or install the CUDA toolkit)"
+    said = subprocess.run([nvcc, "--version"], capture_output=True, text=True).stdout
+    version = re.search(r"release (\d+)\.(\d+)", said)
+    if version is None or (int(version[1]), int(version[2])) < CUDA_VERSION:
+        found = f"release {version[1]}.{version[2]}" if version else "of unknown version"
+        return "", f"{nvcc} is {found}, and {CUDA_VERSION[0]}.{CUDA_VERSION[1]} or newer is needed"
+    directory.mkdir(parents=True, exist_ok=True)
+    probe = directory / "probe.cu"
+    probe.write_text("#include <cuda_fp16.h>\n__global__ void probe(float* x) { *x = 1.0f; }\n")
+    run = subprocess.run(
+        [nvcc, *CUDA_FLAGS, *SM90, "-c", str(probe), "-o", f"{probe}.o"], capture_output=True, text=True
+    )
+    if run.returncode:
+        line = next((line for line in (run.stderr + run.stdout).splitlines() if line.strip()), "it said nothing")
+        return "", f"{nvcc} cannot compile an empty kernel: {line.strip()}"
+    return nvcc, None
+
+
+def cuda_ninja_file(nvcc: str, target: Path, objects: Path) -> str:
+    """The text of build.ninja: one object a file of csrc/cuda, then one shared library."""
+    lines = [
+        "ninja_required_version = 1.3",
+        f"nvcc = {quote([nvcc])}",
+        f"flags = {quote(CUDA_FLAGS)}",
+        "rule compile",
+        "  command = $nvcc $flags $target -MMD -MF $out.d -c $in -o $out",
+        "  description = compile $out",
+        "  depfile = $out.d",
+        "  deps = gcc",
+        "rule link",
+        "  command = $nvcc $flags -shared $in -o $out",
+        "  description = link $out",
+    ]
+    built = []
+    for source in sorted((ROOT / "csrc/cuda").glob("*.cu")):
+        built.append(objects / f"{source.stem}.o")
+        chips = SM80 if source.stem.endswith("_sm80") else SM90 if source.stem.endswith("_sm90") else [*SM80, *SM90]
+        lines.extend([f"build {escape(built[-1])}: compile {escape(source)}", f"  target = {quote(chips)}"])
+    lines.append(f"build {escape(target)}: link {' '.join(map(escape, built))}")
+    lines.append(f"default {escape(target)}")
+    return "\n".join(lines) + "\n"
+
+
 def ninja_command() -> list[str]:
     """Ninja from its Python package where installed, else from PATH."""
     import importlib.util
@@ -126,32 +190,48 @@ def ninja_command() -> list[str]:
 
 
 class BuildNative(build_ext):
-    """build_ext that hands the whole extension to ninja."""
+    """build_ext that hands each whole extension to ninja."""
 
     def build_extension(self, ext: Extension) -> None:
-        cxx = compiler()
-        if cxx is None:
+        objects = Path(self.build_temp).resolve() / ext.name.replace(".", "/")
+        target = Path(self.get_ext_fullpath(ext.name)).resolve()
+        text = self.cuda(target, objects) if ext.name == "qkernels._cuda" else self.native(target, objects)
+        if text is None:
             # Optional from here on: setuptools then accepts that there is no file. A compiler that fails stays an
             # error.
             ext.optional = True
+            return
+        target.parent.mkdir(parents=True, exist_ok=True)
+        objects.mkdir(parents=True, exist_ok=True)
+        (objects / "build.ninja").write_text(text)
+        subprocess.run([*ninja_command(), "-C", str(objects)], check=True)
+
+    def native(self, target: Path, objects: Path) -> str | None:
+        cxx = compiler()
+        if cxx is None:
             self.warn(
                 "qkernels: no C++ compiler was found (set CXX, or install g++ or clang++), so the native kernels are "
                 "not built and the slow reference backend will run"
             )
-            return
-        objects = Path(self.build_temp).resolve() / "qkernels"
-        target = Path(self.get_ext_fullpath(ext.name)).resolve()
-        target.parent.mkdir(parents=True, exist_ok=True)
-        objects.mkdir(parents=True, exist_ok=True)
+            return None
         openmp = has_openmp(cxx, objects)
         if not openmp:
             self.warn(f"qkernels: {cxx[0]} has no OpenMP, so the kernels will run on one thread")
-        (objects / "build.ninja").write_text(ninja_file(cxx, target, objects, openmp))
-        subprocess.run([*ninja_command(), "-C", str(objects)], check=True)
+        return ninja_file(cxx, target, objects, openmp)
+
+    def cuda(self, target: Path, objects: Path) -> str | None:
+        nvcc, reason = cuda_compiler(objects)
+        if reason is not None:
+            self.warn(f"qkernels: {reason}, so the CUDA kernels are not built; everything else is")
+            return None
+        return cuda_ninja_file(nvcc, target, objects)
 
 
-sources = [str(path.relative_to(ROOT)) for path in sorted((ROOT / "csrc").rglob("*.cc"))]
-headers = [
-    str(path.relative_to(ROOT)) for pattern in ("*.h", "*.def") for path in sorted((ROOT / "csrc").rglob(pattern))
-]
-setup(ext_modules=[Extension("qkernels._native", sources, depends=headers)], cmdclass={"build_ext": BuildNative})
+def files(directory: str, *patterns: str) -> list[str]:
+    return [str(path.relative_to(ROOT)) for p in patterns for path in sorted((ROOT / directory).rglob(p))]
+
+
+extensions = [Extension("qkernels._native", files("csrc", "*.cc"), depends=files("csrc", "*.h", "*.def"))]
+if kernels := files("csrc/cuda", "*.cu"):
+    extensions.append(Extension("qkernels._cuda", kernels, depends=files("csrc/cuda", "*.h", "*.def")))
+setup(ext_modules=extensions, cmdclass={"build_ext": BuildNative})

@@ -50,6 +50,7 @@ def main() -> int:
         return 2
     print(f"torch           {torch.__version__}")
     print(f"native code     {'built' if info['built'] else 'missing: ' + str(info['reason'])}")
+    print(f"CUDA kernels    {'built' if info['cuda'] is None else 'missing: ' + info['cuda']}")
     print(f"CPU backend     {info['backend']}")
     if info["forced"]:
         print(f"environment     {' '.join(f'{name}={value}' for name, value in info['forced'].items())}")

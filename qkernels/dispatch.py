@@ -1,6 +1,6 @@
 """Device and environment -> backend, and what to say when a backend cannot take a case.
 
-Environment: `QKERNELS_BACKEND` (`reference` or `cpu`) forces a backend, `QKERNELS_CPU_TIER` (`scalar`, `avx2`,
+Environment: `QKERNELS_BACKEND` (`reference`, `cpu` or `cuda`) forces a backend, `QKERNELS_CPU_TIER` (`scalar`, `avx2`,
 `avx512vnni`) forces the CPU tier, and `QKERNELS_STRICT=1` turns every fall-back to the reference into an error.
 """
 
@@ -15,10 +15,10 @@ from typing import Any
 
 import torch
 
-from qkernels import cpu, reference
+from qkernels import cpu, cuda, reference
 from qkernels.weights import Int4Weight, Int8Weight
 
-BACKENDS: dict[str, ModuleType] = {"reference": reference, "cpu": cpu}
+BACKENDS: dict[str, ModuleType] = {"reference": reference, "cpu": cpu, "cuda": cuda}
 
 TIERS = ("scalar", "avx2", "avx512vnni")
 
@@ -62,7 +62,8 @@ def _use_tier() -> None:
 
 
 def backend_for(device: torch.device | str) -> ModuleType:
-    """The backend module that runs tensors of `device`: `qkernels.cpu` or `qkernels.reference`.
+    """The backend module that runs tensors of `device`: `qkernels.cpu`, `qkernels.cuda` or
+    `qkernels.reference`.
 
     Raises SettingError where the environment names an unknown backend or tier, or a backend that is not there.
     """
@@ -76,7 +77,14 @@ def backend_for(device: torch.device | str) -> ModuleType:
             )
         if forced == "cpu" and cpu.native is None:
             raise SettingError(f"QKERNELS_BACKEND=cpu, but {cpu.missing}")
+        if forced == "cuda" and cuda.missing is not None:
+            raise SettingError(f"QKERNELS_BACKEND=cuda, but {cuda.missing}")
     if forced == "reference" or kind == "meta":
+        return reference
+    if forced == "cuda" and kind == "cuda":
+        return cuda
+    if forced == "cuda":
+        _fall_back(f"QKERNELS_BACKEND=cuda has no kernels for device type '{kind}': the reference backend runs")
         return reference
     if kind != "cpu":
         _fall_back(f"qkernels has no kernels for device type '{kind}' in this version: the reference backend runs")
@@ -120,19 +128,24 @@ def attention_dtype(device: torch.device | str, dtype: torch.dtype) -> torch.dty
 def info() -> dict[str, Any]:
     """What was built and what runs.
 
-    Keys: `built` (bool), `reason` (str or None: why there is no native code), `tiers` (that this processor can run),
+    Keys: `built` (bool), `reason` (str or None: why there is no native code), `cuda` (None, or why there are no CUDA
+    kernels), `tiers` (that this processor can run),
     `tier` (in use, or None), `bf16` (whether that tier has native bfloat16 products), `threads`, `backend` (for CPU
     tensors), `forced` (the environment's settings).
     """
     names = ("QKERNELS_BACKEND", "QKERNELS_CPU_TIER", "QKERNELS_STRICT")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FallbackWarning)
-        backend = "reference" if cpu.native is None else backend_for("cpu").__name__.rpartition(".")[2]
+        try:
+            backend = "reference" if cpu.native is None else backend_for("cpu").__name__.rpartition(".")[2]
+        except FallbackError:
+            backend = "reference"
     if cpu.native is not None:
         _use_tier()
     return {
         "built": cpu.native is not None,
         "reason": cpu.missing,
+        "cuda": cuda.missing,
         "tiers": [] if cpu.native is None else list(cpu.native.tiers()),
         "tier": None if cpu.native is None else cpu.native.tier(),
         "bf16": cpu.native is not None and cpu.native.has_bf16(),

@@ -43,7 +43,9 @@ def checkout(tmp_path: Path) -> Path:
 
 
 def build(checkout: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    clean = {name: value for name, value in os.environ.items() if name not in ("CXX", "CXXFLAGS", "LDFLAGS")}
+    clean = {
+        name: value for name, value in os.environ.items() if name not in ("CXX", "CXXFLAGS", "LDFLAGS", "CUDA_HOME")
+    }
     return subprocess.run(
         [sys.executable, "setup.py", "build_ext", "--inplace"],
         cwd=checkout,
@@ -108,3 +110,58 @@ def test_flags_from_the_environment_are_used(checkout: Path) -> None:
     assert run.returncode == 0, run.stdout + run.stderr
     text = next((checkout / "build").rglob("build.ninja")).read_text()
     assert "QK_SEEN=(3 * 4)" in text and "-Wl,--no-undefined-version" in text
+
+
+@pytest.fixture
+def cuda_checkout(checkout: Path) -> Path:
+    """The same, with a CUDA library of one function."""
+    (checkout / "csrc/cuda").mkdir()
+    (checkout / "csrc/cuda/seven_sm80.cu").write_text(
+        '__global__ void kernel(int* x) { *x = 7; }\nextern "C" __attribute__((visibility("default"))) int seven() '
+        "{ kernel<<<1, 1>>>(nullptr); return cudaGetLastError(); }\n"
+    )
+    return checkout
+
+
+def fake_nvcc(directory: Path, script: str) -> str:
+    """A CUDA_HOME whose nvcc is a shell script."""
+    (directory / "home/bin").mkdir(parents=True)
+    nvcc = directory / "home/bin/nvcc"
+    nvcc.write_text(f"#!/bin/sh\n{script}\n")
+    nvcc.chmod(0o755)
+    return str(directory / "home")
+
+
+@pytest.mark.parametrize(
+    "script, sentence",
+    [
+        ("echo release 11.8", "nvcc is release 11.8, and 12.5 or newer is needed"),
+        ("echo hello", "nvcc is of unknown version"),
+        ("echo release 13.0; [ $1 = --version ] || { echo no host compiler >&2; exit 1; }", ": no host compiler"),
+        (None, "QKERNELS_CUDA=0 is set"),
+    ],
+    ids=["old", "unknown", "broken", "unwanted"],
+)
+def test_without_a_working_nvcc_everything_else_is_built(
+    cuda_checkout: Path, script: str | None, sentence: str
+) -> None:
+    compiler_or_skip()
+    wanted = {"QKERNELS_CUDA": "0"} if script is None else {"CUDA_HOME": fake_nvcc(cuda_checkout, script)}
+    run = build(cuda_checkout, **wanted)
+    said = run.stdout + run.stderr
+    assert run.returncode == 0, said
+    assert sentence in said and said.count("so the CUDA kernels are not built") == 1
+    assert [path.name.split(".")[0] for path in (cuda_checkout / "qkernels").glob("*.so")] == ["_native"]
+
+
+def test_the_cuda_library_loads_without_a_driver(cuda_checkout: Path) -> None:
+    compiler_or_skip()
+    run = build(cuda_checkout)
+    if "so the CUDA kernels are not built" in run.stdout + run.stderr:
+        pytest.skip("needs nvcc 12.5 or newer")
+    assert run.returncode == 0, run.stdout + run.stderr
+    text = next((cuda_checkout / "build").rglob("_cuda/build.ninja")).read_text()
+    assert "sm_90a" not in text.split("seven_sm80.o: compile")[1], "a file of one target is compiled for it alone"
+    code = "import ctypes, glob; print(ctypes.CDLL(glob.glob('qkernels/_cuda*.so')[0]).seven())"
+    loaded = subprocess.run([sys.executable, "-c", code], cwd=cuda_checkout, capture_output=True, text=True)
+    assert loaded.returncode == 0 and loaded.stdout.strip().isdigit(), loaded.stderr
