@@ -143,18 +143,21 @@ def weight(op: str, value: Any, kind: type[Int8Weight] | type[Int4Weight]) -> No
     wanted: list[tuple[str, Any, torch.dtype, tuple]]
     if isinstance(value, Int8Weight):
         packed = (256 * panels * -(-k // 4) + 256 * panels,)  # codes, then an int32 for each of the padded channels
-        codes = {"canonical": (torch.int8, (n, k)), "vnni64": (torch.uint8, packed)}.get(value.layout)
+        layouts: dict[str, tuple] = {"canonical": (torch.int8, (n, k)), "vnni64": (torch.uint8, packed)}
+        layouts["rows16"] = (torch.int8, (n, -(-k // 16) * 16))
         wanted = [("scales", value.scales, torch.float32, (n,))]
     else:
         if value.group not in (32, 64, 128, k):
             raise ValueError(f"{op}: weight has groups of {value.group}; they must be 32, 64, 128 or K = {k}")
         groups = -(-k // value.group)
         packed = (256 * panels * -(-k // 8),)
-        codes = {"canonical": (torch.uint8, (n, -(-k // 2))), "nibble64": (torch.uint8, packed)}.get(value.layout)
-        shape = (n, groups) if value.layout == "canonical" else (panels, groups, 64)
+        layouts = {"canonical": (torch.uint8, (n, -(-k // 2))), "nibble64": (torch.uint8, packed)}
+        layouts["halves128"] = (torch.uint8, (n, -(-k // 128) * 64))
+        shape = (panels, groups, 64) if value.layout == "nibble64" else (n, groups)
         wanted = [("scales", value.scales, torch.float16, shape)]
         if value.zeros is not None:
             wanted.append(("zeros", value.zeros, torch.float16, shape))
+    codes = layouts.get(value.layout)
     if codes is None:
         raise ValueError(f"{op}: weight has the unknown layout {value.layout!r}; make it with {kind.__name__}.pack")
     for name, buffer, dtype, shape in [("codes", value.codes, *codes), *wanted]:

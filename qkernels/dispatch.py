@@ -1,7 +1,10 @@
 """Device and environment -> backend, and what to say when a backend cannot take a case.
 
-Environment: `QKERNELS_BACKEND` (`reference`, `cpu` or `cuda`) forces a backend, `QKERNELS_CPU_TIER` (`scalar`, `avx2`,
-`avx512vnni`) forces the CPU tier, and `QKERNELS_STRICT=1` turns every fall-back to the reference into an error.
+CPU tensors run on `cpu`, CUDA tensors on `triton`, and what they cannot take on `reference`, which is slow.
+
+Environment: `QKERNELS_BACKEND` (`reference`, `cpu`, `triton` or `cuda`) forces a backend, `QKERNELS_CPU_TIER`
+(`scalar`, `avx2`, `avx512vnni`) forces the CPU tier, and `QKERNELS_STRICT=1` turns every fall-back to the reference into
+an error.
 """
 
 from __future__ import annotations
@@ -15,10 +18,10 @@ from typing import Any
 
 import torch
 
-from qkernels import cpu, cuda, reference
+from qkernels import cpu, cuda, reference, triton
 from qkernels.weights import Int4Weight, Int8Weight
 
-BACKENDS: dict[str, ModuleType] = {"reference": reference, "cpu": cpu, "cuda": cuda}
+BACKENDS: dict[str, ModuleType] = {"reference": reference, "cpu": cpu, "triton": triton, "cuda": cuda}
 
 TIERS = ("scalar", "avx2", "avx512vnni")
 
@@ -62,8 +65,7 @@ def _use_tier() -> None:
 
 
 def backend_for(device: torch.device | str) -> ModuleType:
-    """The backend module that runs tensors of `device`: `qkernels.cpu`, `qkernels.cuda` or
-    `qkernels.reference`.
+    """The backend module that runs tensors of `device`: one of `BACKENDS`.
 
     Raises SettingError where the environment names an unknown backend or tier, or a backend that is not there.
     """
@@ -79,13 +81,27 @@ def backend_for(device: torch.device | str) -> ModuleType:
             raise SettingError(f"QKERNELS_BACKEND=cpu, but {cpu.missing}")
         if forced == "cuda" and cuda.missing is not None:
             raise SettingError(f"QKERNELS_BACKEND=cuda, but {cuda.missing}")
+        if forced == "triton" and triton.missing is not None:
+            raise SettingError(f"QKERNELS_BACKEND=triton, but {triton.missing}")
+        if forced == "triton" and kind == "cpu" and not triton.interpreted():
+            raise SettingError(
+                "QKERNELS_BACKEND=triton, but this tensor is on the CPU, where Triton's kernels run only by its "
+                "interpreter; move it to a GPU, or set TRITON_INTERPRET=1 as well to test them"
+            )
     if forced == "reference" or kind == "meta":
         return reference
+    if forced == "triton" and kind == "cpu":
+        return triton
     if forced == "cuda" and kind == "cuda":
         return cuda
     if forced == "cuda":
         _fall_back(f"QKERNELS_BACKEND=cuda has no kernels for device type '{kind}': the reference backend runs")
         return reference
+    if kind == "cuda" and forced != "cpu":
+        if triton.missing is not None:
+            _fall_back(f"{triton.missing}: the slow reference backend runs on the GPU")
+            return reference
+        return triton
     if kind != "cpu":
         _fall_back(f"qkernels has no kernels for device type '{kind}' in this version: the reference backend runs")
         return reference
@@ -104,16 +120,17 @@ def select(op: str, device: torch.device | str, *args: Any, **kwargs: Any) -> Ca
     if backend is not reference:
         reason = backend.supports(op, *args, **kwargs)
         if reason is None:
-            return getattr(backend, op)
+            return triton.function(op) if backend is triton else getattr(backend, op)
         _fall_back(f"{op}: the {backend.__name__.rpartition('.')[2]} backend {reason}; the reference backend runs")
     return getattr(reference, op)
 
 
 def layout_for(weight: Int8Weight | Int4Weight) -> str:
     """The layout that the backend of the weight's device wants: what `weight.pack()` makes."""
-    if backend_for(weight.codes.device) is not cpu:
-        return "canonical"
-    return "vnni64" if isinstance(weight, Int8Weight) else "nibble64"
+    on_gpu = ("rows16", "halves128")
+    layouts = {cpu: ("vnni64", "nibble64"), triton: on_gpu, cuda: on_gpu}
+    int8, int4 = layouts.get(backend_for(weight.codes.device), ("canonical", "canonical"))
+    return int8 if isinstance(weight, Int8Weight) else int4
 
 
 @torch.compiler.assume_constant_result

@@ -11,6 +11,13 @@ Layouts of the CPU backend (64 output channels make a panel; N is padded to 64):
 - `nibble64` (Int4Weight): one uint8 buffer `[N/64, K/8, 64, 4]` (K padded to 8 with code 8); byte j of a step
   holds k = j in the low and k = 4 + j in the high nibble. Scales and zeros are float16
   `[N/64, groups, 64]`, padded with scale 0 and zero 8.
+
+Layouts of the GPU backends (rows of K, as tensor cores read them; scales and zeros as in the canonical form):
+
+- `rows16` (Int8Weight): int8 `[N, K]`, K padded to 16 with 0, so that every row starts at 16 bytes.
+- `halves128` (Int4Weight): uint8 `[N, K/2]`, K padded to 128 with code 8. Byte `64 * b + j` holds k = 128 b + j in the
+  low and k = 128 b + 64 + j in the high nibble, so that a block of bytes unpacks into two runs of k. Nibbles are
+  `code ^ 8`, the two's complement of code - 8: `byte << 4` and `byte & 0xF0` are 16 times the values as int8.
 """
 
 from __future__ import annotations
@@ -88,10 +95,13 @@ class Int8Weight:
             return self
         if layout == "canonical":
             return self.canonical()
-        if layout != "vnni64":
-            raise ValueError(f"unknown layout '{layout}' of an Int8Weight; known: canonical, vnni64")
+        if layout not in ("vnni64", "rows16"):
+            raise ValueError(f"unknown layout '{layout}' of an Int8Weight; known: canonical, vnni64, rows16")
         weight = self.canonical()
         n, k = self.shape
+        if layout == "rows16":
+            # Where nothing is padded this is the canonical tensor itself.
+            return replace(weight, codes=F.pad(weight.codes, (0, -k % 16)) if k % 16 else weight.codes, layout=layout)
         padded_n, padded_k = _round_up(n, PANEL), _round_up(k, 4)
         codes = weight.codes
         if (padded_n, padded_k) != (n, k):
@@ -110,6 +120,8 @@ class Int8Weight:
         if self.layout == "canonical":
             return self
         n, k = self.shape
+        if self.layout == "rows16":
+            return replace(self, codes=self.codes[:, :k].contiguous(), layout="canonical")
         padded_n, padded_k = _round_up(n, PANEL), _round_up(k, 4)
         panels = _bytes_as(self.codes[: padded_n * padded_k], torch.int32).view(padded_n // PANEL, padded_k // 4, PANEL)
         rows = _bytes_as(panels.transpose(1, 2), torch.int8).view(padded_n, padded_k)
@@ -206,10 +218,18 @@ class Int4Weight:
             return self
         if layout == "canonical":
             return self.canonical()
-        if layout != "nibble64":
-            raise ValueError(f"unknown layout '{layout}' of an Int4Weight; known: canonical, nibble64")
+        if layout not in ("nibble64", "halves128"):
+            raise ValueError(f"unknown layout '{layout}' of an Int4Weight; known: canonical, nibble64, halves128")
         weight = self.canonical()
         n, k = self.shape
+        if layout == "halves128":
+            width = _round_up(k, 128) // 2
+            halves = torch.empty(n, width, dtype=torch.uint8, device=weight.codes.device)
+            for rows, packed_rows in zip(weight.codes.split(PANEL), halves.split(PANEL), strict=True):
+                codes = F.pad(_unpack_nibbles(rows, k), (0, 2 * width - k), value=8) ^ 8
+                blocks = codes.view(len(rows), -1, 2, 64)
+                packed_rows.copy_((blocks[:, :, 0] | (blocks[:, :, 1] << 4)).flatten(1))
+            return replace(weight, codes=halves, layout=layout)
         padded_n, padded_k = _round_up(n, PANEL), _round_up(k, 8)
         packed = torch.empty(padded_n // PANEL, padded_k // 8, PANEL, 4, dtype=torch.uint8, device=weight.codes.device)
         # A panel at a time, so that codes a byte each never exist for all of the weight.
@@ -226,6 +246,10 @@ class Int4Weight:
         if self.layout == "canonical":
             return self
         n, k = self.shape
+        if self.layout == "halves128":
+            blocks = self.codes.view(n, -1, 64) ^ 0x88
+            codes = torch.stack([blocks & 15, blocks >> 4], dim=2).view(n, -1)[:, :k]
+            return replace(self, codes=_pack_nibbles(codes), layout="canonical")
         padded_n, padded_k = _round_up(n, PANEL), _round_up(k, 8)
         steps = self.codes.view(padded_n // PANEL, padded_k // 8, PANEL, 4).transpose(1, 2)
         codes = torch.stack([steps & 15, steps >> 4], dim=3).reshape(padded_n, padded_k)[:n, :k]

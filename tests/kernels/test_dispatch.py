@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import qkernels
-from qkernels import FallbackError, FallbackWarning, Int4Weight, Int8Weight, cpu, dispatch, reference
+from qkernels import FallbackError, FallbackWarning, Int4Weight, Int8Weight, cpu, dispatch, reference, triton
 
 
 @pytest.fixture(autouse=True)
@@ -43,6 +43,38 @@ def test_backend_by_device_and_environment(built: None, monkeypatch: pytest.Monk
     monkeypatch.setenv("QKERNELS_BACKEND", "fast")
     with pytest.raises(ValueError, match="QKERNELS_BACKEND=fast is not a backend.*reference, cpu"):
         qkernels.backend_for("cpu")
+
+
+def test_gpu_tensors_run_on_triton_and_cpu_tensors_only_by_its_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(triton, "missing", None)
+    assert qkernels.backend_for("cuda") is triton
+    monkeypatch.setenv("QKERNELS_BACKEND", "triton")
+    assert qkernels.backend_for("cuda") is triton and qkernels.backend_for("meta") is reference
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    with pytest.raises(ValueError, match="QKERNELS_BACKEND=triton, but this tensor is on the CPU.*TRITON_INTERPRET=1"):
+        qkernels.backend_for("cpu")
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    assert qkernels.backend_for("cpu") is triton
+    assert Int8Weight.quantize(torch.ones(2, 20)).pack().layout == "rows16"
+    assert Int4Weight.quantize(torch.ones(2, 20)).pack().layout == "halves128"
+    x, scale, weight = small()
+    assert triton.supports("no_such_op", x) == "does not have this op"
+
+
+def test_without_triton_gpu_tensors_run_on_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(triton, "missing", "triton is not installed")
+    with pytest.warns(FallbackWarning, match="triton is not installed: the slow reference backend runs on the GPU"):
+        assert qkernels.backend_for("cuda") is reference
+    monkeypatch.setenv("QKERNELS_BACKEND", "triton")
+    with pytest.raises(ValueError, match="QKERNELS_BACKEND=triton, but triton is not installed"):
+        qkernels.backend_for("cuda")
+
+
+def test_import_works_without_triton_and_loads_no_kernel() -> None:
+    code = "import sys; sys.modules['triton'] = None; import qkernels, qkernels.triton as t; sys.exit(not t.missing)"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    code = "import sys, qkernels; sys.exit(any(name.startswith('qkernels.triton.') for name in sys.modules))"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 
 def test_tier_by_environment(built: None, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,82 @@
+"""The Triton backend: one file an op, with its kernels, their configurations and the launcher of the reference's
+signature.
+
+Kernels run on NVIDIA GPUs of compute capability 8.0 and newer, or, where `TRITON_INTERPRET=1` was set before the
+first import of triton, on CPU tensors by Triton's interpreter (for tests: slow). `import qkernels` does not import
+triton; the first call of an op does.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.util
+import os
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from qkernels.weights import Int4Weight, Int8Weight
+
+missing: str | None = None
+if importlib.util.find_spec("triton") is None:
+    missing = "triton is not installed (pip install triton)"
+
+OLDEST = (8, 0)  # compute capability: int8 tensor cores with asynchronous copies
+
+#: op -> the file that holds it
+FILES = {
+    "int8_linear": "int8_linear",
+    "int4_linear": "int4_linear",
+    "quantize_per_token": "quantize",
+    "quantize_patches": "quantize",
+    "layer_norm_quantize": "layer_norm",
+    "attention": "attention",
+    "channel_absmax": "statistics",
+    "smooth_scale": "statistics",
+    "fake_quantize": "fake_quantize",
+    "fake_quantize_backward": "fake_quantize",
+    "hadamard_transform": "hadamard",
+}
+
+
+def interpreted() -> bool:
+    """Whether kernels run by the interpreter in this process, and so on CPU tensors."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+@functools.cache
+def function(op: str) -> Callable[..., Any]:
+    """The function that runs `op`. Not an attribute of this package: some files bear the name of their op."""
+    return getattr(importlib.import_module(f"{__name__}.{FILES[op]}"), op)
+
+
+@functools.cache
+def _has_file(op: str) -> bool:
+    return op in FILES and importlib.util.find_spec(f"{__name__}.{FILES[op]}") is not None
+
+
+@functools.cache
+def _too_old(device: torch.device) -> str | None:
+    found = torch.cuda.get_device_capability(device)
+    if found >= OLDEST:
+        return None
+    return f"needs compute capability {OLDEST[0]}.{OLDEST[1]} or newer, and {device} has {found[0]}.{found[1]}"
+
+
+def supports(op: str, *args: Any, **kwargs: Any) -> str | None:
+    """None where this backend runs `op` with these arguments, else the reason, worded to follow "the triton
+    backend"."""
+    if not _has_file(op):
+        return "does not have this op"
+    tensors = [value for value in args if isinstance(value, Tensor)]
+    if tensors and tensors[0].device.type == "cuda" and (reason := _too_old(tensors[0].device)):
+        return reason
+    for weight in args:
+        if isinstance(weight, Int8Weight | Int4Weight):
+            wanted = "rows16" if isinstance(weight, Int8Weight) else "halves128"
+            if weight.layout != wanted:
+                return f"wants a weight in layout '{wanted}', not '{weight.layout}' (call weight.pack() once)"
+    return None
