@@ -16,6 +16,9 @@ INTEGERS = (torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64)
 MAX_ELEMENTS = 2**31 - 1
 ACTIVATIONS = ("gelu", "quick_gelu", "gelu_tanh")
 GROUP = 128  # channels that share one activation scale where scales are per group
+ESTIMATORS = ("ste", "lsq", "lsq_plus", "ewgs", "pact", "dorefa")  # of fake_quantize; its C++ numbers them so
+LEARNED_SCALE = ("lsq", "lsq_plus", "ewgs", "pact")  # those that give the scale a gradient
+OFFSET = ("lsq_plus", "ewgs")  # those whose zero point is a float offset, with a gradient
 MAX_K = 65536  # above it an int32 accumulator, shifted by 128, could overflow
 
 
@@ -246,3 +249,35 @@ def fake_quantize_scale(
             f"{op}: scale of shape {tuple(scale.shape)} needs axis or group; without them it is one number"
         )
     return scale.float().contiguous(), axis
+
+
+def estimator(op: str, name: Any, qmin: Any, qmax: Any, delta: float) -> None:
+    """A known estimator, a range of codes that float32 holds exactly, and a delta that the estimator knows."""
+    if name not in ESTIMATORS:
+        raise ValueError(f"{op}: unknown estimator {name!r}; known: {', '.join(map(repr, ESTIMATORS))}")
+    if not (isinstance(qmin, int) and isinstance(qmax, int) and -(2**23) <= qmin < qmax <= 2**23):
+        raise ValueError(f"{op}: qmin and qmax must be integers with qmin < qmax within 2^23, got {qmin} and {qmax}")
+    if name != "ewgs" and delta != 0:
+        raise ValueError(f"{op}: delta has no meaning for estimator {name!r}; leave it at 0")
+    if not 0 <= delta < float("inf"):
+        raise ValueError(f"{op}: delta must be at least 0 and finite, got {delta}")
+
+
+def fake_quantize_zero_point(op: str, scale: Tensor, value: Any, estimator: str) -> Tensor | None:
+    """The zero point, or the offset (its gradient flows through), as contiguous float32 of the scale's shape; None
+    where there is none."""
+    if estimator in ("pact", "dorefa"):
+        if value is not None and not (isinstance(value, int) and value == 0):
+            raise ValueError(f"{op}: estimator {estimator!r} has no zero_point; leave it at None")
+        return None
+    if value is None:
+        return None
+    if isinstance(value, int | float):
+        if isinstance(value, float) and estimator not in OFFSET:
+            raise TypeError(f"{op}: zero_point must be an integer for estimator {estimator!r}, got float")
+        return torch.full(scale.shape, float(value), dtype=torch.float32, device=scale.device)
+    tensor(op, "zero_point", value, FLOATS if estimator in OFFSET else INTEGERS, scale.device)
+    if value.numel() != 1 and value.shape != scale.shape:
+        raise ValueError(f"{op}: zero_point must have the scale's shape {tuple(scale.shape)}, got {tuple(value.shape)}")
+    value = value.float()
+    return (value.reshape(()) if value.numel() == 1 else value).expand(scale.shape).contiguous()

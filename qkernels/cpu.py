@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from qkernels import reference
+from qkernels.checks import ESTIMATORS, LEARNED_SCALE, OFFSET
 from qkernels.hadamard import base_matrix, base_order
 from qkernels.weights import Int4Weight, Int8Weight
 
@@ -343,7 +344,7 @@ def _runs(x: Tensor, scale: Tensor, axis: int | None, group: int | None) -> tupl
     if group is not None:
         k, period = x.shape[-1], scale.shape[-1]
         return scale.numel(), group, period, k - (period - 1) * group, scale.numel()
-    if axis is None:
+    if axis is None or x.shape[axis] == 1:
         return 1, x.numel(), 1, x.numel(), 1
     length = x.shape[axis + 1 :].numel()
     return x.shape[: axis + 1].numel(), length, 1, length, scale.numel()
@@ -369,7 +370,7 @@ def fake_quantize(
     if x.numel():
         native.fake_quantize(
             *(x.data_ptr(), TYPES[x.dtype], *_runs(x, scale, axis, group), scale.data_ptr(), _address(zero_point)),
-            *(qmin, qmax, out.data_ptr(), torch.get_num_threads()),
+            *(qmin, qmax, ESTIMATORS.index(estimator), out.data_ptr(), torch.get_num_threads()),
         )
     return out
 
@@ -391,14 +392,20 @@ def fake_quantize_backward(
 ) -> Any:
     """See `qkernels.reference.fake_quantize_backward`."""
     grad, x = grad.contiguous(), x.contiguous()
-    dx, dscale = out = (torch.empty_like(x), torch.empty_like(scale)) if out is None else out
-    if estimator == "ste" or not x.numel():
+    has_offset = estimator in OFFSET and zero_point is not None
+    if out is None:
+        shapes = [scale.shape if has else (0,) for has in (estimator in LEARNED_SCALE, has_offset)]
+        out = (torch.empty_like(x), *(torch.empty(shape, dtype=torch.float32) for shape in shapes))
+    dx, dscale, doffset = out
+    if not x.numel():
         dscale.zero_()
-    if x.numel():
+        doffset.zero_()
+    else:
         native.fake_quantize_backward(
             *(grad.data_ptr(), x.data_ptr(), TYPES[x.dtype], *_runs(x, scale, axis, group)),
-            *(scale.data_ptr(), _address(zero_point), qmin, qmax, grad_scale),
-            *(dx.data_ptr(), 0 if estimator == "ste" else dscale.data_ptr(), torch.get_num_threads()),
+            *(scale.data_ptr(), _address(zero_point), qmin, qmax, ESTIMATORS.index(estimator), grad_scale),
+            *(delta / (qmax - qmin), dx.data_ptr(), dscale.data_ptr(), doffset.data_ptr() if has_offset else 0),
+            torch.get_num_threads(),
         )
     return out
 

@@ -25,8 +25,6 @@ from .hadamard import base_order
 from .registry import call, library, register
 from .weights import Int4Weight, Int8Weight
 
-ESTIMATORS = ("ste", "lsq")
-
 Pair = tuple[Tensor, Tensor]
 
 
@@ -421,7 +419,7 @@ register(
 def fake_quantize(
     x: Tensor,
     scale: Tensor | float,
-    zero_point: Tensor | int | None,
+    zero_point: Tensor | float | None,
     qmin: int,
     qmax: int,
     estimator: str,
@@ -430,43 +428,59 @@ def fake_quantize(
     grad_scale: float = 1.0,
     delta: float = 0.0,
 ) -> Tensor:
-    """Quantize and dequantize: `scale * (clamp(rne(x * (1 / scale)) + zero_point, qmin, qmax) - zero_point)`.
-    Differentiable.
+    """Quantize and dequantize, with a gradient of one's choice where rounding has none.
+
+    With v = x * (1 / scale) it is `scale * (clamp(rne(v) + zero_point, qmin, qmax) - zero_point)`; for "lsq_plus" and
+    "ewgs", v = (x - zero_point) * (1 / scale), it is `scale * rne(clamp(v, qmin, qmax)) + zero_point`. Computed in
+    float32, every operation rounded once, returned in x's dtype: bit-exact on every backend.
 
     Args:
         x: float, any shape.
         scale: one number; `[x.shape[axis]]` with `axis`; `[..., ceil(K/group)]` with `group` (consecutive values of
             the last axis share one).
-        zero_point: None, an integer, or integers of the scale's shape.
-        estimator: "ste": the gradient passes where `qmin <= x / scale + zero_point <= qmax`, the scale gets none.
-            "lsq" (Esser et al. 2019): besides, the scale's gradient is `grad_scale * sum G * (rne(v) - v inside,
-            bound - zero_point outside)`, v = x / scale, summed in a fixed order.
-        delta: used by estimators that "ste" and "lsq" are not; must be 0.
+        zero_point: None (0), one number, or a tensor of the scale's shape. "ste" and "lsq": integers. "lsq_plus" and
+            "ewgs": a float offset in units of x, which gets a gradient. "pact" and "dorefa" have none.
+        estimator: what the gradients are. G is the incoming one; inside is `qmin <= v + zero_point <= qmax` (offsets:
+            `qmin <= v <= qmax`), and bound the violated one of qmin and qmax (minus an integer zero_point).
 
-    Returns: x's shape and dtype. The forward half is bit-exact on every backend; computed in float32.
+            ==========  ===============================  ====================================  ======================
+            estimator   of x                             of the scale, a sum of                of the offset, a sum of
+            ==========  ===============================  ====================================  ======================
+            "ste"       G inside, 0 outside              none
+            "lsq"       as "ste"                         G * (rne(v) - v inside, bound out)
+            "lsq_plus"  as "ste"                         as "lsq"                              0 inside, G outside
+            "ewgs"      E inside, 0 outside              as "lsq", and (G - E) * v inside      G - E inside, G outside
+            "pact"      G where qmin < v < qmax, else 0  0 there, else G * bound
+            "dorefa"    G                                none
+            ==========  ===============================  ====================================  ======================
+
+            E = G + |G| * delta * (v - rne(v)) / (qmax - qmin). Sources: LSQ Esser et al. 2019; LSQ+ Bhalgat et al.
+            2020; EWGS Lee et al. 2021, clipping to [l, h] with scale = (h - l) / qmax, zero_point = l, qmin = 0; PACT
+            Choi et al. 2018, scale = alpha / qmax; DoReFa Zhou et al. 2016, x in [0, 1] already (clamp it before),
+            scale = 1 / qmax.
+        grad_scale: factor of the gradients of scale and offset, which are summed in a fixed order.
+        delta: strength of "ewgs", per unit of the grid scaled to [0, 1]; 0 for the others.
+
+    Where x is NaN so is the result, x gets gradient 0 ("dorefa": G), and its scale and offset get NaN.
+
+    Returns: x's shape and dtype.
     """
     op = "fake_quantize"
     checks.tensor(op, "x", x, FLOATS)
-    if estimator not in ESTIMATORS:
-        raise ValueError(f"{op}: estimator {estimator!r} is not built; available: {', '.join(map(repr, ESTIMATORS))}")
-    if delta != 0:
-        raise ValueError(f"{op}: delta has no meaning for estimator {estimator!r}; leave it at 0")
-    if not (isinstance(qmin, int) and isinstance(qmax, int) and -(2**23) <= qmin < qmax <= 2**23):
-        raise ValueError(f"{op}: qmin and qmax must be integers with qmin < qmax within 2^23, got {qmin} and {qmax}")
+    checks.estimator(op, estimator, qmin, qmax, delta)
     scale, axis = checks.fake_quantize_scale(op, x, scale, axis, group)
-    zero: Tensor | None = None
-    if isinstance(zero_point, Tensor):
-        zero = checks.tensor(op, "zero_point", zero_point, checks.INTEGERS, x.device)
-        if zero.numel() != 1 and zero.shape != scale.shape:
-            raise ValueError(
-                f"{op}: zero_point must have the scale's shape {tuple(scale.shape)}, got {tuple(zero.shape)}"
-            )
-    elif zero_point is not None:
-        zero = checks.zero_point(op, zero_point, scale, x.device)
-    if zero is not None:
-        zero = zero.float()
-        zero = (zero.reshape(()) if zero.numel() == 1 else zero).expand(scale.shape).contiguous()
+    zero = checks.fake_quantize_zero_point(op, scale, zero_point, estimator)
     return call(op, None, x, scale, zero, qmin, qmax, estimator, axis, group, float(grad_scale), float(delta))
+
+
+def _learned(zero_point: Tensor | None, estimator: str) -> tuple[bool, bool]:
+    """Whether the scale gets a gradient, and whether the offset does."""
+    return estimator in checks.LEARNED_SCALE, estimator in checks.OFFSET and zero_point is not None
+
+
+def _gradients(grad: Tensor, x: Tensor, scale: Tensor, zero_point: Tensor | None, *rest: Any) -> list:
+    learned = _learned(zero_point, rest[2])
+    return [(x.shape, x.dtype), *((scale.shape if has else (0,), torch.float32) for has in learned)]
 
 
 _FAKE_QUANTIZE = (
@@ -474,12 +488,7 @@ _FAKE_QUANTIZE = (
     "int? axis, int? group, float grad_scale, float delta"
 )
 register("fake_quantize", _FAKE_QUANTIZE, "Tensor", lambda x, *_: [(x.shape, x.dtype)])
-register(
-    "fake_quantize_backward",
-    "Tensor grad, " + _FAKE_QUANTIZE,
-    "(Tensor, Tensor)",
-    lambda grad, x, scale, *_: [(x.shape, x.dtype), (scale.shape, torch.float32)],
-)
+register("fake_quantize_backward", "Tensor grad, " + _FAKE_QUANTIZE, "(Tensor, Tensor, Tensor)", _gradients)
 
 
 def _save_for_fake_quantize(ctx: Any, inputs: tuple, output: Tensor) -> None:
@@ -490,8 +499,9 @@ def _save_for_fake_quantize(ctx: Any, inputs: tuple, output: Tensor) -> None:
 
 def _fake_quantize_gradients(ctx: Any, grad: Tensor) -> tuple:
     x, scale, zero_point = ctx.saved_tensors
-    dx, dscale = call("fake_quantize_backward", None, grad, x, scale, zero_point, *ctx.rest)
-    return (dx, None if ctx.rest[2] == "ste" else dscale, *[None] * 8)
+    dx, *others = call("fake_quantize_backward", None, grad, x, scale, zero_point, *ctx.rest)
+    learned = _learned(zero_point, ctx.rest[2])
+    return dx, *(found if has else None for found, has in zip(others, learned, strict=True)), *[None] * 7
 
 
 torch.library.register_autograd(

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .checks import LEARNED_SCALE, OFFSET
 from .hadamard import base_matrix, base_order
 from .weights import Int4Weight, Int8Weight
 
@@ -313,7 +314,10 @@ def fake_quantize(
     """See `qkernels.ops.fake_quantize`; the forward half."""
     y, s = x.float(), _per_element(scale, x, axis, group)
     z = torch.zeros((), device=x.device) if zero_point is None else _per_element(zero_point, x, axis, group)
-    codes = (torch.round(y * _divide(1.0, s)) + z).clamp(qmin, qmax)
+    inverse = _divide(1.0, s)
+    if estimator in OFFSET:
+        return _deliver(out, (torch.round(((y - z) * inverse).clamp(qmin, qmax)) * s + z).to(x.dtype))
+    codes = (torch.round(y * inverse) + z).clamp(qmin, qmax)
     return _deliver(out, ((codes - z) * s).to(x.dtype))
 
 
@@ -332,25 +336,37 @@ def fake_quantize_backward(
     *,
     out: Any = None,
 ) -> Any:
-    """Gradients of `fake_quantize`: of x (its dtype), and of the scale (float32, its shape; all 0 for the estimator
-    `ste`)."""
+    """Gradients of `fake_quantize`: of x (its dtype), of the scale and of the offset (float32, the scale's shape; shape
+    (0,) where the estimator has none). Where v lies is decided in float32, as in the forward half; sums are float64."""
     s = _per_element(scale, x, axis, group)
     z = torch.zeros((), device=x.device) if zero_point is None else _per_element(zero_point, x, axis, group)
-    v, low, high = x.float() * _divide(1.0, s), qmin - z, qmax - z
-    inside = (v >= low) & (v <= high)
-    dx = torch.where(inside, grad, torch.zeros_like(grad)).to(x.dtype)
-    if estimator == "ste":
-        return _deliver(out, dx, torch.zeros_like(scale))
-    slope = torch.where(v < low, low, torch.where(v > high, high, torch.round(v) - v))
-    terms = grad.double() * slope.double()
-    if group is not None:
-        padding = scale.shape[-1] * group - x.shape[-1]
-        ds = F.pad(terms, (0, padding)).view(*scale.shape, group).sum(-1)
-    elif axis is None:
-        ds = terms.sum()
-    else:
-        ds = terms.movedim(axis, 0).flatten(1).sum(1) if x.dim() > 1 else terms
-    return _deliver(out, dx, (ds * grad_scale).float().reshape(scale.shape))
+    offset = estimator in OFFSET
+    low, high = (torch.full_like(z, bound) if offset else bound - z for bound in (qmin, qmax))
+    v = ((x.float() - z) if offset else x.float()) * _divide(1.0, s)
+    below, above = (v <= low, v >= high) if estimator == "pact" else (v < low, v > high)
+    g, w = grad.double(), v.double()
+    residual = torch.round(w) - w
+    # What EWGS takes from the gradient inside; not a factor 0 for the others, where G may be infinite.
+    bend = g.abs() * residual * (delta / (qmax - qmin)) if estimator == "ewgs" else 0 * w
+    dx = g if estimator == "dorefa" else torch.where(below | above | v.isnan(), 0.0, g - bend)
+
+    def total(terms: Tensor) -> Tensor:
+        if group is not None:
+            padding = scale.shape[-1] * group - x.shape[-1]
+            sums = F.pad(terms, (0, padding)).view(*scale.shape, group).sum(-1)
+        elif axis is None:
+            sums = terms.sum()
+        else:
+            sums = terms.movedim(axis, 0).flatten(1).sum(1) if x.dim() > 1 else terms
+        return (sums * grad_scale).float().reshape(scale.shape)
+
+    dscale = doffset = scale.new_empty(0)
+    if estimator in LEARNED_SCALE:
+        inside = 0 * w if estimator == "pact" else g * residual + bend * w
+        dscale = total(torch.where(below, g * low, torch.where(above, g * high, inside)))
+    if offset and zero_point is not None:
+        doffset = total(torch.where(below | above, g, bend))
+    return _deliver(out, dx.to(x.dtype), dscale, doffset)
 
 
 def hadamard_transform(x: Tensor, transpose: bool = False, *, out: Any = None) -> Any:

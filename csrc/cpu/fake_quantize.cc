@@ -1,6 +1,7 @@
 // Quantize-dequantize for training, and its gradients. The tensor is cut into pieces that share one scale and have a
-// length that depends on the shape alone; every piece leaves one partial sum of the scale's gradient, and partial sums
-// are added in their order: the result does not depend on the number of threads.
+// length that depends on the shape alone; every piece leaves one partial sum of each of the gradients of scale and
+// offset, and partial sums are added in their order: the result does not depend on the number of threads. The
+// estimators are those of qkernels/ops.py.
 #include "parallel.h"
 #include "simd.h"
 
@@ -20,10 +21,44 @@ struct Layout {
   inline std::int64_t pieces() const { return (length + piece - 1) / piece; }  // of a run
 };
 
+// Numbered as ESTIMATORS in qkernels/checks.py.
+enum Estimator : int { STE, LSQ, LSQ_PLUS, EWGS, PACT, DOREFA };
+constexpr bool has_offset(int estimator) { return estimator == LSQ_PLUS || estimator == EWGS; }
+constexpr bool learns_scale(int estimator) { return estimator != STE && estimator != DOREFA; }
+
+template <int estimator>
+struct Is {
+  static constexpr int value = estimator;
+};
+// body(Is<estimator>{}), so that the inner loops know the estimator.
+template <class Body>
+static inline void with_estimator(int estimator, const Body& body) {
+  if (estimator == STE) body(Is<STE>{});
+  if (estimator == LSQ) body(Is<LSQ>{});
+  if (estimator == LSQ_PLUS) body(Is<LSQ_PLUS>{});
+  if (estimator == EWGS) body(Is<EWGS>{});
+  if (estimator == PACT) body(Is<PACT>{});
+  if (estimator == DOREFA) body(Is<DOREFA>{});
+}
+
 struct Grid {
   const float* scale;
-  const float* zero;  // may be null: 0
+  const float* zero;  // zero point or offset; may be null: 0
   float low, high;    // of the codes
+  float bend;         // of EWGS: delta / (high - low)
+};
+
+// What some values share, a number a lane.
+struct Step {
+  vf scale, inverse, zero, low, high;
+};
+static inline Step step_of(const Grid& grid, std::int64_t i) {
+  return {set1(grid.scale[i]), set1(1.0f / grid.scale[i]), set1(grid.zero ? grid.zero[i] : 0.0f), set1(grid.low),
+          set1(grid.high)};
+}
+
+struct Sums {
+  double scale, offset;
 };
 
 template <class T>
@@ -37,115 +72,134 @@ static inline void put(T* p, vf x, int n) {
   else
     store(p, x, n);
 }
-
-static inline vf forward(vf x, vf scale, vf inverse, vf z, vf low, vf high) {
-  // min and max give their second argument where one is NaN: NaN passes.
-  const vf code = min(high, max(low, add(round(mul(x, inverse)), z)));
-  return mul(sub(code, z), scale);
+static inline Step steps_of(const Grid& grid, std::int64_t i, int n) {
+  const vf scale = get(grid.scale + i, n);
+  return {scale, div(set1(1.0f), scale), grid.zero ? get(grid.zero + i, n) : zero(), set1(grid.low), set1(grid.high)};
 }
+static inline vf first_lanes(vf x, int n) { return n == W ? x : select(lanes(n), x, zero()); }
 
-// Gradient of x, and the slope of the output with the scale.
-static inline vf backward(vf g, vf x, vf inverse, vf low, vf high, vf* slope) {
-  const vf v = mul(x, inverse);
-  const vm below = less(v, low), above = less(high, v);
-  *slope = select(below, low, select(above, high, sub(round(v), v)));
-  // Inside: neither below nor above, nor NaN, whose gradient is 0.
-  const vf number = select(less(v, set1(__builtin_inff())), g, zero());
-  return select(below, zero(), select(above, zero(), number));
-}
-
-template <class T>
-static void forward_piece(const T* x, std::int64_t count, float scale, float z, float low, float high, T* out) {
-  const vf s = set1(scale), inverse = set1(1.0f / scale), zv = set1(z), lowv = set1(low), highv = set1(high);
-  for (std::int64_t i = 0; i < count; i += W) {
-    const int n = count - i < W ? static_cast<int>(count - i) : W;
-    put(out + i, forward(get(x + i, n), s, inverse, zv, lowv, highv), n);
+// min and max give their second argument where one is NaN: NaN passes.
+template <int estimator>
+static inline vf forward(vf x, const Step& p) {
+  if constexpr (has_offset(estimator)) {
+    const vf v = mul(sub(x, p.zero), p.inverse);
+    return add(mul(round(min(p.high, max(p.low, v))), p.scale), p.zero);
+  } else {
+    const vf code = min(p.high, max(p.low, add(round(mul(x, p.inverse)), p.zero)));
+    return mul(sub(code, p.zero), p.scale);
   }
 }
 
-template <class T>
-static double backward_piece(const T* grad, const T* x, std::int64_t count, float scale, float z, float low, float high,
-                             T* dx) {
-  const vf inverse = set1(1.0f / scale), lowv = set1(low - z), highv = set1(high - z);
-  vf sums[4] = {zero(), zero(), zero(), zero()};
+// Gradient of x, and what the value adds to the gradients of scale and offset.
+struct Gradients {
+  vf x, scale, offset;
+};
+template <int estimator>
+static inline Gradients backward(vf g, vf x, const Step& p, float bend) {
+  if constexpr (estimator == DOREFA) return {g, zero(), zero()};
+  const bool offset = has_offset(estimator);
+  const vf v = mul(offset ? sub(x, p.zero) : x, p.inverse);
+  const vf low = offset ? p.low : sub(p.low, p.zero), high = offset ? p.high : sub(p.high, p.zero);
+  const vm below = estimator == PACT ? less_equal(v, low) : less(v, low);
+  const vm above = estimator == PACT ? less_equal(high, v) : less(high, v);
+  const vf residual = sub(round(v), v);
+  const vf bent = estimator == EWGS ? mul(mul(set1(bend), abs(g)), residual) : mul(zero(), v);  // NaN where v is
+  // Inside: neither below nor above, nor NaN, whose gradient is 0.
+  const vf dx = select(less(v, set1(__builtin_inff())), estimator == EWGS ? sub(g, bent) : g, zero());
+  const vf inside = estimator == PACT ? bent : estimator == EWGS ? fma(g, residual, mul(bent, v)) : mul(g, residual);
+  return {select(below, zero(), select(above, zero(), dx)),
+          select(below, mul(g, low), select(above, mul(g, high), inside)), select(below, g, select(above, g, bent))};
+}
+
+template <int estimator, class T>
+static void forward_piece(const T* x, std::int64_t count, const Step& p, T* out) {
+  for (std::int64_t i = 0; i < count; i += W) {
+    const int n = count - i < W ? static_cast<int>(count - i) : W;
+    put(out + i, forward<estimator>(get(x + i, n), p), n);
+  }
+}
+
+template <int estimator, class T>
+static Sums backward_piece(const T* grad, const T* x, std::int64_t count, const Step& p, float bend, T* dx) {
+  vf scale[4] = {zero(), zero(), zero(), zero()}, offset[4] = {zero(), zero(), zero(), zero()};
   int turn = 0;
   for (std::int64_t i = 0; i < count; i += W, turn = (turn + 1) & 3) {
     const int n = count - i < W ? static_cast<int>(count - i) : W;
-    vf slope;
-    const vf g = get(grad + i, n);
-    put(dx + i, backward(g, get(x + i, n), inverse, lowv, highv, &slope), n);
-    sums[turn] = fma(g, slope, sums[turn]);  // padding: g is 0; its slope is finite unless the scale is not
+    const Gradients d = backward<estimator>(get(grad + i, n), get(x + i, n), p, bend);
+    put(dx + i, d.x, n);
+    if constexpr (learns_scale(estimator)) scale[turn] = add(scale[turn], first_lanes(d.scale, n));
+    if constexpr (has_offset(estimator)) offset[turn] = add(offset[turn], first_lanes(d.offset, n));
   }
-  return static_cast<double>(reduce_add(add(add(sums[0], sums[1]), add(sums[2], sums[3]))));
+  return {static_cast<double>(reduce_add(add(add(scale[0], scale[1]), add(scale[2], scale[3])))),
+          static_cast<double>(reduce_add(add(add(offset[0], offset[1]), add(offset[2], offset[3]))))};
 }
 
-template <class T>
-static void forward_runs(const T* x, const Layout& layout, const Grid& grid, T* out, int threads) {
+// body(item, begin, size, scale) for every piece of every run.
+template <class Body>
+static void for_pieces(const Layout& layout, int threads, const Body& body) {
   const std::int64_t pieces = layout.pieces(), length = layout.length < piece ? layout.length : piece;
   parallel_for(threads, layout.runs * pieces, 16384 / (length + 1) + 1, [&](std::int64_t first, std::int64_t last) {
     for (std::int64_t item = first; item < last; ++item) {
       const std::int64_t run = item / pieces, skip = item % pieces * piece, size = layout.size(run) - skip;
-      if (size <= 0) continue;
-      const std::int64_t at = layout.begin(run) + skip, c = run % layout.scales;
-      forward_piece(x + at, size < piece ? size : piece, grid.scale[c], grid.zero ? grid.zero[c] : 0.0f, grid.low,
-                    grid.high, out + at);
+      body(item, layout.begin(run) + skip, size < piece ? size : piece, run % layout.scales);
     }
   });
 }
 
-template <class T>
-static void backward_runs(const T* grad, const T* x, const Layout& layout, const Grid& grid, T* dx, double* partial,
+template <int estimator, class T>
+static void forward_runs(const T* x, const Layout& layout, const Grid& grid, T* out, int threads) {
+  for_pieces(layout, threads, [&](std::int64_t, std::int64_t at, std::int64_t size, std::int64_t c) {
+    if (size > 0) forward_piece<estimator>(x + at, size, step_of(grid, c), out + at);
+  });
+}
+
+template <int estimator, class T>
+static void backward_runs(const T* grad, const T* x, const Layout& layout, const Grid& grid, T* dx, Sums* partial,
                           int threads) {
-  const std::int64_t pieces = layout.pieces(), length = layout.length < piece ? layout.length : piece;
-  parallel_for(threads, layout.runs * pieces, 16384 / (length + 1) + 1, [&](std::int64_t first, std::int64_t last) {
-    for (std::int64_t item = first; item < last; ++item) {
-      const std::int64_t run = item / pieces, skip = item % pieces * piece, size = layout.size(run) - skip;
-      partial[item] = 0.0;
-      if (size <= 0) continue;
-      const std::int64_t at = layout.begin(run) + skip, c = run % layout.scales;
-      partial[item] = backward_piece(grad + at, x + at, size < piece ? size : piece, grid.scale[c],
-                                     grid.zero ? grid.zero[c] : 0.0f, grid.low, grid.high, dx + at);
-    }
+  for_pieces(layout, threads, [&](std::int64_t item, std::int64_t at, std::int64_t size, std::int64_t c) {
+    partial[item] = {0.0, 0.0};
+    if (size > 0)
+      partial[item] = backward_piece<estimator>(grad + at, x + at, size, step_of(grid, c), grid.bend, dx + at);
   });
 }
 
 // Every column has its own scale: rows x columns values, neighbours differ in scale.
-template <class T>
+template <int estimator, class T>
 static void forward_columns(const T* x, std::int64_t rows, std::int64_t columns, const Grid& grid, T* out,
                             int threads) {
   parallel_for(threads, rows, 16384 / (columns + 1) + 1, [&](std::int64_t first, std::int64_t last) {
-    const vf one = set1(1.0f), low = set1(grid.low), high = set1(grid.high);
     for (std::int64_t row = first; row < last; ++row)
       for (std::int64_t i = 0; i < columns; i += W) {
         const int n = columns - i < W ? static_cast<int>(columns - i) : W;
-        const vf s = get(grid.scale + i, n), z = grid.zero ? get(grid.zero + i, n) : zero();
-        put(out + row * columns + i, forward(get(x + row * columns + i, n), s, div(one, s), z, low, high), n);
+        const std::int64_t at = row * columns + i;
+        put(out + at, forward<estimator>(get(x + at, n), steps_of(grid, i, n)), n);
       }
   });
 }
 
-template <class T>
+template <int estimator, class T>
 static void backward_columns(const T* grad, const T* x, std::int64_t rows, std::int64_t columns, const Grid& grid,
-                             T* dx, double* partial, int threads) {
+                             T* dx, Sums* partial, int threads) {
   const std::int64_t blocks = (rows + row_block - 1) / row_block;
   parallel_for(threads, blocks, 16384 / (row_block * columns + 1) + 1, [&](std::int64_t first, std::int64_t last) {
-    const vf one = set1(1.0f), low = set1(grid.low), high = set1(grid.high);
     for (std::int64_t block = first; block < last; ++block) {
       const std::int64_t end = (block + 1) * row_block < rows ? (block + 1) * row_block : rows;
       for (std::int64_t i = 0; i < columns; i += W) {
         const int n = columns - i < W ? static_cast<int>(columns - i) : W;
-        const vf inverse = div(one, get(grid.scale + i, n)), z = grid.zero ? get(grid.zero + i, n) : zero();
-        vf sum = zero();
+        const Step p = steps_of(grid, i, n);
+        vf scale = zero(), offset = zero();
         for (std::int64_t row = block * row_block; row < end; ++row) {
-          vf slope;
-          const vf g = get(grad + row * columns + i, n);
-          put(dx + row * columns + i,
-              backward(g, get(x + row * columns + i, n), inverse, sub(low, z), sub(high, z), &slope), n);
-          sum = fma(g, slope, sum);
+          const std::int64_t at = row * columns + i;
+          const Gradients d = backward<estimator>(get(grad + at, n), get(x + at, n), p, grid.bend);
+          put(dx + at, d.x, n);
+          if constexpr (learns_scale(estimator)) scale = add(scale, d.scale);
+          if constexpr (has_offset(estimator)) offset = add(offset, d.offset);
         }
-        float lanes[W];
-        store(lanes, sum);
-        for (int lane = 0; lane < n; ++lane) partial[block * columns + i + lane] = static_cast<double>(lanes[lane]);
+        float scales[W], offsets[W];
+        store(scales, scale);
+        store(offsets, offset);
+        for (int lane = 0; lane < n; ++lane)
+          partial[block * columns + i + lane] = {static_cast<double>(scales[lane]), static_cast<double>(offsets[lane])};
       }
     }
   });
@@ -159,49 +213,60 @@ extern "C" {
 
 void QK_IMPL(fake_quantize)(const void* x, int type, std::int64_t runs, std::int64_t length, std::int64_t period,
                             std::int64_t last, std::int64_t scales, const float* scale, const float* zero_point,
-                            float low, float high, void* out, int threads) {
+                            float low, float high, int estimator, void* out, int threads) {
   const Layout layout{runs, length, period, last, scales};
-  const Grid grid{scale, zero_point, low, high};
-  const auto run = [&](const auto* typed, auto* target) {
+  const Grid grid{scale, zero_point, low, high, 0.0f};
+  const auto run = [&](auto is, const auto* typed, auto* target) {
+    constexpr int which = decltype(is)::value;
     if (by_columns(layout))
-      forward_columns(typed, runs / scales, scales, grid, target, threads);
+      forward_columns<which>(typed, runs / scales, scales, grid, target, threads);
     else
-      forward_runs(typed, layout, grid, target, threads);
+      forward_runs<which>(typed, layout, grid, target, threads);
   };
-  if (type == QK_F32) run(static_cast<const float*>(x), static_cast<float*>(out));
-  if (type == QK_BF16) run(static_cast<const bf16*>(x), static_cast<bf16*>(out));
-  if (type == QK_F16) run(static_cast<const f16*>(x), static_cast<f16*>(out));
+  // Only the offset changes the forward half: two of the estimators stand for all.
+  with_estimator(has_offset(estimator) ? LSQ_PLUS : STE, [&](auto is) {
+    if (type == QK_F32) run(is, static_cast<const float*>(x), static_cast<float*>(out));
+    if (type == QK_BF16) run(is, static_cast<const bf16*>(x), static_cast<bf16*>(out));
+    if (type == QK_F16) run(is, static_cast<const f16*>(x), static_cast<f16*>(out));
+  });
 }
 
-// `dscale` may be null: the estimator has no gradient of the scale.
+// `dscale` and `doffset` may be null: the estimator has no gradient of the scale, or nobody wants that of the offset.
 void QK_IMPL(fake_quantize_backward)(const void* grad, const void* x, int type, std::int64_t runs, std::int64_t length,
                                      std::int64_t period, std::int64_t last, std::int64_t scales, const float* scale,
-                                     const float* zero_point, float low, float high, float grad_scale, void* dx,
-                                     float* dscale, int threads) {
+                                     const float* zero_point, float low, float high, int estimator, float grad_scale,
+                                     float bend, void* dx, float* dscale, float* doffset, int threads) {
   const Layout layout{runs, length, period, last, scales};
-  const Grid grid{scale, zero_point, low, high};
-  // Partial sums: `terms` of them for each scale, `stride` apart, in groups of `together` neighbours.
+  const Grid grid{scale, zero_point, low, high, bend};
+  // Partial sums: those of a scale lie in groups of `together` neighbours, one group a row or run of the scale.
   const bool columns = by_columns(layout);
   const std::int64_t pieces = layout.pieces(), rows = scales ? runs / scales : 0;
   const std::int64_t count = columns ? (rows + row_block - 1) / row_block * scales : runs * pieces;
-  auto* partial = static_cast<double*>(qk_workspace(QK_SLOT_SHARED, static_cast<std::size_t>(count) * sizeof(double)));
-  const auto run = [&](const auto* g, const auto* typed, auto* target) {
+  auto* partial = static_cast<Sums*>(qk_workspace(QK_SLOT_SHARED, static_cast<std::size_t>(count) * sizeof(Sums)));
+  const auto run = [&](auto is, const auto* g, const auto* typed, auto* target) {
+    constexpr int which = decltype(is)::value;
     if (columns)
-      backward_columns(g, typed, rows, scales, grid, target, partial, threads);
+      backward_columns<which>(g, typed, rows, scales, grid, target, partial, threads);
     else
-      backward_runs(g, typed, layout, grid, target, partial, threads);
+      backward_runs<which>(g, typed, layout, grid, target, partial, threads);
   };
-  if (type == QK_F32) run(static_cast<const float*>(grad), static_cast<const float*>(x), static_cast<float*>(dx));
-  if (type == QK_BF16) run(static_cast<const bf16*>(grad), static_cast<const bf16*>(x), static_cast<bf16*>(dx));
-  if (type == QK_F16) run(static_cast<const f16*>(grad), static_cast<const f16*>(x), static_cast<f16*>(dx));
+  with_estimator(estimator, [&](auto is) {
+    if (type == QK_F32) run(is, static_cast<const float*>(grad), static_cast<const float*>(x), static_cast<float*>(dx));
+    if (type == QK_BF16) run(is, static_cast<const bf16*>(grad), static_cast<const bf16*>(x), static_cast<bf16*>(dx));
+    if (type == QK_F16) run(is, static_cast<const f16*>(grad), static_cast<const f16*>(x), static_cast<f16*>(dx));
+  });
   if (dscale == nullptr) return;
   const std::int64_t together = columns ? 1 : pieces;
   parallel_for(threads, scales, 4096, [&](std::int64_t first, std::int64_t end) {
     for (std::int64_t c = first; c < end; ++c) {
-      double sum = 0.0;
+      Sums sum{0.0, 0.0};
       for (std::int64_t at = c * together; at < count; at += scales * together)
-        for (std::int64_t j = 0; j < together; ++j) sum += partial[at + j];
-      dscale[c] = static_cast<float>(sum * static_cast<double>(grad_scale));
+        for (std::int64_t j = 0; j < together; ++j) {
+          sum.scale += partial[at + j].scale;
+          sum.offset += partial[at + j].offset;
+        }
+      dscale[c] = static_cast<float>(sum.scale * static_cast<double>(grad_scale));
+      if (doffset) doffset[c] = static_cast<float>(sum.offset * static_cast<double>(grad_scale));
     }
   });
 }

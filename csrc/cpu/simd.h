@@ -170,6 +170,7 @@ static inline vf to_float(vi a) { return _mm512_cvtepi32_ps(a); }
 static inline vi as_int(vf a) { return _mm512_castps_si512(a); }
 static inline vf as_float(vi a) { return _mm512_castsi512_ps(a); }
 static inline vm less(vf a, vf b) { return _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ); }
+static inline vm less_equal(vf a, vf b) { return _mm512_cmp_ps_mask(a, b, _CMP_LE_OQ); }
 static inline vm less(vi a, vi b) { return _mm512_cmplt_epi32_mask(a, b); }
 static inline vf select(vm m, vf yes, vf no) { return _mm512_mask_mov_ps(no, m, yes); }
 static inline vi select(vm m, vi yes, vi no) { return _mm512_mask_mov_epi32(no, m, yes); }
@@ -279,6 +280,7 @@ static inline vf to_float(vi a) { return _mm256_cvtepi32_ps(a); }
 static inline vi as_int(vf a) { return _mm256_castps_si256(a); }
 static inline vf as_float(vi a) { return _mm256_castsi256_ps(a); }
 static inline vm less(vf a, vf b) { return _mm256_cmp_ps(a, b, _CMP_LT_OQ); }
+static inline vm less_equal(vf a, vf b) { return _mm256_cmp_ps(a, b, _CMP_LE_OQ); }
 static inline vm less(vi a, vi b) { return _mm256_castsi256_ps(_mm256_cmpgt_epi32(b, a)); }
 static inline vf select(vm m, vf yes, vf no) { return _mm256_blendv_ps(no, yes, m); }
 static inline vi select(vm m, vi yes, vi no) {
@@ -371,6 +373,7 @@ static inline vf to_float(vi a) { return static_cast<vf>(a); }
 static inline vi as_int(vf a) { return static_cast<vi>(bits_of(a)); }
 static inline vf as_float(vi a) { return float_of(static_cast<std::uint32_t>(a)); }
 static inline vm less(vf a, vf b) { return a < b; }
+static inline vm less_equal(vf a, vf b) { return a <= b; }
 static inline vm less(vi a, vi b) { return a < b; }
 static inline vf select(vm m, vf yes, vf no) { return m ? yes : no; }
 static inline vi select(vm m, vi yes, vi no) { return m ? yes : no; }

@@ -21,6 +21,7 @@ P8, P4 = W8.pack("vnni64"), W4.pack("nibble64")
 QKV = torch.randn(2, 5, 3, 8, generator=torch.Generator().manual_seed(2))
 HUGE = torch.zeros(1).expand(2**16, 2**15)  # 2^31 elements in 4 bytes
 S = torch.tensor(0.1)
+STEPS = torch.full((3,), 0.1, requires_grad=True), torch.full((3,), 0.5, requires_grad=True)  # scales and offsets
 
 REFUSALS = {
     "no tensor": (lambda: qkernels.quantize_per_token([1.0]), TypeError, "x must be a tensor, got list"),
@@ -251,12 +252,37 @@ REFUSALS = {
         "weight_absmax must have shape",
     ),
     "estimator": (
-        lambda: qkernels.fake_quantize(X, S, None, -8, 7, "pact"),
+        lambda: qkernels.fake_quantize(X, S, None, -8, 7, "lsq+"),
         ValueError,
-        "'pact' is not built; available: 'ste', 'lsq'",
+        "unknown estimator 'lsq\\+'; known: 'ste', 'lsq', 'lsq_plus'",
     ),
     "bounds": (lambda: qkernels.fake_quantize(X, S, None, 7, -8, "ste"), ValueError, "qmin < qmax"),
     "delta": (lambda: qkernels.fake_quantize(X, S, None, -8, 7, "ste", delta=0.1), ValueError, "delta has no meaning"),
+    "negative delta": (
+        lambda: qkernels.fake_quantize(X, S, None, -8, 7, "ewgs", delta=-0.1),
+        ValueError,
+        "delta must be at least 0",
+    ),
+    "zero point without one": (
+        lambda: qkernels.fake_quantize(X, S, 1, 0, 7, "pact"),
+        ValueError,
+        "'pact' has no zero_point",
+    ),
+    "zero point that is no integer": (
+        lambda: qkernels.fake_quantize(X, S, 0.5, -8, 7, "lsq"),
+        TypeError,
+        "zero_point must be an integer for estimator 'lsq'",
+    ),
+    "offset of integers": (
+        lambda: qkernels.fake_quantize(X, S, torch.tensor(1), -8, 7, "lsq_plus"),
+        TypeError,
+        "zero_point must be float32",
+    ),
+    "offsets": (
+        lambda: qkernels.fake_quantize(X, S, torch.ones(3), -8, 7, "ewgs"),
+        ValueError,
+        "scale's shape",
+    ),
     "axis": (
         lambda: qkernels.fake_quantize(X, torch.ones(3), None, -8, 7, "ste", axis=2),
         ValueError,
@@ -403,20 +429,25 @@ def test_compiles_with_inductor():
     assert torch.allclose(y, block(x, weight.codes, weight.scales, weight.layout), atol=1e-5)
 
 
-def test_gradients_through_a_compiled_function():
-    def loss(x, scale):
-        return qkernels.hadamard_transform(qkernels.fake_quantize(x, scale, None, -8, 7, "lsq")).square().sum()
+@pytest.mark.parametrize("estimator", ["lsq", "lsq_plus", "ewgs", "pact"])
+def test_gradients_through_a_compiled_function(estimator):
+    offset, delta = estimator in ("lsq_plus", "ewgs"), 0.2 if estimator == "ewgs" else 0.0
+
+    def loss(x, scale, zero):
+        y = qkernels.fake_quantize(x, scale, zero if offset else None, -3, 4, estimator, delta=delta)
+        return qkernels.hadamard_transform(y).square().sum()
 
     torch._dynamo.reset()
     grads = []
     for run in (loss, torch.compile(loss, fullgraph=True, backend="aot_eager")):
-        x, scale = (
+        x, scale, zero = (
             torch.randn(4, 24, generator=torch.Generator().manual_seed(0)).requires_grad_(),
             torch.tensor(0.3, requires_grad=True),
+            torch.tensor(0.1, requires_grad=True),
         )
-        run(x, scale).backward()
-        grads.append((x.grad, scale.grad))
-    assert equal(*grads) and grads[0][1] != 0
+        run(x, scale, zero).backward()
+        grads.append((x.grad, scale.grad, zero.grad) if offset else (x.grad, scale.grad))
+    assert equal(*grads) and all((grad != 0).any() for grad in grads[0])
 
 
 def test_registration():
@@ -440,6 +471,9 @@ def test_registration():
         (ops.channel_absmax_.default, (X, torch.zeros(40)), {}),
         (ops.smooth_scale.default, (torch.ones(4), torch.ones(4), 0.5), {}),
         (ops.fake_quantize.default, (X.clone().requires_grad_(), S, None, -8, 7, "lsq", None, None, 1.0, 0.0), {}),
+        (ops.fake_quantize.default, (X.clone().requires_grad_(), *STEPS, 0, 15, "ewgs", 0, None, 1.0, 0.1), {}),
+        (ops.fake_quantize_backward.default, (X, X, *STEPS, 0, 15, "lsq_plus", 0, None, 1.0, 0.0), {}),
+        (ops.fake_quantize_backward.default, (X, X, S, None, 0, 15, "dorefa", None, None, 1.0, 0.0), {}),
         (ops.hadamard_transform.default, (X.clone().requires_grad_(), False), {}),
     ]
     with warnings.catch_warnings():
