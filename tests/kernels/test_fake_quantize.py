@@ -69,13 +69,16 @@ def zeros_for(scale, estimator, generator):
 def test_forward_is_bit_exact(backend, seed, how, dtype, bounds, shifted, estimator):
     shape, axis, group = how
     generator = torch.Generator().manual_seed(seed)
-    x = (torch.randn(shape, generator=generator) * 2).to(dtype)
-    if x.numel() and seed % 4 == 0:
-        x.view(-1)[seed % x.numel()] = (float("nan"), float("inf"), -float("inf"), 1e38)[seed // 4 % 4]
     scale = scales_for(shape, axis, group, generator)
     zero = zeros_for(scale, estimator, generator) if shifted else None
-    y = qkernels.fake_quantize(x, scale, zero, *bounds, estimator, axis, group)
     s, z = spread(f64(scale), shape, axis, group), spread(0 if zero is None else f64(zero), shape, axis, group)
+    v = np.random.default_rng(seed).uniform(-12, 12, shape)
+    if seed % 2:  # near ties, where the order of the roundings decides
+        v = np.floor(v) + 0.5
+    x = torch.from_numpy(np.asarray(v * s + (z if estimator in OFFSET else 0))).to(dtype)
+    if x.numel() and seed % 4 == 0:
+        x.view(-1)[seed % x.numel()] = (float("nan"), float("inf"), -float("inf"), 1e38)[seed // 4 % 4]
+    y = qkernels.fake_quantize(x, scale, zero, *bounds, estimator, axis, group)
     with np.errstate(over="ignore", invalid="ignore"):
         if estimator in OFFSET:
             codes = np.rint(np.clip(f32(f32(f64(x) - z) * f32(1 / s)), *bounds))
@@ -252,6 +255,16 @@ def test_the_bounds_are_inside_and_beyond_is_outside(backend):
     y.sum().backward()
     assert x.grad.tolist() == [1, 0, 1, 0, 0, 1]
     assert scale.grad.item() == pytest.approx(0 - 8 + 0 + 7 + 7 - 0.4, abs=1e-5)
+
+
+def test_the_bounds_of_pact_belong_to_alpha(backend):
+    x = torch.tensor([-0.5, 0.0, 0.1, 3.5, 3.6], requires_grad=True)
+    scale = torch.tensor(0.5, requires_grad=True)
+    qkernels.fake_quantize(x, scale, None, 0, 7, "pact").sum().backward()
+    assert x.grad.tolist() == [0, 0, 1, 0, 0] and scale.grad == 14
+    x, scale.grad = torch.tensor([-3.6, -3.5, -0.1, 0.0, 3.5], requires_grad=True), None
+    qkernels.fake_quantize(x, scale, None, -7, 7, "pact").sum().backward()  # signed
+    assert x.grad.tolist() == [0, 0, 1, 1, 0] and scale.grad == -7
 
 
 def test_one_zero_point_for_all_scales(backend):
