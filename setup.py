@@ -25,13 +25,18 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
-X86 = platform.machine().lower() in ("x86_64", "amd64")
+MACHINE = platform.machine().lower()
 TIERS = {"scalar": []}
-if X86:
+if MACHINE in ("x86_64", "amd64"):
     AVX2 = ["-mavx2", "-mfma", "-mf16c", "-mprfchw"]
     TIERS["avx2"] = AVX2
+    TIERS["avxvnni"] = [*AVX2, "-mavxvnni", "-DQK_TIER_avx2"]
     AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vnni", "-mprefer-vector-width=512"]
     TIERS["avx512vnni"] = [*AVX2, *AVX512]
+elif MACHINE in ("aarch64", "arm64"):
+    TIERS["neon"] = ["-march=armv8.2-a+dotprod"]
+# Files of a tier that is another one (avx2) but for products of int8: QK_PRODUCT in ops.def.
+ONLY = {"avxvnni": ("int8_linear", "int4_linear", "peak")}
 # Instructions that a tier may use in one file, behind a check of its own.
 MORE = {("attention_bf16", "avx512vnni"): ["-mavx512bf16"]}
 # GCC 12 warns about its own AVX-512 headers.
@@ -119,6 +124,8 @@ def ninja_file(cxx: list[str], target: Path, objects: Path, openmp: bool) -> str
     for source in sorted((ROOT / "csrc/cpu").glob("*.cc")):
         if source.name != "dispatch.cc":
             for tier, flags in TIERS.items():
+                if source.stem not in ONLY.get(tier, (source.stem,)):
+                    continue
                 more = [*MORE.get((source.stem, tier), []), *QUIET, f"-DQK_TIER={tier}", f"-DQK_TIER_{tier}"]
                 compile_one(source, f"{source.stem}.{tier}.o", [*flags, *more])
     lines.append(f"build {escape(target)}: link {' '.join(map(escape, built))}")

@@ -3,6 +3,9 @@
 // while an op runs.
 #include <pybind11/pybind11.h>
 
+#include <algorithm>
+#include <array>
+#include <iterator>
 #include <map>
 #include <stdexcept>
 #include <string>
@@ -15,7 +18,8 @@ namespace py = pybind11;
 
 namespace {
 
-constexpr const char* tier_names[] = {"scalar", "avx2", "avx512vnni"};
+#define QK_TIER_NAME(tier, ...) #tier,
+constexpr const char* tier_names[] = {QK_TIERS(QK_TIER_NAME, )};
 
 template <class T>
 struct Argument {
@@ -28,35 +32,27 @@ struct Argument<T*> {
   static T* unwrap(std::uintptr_t value) { return reinterpret_cast<T*>(value); }
 };
 
+// The Python function of an op, given its functions in all tiers.
 template <class... Args>
-auto bind(void (*scalar)(Args...), void (*avx2)(Args...), void (*avx512vnni)(Args...)) {
-  return [=](typename Argument<Args>::type... args) {
+auto bind(void (*const (&tiers)[QK_TIER_COUNT])(Args...)) {
+  std::array<void (*)(Args...), QK_TIER_COUNT> functions;
+  std::copy(std::begin(tiers), std::end(tiers), functions.begin());
+  return [functions](typename Argument<Args>::type... args) {
     py::gil_scoped_release release;
-    const int tier = qk_tier();
-    (tier == 2 ? avx512vnni : tier == 1 ? avx2 : scalar)(Argument<Args>::unwrap(args)...);
+    functions[static_cast<std::size_t>(qk_tier())](Argument<Args>::unwrap(args)...);
   };
 }
-
-// The function of an op in a tier; other processors than x86 have one tier, which stands for all.
-#if QK_X86
-#define QK_IN(name, tier) qk_##name##_##tier
-#else
-#define QK_IN(name, tier) qk_##name##_scalar
-#endif
 
 // An op as a tape wants it: the text of its parameters, their kinds, and one call a tier.
 struct Recorded {
   const char* parameters;
   const char* kinds;
-  program::Call calls[3];
+  program::Call calls[QK_TIER_COUNT];
 };
 
-#define QK_OP(name, ...)                                                                     \
-  {#name,                                                                                    \
-   {#__VA_ARGS__,                                                                            \
-    program::Caller<&QK_IN(name, scalar)>::kinds,                                            \
-    {program::Caller<&QK_IN(name, scalar)>::call, program::Caller<&QK_IN(name, avx2)>::call, \
-     program::Caller<&QK_IN(name, avx512vnni)>::call}}},
+#define QK_CALL(tier, name) program::Caller<qk_##name##_##tier>::call,
+#define QK_OP(name, ...) {#name, {#__VA_ARGS__, program::Caller<qk_##name##_scalar>::kinds, {QK_TIERS(QK_CALL, name)}}},
+#define QK_PRODUCT QK_OP
 const std::map<std::string, Recorded> recorded = {
 #include "cpu/ops.def"
 };
@@ -76,15 +72,19 @@ std::size_t append(program::Tape& tape, const std::string& name, const py::seque
 }
 
 int tier_index(const std::string& name) {
-  for (int i = 0; i < 3; ++i)
+  std::string known;
+  for (int i = 0; i < QK_TIER_COUNT; ++i) {
     if (name == tier_names[i]) return i;
-  throw std::invalid_argument("unknown CPU tier '" + name + "'; known: scalar, avx2, avx512vnni");
+    known += (i ? ", " : "") + std::string(tier_names[i]);
+  }
+  throw std::invalid_argument("unknown CPU tier '" + name + "'; known: " + known);
 }
 
 }  // namespace
 
 PYBIND11_MODULE(_native, module) {
-#define QK_OP(name, ...) module.def(#name, bind(QK_IN(name, scalar), QK_IN(name, avx2), QK_IN(name, avx512vnni)));
+#define QK_FUNCTION(tier, name) qk_##name##_##tier,
+#define QK_OP(name, ...) module.def(#name, bind({QK_TIERS(QK_FUNCTION, name)}));
 #include "cpu/ops.def"
 #undef QK_OP
 
@@ -107,10 +107,11 @@ PYBIND11_MODULE(_native, module) {
       throw std::invalid_argument("this processor cannot run CPU tier '" + name + "'; the highest that it can is '" +
                                   tier_names[qk_best_tier()] + "'");
   });
-  module.def("has_bf16", [] { return qk_tier() == 2 && qk_has_bf16(); });
+  module.def("has_bf16", [] { return std::string("avx512vnni") == tier_names[qk_tier()] && qk_has_bf16(); });
   module.def("tiers", [] {
     py::list names;
-    for (int i = 0; i <= qk_best_tier(); ++i) names.append(tier_names[i]);
+    for (int i = 0; i < QK_TIER_COUNT; ++i)
+      if (qk_can_run(i)) names.append(tier_names[i]);
     return names;
   });
 }

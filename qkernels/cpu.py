@@ -65,7 +65,7 @@ _tier_wanted: str | None = None
 
 
 def use_tier(name: str | None) -> None:
-    """Run `name` (`scalar`, `avx2`, `avx512vnni`) from now on; None means the best one.
+    """Run `name` (see `dispatch.TIERS`) from now on; None means the best one.
 
     Raises ValueError where the name is unknown or the processor cannot run it.
     """

@@ -2,9 +2,8 @@
 
 CPU tensors run on `cpu`, CUDA tensors on `triton`, and what they cannot take on `reference`, which is slow.
 
-Environment: `QKERNELS_BACKEND` (`reference`, `cpu`, `triton` or `cuda`) forces a backend, `QKERNELS_CPU_TIER`
-(`scalar`, `avx2`, `avx512vnni`) forces the CPU tier, and `QKERNELS_STRICT=1` turns every fall-back to the reference into
-an error.
+Environment: `QKERNELS_BACKEND` (`reference`, `cpu`, `triton` or `cuda`) forces a backend, `QKERNELS_CPU_TIER` (one of
+`TIERS`) forces the CPU tier, and `QKERNELS_STRICT=1` turns every fall-back to the reference into an error.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from qkernels.weights import Int4Weight, Int8Weight
 
 BACKENDS: dict[str, ModuleType] = {"reference": reference, "cpu": cpu, "triton": triton, "cuda": cuda}
 
-TIERS = ("scalar", "avx2", "avx512vnni")
+TIERS = ("scalar", "avx2", "avxvnni", "avx512vnni", "neon")
 
 _announced: set[str] = set()
 

@@ -9,7 +9,7 @@
 namespace {
 
 // A tile is R rows times at most NV vectors of accumulators.
-#if defined(QK_TIER_avx512vnni)
+#if defined(QK_TIER_avx512vnni) || defined(QK_TIER_neon)
 constexpr int R = 6, NV = 4;
 #elif defined(QK_TIER_avx2)
 constexpr int R = 6, NV = 2;
@@ -175,6 +175,16 @@ static inline void transpose(vf* x) {
     x[i] = _mm256_permute2f128_ps(t[i], t[i + 4], 0x20);
     x[i + 4] = _mm256_permute2f128_ps(t[i], t[i + 4], 0x31);
   }
+}
+#elif defined(QK_TIER_neon)
+static inline void transpose(vf* x) {
+  const auto pairs = [](vf a) { return vreinterpretq_f64_f32(a); };
+  const vf a = vtrn1q_f32(x[0], x[1]), b = vtrn2q_f32(x[0], x[1]);
+  const vf c = vtrn1q_f32(x[2], x[3]), d = vtrn2q_f32(x[2], x[3]);
+  x[0] = vreinterpretq_f32_f64(vzip1q_f64(pairs(a), pairs(c)));
+  x[1] = vreinterpretq_f32_f64(vzip1q_f64(pairs(b), pairs(d)));
+  x[2] = vreinterpretq_f32_f64(vzip2q_f64(pairs(a), pairs(c)));
+  x[3] = vreinterpretq_f32_f64(vzip2q_f64(pairs(b), pairs(d)));
 }
 #else
 static inline void transpose(vf*) {}

@@ -46,6 +46,13 @@ static inline int useful_threads(int threads, std::int64_t macs) {
   return most < threads ? static_cast<int>(most) : threads;
 }
 
+// The sums that a tile of int8 products starts from: one row of 64 for all its rows (stride 0), or the sums over
+// earlier k.
+struct Start {
+  const std::int32_t* at;
+  std::int64_t stride;
+};
+
 // function<rows>(...) for a number of rows that is known at run time, 1..kTile.
 #define QK_BY_ROWS(function, rows, ...) \
   switch (rows) {                       \

@@ -1,4 +1,4 @@
-// cpuid -> tier, and what exists once a process.
+// Processor -> tier, and what exists once a process.
 //
 // How an op is added:
 //   1. csrc/cpu/NAME.cc defines `extern "C" void QK_IMPL(NAME)(arguments)`. It is compiled once a tier with -DQK_TIER=
@@ -6,7 +6,8 @@
 //      "parallel.h" and keeps all helpers `static` or inside an unnamed namespace. An inline function or a template of
 //      the standard library that is emitted out of line would be merged across tiers by the linker, and the scalar tier
 //      would run AVX-512: use none there (a test looks for weak symbols).
-//   2. ops.def gets one line: QK_OP(NAME, arguments). That declares all tiers and binds `qkernels._native.NAME`.
+//   2. ops.def gets one line: QK_OP(NAME, arguments), or QK_PRODUCT where tiers differ by their products of int8. That
+//   declares all tiers and binds `qkernels._native.NAME`.
 //   3. qkernels/cpu.py gets the wrapper of the same name and arguments as in qkernels/reference.py.
 // setup.py finds the file by itself.
 #include "ops.h"
@@ -20,38 +21,50 @@
 #if !defined(_WIN32)
 #include <pthread.h>
 #endif
+#if defined(__aarch64__) && defined(__linux__)
+#include <sys/auxv.h>
+#endif
 
 namespace {
 
+struct Processor {
+  bool runs[QK_TIER_COUNT] = {true};  // by tier; the scalar one everywhere
+  bool bf16 = false;
+  int best = 0;
+};
+
+Processor detect() {
+  Processor found;
 #if QK_X86
-int detect() {
   unsigned a = 0, b = 0, c = 0, d = 0;
-  if (!__get_cpuid(1, &a, &b, &c, &d)) return 0;
+  if (!__get_cpuid(1, &a, &b, &c, &d)) return found;
   const bool osxsave = c & (1u << 27), avx = c & (1u << 28), fma = c & (1u << 12), f16c = c & (1u << 29);
-  if (!osxsave || !avx || !fma || !f16c) return 0;
+  if (!osxsave || !avx || !fma || !f16c) return found;
   // XCR0: the operating system saves XMM (1), YMM (2), and for AVX-512 mask and ZMM state (5, 6, 7).
   unsigned low = 0, high = 0;
   __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
-  if ((low & 0x6) != 0x6) return 0;
-  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return 0;
-  if (!(b & (1u << 5))) return 0;  // AVX2
+  if ((low & 0x6) != 0x6 || !__get_cpuid_count(7, 0, &a, &b, &c, &d)) return found;
   const unsigned f = 1u << 16, dq = 1u << 17, bw = 1u << 30, vl = 1u << 31;
   const bool avx512 = (b & (f | dq | bw | vl)) == (f | dq | bw | vl) && (low & 0xe6) == 0xe6;
-  return avx512 && (c & (1u << 11)) ? 2 : 1;  // AVX512_VNNI
-}
-
-bool detect_bf16() {
-  unsigned a = 0, b = 0, c = 0, d = 0;
-  return detect() == 2 && __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & (1u << 5));
-}
-#else
-int detect() { return 0; }
-bool detect_bf16() { return false; }
+  const bool avx2 = b & (1u << 5), vnni = c & (1u << 11);
+  unsigned more = 0;
+  if (__get_cpuid_count(7, 1, &a, &b, &c, &d)) more = a;
+  found.runs[qk_tier_avx2] = avx2;
+  found.runs[qk_tier_avxvnni] = avx2 && (more & (1u << 4));
+  found.runs[qk_tier_avx512vnni] = avx2 && avx512 && vnni;
+  found.bf16 = found.runs[qk_tier_avx512vnni] && (more & (1u << 5));
+#elif defined(__aarch64__) && defined(__linux__)
+  found.runs[qk_tier_neon] = getauxval(AT_HWCAP) & (1ul << 20);  // HWCAP_ASIMDDP: the dot product of bytes
+#elif defined(__aarch64__) && defined(__APPLE__)
+  found.runs[qk_tier_neon] = true;
 #endif
+  for (int tier = 0; tier < QK_TIER_COUNT; ++tier)
+    if (found.runs[tier]) found.best = tier;
+  return found;
+}
 
-const int best = detect();
-const bool has_bf16 = detect_bf16();
-int current = best;
+const Processor processor = detect();
+int current = processor.best;
 
 bool forked = false;
 #if !defined(_WIN32)
@@ -68,13 +81,14 @@ struct Buffer {
 
 extern "C" {
 
-int qk_best_tier() { return best; }
+bool qk_can_run(int tier) { return tier >= 0 && tier < QK_TIER_COUNT && processor.runs[tier]; }
+int qk_best_tier() { return processor.best; }
 int qk_tier() { return current; }
 int qk_usable_threads(int threads) { return forked ? 1 : threads; }
-bool qk_has_bf16() { return has_bf16; }
+bool qk_has_bf16() { return processor.bf16; }
 
 bool qk_set_tier(int tier) {
-  if (tier < 0 || tier > best) return false;
+  if (!qk_can_run(tier)) return false;
   current = tier;
   return true;
 }

@@ -25,11 +25,17 @@ static inline vf lane_signs(int half) {
   const __m256i upper = _mm256_cmpeq_epi32(_mm256_and_si256(lanes, wanted), wanted);
   return _mm256_blendv_ps(set1(1.0f), set1(-1.0f), _mm256_castsi256_ps(upper));
 }
+#elif defined(QK_TIER_neon)
+static inline vf swap_lanes(vf x, int half) { return half == 1 ? vrev64q_f32(x) : vextq_f32(x, x, 2); }
+static inline vf lane_signs(int half) {
+  static const float signs[2][4] = {{1, -1, 1, -1}, {1, 1, -1, -1}};
+  return vld1q_f32(signs[half / 2]);
+}
 #endif
 
 // The butterflies inside vectors: n is a multiple of W.
 static inline void butterflies_in_vectors(float* y, std::int64_t n) {
-#if defined(QK_TIER_avx512vnni) || defined(QK_TIER_avx2)
+#if !defined(QK_TIER_scalar)
   for (std::int64_t i = 0; i < n; i += W) {
     vf x = load(y + i);
 #pragma GCC unroll 4

@@ -181,7 +181,55 @@ static void linear_tile(const Weights4& w, const PanelFloats& floats, const Code
 
 #else
 
-#if defined(QK_TIER_avx2)
+#if defined(QK_TIER_avxvnni) || defined(QK_TIER_neon)
+
+alignas(32) static const std::int32_t kNibbles[8] = {0x0f0f0f0f, 0x0f0f0f0f, 0x0f0f0f0f, 0x0f0f0f0f,
+                                                     0x0f0f0f0f, 0x0f0f0f0f, 0x0f0f0f0f, 0x0f0f0f0f};
+
+template <int rows>
+[[gnu::noinline]] static void tile(const std::int8_t* a, std::int64_t stride, const std::uint8_t* panel,
+                                   std::int64_t steps, const std::int32_t* sums, std::int64_t sum_stride,
+                                   std::int32_t* acc) {
+  constexpr int vectors = 2;  // 6 x 2 sums fit into 16 registers, and are enough to wait for none
+  for (int j = 0; j < kPanel; j += vectors * W) {
+    vi c[rows][vectors];
+#pragma GCC unroll 6
+    for (int r = 0; r < rows; ++r) {
+#pragma GCC unroll 2
+      for (int v = 0; v < vectors; ++v) c[r][v] = set1(-8 * sums[r * sum_stride]);
+    }
+#pragma GCC unroll 1
+    for (std::int64_t s = 0; s < steps; ++s) {
+#pragma GCC unroll 2
+      for (int half = 0; half < 2; ++half) {
+        const std::int32_t* mask = kNibbles;
+        __asm__ volatile("" : "+r"(mask));  // to be read at each use: no register is left for it
+        const vi low = load(mask);
+        vi b[vectors];
+#pragma GCC unroll 2
+        for (int v = 0; v < vectors; ++v) {
+          const vi bytes = load(reinterpret_cast<const std::int32_t*>(panel + s * kStepBytes) + j + v * W);
+          b[v] = bit_and(half ? shift_right<4>(bytes) : bytes, low);
+        }
+#pragma GCC unroll 6
+        for (int r = 0; r < rows; ++r) {
+          std::int32_t four;
+          std::memcpy(&four, a + r * stride + s * kStep + 4 * half, 4);
+          const vi x = set1(four);
+#pragma GCC unroll 2
+          for (int v = 0; v < vectors; ++v) dot(c[r][v], b[v], x);
+        }
+      }
+    }
+#pragma GCC unroll 6
+    for (int r = 0; r < rows; ++r) {
+#pragma GCC unroll 2
+      for (int v = 0; v < vectors; ++v) store(acc + r * kPanel + j + v * W, c[r][v]);
+    }
+  }
+}
+
+#elif defined(QK_TIER_avx2)
 
 // Two products of 15 * 127 fit into 16 bits, and so do two such pairs: vpmaddubsw is safe here.
 template <int rows>

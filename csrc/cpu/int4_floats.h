@@ -44,7 +44,7 @@ static void dequantize(const Weights4& w, std::int64_t p, std::int64_t begin, st
   }
 }
 
-#if defined(QK_TIER_avx512vnni)
+#if defined(QK_TIER_avx512vnni) || defined(QK_TIER_neon)
 constexpr int kStrip = 4;
 #else
 constexpr int kStrip = 2;  // vectors of a register tile: 6 x 2 accumulators fit into 16 registers

@@ -1,28 +1,19 @@
-// Register tiles of int8_linear, a set for each tier: acc[rows, 64] = start + x . panel^T for up to kTile rows.
-//
-// x comes as rows of Element in the form that the tier's instruction wants (`copy_row` makes it):
-//   - avx512vnni: x + 128 as uint8 (vpdpbusd multiplies u8 by s8); the accumulator starts at -128 * sum_k w, made when
-//     packing.
-//   - avx2: int16, the four k of a step in the order 0 2 1 3; vpmaddwd on even and odd bytes of w cannot saturate.
-//   - scalar: int8 as it is.
+// Register tiles of int8_linear: acc[rows, 64] = start + x . panel^T for up to kTile rows, and the linear part of the
+// epilogue on them. Those of avx512vnni are here, of the other tiers in int8_strips.h. x comes as rows of Element,
+// which `copy_row` makes; here x + 128 as uint8 (vpdpbusd multiplies u8 by s8), and the accumulator starts at -128 *
+// sum_k w, made when packing.
 #pragma once
 
+#if defined(QK_TIER_avx512vnni)
 #include "blocking.h"
+#else
+#include "int8_strips.h"
+#endif
 
 namespace {
 
-// The sums that a tile starts from: one row of 64 for all its rows (stride 0), or the sums over earlier k.
-struct Start {
-  const std::int32_t* at;
-  std::int64_t stride;
-};
-
 #if defined(QK_TIER_avx512vnni)
 using Element = std::uint8_t;
-#elif defined(QK_TIER_avx2)
-using Element = std::int16_t;
-#else
-using Element = std::int8_t;
 #endif
 
 // One tile of a product, and where the linear part of its epilogue goes.
@@ -190,101 +181,8 @@ static void linear_tile(const Job& job, const Epilogue& e, const Pending& before
 
 constexpr bool kShifted = true;
 
-#elif defined(QK_TIER_avx2)
-
-static inline void copy_row(const std::int8_t* x, std::int64_t k, Element* to) {
-  const __m128i order = _mm_setr_epi8(0, 2, 1, 3, 4, 6, 5, 7, 8, 10, 9, 11, 12, 14, 13, 15);
-  std::int64_t i = 0;
-  for (; i + 16 <= k; i += 16) {
-    const __m128i bytes = _mm_shuffle_epi8(_mm_loadu_si128(reinterpret_cast<const __m128i*>(x + i)), order);
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + i), _mm256_cvtepi8_epi16(bytes));
-  }
-  for (; i < k; i += 4) {
-    static const int from[4] = {0, 2, 1, 3};
-    for (int j = 0; j < 4; ++j) to[i + j] = i + from[j] < k ? x[i + from[j]] : 0;
-  }
-}
-
-// acc[rows, 16] of a panel's 64 columns. Even and odd bytes of w are widened to int16; a pair of products is at most 2
-// * 127 * 127.
-template <int rows>
-static inline void strip(const Element* a, std::int64_t stride, const std::int8_t* panel, std::int64_t steps,
-                         std::int32_t* acc) {
-  __m256i c[rows][2];
-#pragma GCC unroll 4
-  for (int r = 0; r < rows; ++r) {
-#pragma GCC unroll 2
-    for (int j = 0; j < 2; ++j)
-      c[r][j] = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(acc + r * kPanel + 8 * j));
-  }
-#pragma GCC unroll 1
-  for (std::int64_t s = 0; s < steps; ++s, panel += 256, a += 4) {
-    __m256i even[2], odd[2];
-#pragma GCC unroll 2
-    for (int j = 0; j < 2; ++j) {
-      const __m256i b = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(panel + 32 * j));
-      even[j] = _mm256_srai_epi16(_mm256_slli_epi16(b, 8), 8);
-      odd[j] = _mm256_srai_epi16(b, 8);
-    }
-#pragma GCC unroll 4
-    for (int r = 0; r < rows; ++r) {
-      std::int32_t pair[2];
-      std::memcpy(pair, a + r * stride, 8);
-      const __m256i x02 = _mm256_set1_epi32(pair[0]), x13 = _mm256_set1_epi32(pair[1]);
-#pragma GCC unroll 2
-      for (int j = 0; j < 2; ++j) {
-        c[r][j] = _mm256_add_epi32(c[r][j], _mm256_madd_epi16(even[j], x02));
-        c[r][j] = _mm256_add_epi32(c[r][j], _mm256_madd_epi16(odd[j], x13));
-      }
-    }
-  }
-#pragma GCC unroll 4
-  for (int r = 0; r < rows; ++r) {
-#pragma GCC unroll 2
-    for (int j = 0; j < 2; ++j) _mm256_storeu_si256(reinterpret_cast<__m256i*>(acc + r * kPanel + 8 * j), c[r][j]);
-  }
-}
-
-template <int rows>
-[[gnu::noinline]] static void tile(const Element* a, std::int64_t stride, const std::int8_t* panel, std::int64_t steps,
-                                   Start start, std::int32_t* acc) {
-  for (int r = 0; r < rows; ++r)
-    std::memmove(acc + r * kPanel, start.at + r * start.stride, kPanel * sizeof(std::int32_t));
-  constexpr int upper = rows > 3 ? 3 : rows, lower = rows - upper;
-  for (int j = 0; j < kPanel; j += 16) {
-    strip<upper>(a, stride, panel + 4 * j, steps, acc + j);
-    if constexpr (lower > 0) strip<lower>(a + upper * stride, stride, panel + 4 * j, steps, acc + upper * kPanel + j);
-  }
-}
-
-constexpr bool kShifted = false;
-
 #else
 
-static inline void copy_row(const std::int8_t* x, std::int64_t k, Element* to) {
-  std::memcpy(to, x, static_cast<std::size_t>(k));
-  for (std::int64_t i = k; i % 4 != 0; ++i) to[i] = 0;
-}
-
-template <int rows>
-[[gnu::noinline]] static void tile(const Element* a, std::int64_t stride, const std::int8_t* panel, std::int64_t steps,
-                                   Start start, std::int32_t* acc) {
-  for (int r = 0; r < rows; ++r, a += stride, acc += kPanel) {
-    std::memmove(acc, start.at + r * start.stride, kPanel * sizeof(std::int32_t));
-    const std::int8_t* b = panel;
-    for (std::int64_t s = 0; s < steps; ++s, b += 256) {
-      const int x0 = a[4 * s], x1 = a[4 * s + 1], x2 = a[4 * s + 2], x3 = a[4 * s + 3];
-      for (int j = 0; j < kPanel; ++j)
-        acc[j] += x0 * b[4 * j] + x1 * b[4 * j + 1] + x2 * b[4 * j + 2] + x3 * b[4 * j + 3];
-    }
-  }
-}
-
-constexpr bool kShifted = false;
-
-#endif
-
-#if !defined(QK_TIER_avx512vnni)
 template <int rows>
 static void linear_tile(const Job& job, const Epilogue&, const Pending&) {
   alignas(64) std::int32_t acc[rows * kPanel];

@@ -4,11 +4,23 @@
 #include <cstddef>
 #include <cstdint>
 
+// The tiers of this kind of processor, lowest first: QK_TIERS(each, ...) is each(TIER, ...) for all of them.
 #if defined(__x86_64__)
 #define QK_X86 1
+#define QK_TIERS(each, ...) \
+  each(scalar, __VA_ARGS__) each(avx2, __VA_ARGS__) each(avxvnni, __VA_ARGS__) each(avx512vnni, __VA_ARGS__)
+#elif defined(__aarch64__)
+#define QK_X86 0
+#define QK_TIERS(each, ...) each(scalar, __VA_ARGS__) each(neon, __VA_ARGS__)
 #else
 #define QK_X86 0
+#define QK_TIERS(each, ...) each(scalar, __VA_ARGS__)
 #endif
+
+// qk_tier_scalar = 0, ...
+#define QK_NUMBER(tier, ...) qk_tier_##tier,
+enum QkTier : int { QK_TIERS(QK_NUMBER, ) QK_TIER_COUNT };
+#undef QK_NUMBER
 
 // QK_IMPL(int8_linear) is the name of the op in the tier being compiled, for example qk_int8_linear_avx2.
 #define QK_CONCAT_(a, b) a##b
@@ -20,16 +32,22 @@ enum QkType : int { QK_F32 = 0, QK_BF16 = 1, QK_F16 = 2, QK_I8 = 3 };
 
 extern "C" {
 
+#define QK_DECLARE(tier, name, ...) void qk_##name##_##tier(__VA_ARGS__);
+#define QK_PRODUCT(name, ...) QK_TIERS(QK_DECLARE, name, __VA_ARGS__)
 #if QK_X86
-#define QK_OP(name, ...)                \
-  void qk_##name##_scalar(__VA_ARGS__); \
-  void qk_##name##_avx2(__VA_ARGS__);   \
-  void qk_##name##_avx512vnni(__VA_ARGS__);
+// avxvnni is avx2 with another product of int8: all other ops are those of avx2.
+#define QK_OP(name, ...)                    \
+  QK_DECLARE(scalar, name, __VA_ARGS__)     \
+  QK_DECLARE(avx2, name, __VA_ARGS__)       \
+  QK_DECLARE(avx512vnni, name, __VA_ARGS__) \
+  constexpr auto* qk_##name##_avxvnni = &qk_##name##_avx2;
 #else
-#define QK_OP(name, ...) void qk_##name##_scalar(__VA_ARGS__);
+#define QK_OP QK_PRODUCT
 #endif
 #include "ops.def"
 #undef QK_OP
+#undef QK_PRODUCT
+#undef QK_DECLARE
 
 // 64-byte aligned memory that belongs to the calling thread and grows as needed: contents are undefined, and the
 // address holds until the thread asks for the same slot again. Slots keep buffers apart that are alive at once.
@@ -40,8 +58,8 @@ void* qk_workspace(int slot, std::size_t bytes);
 // for them would never end.
 int qk_usable_threads(int threads);
 
-// Tiers: 0 scalar, 1 avx2, 2 avx512vnni.
-int qk_best_tier();          // the highest that this processor and operating system can run
+bool qk_can_run(int tier);   // whether this processor and operating system can
+int qk_best_tier();          // the highest that they can
 int qk_tier();               // the one in use
 bool qk_has_bf16();          // AVX512-BF16, which not every processor of the highest tier has
 bool qk_set_tier(int tier);  // false, and nothing changed, where the processor cannot run it

@@ -1,13 +1,29 @@
-// Threads. The only place that knows OpenMP, so that another pool can take its place.
+// Threads. The only place that knows OpenMP. With -DQK_STD_THREADS threads are std::thread's instead, made for each
+// call: for ThreadSanitizer, which does not see OpenMP's synchronization.
 #pragma once
 
 #include "ops.h"
 
-#ifdef _OPENMP
+#if defined(QK_STD_THREADS)
+#include <atomic>
+#include <thread>
+#include <vector>
+#elif defined(_OPENMP)
 #include <omp.h>
 #endif
 
 namespace {
+
+#if defined(QK_STD_THREADS)
+// work(0) .. work(threads - 1), each on a thread of its own.
+template <class Work>
+static inline void on_threads(std::int64_t threads, const Work& work) {
+  std::vector<std::thread> others;
+  for (std::int64_t me = 1; me < threads; ++me) others.emplace_back([&work, me] { work(me); });
+  work(0);
+  for (std::thread& other : others) other.join();
+}
+#endif
 
 // body(begin, end) over contiguous shares of 0..count. At least `grain` items a thread, so that small work stays on
 // one.
@@ -21,7 +37,9 @@ static inline void parallel_for(int threads, std::int64_t count, std::int64_t gr
     body(std::int64_t{0}, count);
     return;
   }
-#ifdef _OPENMP
+#if defined(QK_STD_THREADS)
+  on_threads(shares, [&](std::int64_t me) { body(count * me / shares, count * (me + 1) / shares); });
+#elif defined(_OPENMP)
 #pragma omp parallel num_threads(static_cast<int>(shares))
   {
     const std::int64_t all = omp_get_num_threads(), me = omp_get_thread_num();
@@ -43,7 +61,12 @@ static inline void parallel_tasks(int threads, std::int64_t count, const Body& b
     for (std::int64_t task = 0; task < count; ++task) body(task);
     return;
   }
-#ifdef _OPENMP
+#if defined(QK_STD_THREADS)
+  std::atomic<std::int64_t> next{0};
+  on_threads(threads, [&](std::int64_t) {
+    for (std::int64_t task = next++; task < count; task = next++) body(task);
+  });
+#elif defined(_OPENMP)
 #pragma omp parallel for schedule(dynamic, 1) num_threads(threads)
   for (std::int64_t task = 0; task < count; ++task) body(task);
 #else

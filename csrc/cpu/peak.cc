@@ -33,6 +33,51 @@ static void burn(std::int64_t rounds) {
 #undef QK_DOT
 }
 
+#elif defined(QK_TIER_avxvnni)
+
+// 12 accumulators, twice: twice the five cycles that one takes, at two instructions a cycle, with room to spare.
+constexpr double kOperations = 24.0 * 8 * 4 * 2;
+
+static void burn(std::int64_t rounds) {
+#define QK_CLEAR(n) "vpxor %%ymm" #n ", %%ymm" #n ", %%ymm" #n "\n\t"
+#define QK_DOT(n) "%{vex%} vpdpbusd %%ymm15, %%ymm14, %%ymm" #n "\n\t"
+  __asm__ volatile(QK_EIGHT(QK_CLEAR, 0, 1, 2, 3, 4, 5, 6, 7) QK_CLEAR(8) QK_CLEAR(9) QK_CLEAR(10) QK_CLEAR(11) QK_CLEAR(14)
+                       QK_CLEAR(15)
+                   ".p2align 6\n"
+                   "1:\n\t" QK_EIGHT(QK_DOT, 0, 1, 2, 3, 4, 5, 6, 7) QK_EIGHT(QK_DOT, 8, 9, 10, 11, 0, 1, 2, 3)
+                       QK_EIGHT(QK_DOT, 4, 5, 6, 7, 8, 9, 10, 11)
+                   "sub $1, %0\n\t"
+                   "jnz 1b\n\t"
+                   : "+r"(rounds)
+                   :
+                   : "cc", "ymm0", "ymm1", "ymm2", "ymm3", "ymm4", "ymm5", "ymm6", "ymm7", "ymm8", "ymm9", "ymm10", "ymm11", "ymm14",
+                     "ymm15");
+#undef QK_CLEAR
+#undef QK_DOT
+}
+
+#elif defined(QK_TIER_neon)
+
+constexpr double kOperations = 24.0 * 4 * 4 * 2;
+
+static void burn(std::int64_t rounds) {
+#define QK_CLEAR(n) "movi v" #n ".4s, #0\n\t"
+#define QK_DOT(n) "sdot v" #n ".4s, v30.16b, v31.16b\n\t"
+  __asm__ volatile(QK_EIGHT(QK_CLEAR, 0, 1, 2, 3, 4, 5, 6, 7) QK_EIGHT(QK_CLEAR, 8, 9, 10, 11, 12, 13, 14, 15)
+                       QK_EIGHT(QK_CLEAR, 16, 17, 18, 19, 20, 21, 22, 23) QK_CLEAR(30) QK_CLEAR(31)
+                   ".p2align 6\n"
+                   "1:\n\t" QK_EIGHT(QK_DOT, 0, 1, 2, 3, 4, 5, 6, 7) QK_EIGHT(QK_DOT, 8, 9, 10, 11, 12, 13, 14, 15)
+                       QK_EIGHT(QK_DOT, 16, 17, 18, 19, 20, 21, 22, 23)
+                   "subs %0, %0, #1\n\t"
+                   "b.ne 1b\n\t"
+                   : "+r"(rounds)
+                   :
+                   : "cc", "v0", "v1", "v2", "v3", "v4", "v5", "v6", "v7", "v8", "v9", "v10", "v11", "v12", "v13", "v14", "v15",
+                     "v16", "v17", "v18", "v19", "v20", "v21", "v22", "v23", "v30", "v31");
+#undef QK_CLEAR
+#undef QK_DOT
+}
+
 #elif defined(QK_TIER_avx2)
 
 // vpmaddwd and vpaddd on 12 accumulators, twice: AVX2 has no instruction that also adds up.

@@ -17,6 +17,8 @@ static inline V held(V x) {
   __asm__("" : "+v"(x));
 #elif defined(QK_TIER_avx2)
   __asm__("" : "+x"(x));
+#elif defined(QK_TIER_neon)
+  __asm__("" : "+w"(x));
 #endif
   return x;
 }
@@ -33,6 +35,9 @@ static inline void store_codes(std::int8_t* p, vi a, vi b, vi c, vi d, vi flip) 
   const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
   const __m256i bytes = _mm256_packs_epi16(_mm256_packs_epi32(a, b), _mm256_packs_epi32(c, d));
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm256_xor_si256(_mm256_permutevar8x32_epi32(bytes, order), flip));
+#elif defined(QK_TIER_neon)
+  const int16x8_t low = vcombine_s16(vmovn_s32(a), vmovn_s32(b)), high = vcombine_s16(vmovn_s32(c), vmovn_s32(d));
+  vst1q_s8(p, veorq_s8(vcombine_s8(vmovn_s16(low), vmovn_s16(high)), vreinterpretq_s8_s32(flip)));
 #else
   store(p, a ^ flip);
   store(p + 1, b ^ flip);

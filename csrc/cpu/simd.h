@@ -1,8 +1,8 @@
 // The vector types and helpers a tier offers: all that differs between tiers outside of the inner loops of the matrix
 // products.
 //
-// vf is a vector of W floats, vi of W int32, vm a mask (W = 1, 8, 16). load and store take an element pointer of type
-// float, bf16, f16, int32 or int8; with a count n they touch only the first n < W elements (the rest reads as 0).
+// vf is a vector of W floats, vi of W int32, vm a mask (W = 1, 4, 8, 16). load and store take an element pointer of
+// type float, bf16, f16, int32 or int8; with a count n they touch only the first n < W elements (the rest reads as 0).
 // Rounding is half to even. min and max return their second argument where either is NaN, as the instructions do.
 #pragma once
 
@@ -14,6 +14,8 @@
 
 #if defined(QK_TIER_avx2) || defined(QK_TIER_avx512vnni)
 #include <immintrin.h>
+#elif defined(QK_TIER_neon)
+#include <arm_neon.h>
 #endif
 
 namespace {
@@ -306,6 +308,17 @@ static inline std::int32_t reduce_max(vi a) {
   x = _mm_max_epi32(x, _mm_shuffle_epi32(x, 0x4e));
   return _mm_cvtsi128_si32(_mm_max_epi32(x, _mm_shuffle_epi32(x, 0xb1)));
 }
+
+#if defined(QK_TIER_avxvnni)
+// sum += four products of unsigned a and signed b in each lane. In assembly: as an intrinsic, compilers copy sums.
+static inline void dot(vi& sum, vi a, vi b) { __asm__("%{vex%} vpdpbusd %2, %1, %0" : "+x"(sum) : "x"(a), "x"(b)); }
+#endif
+
+// ---- NEON ----
+#elif defined(QK_TIER_neon)
+}  // namespace
+#include "simd_neon.h"
+namespace {
 
 // ---- scalar ----
 #else

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from qkernels import cpu
+from tests.kernels.tiers import TIERS, force
 
-BACKENDS = ("reference", "scalar", "avx2", "avx512vnni")
+BACKENDS = ("reference", *TIERS)
 
 
 @pytest.fixture(params=BACKENDS)
@@ -15,12 +15,6 @@ def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     name = request.param
     if name == "reference":
         monkeypatch.setenv("QKERNELS_BACKEND", "reference")
-        return name
-    if cpu.native is None:
-        pytest.skip(f"needs the native kernels: {cpu.missing}")
-    if name not in cpu.native.tiers():
-        pytest.skip(f"this processor cannot run the {name} tier")
-    monkeypatch.delenv("QKERNELS_BACKEND", raising=False)
-    monkeypatch.setenv("QKERNELS_CPU_TIER", name)
-    monkeypatch.setenv("QKERNELS_STRICT", "1")
+    else:
+        force(monkeypatch, name)
     return name

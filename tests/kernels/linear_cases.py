@@ -1,29 +1,14 @@
-"""What the tests of both linear ops share: tiers, exact results in float64, and the error bounds of the contract."""
+"""What the tests of both linear ops share: exact results in float64, and the error bounds of the contract."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-import pytest
 import torch
 from torch.nn import functional as F
 
-from qkernels import cpu
-
-TIERS = ["scalar", "avx2", "avx512vnni"]
 EPS = 2.0**-23
 ULP = {torch.float32: 2.0**-23, torch.bfloat16: 2.0**-7, torch.float16: 2.0**-10}
-
-
-def force(monkeypatch: pytest.MonkeyPatch, tier: str) -> None:
-    """Run `tier` for the rest of the test, with every fall-back an error."""
-    if cpu.native is None:
-        pytest.skip(f"needs the native kernels: {cpu.missing}")
-    if tier not in cpu.native.tiers():
-        pytest.skip(f"this processor cannot run the {tier} tier")
-    monkeypatch.delenv("QKERNELS_BACKEND", raising=False)
-    monkeypatch.setenv("QKERNELS_CPU_TIER", tier)
-    monkeypatch.setenv("QKERNELS_STRICT", "1")
 
 
 @dataclass

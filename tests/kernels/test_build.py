@@ -28,7 +28,7 @@ def checkout(tmp_path: Path) -> Path:
     )
     shutil.copy(ROOT / "setup.py", tmp_path)
     shutil.copy(ROOT / "csrc/bindings.cc", tmp_path / "csrc")
-    for name in ("ops.h", "dispatch.cc", "parallel.h", "program.h", "simd.h"):
+    for name in ("ops.h", "dispatch.cc", "parallel.h", "program.h", "simd.h", "simd_neon.h"):
         shutil.copy(ROOT / "csrc/cpu" / name, tmp_path / "csrc/cpu")
     (tmp_path / "csrc/cpu/ops.def").write_text(
         "QK_OP(double_all, const float* x, std::int64_t n, float* out, int threads)\n"

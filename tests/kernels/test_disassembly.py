@@ -2,42 +2,77 @@
 
 from __future__ import annotations
 
+import platform
 import re
+import runpy
 import shutil
 import subprocess
+from pathlib import Path
+from unittest import mock
 
 import pytest
 
 from qkernels import cpu
 
-STACK = re.compile(r"[zy]mm\d+.*\(%r[sb]p|\(%r[sb]p.*[zy]mm\d+")
+ROOT = Path(__file__).resolve().parents[2]
+SPILL = re.compile(r"%[zy]mm\d+,-?(0x)?[0-9a-f]*\(%r([sb])p\)")
+COMPILERS = [f"g++-{n}" for n in range(11, 15)] + [f"clang++-{n}" for n in range(14, 20)]
+
+
+def disassemble(*binaries: Path | str) -> dict[str, list[str]]:
+    """Mangled name (repeats numbered) -> instructions."""
+    if shutil.which("objdump") is None:
+        pytest.skip("needs objdump (binutils)")
+    found: dict[str, list[str]] = {}
+    body: list[str] = []
+    for binary in binaries:
+        text = subprocess.run(
+            ["objdump", "-d", "--no-show-raw-insn", binary], capture_output=True, text=True, check=True
+        ).stdout
+        for line in text.splitlines():
+            if start := re.fullmatch(r"[0-9a-f]+ <(.*)>:", line):
+                name = start[1]
+                while name in found:
+                    name += "'"
+                body = found.setdefault(name, [])
+            elif "\t" in line:
+                body.append(line.split("\t", 1)[1])
+    return found
 
 
 @pytest.fixture(scope="module")
 def functions() -> dict[str, list[str]]:
-    """Mangled name (repeats numbered) -> instructions of the built extension."""
+    """The functions of the built extension."""
     if cpu.native is None:
         pytest.skip(f"needs the native kernels: {cpu.missing}")
-    if shutil.which("objdump") is None:
-        pytest.skip("needs objdump (binutils)")
-    if "avx512vnni" not in cpu.native.tiers():
-        pytest.skip("needs the tiers of an x86 processor with AVX512-VNNI")
-    text = subprocess.run(
-        ["objdump", "-d", "--no-show-raw-insn", cpu.native.__file__], capture_output=True, text=True, check=True
-    ).stdout
-    found: dict[str, list[str]] = {}
-    body: list[str] = []
-    for line in text.splitlines():
-        if start := re.fullmatch(r"[0-9a-f]+ <(.*)>:", line):
-            name = start[1]
-            while name in found:
-                name += "'"
-            body = found.setdefault(name, [])
-        elif "\t" in line:
-            body.append(line.split("\t", 1)[1])
+    if platform.machine().lower() not in ("x86_64", "amd64"):
+        pytest.skip("needs the tiers of an x86 processor")
+    found = disassemble(cpu.native.__file__)
     if not any("_avx512vnni" in name for name in found):
         pytest.skip("the extension was stripped of its symbols")
     return found
+
+
+@pytest.fixture(scope="module", params=["as built", *COMPILERS])
+def linears(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
+    """The functions of the linear ops, as built and by every compiler that is here."""
+    if request.param == "as built":
+        return request.getfixturevalue("functions")
+    compiler = shutil.which(request.param)
+    if compiler is None or platform.machine().lower() not in ("x86_64", "amd64"):
+        pytest.skip(f"needs {request.param} on an x86 processor")
+    if not (ROOT / "setup.py").is_file():
+        pytest.skip("needs a checkout with setup.py and csrc")
+    with mock.patch("setuptools.setup"):
+        setup = runpy.run_path(str(ROOT / "setup.py"))
+    folder, objects = tmp_path_factory.mktemp("objects"), []
+    for op in ("int8_linear", "int4_linear"):
+        for tier in ("avx2", "avxvnni", "avx512vnni"):
+            objects.append(folder / f"{op}.{tier}.o")
+            own = [*setup["TIERS"][tier], f"-DQK_TIER={tier}", f"-DQK_TIER_{tier}"]
+            command = [compiler, *setup["FLAGS"], *setup["QUIET"], *own]
+            subprocess.run([*command, "-c", str(ROOT / f"csrc/cpu/{op}.cc"), "-o", str(objects[-1])], check=True)
+    return disassemble(*objects)
 
 
 @pytest.fixture(scope="module")
@@ -48,12 +83,14 @@ def weak(functions: dict[str, list[str]]) -> set[str]:
     return {line.split()[-1] for line in text.splitlines() if re.search(r" [WwVu] ", line)}
 
 
-def tiles(functions: dict[str, list[str]], names: str, instruction: str, per_row: int) -> dict[int, list[list[str]]]:
-    """Bodies of the register tiles `names` that use `instruction`, by their number of rows."""
+def tiles(
+    functions: dict[str, list[str]], names: str, instruction: str, per_row: int, register: str
+) -> dict[int, list[list[str]]]:
+    """Bodies of the register tiles `names` that use `instruction` on `register`s, by their number of rows."""
     found: dict[int, list[list[str]]] = {}
     for name, body in functions.items():
         kind = re.search(rf"\d+(?:{names})ILi(\d)E", name)
-        count = sum(instruction in line for line in body)
+        count = sum(instruction in line and register in line for line in body)
         if kind and count:
             rows = int(kind[1])
             assert count % (per_row * rows) == 0, f"{name}: {count} x {instruction} is not a whole tile of {rows} rows"
@@ -61,23 +98,42 @@ def tiles(functions: dict[str, list[str]], names: str, instruction: str, per_row
     return found
 
 
-def test_vnni_tiles_keep_their_accumulators_in_registers(functions: dict[str, list[str]]) -> None:
-    found = tiles(functions, "tile|linear_tile|group_tile", "vpdpbusd", 4)
+def spills(body: list[str]) -> list[str]:
+    """Stores of vectors to the stack. %rbp points there only where it was taken from %rsp."""
+    frame = any(re.match(r"mov +%rsp,%rbp", line) for line in body)
+    return [line for line in body if (hit := SPILL.search(line)) and (hit[2] == "s" or frame)]
+
+
+def assert_nothing_spilled(found: dict[int, list[list[str]]]) -> None:
+    for rows, bodies in found.items():
+        for body in bodies:
+            assert not spills(body), (rows, spills(body)[:5])
+
+
+def test_vnni_tiles_keep_their_accumulators_in_registers(linears: dict[str, list[str]]) -> None:
+    found = tiles(linears, "tile|linear_tile|group_tile", "vpdpbusd", 4, "zmm")
     # int8_linear and int4_linear have two tiles each for 1..6 rows; one of a single row may have been inlined.
     # Those of 5 and 6 rows come again for every activation, residual and output type of the tile that they finish.
     assert all(len(found.get(rows, [])) == (4 if rows < 5 else 4 + 5 * 4) for rows in range(2, 7))
-    for bodies in found.values():
-        for body in bodies:
-            spills = [line for line in body if STACK.search(line)]
-            assert not spills, spills[:5]
+    assert_nothing_spilled(found)
 
 
-def test_float_tiles_keep_their_accumulators_in_registers(functions: dict[str, list[str]]) -> None:
-    found = tiles(functions, "float_tile|strip", "vfmadd", 1)
+def test_avxvnni_tiles_keep_their_accumulators_in_registers(linears: dict[str, list[str]]) -> None:
+    found = tiles(linears, "tile|strip", "{vex} vpdpbusd", 2, "ymm")
+    assert all(len(found.get(rows, [])) >= 2 for rows in range(2, 7))
+    assert_nothing_spilled(found)
+
+
+def test_avx2_tiles_keep_their_accumulators_in_registers(linears: dict[str, list[str]]) -> None:
+    found = tiles(linears, "tile|strip", "vpmaddwd", 1, "%ymm")
+    assert all(found.get(rows) for rows in range(2, 7))
+    assert_nothing_spilled(found)
+
+
+def test_float_tiles_keep_their_accumulators_in_registers(linears: dict[str, list[str]]) -> None:
+    found = tiles(linears, "float_tile|strip", "vfmadd", 1, "mm")
     assert found, "no float tile is named so any more"
-    for bodies in found.values():
-        for body in bodies:
-            assert not [line for line in body if STACK.search(line)]
+    assert_nothing_spilled(found)
 
 
 def test_what_the_linker_may_merge_has_no_wide_instruction(functions: dict[str, list[str]], weak: set[str]) -> None:

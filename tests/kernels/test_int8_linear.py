@@ -10,16 +10,15 @@ from hypothesis import strategies as st
 import qkernels
 from qkernels import Int8Weight
 from tests.kernels.linear_cases import (
-    TIERS,
     Exact,
     check_codes,
     check_float,
     check_groups,
     finish,
-    force,
     guarded,
     untouched,
 )
+from tests.kernels.tiers import TIERS, force
 
 
 def codes(generator: torch.Generator, *shape: int) -> torch.Tensor:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import qkernels
 from qkernels import Int4Weight, Int8Weight, cpu
-from tests.kernels.linear_cases import TIERS, force
+from tests.kernels.tiers import TIERS, force
 
 SIZES = st.integers(1, 129)
 few = settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import qkernels
 from qkernels import cpu
-from tests.kernels.linear_cases import TIERS, force
+from tests.kernels.tiers import TIERS, force
 
 few = settings(deadline=None, max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 gaps = st.sampled_from([0, 1, 3, 64])

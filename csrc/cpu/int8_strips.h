@@ -1,0 +1,154 @@
+// Register tiles of int8_linear for the tiers below AVX-512: acc[rows, 64] = start + x . panel^T for up to kTile rows,
+// strip by strip of as many rows and columns as the registers hold. x comes as rows of Element (`copy_row`):
+//   - avx2: int16, the four k of a step in the order 0 2 1 3; vpmaddwd on even and odd bytes of w cannot saturate.
+//   - avxvnni: x + 128 as uint8, as in int8_tiles.h.
+//   - neon, scalar: int8 as it is.
+#pragma once
+
+#include "blocking.h"
+
+namespace {
+
+#if defined(QK_TIER_avxvnni)
+
+using Element = std::uint8_t;
+constexpr bool kShifted = true;
+constexpr int kStripRows = 6, kStripVectors = 2;  // 12 of 16 registers
+
+static inline void copy_row(const std::int8_t* x, std::int64_t k, Element* to) {
+  for (std::int64_t i = 0; i < k; ++i) to[i] = static_cast<Element>(x[i] ^ -128);
+  for (std::int64_t i = k; i % 4 != 0; ++i) to[i] = 0;  // the weights there are 0
+}
+
+#elif defined(QK_TIER_avx2)
+
+using Element = std::int16_t;
+constexpr bool kShifted = false;
+constexpr int kStripRows = 3, kStripVectors = 2;
+
+static inline void copy_row(const std::int8_t* x, std::int64_t k, Element* to) {
+  const __m128i order = _mm_setr_epi8(0, 2, 1, 3, 4, 6, 5, 7, 8, 10, 9, 11, 12, 14, 13, 15);
+  std::int64_t i = 0;
+  for (; i + 16 <= k; i += 16) {
+    const __m128i bytes = _mm_shuffle_epi8(_mm_loadu_si128(reinterpret_cast<const __m128i*>(x + i)), order);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + i), _mm256_cvtepi8_epi16(bytes));
+  }
+  for (; i < k; i += 4) {
+    static const int from[4] = {0, 2, 1, 3};
+    for (int j = 0; j < 4; ++j) to[i + j] = i + from[j] < k ? x[i + from[j]] : 0;
+  }
+}
+
+#else
+
+using Element = std::int8_t;
+constexpr bool kShifted = false;
+
+static inline void copy_row(const std::int8_t* x, std::int64_t k, Element* to) {
+  std::memcpy(to, x, static_cast<std::size_t>(k));
+  for (std::int64_t i = k; i % 4 != 0; ++i) to[i] = 0;
+}
+
+#endif
+
+#if defined(QK_TIER_neon)
+constexpr int kStripRows = 6, kStripVectors = 4;  // 24 of 32 registers
+#endif
+
+#if defined(QK_TIER_avxvnni) || defined(QK_TIER_neon)
+
+// c += one step: four k of every row and column.
+template <int rows>
+static inline void step(vi (&c)[rows][kStripVectors], const Element* a, std::int64_t stride, const std::int8_t* panel) {
+  vi b[kStripVectors];
+#pragma GCC unroll 4
+  for (int j = 0; j < kStripVectors; ++j) b[j] = load(reinterpret_cast<const std::int32_t*>(panel) + W * j);
+#pragma GCC unroll 6
+  for (int r = 0; r < rows; ++r) {
+    std::int32_t four;
+    std::memcpy(&four, a + r * stride, 4);
+    const vi x = set1(four);
+#pragma GCC unroll 4
+    for (int j = 0; j < kStripVectors; ++j) dot(c[r][j], x, b[j]);
+  }
+}
+
+#elif defined(QK_TIER_avx2)
+
+// The same: even and odd bytes of w are widened to int16; a pair of products is at most 2 * 127 * 127.
+template <int rows>
+static inline void step(vi (&c)[rows][kStripVectors], const Element* a, std::int64_t stride, const std::int8_t* panel) {
+  __m256i even[kStripVectors], odd[kStripVectors];
+#pragma GCC unroll 2
+  for (int j = 0; j < kStripVectors; ++j) {
+    const __m256i b = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(panel + 32 * j));
+    even[j] = _mm256_srai_epi16(_mm256_slli_epi16(b, 8), 8);
+    odd[j] = _mm256_srai_epi16(b, 8);
+  }
+#pragma GCC unroll 3
+  for (int r = 0; r < rows; ++r) {
+    std::int32_t pair[2];
+    std::memcpy(pair, a + r * stride, 8);
+    const __m256i x02 = _mm256_set1_epi32(pair[0]), x13 = _mm256_set1_epi32(pair[1]);
+#pragma GCC unroll 2
+    for (int j = 0; j < kStripVectors; ++j) {
+      c[r][j] = _mm256_add_epi32(c[r][j], _mm256_madd_epi16(even[j], x02));
+      c[r][j] = _mm256_add_epi32(c[r][j], _mm256_madd_epi16(odd[j], x13));
+    }
+  }
+}
+
+#endif
+
+#if defined(QK_TIER_scalar)
+
+template <int rows>
+[[gnu::noinline]] static void tile(const Element* a, std::int64_t stride, const std::int8_t* panel, std::int64_t steps,
+                                   Start start, std::int32_t* acc) {
+  for (int r = 0; r < rows; ++r, a += stride, acc += kPanel) {
+    std::memmove(acc, start.at + r * start.stride, kPanel * sizeof(std::int32_t));
+    const std::int8_t* b = panel;
+    for (std::int64_t s = 0; s < steps; ++s, b += 256) {
+      const int x0 = a[4 * s], x1 = a[4 * s + 1], x2 = a[4 * s + 2], x3 = a[4 * s + 3];
+      for (int j = 0; j < kPanel; ++j)
+        acc[j] += x0 * b[4 * j] + x1 * b[4 * j + 1] + x2 * b[4 * j + 2] + x3 * b[4 * j + 3];
+    }
+  }
+}
+
+#else
+
+// acc[rows, kStripVectors * W] of a panel's 64 columns.
+template <int rows>
+static inline void strip(const Element* a, std::int64_t stride, const std::int8_t* panel, std::int64_t steps,
+                         std::int32_t* acc) {
+  vi c[rows][kStripVectors];
+#pragma GCC unroll 6
+  for (int r = 0; r < rows; ++r) {
+#pragma GCC unroll 4
+    for (int j = 0; j < kStripVectors; ++j) c[r][j] = load(acc + r * kPanel + W * j);
+  }
+#pragma GCC unroll 1
+  for (std::int64_t s = 0; s < steps; ++s, panel += 256, a += 4) step(c, a, stride, panel);
+#pragma GCC unroll 6
+  for (int r = 0; r < rows; ++r) {
+#pragma GCC unroll 4
+    for (int j = 0; j < kStripVectors; ++j) store(acc + r * kPanel + W * j, c[r][j]);
+  }
+}
+
+template <int rows>
+[[gnu::noinline]] static void tile(const Element* a, std::int64_t stride, const std::int8_t* panel, std::int64_t steps,
+                                   Start start, std::int32_t* acc) {
+  for (int r = 0; r < rows; ++r)
+    std::memmove(acc + r * kPanel, start.at + r * start.stride, kPanel * sizeof(std::int32_t));
+  constexpr int upper = rows > kStripRows ? kStripRows : rows, lower = rows - upper;
+  for (int j = 0; j < kPanel; j += kStripVectors * W) {
+    strip<upper>(a, stride, panel + 4 * j, steps, acc + j);
+    if constexpr (lower > 0) strip<lower>(a + upper * stride, stride, panel + 4 * j, steps, acc + upper * kPanel + j);
+  }
+}
+
+#endif
+
+}  // namespace
