@@ -65,7 +65,7 @@ sanitize: .venv/.installed-test
 	cd build/sanitized && PYTHONPATH=. ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
 		LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so) $$(g++ -print-file-name=libstdc++.so)" \
 		$(CURDIR)/$(BIN)/python -m pytest -q -p no:cacheprovider tests/kernels \
-		--ignore tests/kernels/test_build.py --ignore tests/kernels/test_disassembly.py
+		--ignore tests/kernels/test_build.py --ignore tests/kernels/test_disassembly.py -k "not neon and not avxvnni"
 
 clean:
 	rm -rf build dist *.egg-info qclip-demo .pytest_cache .hypothesis .ruff_cache .mypy_cache .import_linter_cache .benchmarks
