@@ -15,8 +15,8 @@ import triton.language as tl
 EXACT = {"enable_fp_fusion": False}
 
 _TINY: tl.constexpr = tl.constexpr(2.0**-100)  # a row whose largest magnitude is below this counts as zeros
+# NaN is written out where it is used: as a global it would not equal itself when Triton checks that it has not changed.
 _INFINITY: tl.constexpr = tl.constexpr(float("inf"))
-_NAN: tl.constexpr = tl.constexpr(float("nan"))
 _SHIFT: tl.constexpr = tl.constexpr(1.5 * 2.0**23)  # here float32 has steps of 1
 
 
@@ -63,7 +63,7 @@ def dynamic_scale(absmax):
     small, good = absmax < _TINY, is_finite(absmax)
     scale = tl.where(small, 1.0, tl.div_rn(absmax, 127.0))
     inverse = tl.where(small, 0.0, tl.div_rn(127.0, absmax))
-    return tl.where(good, scale, _NAN), inverse, good
+    return tl.where(good, scale, float("nan")), inverse, good
 
 
 @triton.jit
@@ -109,9 +109,9 @@ def quantize_rows(y, scale, zero_point, STATIC: tl.constexpr):
     if STATIC:
         inverse, usable = static_scale(scale)
         # Not `&`: the interpreter broadcasts a scalar comparison of floats as floats.
-        good = is_finite(tl.where(usable, absmax, _NAN))
+        good = is_finite(tl.where(usable, absmax, float("nan")))
         codes = static_codes(y, inverse, zero_point, good[:, None])
-        return codes, tl.where(good, scale, _NAN)
+        return codes, tl.where(good, scale, float("nan"))
     else:
         scales, inverse, good = dynamic_scale(absmax)
         return dynamic_codes(y, inverse[:, None], good[:, None]), scales
