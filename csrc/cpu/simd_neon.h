@@ -70,6 +70,7 @@ static inline vf sqrt(vf a) { return vsqrtq_f32(a); }
 static inline vf fma(vf a, vf b, vf c) { return vfmaq_f32(c, a, b); }
 static inline vf fnma(vf a, vf b, vf c) { return vfmsq_f32(c, a, b); }
 static inline vm less(vf a, vf b) { return vcltq_f32(a, b); }
+static inline vm less_equal(vf a, vf b) { return vcleq_f32(a, b); }
 static inline vm less(vi a, vi b) { return vcltq_s32(a, b); }
 static inline vf select(vm m, vf yes, vf no) { return vbslq_f32(m, yes, no); }
 static inline vi select(vm m, vi yes, vi no) { return vbslq_s32(m, yes, no); }
