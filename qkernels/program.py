@@ -15,7 +15,7 @@ from __future__ import annotations
 import bisect
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -25,6 +25,9 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from . import cpu
 from .registry import implementations
+
+if TYPE_CHECKING:
+    from .graphs import GraphProgram
 
 ALIGN = 64
 UNFILLED = {"aten::empty", "aten::empty_strided", "aten::new_empty", "aten::new_empty_strided", "aten::empty_like"}
@@ -189,7 +192,7 @@ class _Recorder(TorchDispatchMode):
             views = [self.view(t) for n in changed for t in tree_flatten(given[n])[0]]
             self._add(TorchStep(function, [self._argument(a) for a in flat], spec, [], views))
             return function(*args, **kwargs)
-        if _depends_on_values(function, tensors) and kinds - {"constant"}:
+        if depends_on_values(function, tensors) and kinds - {"constant"}:
             raise UnrecordableError(f"it reads numbers out of a tensor ({name})")
         arguments = [self._argument(a) for a in flat]
         result = function(*args, **kwargs)
@@ -219,7 +222,7 @@ def _check_plain(tensors: list[Tensor]) -> None:
         raise UnrecordableError("it uses a tensor that is no plain one in host memory")
 
 
-def _depends_on_values(function: Any, tensors: list[Tensor]) -> bool:
+def depends_on_values(function: Any, tensors: list[Tensor]) -> bool:
     """Whether the result's shape, or a number on the host, depends on what is in the tensors."""
     if function._schema.name == "aten::index":  # by numbers it does not, by truth values it does
         return any(t.dtype in (torch.bool, torch.uint8) for t in tensors[1:])
@@ -229,13 +232,17 @@ def _depends_on_values(function: Any, tensors: list[Tensor]) -> bool:
 PLAIN = (Tensor, torch.nn.Parameter, torch.nn.Buffer)
 
 
-def record(function: Callable[..., Any], *inputs: Tensor) -> Program:
-    """Run `function(*inputs)` and make a program of it. Grad mode must be off.
+def record(function: Callable[..., Any], *inputs: Tensor) -> Program | GraphProgram:
+    """Run `function(*inputs)` and make a program of it: a tape on a CPU, a CUDA graph on a GPU. Grad mode must be off.
 
-    `function` takes and gives plain CPU tensors (results may be nested in tuples, lists and dicts). Raises
+    `function` takes and gives plain tensors of one device (results may be nested in tuples, lists and dicts). Raises
     UnrecordableError where it does what cannot be replayed: random numbers, values read on the host, changes of tensors
     that it did not make.
     """
+    if inputs and inputs[0].device.type == "cuda":
+        from .graphs import capture
+
+        return capture(function, *inputs)
     if torch.is_grad_enabled():
         raise UnrecordableError("gradients are on")
     if cpu.native is None:
@@ -248,12 +255,12 @@ def record(function: Callable[..., Any], *inputs: Tensor) -> Program:
     program = Program(recorder.steps, inputs, outputs, spec)
     again = tree_flatten(program(*inputs))[0]
     for was, now in zip(flat, again, strict=True):
-        if isinstance(was, Tensor) and not _same(was, now):
+        if isinstance(was, Tensor) and not same_numbers(was, now):
             raise UnrecordableError("a replay gave other numbers")
     return program
 
 
-def _same(a: Tensor, b: Tensor) -> bool:
+def same_numbers(a: Tensor, b: Tensor) -> bool:
     return torch.equal(torch.nan_to_num(a), torch.nan_to_num(b)) and torch.equal(a.isnan(), b.isnan())
 
 

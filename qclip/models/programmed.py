@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qkernels import cpu, dispatch
+from qkernels import cpu, dispatch, reference
+from qkernels.graphs import GraphProgram
 from qkernels.program import Program, UnrecordableError, record
 
 KEPT = 4  # programs a thread and function: each holds a workspace
@@ -23,7 +24,7 @@ SCALARS = (bool, int, float, str, type(None))
 
 
 class Programs:
-    """The programs of one function, for each thread, by the shapes of its inputs.
+    """The programs of one function, for each thread, by the device and the shapes of its inputs.
 
     The first call with new shapes runs the modules, the second records, the ones after that replay.
     """
@@ -39,9 +40,9 @@ class Programs:
         return Programs, ()
 
     @property
-    def programs(self) -> list[Program]:
+    def programs(self) -> list[Program | GraphProgram]:
         """Those of this thread."""
-        return [entry for entry in self._entries().values() if isinstance(entry, Program)]
+        return [entry for entry in self._entries().values() if isinstance(entry, Program | GraphProgram)]
 
     def _entries(self) -> dict:
         return self._thread.__dict__.setdefault("entries", {})
@@ -56,7 +57,7 @@ class Programs:
             held = self._thread.state = _State(owner, below)
         if not held.plain or any(held.hooks):
             return function(*inputs)
-        key = (settings, torch.get_num_threads(), cpu.native.tier(),
+        key = (settings, inputs[0].device, _kernels(inputs[0].device),
                *((t.shape, t.stride(), t.dtype, t.storage_offset() * t.itemsize % 64) for t in inputs))  # fmt: skip
         entry = entries.pop(key, "new")
         if entry == "new":
@@ -69,7 +70,7 @@ class Programs:
         entries[key] = entry  # the latest comes last
         while len(entries) > KEPT:
             del entries[next(iter(entries))]
-        return entry(*inputs) if isinstance(entry, Program) else function(*inputs)
+        return entry(*inputs) if isinstance(entry, Program | GraphProgram) else function(*inputs)
 
 
 class _State:
@@ -100,13 +101,28 @@ class _State:
 
 
 def _possible(inputs: tuple[Tensor, ...]) -> bool:
-    return (not torch.is_grad_enabled() and cpu.native is not None
-            and all(type(t) is Tensor and t.device.type == "cpu" and t.numel() > 0 for t in inputs)
+    device = inputs[0].device
+    return (not torch.is_grad_enabled() and device.type in ("cpu", "cuda")
+            and all(type(t) is Tensor and t.device == device and t.numel() > 0 for t in inputs)
             and not torch.compiler.is_compiling() and not torch.jit.is_tracing()
-            and not torch.is_autocast_enabled("cpu") and torch._C._len_torch_dispatch_stack() == 0
+            and not torch.is_autocast_enabled(device.type) and torch._C._len_torch_dispatch_stack() == 0
             and torch._C._len_torch_function_stack() == 0
             and not nn.modules.module._global_forward_hooks and not nn.modules.module._global_forward_pre_hooks
-            and os.environ.get("QKERNELS_PROGRAM") != "0" and dispatch.backend_for("cpu") is cpu)  # fmt: skip
+            and os.environ.get("QKERNELS_PROGRAM") != "0" and _recordable(device))  # fmt: skip
+
+
+def _recordable(device: torch.device) -> bool:
+    """Whether kernels run there whose calls can be recorded, and nobody else records them now."""
+    if device.type == "cpu":
+        return cpu.native is not None and dispatch.backend_for(device) is cpu
+    return not torch.cuda.is_current_stream_capturing() and dispatch.backend_for(device) is not reference
+
+
+def _kernels(device: torch.device) -> Hashable:
+    """What decides which kernels run there."""
+    if device.type == "cpu":
+        return torch.get_num_threads(), cpu.native.tier()
+    return dispatch.backend_for(device).__name__
 
 
 def enable(owner: nn.Module) -> None:
@@ -118,7 +134,7 @@ def disable(owner: nn.Module) -> None:
     owner.__dict__.pop("qclip_programs", None)
 
 
-def programs(owner: nn.Module) -> list[Program]:
+def programs(owner: nn.Module) -> list[Program | GraphProgram]:
     """What this thread has recorded of `owner`."""
     found = owner.__dict__.get("qclip_programs")
     return [] if found is None else found.programs

@@ -11,6 +11,8 @@ from qclip import models
 from qclip.layers import QuantizedAttention
 from qclip.models import programmed
 from qkernels import cpu
+from qkernels.graphs import GraphProgram, capture
+from tests.kernels.emulated_graphs import EmulatedCuda
 
 from ..small import IMAGES, TEXTS, small_clip
 
@@ -179,3 +181,64 @@ def test_a_float_model_has_none() -> None:
     assert not any("program" in name for name in small.state_dict())
     qclip.dequantize_(small)
     assert "qclip_programs" not in small.visual.__dict__
+
+
+@pytest.fixture
+def graphs(model: torch.nn.Module, monkeypatch: pytest.MonkeyPatch) -> EmulatedCuda:
+    """The GPU's programs, on the CPU."""
+    emulated = EmulatedCuda()
+    emulated.install(monkeypatch)
+    monkeypatch.setattr(programmed, "record", capture)
+    return emulated
+
+
+@torch.no_grad()
+def test_on_a_gpu_towers_run_from_graphs_and_drop_them_when_something_changes(
+    model: torch.nn.Module, graphs: EmulatedCuda
+) -> None:
+    y = [model.encode_image(IMAGES) for _ in range(3)][-1]
+    (program,) = model.visual.qclip_programs.programs
+    assert isinstance(program, GraphProgram) and program.describe()["graphs"] == 1
+    assert torch.equal(model.encode_image(IMAGES), y)
+    assert torch.equal(model.encode_image(IMAGES * 2), _by_modules(model, IMAGES * 2))
+    del program
+    graphs.log.clear()
+    model.visual.ln_post.weight.mul_(2)  # a new version
+    doubled = model.encode_image(IMAGES)
+    assert not torch.allclose(doubled, y) and "reset" in graphs.log and "replayed on default" not in graphs.log
+    assert torch.equal([model.encode_image(IMAGES) for _ in range(2)][-1], doubled)
+    seen = []
+    handle = model.visual.transformer.resblocks[0].register_forward_hook(lambda *a: seen.append(1))
+    assert torch.equal(model.encode_image(IMAGES), doubled) and seen == [1]
+    handle.remove()
+
+
+@torch.no_grad()
+def test_where_memory_runs_out_the_modules_run(model: torch.nn.Module, graphs: EmulatedCuda) -> None:
+    graphs.fails = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate")
+    y = [model.encode_image(IMAGES) for _ in range(4)]
+    assert torch.equal(y[0], y[-1]) and not model.visual.qclip_programs.programs
+    assert "out of memory" in model.visual.qclip_programs.refused
+    assert graphs.log.count("empty cache") == 2  # before the one attempt, and after it
+
+
+@torch.no_grad()
+def test_which_device_and_backend_have_programs(monkeypatch: pytest.MonkeyPatch) -> None:
+    cuda, capturing = torch.device("cuda", 1), False
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: capturing)
+    monkeypatch.setattr(programmed.dispatch, "backend_for", lambda device: cpu)  # any that is not the reference
+    assert programmed._recordable(cuda)
+    capturing = True  # by whoever captures the whole model: our modules go into that graph
+    assert not programmed._recordable(cuda)
+    capturing = False
+    monkeypatch.setattr(programmed.dispatch, "backend_for", lambda device: programmed.reference)
+    assert not programmed._recordable(cuda)
+    assert not programmed._possible((torch.empty(2, device="meta"),))
+    assert not programmed._possible((IMAGES, torch.empty(2, device="meta")))
+
+
+def _by_modules(model: torch.nn.Module, images: torch.Tensor) -> torch.Tensor:
+    programs = model.visual.__dict__.pop("qclip_programs")
+    y = model.encode_image(images)
+    model.visual.__dict__["qclip_programs"] = programs
+    return y
