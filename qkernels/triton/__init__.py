@@ -50,7 +50,11 @@ def interpreted() -> bool:
 @functools.cache
 def function(op: str) -> Callable[..., Any]:
     """The function that runs `op`. Not an attribute of this package: some files bear the name of their op."""
-    return getattr(importlib.import_module(f"{__name__}.{FILES[op]}"), op)
+    return getattr(_file(op), op)
+
+
+def _file(op: str) -> Any:
+    return importlib.import_module(f"{__name__}.{FILES[op]}")
 
 
 @functools.cache
@@ -79,4 +83,5 @@ def supports(op: str, *args: Any, **kwargs: Any) -> str | None:
             wanted = "rows16" if isinstance(weight, Int8Weight) else "halves128"
             if weight.layout != wanted:
                 return f"wants a weight in layout '{wanted}', not '{weight.layout}' (call weight.pack() once)"
-    return None
+    limits = getattr(_file(op), f"{op}_limits", None)  # what an op's file says beyond that
+    return None if limits is None else limits(*args, **kwargs)
