@@ -26,9 +26,11 @@ CASES = [  # dtype, batch, queries, keys, heads, width, mask, causal, scale
     (F32, 1, 3, 17, 2, 96, "float", False, 0.3),
     (F32, 1, 64, 65, 1, 20, "bool", True, -0.7),
     (F32, 1, 63, 1, 3, 1, "scalar", False, None),
+    (F32, 2, 1, 50, 2, 64, "none", False, None),
     (F32, 1, 97, 15, 1, 72, "keys", True, None),
     (F16, 1, 1, 197, 2, 80, "none", False, None),
     (F16, 3, 65, 64, 1, 32, "none", False, None),
+    (F16, 1, 50, 50, 2, 64, "none", False, None),
     (F16, 1, 129, 77, 2, 64, "heads", False, 0.2),
     (F16, 1, 17, 16, 1, 256, "rows", False, None),
     (BF16, 1, 257, 257, 1, 64, "none", False, None),
@@ -55,10 +57,8 @@ def test_the_cases_meet_every_configuration():
     met = set()
     for dtype, batch, queries, _, heads, width, kind, _, _ in CASES:
         tall = queries > 64 and batch * heads * -(-queries // 128) >= launch.INTERPRETER.multiprocessors
-        for aligned in (True, False):
-            mask = file.NO_MASK if kind == "none" else file.FLOAT_MASK
-            v = file.Variant(dtype, width, tall, queries <= 16, mask, aligned=aligned)
-            met.add(file.configuration(v, launch.INTERPRETER))
+        mask = file.NO_MASK if kind == "none" else file.FLOAT_MASK
+        met.add(file.configuration(file.Variant(dtype, width, tall, queries <= 16, mask), launch.INTERPRETER))
     assert wanted - met <= {file.Configuration(64, 32, 8)}  # of sm_80 alone: tile and code are those of 4 warps
 
 
@@ -75,11 +75,17 @@ def _variants():
 
 
 def test_every_configuration_is_legal_and_compiled_ahead_of_time():
-    compiled = {(c.constexprs["ROWS"], c.constexprs["KEYS"], c.options["num_warps"]) for c in file.aot_cases()}
+    """For each chip, and for addresses that are multiples of 16 bytes as for others."""
+
+    compiled = set()
+    for c in file.aot_cases():
+        itemsize = 4 if c.signature["q_ptr"] == "*fp32" else 2
+        compiled.add((c.capabilities[0], itemsize, c.constexprs["ALIGN"] > 1, c.constexprs["ROWS"],
+                      c.constexprs["KEYS"], c.options["num_warps"]))  # fmt: skip
     for v, chip in _variants():
         chosen = file.configuration(v, chip)
         assert chosen.legal(max(16, v.width), v.dtype.itemsize, chip)
-        assert (chosen.rows, chosen.keys, chosen.warps) in compiled
+        assert (chip.capability, v.dtype.itemsize, v.aligned, chosen.rows, chosen.keys, chosen.warps) in compiled
 
 
 @pytest.mark.parametrize("dtype", [F32, BF16])
