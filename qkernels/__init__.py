@@ -8,7 +8,15 @@ Needs torch and nothing else. Without native code (no C++ compiler at installati
 with one warning.
 """
 
-from .dispatch import FallbackError, FallbackWarning, SettingError, attention_dtype, backend_for, info
+from .dispatch import (
+    FallbackError,
+    FallbackWarning,
+    SettingError,
+    attention_dtype,
+    backend_for,
+    handover_group,
+    info,
+)
 from .ops import (
     attention,
     channel_absmax,
@@ -35,6 +43,7 @@ __all__ = [
     "channel_absmax",
     "fake_quantize",
     "hadamard_transform",
+    "handover_group",
     "info",
     "int4_linear",
     "int8_linear",

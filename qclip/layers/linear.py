@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -24,8 +26,10 @@ class QuantizedLinear(QuantizedSite):
                                             scale=self.input_scale)  # fmt: skip
 
     def linear(self, codes: Tensor, scale: Tensor | None, activation: str | None = None,
-               out_scale: Tensor | None = None, dtype: torch.dtype | None = None) -> Tensor:  # fmt: skip
-        """Codes and scales -> float of `dtype` (default: the compute dtype), or int8 with the static `out_scale`."""
+               out_scale: Tensor | None = None, dtype: torch.dtype | None = None,
+               out_group: int | None = None) -> Any:  # fmt: skip
+        """Codes and scales -> float of `dtype` (default: the compute dtype), or int8 with the static `out_scale`; with
+        `out_group` int8 and its scales by groups of outputs, which the next site's `linear` takes."""
         raise NotImplementedError
 
     def same_input(self, other: nn.Module) -> bool:
@@ -38,7 +42,7 @@ class QuantizedLinear(QuantizedSite):
         return True
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.linear(*self.quantize(x))
+        return self.linear(*self.quantize(x))  # type: ignore[no-any-return]
 
 
 def _equal(a: Tensor | None, b: Tensor | None) -> bool:
@@ -53,9 +57,10 @@ class Int8Linear(QuantizedLinear):
     """W8A8: `qkernels.int8_linear`."""
 
     def linear(self, codes: Tensor, scale: Tensor | None, activation: str | None = None,
-               out_scale: Tensor | None = None, dtype: torch.dtype | None = None) -> Tensor:  # fmt: skip
+               out_scale: Tensor | None = None, dtype: torch.dtype | None = None,
+               out_group: int | None = None) -> Any:  # fmt: skip
         return qkernels.int8_linear(codes, scale, self.quantized, self.bias, activation=activation, out_scale=out_scale,
-                                    out_dtype=dtype or self.witness.dtype)  # fmt: skip
+                                    out_group=out_group, out_dtype=dtype or self.witness.dtype)  # fmt: skip
 
 
 class Int4Linear(QuantizedLinear):
@@ -73,6 +78,7 @@ class Int4Linear(QuantizedLinear):
         return (x if self.smooth is None else (x.float() * self.smooth).to(x.dtype)), None
 
     def linear(self, codes: Tensor, scale: Tensor | None, activation: str | None = None,
-               out_scale: Tensor | None = None, dtype: torch.dtype | None = None) -> Tensor:  # fmt: skip
+               out_scale: Tensor | None = None, dtype: torch.dtype | None = None,
+               out_group: int | None = None) -> Any:  # fmt: skip
         return qkernels.int4_linear(codes, scale, self.quantized, self.bias, activation=activation, out_scale=out_scale,
-                                    out_dtype=dtype or self.witness.dtype)  # fmt: skip
+                                    out_group=out_group, out_dtype=dtype or self.witness.dtype)  # fmt: skip

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from torch import Tensor
 
+import qkernels
+
 from ..models.tower import Mlp, activate
 from .linear import QuantizedLinear
 
 
 class QuantizedMlp(Mlp):
     """The explicit MLP core, fused where its sites allow it: norm and quantization in one pass, the activation on the
-    accumulator, and with a static scale codes straight into fc2."""
+    accumulator, and codes straight into fc2 with a static scale, or in groups where the backend wants that."""
 
-    codes_between: bool
+    codes_between: bool  # fc1 could write what fc2 reads
 
     @classmethod
     def fuse(cls, core: Mlp) -> QuantizedMlp:
@@ -20,8 +22,7 @@ class QuantizedMlp(Mlp):
         core.__class__ = cls
         fc1, fc2 = core.fc1, core.fc2
         core.codes_between = (isinstance(fc1, QuantizedLinear) and isinstance(fc2, QuantizedLinear)  # type: ignore[assignment]
-                              and fc2.takes_codes() and fc2.input_scale is not None and fc2.smooth is None
-                              and core.inner_norm is None)  # fmt: skip
+                              and fc2.takes_codes() and fc2.smooth is None and core.inner_norm is None)  # fmt: skip
         return core  # type: ignore[return-value]
 
     def unfuse(self) -> None:
@@ -33,8 +34,11 @@ class QuantizedMlp(Mlp):
             x = activate(fc1(x if self.norm is None else self.norm(x)), self.activation)
         else:
             codes, scale = fc1.quantize(x, self.norm)  # type: ignore[arg-type]
-            if self.codes_between:
-                static: Tensor = fc2.input_scale  # type: ignore[assignment]
-                return fc2.linear(fc1.linear(codes, scale, self.activation, out_scale=static), static)  # type: ignore[operator, no-any-return]
+            if self.codes_between and isinstance(fc2, QuantizedLinear):
+                static, group = fc2.input_scale, qkernels.handover_group(x.device)
+                if static is not None:
+                    return fc2.linear(fc1.linear(codes, scale, self.activation, out_scale=static), static)  # type: ignore[no-any-return]
+                if group is not None:
+                    return fc2.linear(*fc1.linear(codes, scale, self.activation, out_group=group))  # type: ignore[no-any-return]
             x = fc1.linear(codes, scale, self.activation)
-        return fc2(x if self.inner_norm is None else self.inner_norm(x))
+        return fc2(x if self.inner_norm is None else self.inner_norm(x))  # type: ignore[no-any-return]

@@ -45,6 +45,23 @@ def test_backend_by_device_and_environment(built: None, monkeypatch: pytest.Monk
         qkernels.backend_for("cpu")
 
 
+def test_what_is_handed_over_between_ops_on_a_gpu(built: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """q, k, v of float32 models in bfloat16, results of linear ops in groups; elsewhere neither unless the processor
+    multiplies bfloat16."""
+    monkeypatch.setattr(triton, "missing", None)
+    assert dispatch.attention_dtype("cuda", torch.float32) is torch.bfloat16
+    assert dispatch.attention_dtype(torch.device("cuda", 1), torch.float16) is torch.float16
+    assert dispatch.attention_dtype("cuda", torch.bfloat16) is torch.bfloat16
+    assert qkernels.handover_group("cuda") == 128 and qkernels.handover_group("cpu") is None
+    for bf16 in (True, False):
+        monkeypatch.setattr(cpu, "native", type("Native", (), {"has_bf16": lambda self, bf16=bf16: bf16})())
+        monkeypatch.setattr(dispatch, "_use_tier", lambda: None)
+        assert dispatch.attention_dtype("cpu", torch.float32) is (torch.bfloat16 if bf16 else torch.float32)
+    monkeypatch.setenv("QKERNELS_BACKEND", "reference")
+    assert dispatch.attention_dtype("cuda", torch.float32) is torch.float32
+    assert qkernels.handover_group("cuda") is None
+
+
 def test_gpu_tensors_run_on_triton_and_cpu_tensors_only_by_its_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(triton, "missing", None)
     assert qkernels.backend_for("cuda") is triton

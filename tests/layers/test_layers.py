@@ -255,10 +255,77 @@ def test_fused_mlp_is_near_float(activation, static):
     torch.manual_seed(0)
     core = Mlp(nn.Linear(64, 256), nn.Linear(256, 64), activation).eval()
     fused = quantized(core, **({"input_scale": torch.tensor(0.03)} if static else {}))
-    assert fused.codes_between == static
+    assert fused.codes_between
     x = torch.randn(2, 9, 64)
     with torch.no_grad():
         assert relative(fused(x), core(x)) < 0.04
+
+
+def float_mlp(k=64, hidden=300):
+    """Its hidden values are of very different sizes, as a transformer's are; 300 ends in a short group."""
+    torch.manual_seed(0)
+    core = Mlp(nn.Linear(k, hidden), nn.Linear(hidden, k), "gelu").eval()
+    with torch.no_grad():
+        core.fc1.weight.mul_(torch.linspace(0.2, 6, hidden)[:, None])
+        core.fc1.bias[:4] += 20
+    return core
+
+
+def test_codes_in_groups_between_the_linears_are_nearer_than_rows(monkeypatch):
+    """What a GPU does where fc2 quantizes dynamically: fc1 writes codes with a scale for 128 outputs each."""
+    core, x = float_mlp(), torch.randn(2, 9, 64)
+    fused, found = quantized(core), {}
+    with torch.no_grad():
+        for group in (None, 128):
+            monkeypatch.setattr(qkernels, "handover_group", lambda device, group=group: group)
+            found[group] = fused(x)
+        codes, scale = fused.fc1.quantize(x)
+        hidden = fused.fc1.linear(codes, scale, "gelu")
+        parts = [quantize_per_token(part) for part in hidden.split(128, -1)]
+        by_hand = torch.cat([(c * s[..., None]) for c, s in parts], -1)
+        by_hand = by_hand @ fused.fc2.dequantized_weight().t() + fused.fc2.bias
+        exact = core(x)
+    assert not torch.equal(found[None], found[128])
+    # The same codes in other sums, but where a value lies so near a tie that float32 rounds it apart.
+    assert relative(found[128], by_hand) < 1e-3
+    errors = {group: relative(y, exact) for group, y in found.items()}
+    assert errors[128] < errors[None] < 0.04
+    assert F.cosine_similarity(found[128].flatten(), exact.flatten(), dim=0) > 0.9995
+
+
+@pytest.mark.parametrize("weight", ["int8", "int4"])
+def test_groups_are_only_for_inputs_that_fc2_would_quantize_plainly(monkeypatch, weight):
+    """Not where it is smoothed or static, nor where fc2 wants floats; and for 4-bit weights too."""
+    x, core = torch.randn(2, 9, 64), float_mlp(hidden=256)
+
+    def make(**kwargs):
+        if weight == "int8":
+            made = quantized(core, **kwargs)
+        else:
+            made = copy.deepcopy(core)
+            for name in ("fc1", "fc2"):
+                site = getattr(core, name)
+                setattr(made, name, Int4Linear(Int4Weight.quantize(site.weight.detach(), 64), site.bias.detach(),
+                                               **kwargs))  # fmt: skip
+            made = QuantizedMlp.fuse(made)
+        return made
+
+    def both(made):
+        results = []
+        for group in (None, 128):
+            monkeypatch.setattr(qkernels, "handover_group", lambda device, group=group: group)
+            with torch.no_grad():
+                results.append(made(x))
+        return torch.equal(*results)
+
+    assert not both(make())
+    assert both(make(input_scale=torch.tensor(0.2)))
+    smoothed = make()
+    smoothed.fc2.smooth = torch.rand(256) + 0.5
+    assert both(QuantizedMlp.fuse(smoothed))
+    floating = make()
+    floating.fc2 = core.fc2
+    assert both(QuantizedMlp.fuse(floating))
 
 
 def test_compute_in_bfloat16():
