@@ -46,17 +46,19 @@ static inline void dot(__m512i& acc, __m512i a, __m512i b) {
 
 // c += x . codes over `steps` steps of a panel; a and panel move on.
 template <int rows>
-static inline void accumulate(__m512i (&c)[rows][4], const std::int8_t*& a, std::int64_t stride,
-                              const std::uint8_t*& panel, std::int64_t steps) {
+[[gnu::always_inline]] static inline void accumulate(__m512i (&c)[rows][4], const std::int8_t*& a, std::int64_t stride,
+                                                     const std::uint8_t*& panel, std::int64_t steps) {
   const __m512i low = _mm512_set1_epi8(15);
 #pragma GCC unroll 1
   for (; steps > 0; --steps, panel += kStepBytes, a += kStep) {
 #pragma GCC unroll 2
     for (int half = 0; half < 2; ++half) {
+      const std::uint8_t* from = panel;
+      __asm__ volatile("" : "+r"(from));  // read for each half: no register is left to keep bytes for the second one
       __m512i b[4];
 #pragma GCC unroll 4
       for (int j = 0; j < 4; ++j) {
-        __m512i bytes = _mm512_loadu_si512(panel + 64 * j);
+        __m512i bytes = _mm512_loadu_si512(from + 64 * j);
         if (half) bytes = _mm512_srli_epi16(bytes, 4);
         b[j] = _mm512_and_si512(bytes, low);
       }

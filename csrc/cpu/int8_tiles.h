@@ -59,8 +59,8 @@ static inline void begin(__m512i (&c)[rows][4], Start start) {
 
 // c += a[rows, 4 * steps] . panel^T; a and panel move on.
 template <int rows>
-static inline void accumulate(__m512i (&c)[rows][4], const Element*& a, std::int64_t stride, const std::int8_t*& panel,
-                              std::int64_t steps) {
+[[gnu::always_inline]] static inline void accumulate(__m512i (&c)[rows][4], const Element*& a, std::int64_t stride,
+                                                     const std::int8_t*& panel, std::int64_t steps) {
 #pragma GCC unroll 1
   for (; steps > 0; --steps, panel += 256, a += 4) {
     __m512i b[4];
