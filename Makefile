@@ -4,7 +4,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt
 SOURCES := pyproject.toml setup.py constraints.txt $(wildcard csrc/*.cc csrc/*.h csrc/cpu/* csrc/cuda/*)
 
-.PHONY: help demo test test-hf4 sanitize lint bench clean
+.PHONY: help demo test test-hf4 sanitize tsan lint bench clean
 .DELETE_ON_ERROR:
 
 help:
@@ -12,6 +12,7 @@ help:
 	@echo "make test      the whole test suite"
 	@echo "make test-hf4  the Hugging Face tests with transformers 4, in .venv-hf4"
 	@echo "make sanitize  the kernels' tests on a build with AddressSanitizer and UndefinedBehaviorSanitizer"
+	@echo "make tsan      every op on several threads under ThreadSanitizer"
 	@echo "make lint      ruff, clang-format, mypy, import-linter"
 	@echo "make bench     the kernels and a whole tower beside their peers"
 	@echo "make clean     remove what was built (not .venv)"
@@ -66,6 +67,9 @@ sanitize: .venv/.installed-test
 		LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so) $$(g++ -print-file-name=libstdc++.so)" \
 		$(CURDIR)/$(BIN)/python -m pytest -q -p no:cacheprovider tests/kernels \
 		--ignore tests/kernels/test_build.py --ignore tests/kernels/test_disassembly.py -k "not neon and not avxvnni"
+
+tsan: .venv/.installed-test
+	$(BIN)/python -m pytest -q tests/kernels/remote/check_threads.py
 
 clean:
 	rm -rf build dist *.egg-info qclip-demo .pytest_cache .hypothesis .ruff_cache .mypy_cache .import_linter_cache .benchmarks

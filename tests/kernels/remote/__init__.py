@@ -104,7 +104,8 @@ class Native:
         return self.kind
 
     def set_tier(self, name: str) -> None:
-        self._here.set_tier("avx2")
+        if self.kind != "threads":
+            self._here.set_tier("avx2")
 
     def has_bf16(self) -> bool:
         return False
