@@ -520,7 +520,12 @@ def work(seed):
     q = torch.randn(2, 4 + seed % 9, 3, 16, generator=generator)
     leaf, scale = x.clone().requires_grad_(), torch.tensor(0.2, requires_grad=True)
     qkernels.fake_quantize(leaf, scale, None, -8, 7, "lsq").square().sum().backward()
+    codes, steps = qkernels.quantize_per_token(x)
+    w = torch.randn(70 + seed, width, generator=generator)
     return (
+        qkernels.int8_linear(codes, steps, Int8Weight.quantize(w).pack(), activation="gelu"),
+        qkernels.int4_linear(codes, steps, Int4Weight.quantize(w).pack()),
+        qkernels.int4_linear(x, None, Int4Weight.quantize(w).pack()),
         *qkernels.layer_norm_quantize(x, None, None, 1e-5),
         *qkernels.attention(q, q, q, out_dynamic=True),
         qkernels.attention(q, q, q),
@@ -545,9 +550,11 @@ def test_results_do_not_depend_on_the_number_of_threads(backend):
     x[::6, [192, 384, 767]] = 500.0
     x[3, 5] = 1e4
     q = torch.randn(3, 33, 4, 32, generator=generator)
+    w = torch.randn(200, 768, generator=generator)
+    w8, w4 = Int8Weight.quantize(w).pack(), Int4Weight.quantize(w).pack()
     results, before = [], torch.get_num_threads()
     try:
-        for count in (1, 2, 3):
+        for count in range(1, 9):
             torch.set_num_threads(count)
             found = [*qkernels.quantize_per_token(x), *qkernels.layer_norm_quantize(x, None, None, 1e-5)]
             found += qkernels.quantize_patches(x.view(3, 101, 24, 32), (5, 7))
@@ -558,10 +565,12 @@ def test_results_do_not_depend_on_the_number_of_threads(backend):
             ]
             if backend != "reference":  # torch's float64 products are not ordered by contract
                 found += [qkernels.attention(q, q, q), *qkernels.attention(q, q, q, out_dynamic=True)]
+                found += [qkernels.int8_linear(found[0], found[1], w8), qkernels.int4_linear(found[0], found[1], w4)]
+                found += [qkernels.int4_linear(x, None, w4)]
             results.append(found)
     finally:
         torch.set_num_threads(before)
-    assert equal(results[0], results[1]) and equal(results[0], results[2])
+    assert all(equal(results[0], found) for found in results[1:])
 
 
 @pytest.mark.parametrize("lead", [(0,), (2, 0)])
