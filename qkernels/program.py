@@ -269,7 +269,7 @@ class Program:
     once."""
 
     def __init__(self, steps: list[Step], inputs: tuple[Tensor, ...], outputs: list[Any], spec: Any) -> None:
-        if cpu.native.tier() == "avx512vnni":
+        if cpu.native.tier().endswith("vnni"):
             _hand_over_shifted(steps, outputs)
         steps = _add_residuals_in_place(steps, outputs)
         self._outputs, self._spec = outputs, spec

@@ -15,6 +15,7 @@ from qkernels import Int4Weight, Int8Weight, cpu
 from tests.kernels.tiers import TIERS, force
 
 SIZES = st.integers(1, 129)
+SHIFTED = ["avxvnni", "avx512vnni"]  # tiers whose int8 products want x + 128
 few = settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
@@ -81,11 +82,14 @@ def test_float_rows_with_a_stride(tier: str, dtype: torch.dtype, monkeypatch: py
     assert torch.equal(got, qkernels.int4_linear(x, None, weight))
 
 
+@pytest.mark.parametrize("tier", SHIFTED)
 @few
 @given(m=SIZES, n=SIZES, k=SIZES, gap=st.integers(0, 9), kind=st.integers(0, 2), four=st.booleans())
-def test_shifted_rows(m: int, n: int, k: int, gap: int, kind: int, four: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shifted_rows(
+    tier: str, m: int, n: int, k: int, gap: int, kind: int, four: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What stands between the rows, the bytes up to the next multiple of 4 too, does not count."""
-    force(monkeypatch, "avx512vnni")
+    force(monkeypatch, tier)
     x = torch.randint(-127, 128, (m, k), dtype=torch.int8)
     x[torch.rand(x.shape) < 0.2] = -127
     x[torch.rand(x.shape) < 0.2] = 127
@@ -95,9 +99,10 @@ def test_shifted_rows(m: int, n: int, k: int, gap: int, kind: int, four: bool, m
     assert torch.equal(native_linear(shifted, k, shifted.stride(0), True, scale, weight), want)
 
 
+@pytest.mark.parametrize("tier", SHIFTED)
 @pytest.mark.parametrize("k", [4100, 8202])
-def test_deep_shifted_rows_do_not_saturate(k: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    force(monkeypatch, "avx512vnni")
+def test_deep_shifted_rows_do_not_saturate(tier: str, k: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    force(monkeypatch, tier)
     x = torch.tensor([[127], [-127], [-128]], dtype=torch.int8).repeat(3, k)
     w = torch.tensor([[127], [-127]], dtype=torch.int8).repeat(33, k)
     weight = Int8Weight(w, torch.ones(66), (66, k)).pack("vnni64")
