@@ -12,6 +12,7 @@ import torch
 
 import qkernels
 from qkernels import FallbackError, FallbackWarning, Int4Weight, Int8Weight, cpu, dispatch, reference, triton
+from tests.kernels import remote
 
 
 @pytest.fixture(autouse=True)
@@ -106,6 +107,12 @@ def test_tier_by_environment(built: None, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.delenv("QKERNELS_CPU_TIER")
     qkernels.backend_for("cpu")
     assert cpu.native.tier() == cpu.native.tiers()[-1]
+
+
+def test_the_neon_tier_is_found_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    if why := remote.missing("neon"):
+        pytest.skip(why)
+    assert remote.install(monkeypatch, "neon").can_run
 
 
 def test_packing_follows_the_backend(built: None) -> None:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import functools
 import hashlib
@@ -95,7 +96,12 @@ class Native:
         self._process = subprocess.Popen(
             [*emulator, str(_build(kind))], stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0
         )
+        atexit.register(self._end)
         self.can_run = self._read(1) == b"y"
+
+    def _end(self) -> None:
+        with self._process:  # closes the pipes, by which the driver ends, and waits for it
+            pass
 
     def tiers(self) -> list[str]:
         return [self.kind]
