@@ -54,9 +54,10 @@ class AotCase:
 
 @dataclass(frozen=True)
 class Compiled:
-    """What a case became: SASS, registers and bytes of stack (spills) a thread, bytes of shared memory a block."""
+    """What a case became: machine code, PTX, registers and bytes of stack (spills) a thread, shared bytes a block."""
 
     sass: str
+    ptx: str
     registers: int
     stack: int
     shared: int
@@ -90,7 +91,7 @@ def compile_case(case: AotCase, capability: int) -> Compiled:
         usage, sass = (_cuobjdump(option, cubin) for option in ("--dump-resource-usage", "--dump-sass"))
     found = re.search(r"REG:(\d+) STACK:(\d+)", usage)
     assert found, usage
-    return Compiled(sass, int(found[1]), int(found[2]), compiled.metadata.shared)
+    return Compiled(sass, compiled.asm["ptx"], int(found[1]), int(found[2]), compiled.metadata.shared)
 
 
 @functools.cache

@@ -4,9 +4,9 @@
 are rows whose columns lie in several lines of an image, which is read in place.
 
 Bound by memory: an element costs its own 2 (or 4) bytes read and 1 written, a row 4 bytes of scale; smooth stays in the
-cache. At 4.3 TB/s, the copy rate of an H200, bfloat16 rows take 0.70 ns for 1,000 elements. Arithmetic is some 8
-instructions an element of the 20 that fit into that time, without an int conversion: the code is the low byte of `y *
-inverse + 1.5 * 2^23`.
+cache. At 4.3 TB/s, the copy rate of an H200, bfloat16 rows take 0.70 ns for 1,000 elements, in which its processors can
+issue some 20 instructions an element. The code of a row of 768 has 402 for 24 elements a thread, slow paths of the two
+divisions included, and no conversion to integers: a code is the low byte of `y * inverse + 1.5 * 2^23`.
 """
 
 from __future__ import annotations

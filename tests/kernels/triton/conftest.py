@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-COMPILING = ["test_aot.py", "test_interpreter.py"]
+COMPILING = ["test_aot.py", "test_interpreter.py", "test_numerics.py"]
 
 
 def pytest_ignore_collect(collection_path: Path) -> bool | None:
