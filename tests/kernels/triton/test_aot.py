@@ -15,11 +15,13 @@ from qkernels.triton import aot
 CASES = [(case, capability) for case in aot.all_cases() for capability in case.capabilities]
 
 
-@pytest.mark.parametrize(("case", "capability"), CASES, ids=[f"{case.name}-sm{chip}" for case, chip in CASES])
+IDS = [f"{case.name}-sm{chip}" for case, chip in CASES]
+
+
+@pytest.mark.parametrize(("case", "capability"), CASES, ids=IDS)
 def test_aot(case: aot.AotCase, capability: int) -> None:
     assert not aot.faults(case, capability, aot.compile_case(case, capability))
 
 
 def test_names_of_cases_differ() -> None:
-    names = [case.name for case in aot.all_cases()]
-    assert len(set(names)) == len(names)
+    assert len(set(IDS)) == len(IDS)
