@@ -71,6 +71,20 @@ std::size_t append(program::Tape& tape, const std::string& name, const py::seque
   return tape.append(op.calls[qk_tier()], words);
 }
 
+// `changes`: (step, argument, kind, stride).
+std::size_t segment(program::Tape& tape, std::size_t begin, std::size_t end, std::int64_t rows,
+                    const py::sequence& bounds, const py::sequence& changes) {
+  std::vector<std::int64_t> cuts;
+  for (const py::handle cut : bounds) cuts.push_back(cut.cast<std::int64_t>());
+  std::vector<program::Change> all;
+  for (const py::handle entry : changes) {
+    const auto change = entry.cast<py::tuple>();
+    all.push_back({change[0].cast<std::size_t>(), change[1].cast<std::size_t>(), change[2].cast<int>(),
+                   change[3].cast<std::int64_t>()});
+  }
+  return tape.add_segment(begin, end, rows, std::move(cuts), std::move(all));
+}
+
 int tier_index(const std::string& name) {
   std::string known;
   for (int i = 0; i < QK_TIER_COUNT; ++i) {
@@ -93,6 +107,8 @@ PYBIND11_MODULE(_native, module) {
       .def("append", &append)
       .def("set", &program::Tape::set)
       .def("run", &program::Tape::run, py::call_guard<py::gil_scoped_release>())
+      .def("segment", &segment)
+      .def("play", &program::Tape::play, py::call_guard<py::gil_scoped_release>())
       .def("__len__", &program::Tape::size);
   py::list ops;
   for (const auto& entry : recorded) ops.append(entry.first);

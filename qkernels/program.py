@@ -23,13 +23,13 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from . import cpu
+from . import cpu, tiling
 from .registry import implementations
 
 if TYPE_CHECKING:
     from .graphs import GraphProgram
 
-ALIGN = 64
+ALIGN, PAGE = 64, 4096
 UNFILLED = {"aten::empty", "aten::empty_strided", "aten::new_empty", "aten::new_empty_strided", "aten::empty_like"}
 SHIFTABLE = {"quantize_per_token": "codes", "layer_norm_quantize": "codes", "quantize_patches": "codes",
              "attention": "out"}  # fmt: skip
@@ -50,7 +50,9 @@ class Memory:
     alive: Any = None  # constants and inputs are kept
     first: int = -1  # steps between which a temporary holds something
     last: int = -1
-    place: int = 0  # bytes from the start of the workspace
+    place: int = 0  # bytes from the start of the workspace, or of the arena
+    arena: int = 0  # bytes in the arena of a tile, for one that lives there (qkernels/tiling.py)
+    shares: Memory | None = None  # the one whose place it takes
 
 
 @dataclasses.dataclass
@@ -274,24 +276,39 @@ class Program:
         steps = _add_residuals_in_place(steps, outputs)
         self._outputs, self._spec = outputs, spec
         self._offsets = [t.storage_offset() for t in inputs]
-        self.workspace_bytes = _place(steps, outputs)
+        self._threads, touching = torch.get_num_threads(), _touching(steps, outputs)
+        stretches = tiling.stretches(steps, lambda s: isinstance(s, NativeStep), touching, self._threads)
+        for stretch in stretches:
+            tiling.settle(stretch, steps, touching)
+        self._arena_bytes = _place_arenas(steps, stretches)
+        self._arenas = _place(steps, outputs, stretches)
+        self.workspace_bytes = self._arenas + self._threads * self._arena_bytes
         with torch.inference_mode(False):
             raw = torch.empty(self.workspace_bytes + ALIGN, dtype=torch.uint8)
         self._workspace = raw
         self._base = -(-raw.data_ptr() // ALIGN) * ALIGN
         self._tape = cpu.native.Tape()
         self._patches: list[tuple[int, int, int, int]] = []  # step, argument, input, bytes
-        self._parts: list[Any] = []  # (begin, end) of the tape, or a call of torch
+        self._parts: list[Any] = []  # (begin, end) of the tape, a stretch of it, or a call of torch
         self._constants = [m.alive for m in {id(m): m for s in steps for m, _ in s.touched()}.values()
                            if m.kind == "constant"]  # fmt: skip
-        for step in steps:
-            if isinstance(step, NativeStep):
-                self._append(step)
-            else:
+        tiled = {number: stretch for stretch in stretches for number in range(stretch.begin, stretch.end)}
+        for number, step in enumerate(steps):
+            if not isinstance(step, NativeStep):
                 self._parts.append(_TorchCall(self, step))
+            elif number in tiled:
+                self._append(step, threads=1)
+                if number == tiled[number].end - 1:
+                    self._parts.append(self._tile(tiled[number], steps))
+            else:
+                self._append(step)
+                if self._parts and isinstance(self._parts[-1], _Untiled):
+                    self._parts[-1].end = len(self._tape)
+                else:
+                    self._parts.append(_Untiled(len(self._tape) - 1, len(self._tape)))
         self._results = [self.tensor(o) if isinstance(o, View) and o.memory.kind != "input" else o for o in outputs]
 
-    def _append(self, step: NativeStep) -> None:
+    def _append(self, step: NativeStep, threads: int | None = None) -> None:
         words: list[Any] = []
         number = len(self._tape)
         for position, (name, value) in enumerate(step.arguments.items()):
@@ -301,18 +318,25 @@ class Program:
             elif isinstance(value, Pointer) or step.kinds[name] in "rw":
                 words.append(0 if value is None else self._address(value))
             else:
-                words.append(value)
+                words.append(threads if threads and name == "threads" else value)
         self._tape.append(step.name, words)
-        if self._parts and isinstance(self._parts[-1], tuple):
-            self._parts[-1] = (self._parts[-1][0], number + 1)
-        else:
-            self._parts.append((number, number + 1))
+
+    def _tile(self, stretch: tiling.Stretch, steps: list[Step]) -> _Tiled:
+        """Tell the tape of a stretch whose steps it holds last."""
+        shift = len(self._tape) - stretch.end
+        numbers = []
+        for segment in stretch.segments:
+            changes = [(number + shift, list(steps[number].arguments).index(name), kind, stride)  # type: ignore[union-attr]
+                       for number, name, kind, stride in tiling.changes(segment, steps)]  # fmt: skip
+            numbers.append(self._tape.segment(segment.begin + shift, segment.end + shift, segment.rows,
+                                              segment.bounds, changes))  # fmt: skip
+        return _Tiled(numbers[0], numbers[-1] + 1)
 
     def _address(self, pointer: Pointer) -> int:
         memory = pointer.memory
         if memory.kind == "constant":
             return int(memory.alive.untyped_storage().data_ptr()) + pointer.offset
-        return self._base + memory.place + pointer.offset
+        return self._base + (self._arenas if memory.arena else 0) + memory.place + pointer.offset
 
     def tensor(self, view: View) -> Tensor:
         """The tensor that `view` stands for; not one over an input."""
@@ -338,8 +362,10 @@ class Program:
             moved = (tensor.storage_offset() - self._offsets[number]) * tensor.element_size()
             self._tape.set(step, argument, tensor.untyped_storage().data_ptr() + moved + offset)
         for part in self._parts:
-            if isinstance(part, tuple):
-                self._tape.run(*part)
+            if isinstance(part, _Untiled):
+                self._tape.run(part.begin, part.end)
+            elif isinstance(part, _Tiled):
+                self._tape.play(part.begin, part.end, self._threads, self._arena_bytes)
             else:
                 part(inputs)
         found = [self.of_input(o, inputs).clone() if isinstance(o, View) and o.memory.kind == "input"
@@ -349,9 +375,21 @@ class Program:
 
     def describe(self) -> dict[str, int]:
         """How many native calls it makes in how many pieces, how many calls of torch, and bytes of workspace."""
-        pieces = sum(isinstance(part, tuple) for part in self._parts)
+        pieces = sum(isinstance(part, _Untiled | _Tiled) for part in self._parts)
         return {"native": len(self._tape), "pieces": pieces, "torch": len(self._parts) - pieces,
                 "workspace_bytes": self.workspace_bytes}  # fmt: skip
+
+
+@dataclasses.dataclass
+class _Untiled:
+    begin: int  # steps of the tape
+    end: int
+
+
+@dataclasses.dataclass
+class _Tiled:
+    begin: int  # segments of the tape
+    end: int
 
 
 class _TorchCall:
@@ -481,26 +519,56 @@ def _is_plain_sum(step: Step) -> bool:
             and step.results[0].whole() and b.memory.kind != "input" and a.memory.kind != "input")  # fmt: skip
 
 
-def _place(steps: list[Step], outputs: list[Any]) -> int:
+def _place(steps: list[Step], outputs: list[Any], stretches: list[tiling.Stretch]) -> int:
     """Give every temporary its place in the workspace, so that none overlaps another while both are alive. -> bytes"""
     memories: dict[int, Memory] = {}
-    for number, step in enumerate(steps):
-        for memory, _ in step.touched():
-            if memory.kind == "temporary":
-                memories[id(memory)] = memory
-                memory.first = number if memory.first < 0 else memory.first
-                memory.last = number
-    for view in outputs:
-        if isinstance(view, View) and view.memory.kind == "temporary":
-            memories[id(view.memory)] = view.memory
-            view.memory.last = len(steps)
+    sharing: list[Memory] = []
+    spans = {number: (s.begin, s.end - 1) for s in stretches for number in range(s.begin, s.end)}
+    touched = [(memory, spans.get(n, (n, n))) for n, step in enumerate(steps) for memory, _ in step.touched()]
+    touched += [(view.memory, (len(steps), len(steps))) for view in outputs if isinstance(view, View)]
+    for memory, (begin, end) in touched:  # the tiles of a stretch are not all at the same step
+        if memory.kind != "temporary" or memory.arena:
+            continue
+        if memory.shares is not None:
+            sharing.append(memory)
+        while memory.shares is not None:
+            memory = memory.shares
+        memories[id(memory)] = memory
+        memory.first = begin if memory.first < 0 else min(memory.first, begin)
+        memory.last = max(memory.last, end)
+    size = _pack(list(memories.values()))
+    for memory in sharing:
+        root = memory
+        while root.shares is not None:
+            root = root.shares
+        memory.place = root.place
+    return -(-size // ALIGN) * ALIGN
+
+
+def _place_arenas(steps: list[Step], stretches: list[tiling.Stretch]) -> int:
+    """The same for what lives in the arena of a tile. -> bytes of an arena"""
+    size = 0
+    for segment in (segment for stretch in stretches for segment in stretch.segments):
+        memories: dict[int, Memory] = {}
+        for number in range(segment.begin, segment.end):
+            for memory, _ in steps[number].touched():
+                if memory.arena:
+                    memories[id(memory)] = memory
+                    memory.first = number if memory.first < 0 else memory.first
+                    memory.last = number
+        size = max(size, _pack(list(memories.values())))
+    return -(-size // PAGE) * PAGE
+
+
+def _pack(memories: list[Memory]) -> int:
+    """Places for memories by their size and the steps between which they live. -> bytes"""
     placed: list[Memory] = []
-    for memory in sorted(memories.values(), key=lambda m: -m.size):
+    for memory in sorted(memories, key=lambda m: -(m.arena or m.size)):
         others = sorted((m for m in placed if m.first <= memory.last and memory.first <= m.last), key=lambda m: m.place)
         memory.place = 0
         for other in others:
-            if memory.place + memory.size <= other.place:
+            if memory.place + (memory.arena or memory.size) <= other.place:
                 break
-            memory.place = max(memory.place, -(-(other.place + other.size) // ALIGN) * ALIGN)
+            memory.place = max(memory.place, -(-(other.place + (other.arena or other.size)) // ALIGN) * ALIGN)
         placed.append(memory)
-    return max((m.place + m.size for m in placed), default=0)
+    return max((m.place + (m.arena or m.size) for m in placed), default=0)
