@@ -14,6 +14,10 @@
 #include "cpu/ops.h"
 #include "cpu/program.h"
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
 namespace py = pybind11;
 
 namespace {
@@ -85,6 +89,28 @@ std::size_t segment(program::Tape& tape, std::size_t begin, std::size_t end, std
   return tape.add_segment(begin, end, rows, std::move(cuts), std::move(all));
 }
 
+// Ask the kernel to hold memory that is read over and over in huge pages, where it can (Linux 6.1 on): far weights are
+// otherwise read at the pace of page walks, the more so in a virtual machine. `ranges`: (address, bytes). Only frames
+// that these fill to half at least, so that little is taken beside them. What the kernel refuses stays as it is.
+std::size_t use_huge_pages(const py::sequence& ranges) {
+  std::size_t moved = 0;
+#if defined(__linux__)
+  constexpr std::uintptr_t frame = std::uintptr_t{2} << 20;
+  constexpr int collapse = 25;  // MADV_COLLAPSE, which older headers lack
+  std::map<std::uintptr_t, std::uintptr_t> filled;
+  for (const py::handle entry : ranges) {
+    const auto range = entry.cast<py::tuple>();
+    const auto begin = range[0].cast<std::uintptr_t>(), end = begin + range[1].cast<std::uintptr_t>();
+    for (std::uintptr_t at = begin / frame * frame; at < end; at += frame)
+      filled[at] += std::min(end, at + frame) - std::max(begin, at);
+  }
+  const py::gil_scoped_release release;
+  for (const auto& entry : filled)
+    if (entry.second >= frame / 2 && madvise(reinterpret_cast<void*>(entry.first), frame, collapse) == 0) ++moved;
+#endif
+  return moved;
+}
+
 int tier_index(const std::string& name) {
   std::string known;
   for (int i = 0; i < QK_TIER_COUNT; ++i) {
@@ -117,6 +143,7 @@ PYBIND11_MODULE(_native, module) {
     return py::make_tuple(recorded.at(name).parameters, recorded.at(name).kinds);
   });
 
+  module.def("use_huge_pages", &use_huge_pages);
   module.def("tier", [] { return tier_names[qk_tier()]; });
   module.def("set_tier", [](const std::string& name) {
     if (!qk_set_tier(tier_index(name)))

@@ -306,6 +306,8 @@ class Program:
                     self._parts[-1].end = len(self._tape)
                 else:
                     self._parts.append(_Untiled(len(self._tape) - 1, len(self._tape)))
+        held = [t.untyped_storage() for t in (self._workspace, *self._constants)]
+        cpu.native.use_huge_pages([(storage.data_ptr(), storage.nbytes()) for storage in held])
         self._results = [self.tensor(o) if isinstance(o, View) and o.memory.kind != "input" else o for o in outputs]
 
     def _append(self, step: NativeStep, threads: int | None = None) -> None:
