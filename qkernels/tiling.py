@@ -177,8 +177,8 @@ def _bounds(items: int, rows: int) -> list[int]:
 
 
 def settle(stretch: Stretch, steps: list[Any], touching: dict) -> None:
-    """Say of each temporary of a stretch where it lives: in the arena of a tile if one segment alone touches it; else in
-    the workspace, where the result of a linear op takes the place of a residual that nobody needs after it."""
+    """Say of each temporary of a stretch where it lives: in the arena of a tile if one segment alone touches it; else
+    in the workspace, where the result of a linear op takes the place of a residual that nobody needs after it."""
     for segment in stretch.segments:
         most = max(end - begin for begin, end in zip(segment.bounds, segment.bounds[1:], strict=False)) * segment.rows
         for number in range(segment.begin, segment.end):

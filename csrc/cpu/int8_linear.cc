@@ -78,6 +78,8 @@ static void unit(const Product& g, const Element* a, std::int64_t offset, Part r
     for (std::int64_t p = 0; p < width; ++p)
       group_starts(g, g.panel(first_panel + p), group_start + p * g.groups * kPanel);
 
+  // The unit after this one lies further away than L2, and one tile alone would wait for it: all fetch a share of it.
+  const std::int64_t share = ceil_div(g.steps * 4, tiles);
   Pending before;
   for (std::int64_t b = 0; b < k_blocks; ++b) {
     const Part steps(g.steps, k_blocks, b);
@@ -105,7 +107,9 @@ static void unit(const Product& g, const Element* a, std::int64_t offset, Part r
                       linear_of(e, count, row, column, room),
                       Touched(e, row, column),
                       all ? static_cast<float*>(e.out) + row * e.columns + column : sum,
-                      all ? e.columns : kPanel};
+                      all ? e.columns : kPanel,
+                      g.panel(last_panel) + 64 * share * (t * width + p - first_panel),
+                      last_panel < g.panels ? static_cast<int>(ceil_div(share, 4 * kTile)) : 0};
         if (g.group_scale) {
           grouped_tile(g, from, count, row, panel, group_start + (p - first_panel) * g.groups * kPanel, acc, sum);
           apply(job.linear, sum, count, job.to, job.to_stride);

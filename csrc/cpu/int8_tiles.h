@@ -27,6 +27,8 @@ struct Job {
   Touched touched;
   float* to;
   std::int64_t to_stride;
+  const std::int8_t* coming;  // weights that are multiplied soon: of these the tile brings some lines into L2,
+  int coming_lines;           // so many at a time
 };
 
 #if defined(QK_TIER_avx512vnni)
@@ -102,12 +104,15 @@ template <int rows, class Finish>
   std::int64_t steps = job.steps;
   const int parts = Finish::works ? before.rows : rows, every = static_cast<int>(steps) / (4 * parts + 1);
   const char *line = job.touched.out.at, *residual_line = job.touched.residual.at;
+  const std::int8_t* coming = job.coming;
 #pragma GCC unroll 1
   for (int r = 0; r < parts; ++r) {
 #pragma GCC unroll 1
     for (int j = 0; j < 4; ++j, steps -= every) {
       if (j < job.touched.out.row_lines) __builtin_prefetch(line + 64 * j, 1);
       if (j < job.touched.residual.row_lines) __builtin_prefetch(residual_line + 64 * j, 0);
+#pragma GCC unroll 1
+      for (int i = 0; i < job.coming_lines; ++i, coming += 64) __builtin_prefetch(coming, 0, 2);
       accumulate(c, a, job.stride, panel, every);
       Finish::vector(e, before, r, 16 * j);
     }
@@ -115,13 +120,16 @@ template <int rows, class Finish>
     residual_line += job.touched.residual.row_bytes;
   }
   accumulate(c, a, job.stride, panel, steps);
-#pragma GCC unroll 6
-  for (int r = 0; r < rows; ++r) {
-    const vf row_scale = set1(job.linear.rows[r]);
+  // Pointers as locals: behind a store through `to`, compilers would read those of `job` again.
+  const float *const columns = job.linear.columns, *const bias = job.linear.bias;
+  float* const to = job.to;
+  const std::int64_t to_stride = job.to_stride;
 #pragma GCC unroll 4
-    for (int j = 0; j < 4; ++j)
-      store(job.to + r * job.to_stride + 16 * j,
-            fma(to_float(c[r][j]), mul(row_scale, load(job.linear.columns + 16 * j)), load(job.linear.bias + 16 * j)));
+  for (int j = 0; j < 4; ++j) {
+    const vf column_scale = load(columns + 16 * j), shift = load(bias + 16 * j);
+#pragma GCC unroll 6
+    for (int r = 0; r < rows; ++r)
+      store(to + r * to_stride + 16 * j, fma(to_float(c[r][j]), mul(set1(job.linear.rows[r]), column_scale), shift));
   }
 }
 

@@ -99,8 +99,8 @@ class Tape {
     return segments_.size() - 1;
   }
 
-  // Segments begin..end. Threads take the tiles of one after those of the other, without a barrier: a tile waits for the
-  // tiles of the segment before that hold its rows. Thread t uses the arena at t * arena_bytes.
+  // Segments begin..end. Threads take the tiles of one after those of the other, without a barrier: a tile waits for
+  // the tiles of the segment before that hold its rows. Thread t uses the arena at t * arena_bytes.
   void play(std::size_t begin, std::size_t end, int threads, std::int64_t arena_bytes) const {
     std::size_t count = 0, longest = 0;
     for (std::size_t s = begin; s < end; ++s) count += segments_.at(s).tiles();

@@ -239,4 +239,4 @@ def test_memory_that_was_freed_and_taken_again_is_told_apart() -> None:
 def test_a_program_says_what_it_holds() -> None:
     program = record(lambda x: x + 1, torch.randn(3))
     assert isinstance(program, Program)
-    assert program.describe() == {"native": 0, "pieces": 0, "torch": 1, "workspace_bytes": 12}
+    assert program.describe() == {"native": 0, "pieces": 0, "torch": 1, "workspace_bytes": 64}
