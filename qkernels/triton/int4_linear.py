@@ -160,7 +160,8 @@ def int4_linear_kernel(
         total = tl.zeros((BLOCK_M,), tl.float32)
         first, last = part * share, tl.minimum(part * share + share, blocks)
         for step in tl.range(first * (64 // BYTES), last * (64 // BYTES)):
-            k = step * BYTES // 64 * 128 + step * BYTES % 64
+            # Sums of multiples, so that the compiler sees how far k is aligned.
+            k = step * 128 if BYTES == 64 else step // 2 * 128 + step % 2 * 32
             if TMA:
                 packed = w.load([column_tile * BLOCK_N, step * BYTES])
                 low = x.load([row_tile * BLOCK_M, k])

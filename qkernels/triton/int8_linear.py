@@ -148,7 +148,9 @@ class Config:
             return False
         # Accumulators a thread: two sets where activations have groups. Triton 3.8 holds int8 fragments on sm_80.
         held = self.block_m * self.block_n // (32 * self.warps) * (2 if x_scale == "group" else 1)
-        return fits and held <= (128 if chip.capability >= 90 else 64)
+        # Static codes need more registers; a tile 256 wide is finished in halves.
+        narrow = out in ("tensor", "channel") and self.block_n < 256
+        return fits and held <= (64 if chip.capability < 90 or narrow else 128)
 
 
 def candidates(chip: Chip) -> list[Config]:
