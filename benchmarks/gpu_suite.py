@@ -19,9 +19,11 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 ROOT = Path(__file__).resolve().parents[1]
 if str(ROOT) not in sys.path:  # a script has its own folder there
@@ -46,6 +48,14 @@ def work(part: Part, machine: Machine) -> dict[str, Any]:
     return outcome | {"seconds": time.monotonic() - began, "rows": rows}
 
 
+@dataclass(frozen=True)
+class Started:
+    part: Part
+    process: subprocess.Popen
+    said: IO[str]  # what it writes to stderr: a pipe would fill up while other parts are waited for
+    began: float
+
+
 class Suite:
     def __init__(self, out: Path, dry: bool, minutes: float) -> None:
         self.out, self.dry, self.deadline = out, dry, time.monotonic() + 60 * minutes
@@ -61,25 +71,28 @@ class Suite:
         with self.log.open("a") as file:
             file.write(json.dumps(entry | {"key": self.key}) + "\n")
 
-    def start(self, part: Part) -> tuple[Part, subprocess.Popen, float]:
+    def start(self, part: Part) -> Started:
         command = [sys.executable, __file__, "--out", str(self.out), "--part", part.name, *["--dry-run"] * self.dry]
         print(f"{part.name} ...", file=sys.stderr, flush=True)
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-        return part, process, time.monotonic()
+        said = tempfile.TemporaryFile("w+")
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=said, text=True)
+        return Started(part, process, said, time.monotonic())
 
-    def finish(self, part: Part, process: subprocess.Popen, began: float) -> None:
+    def finish(self, started: Started) -> None:
         """Wait for a part; what it did not write itself is written here: that it died, or was too slow."""
-        limit = max(1.0, min(began + part.limit, self.deadline) - time.monotonic())
+        part, process = started.part, started.process
+        limit = max(1.0, min(started.began + part.limit, self.deadline) - time.monotonic())
         try:
-            _, said = process.communicate(timeout=limit)
+            process.wait(timeout=limit)
         except subprocess.TimeoutExpired:
             process.kill()
-            process.communicate()
+            process.wait()
             if time.monotonic() < self.deadline:  # else the next run may give it more
                 self.note({"part": part.name, "state": "failed", "why": f"stopped after {part.limit} s"})
             return
         if process.returncode:
-            last = said.strip().splitlines()[-1:] or ["it said nothing"]
+            started.said.seek(0)
+            last = started.said.read().strip().splitlines()[-1:] or ["it said nothing"]
             self.note({"part": part.name, "state": "failed", "why": f"died with {process.returncode}: {last[0][:500]}"})
 
     def run(self, chosen: list[Part]) -> None:
@@ -93,7 +106,7 @@ class Suite:
             ):
                 together.append(chosen[len(together)])
             for started in [self.start(part) for part in together]:
-                self.finish(*started)
+                self.finish(started)
             chosen = chosen[len(together) :]
 
 

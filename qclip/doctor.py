@@ -41,6 +41,8 @@ def examine() -> dict[str, Any]:
             )
     else:
         problems.append(f"{info['reason']}; the slow reference backend runs")
+    if info["gpu_backend"] == "reference":
+        problems.append(f"on the GPU the slow reference backend runs: {info['gpu_reason']}")
     checkpoints = {name: card.get("data", "") for name, card in zoo.checkpoints().items()}
     if not checkpoints:
         problems.append("the shipped checkpoints are missing, so `qclip demo` cannot run; reinstall qclip")

@@ -240,16 +240,16 @@ def _device(site: Site) -> torch.device:
     return site.module.weight.device  # type: ignore[union-attr, return-value]
 
 
-def _backend_name(device: torch.device) -> str:
-    """ "cpu:avx512vnni", "reference" ...: what runs the ops on this device now."""
-    name = qkernels.backend_for(device).__name__.rpartition(".")[2]
+def _backend_name(op: str, device: torch.device) -> str:
+    """ "cpu:avx512vnni", "triton", "reference" ...: what runs the op on this device now."""
+    name, _ = qkernels.runner(op, device)
     return f"cpu:{qkernels.info()['tier']}" if name == "cpu" else name
 
 
 def _attention_backend(core: nn.Module) -> str:
     if not isinstance(core, QuantizedAttention):
         return "torch"
-    return _backend_name(core.q.weight.device)  # type: ignore[union-attr, arg-type]
+    return _backend_name("attention", core.q.weight.device)  # type: ignore[union-attr, arg-type]
 
 
 def _site_shape(site: Site) -> tuple[int, int]:
@@ -273,7 +273,7 @@ def _site_row(tower: Tower, site: Site, plan: SitePlan) -> SiteCoverage:
     rows = 0 if site.kind == "embedding" else site.rows  # a lookup multiplies nothing
     backend = "torch"
     if plan.state == "real" and site.kind != "embedding":
-        backend = _backend_name(_device(site))
+        backend = _backend_name("int4_linear" if plan.weight_bits == 4 else "int8_linear", _device(site))
     return SiteCoverage(site.name, site.kind, plan.state,
                         None if plan.state == "float" else plan.weight_bits,
                         None if plan.state == "float" or plan.activation_bits == FLOAT else plan.activation_bits,

@@ -16,6 +16,7 @@ from .dispatch import (
     backend_for,
     handover_group,
     info,
+    runner,
 )
 from .ops import (
     attention,
@@ -50,5 +51,6 @@ __all__ = [
     "layer_norm_quantize",
     "quantize_patches",
     "quantize_per_token",
+    "runner",
     "smooth_scale",
 ]

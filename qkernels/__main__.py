@@ -52,6 +52,7 @@ def main() -> int:
     print(f"native code     {'built' if info['built'] else 'missing: ' + str(info['reason'])}")
     print(f"CUDA kernels    {'built' if info['cuda'] is None else 'missing: ' + info['cuda']}")
     print(f"CPU backend     {info['backend']}")
+    print(f"GPU backend     {info['gpu_backend'] or 'none'}{': ' + info['gpu_reason'] if info['gpu_reason'] else ''}")
     if info["forced"]:
         print(f"environment     {' '.join(f'{name}={value}' for name, value in info['forced'].items())}")
     print(f"threads         {info['threads']}")

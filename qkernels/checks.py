@@ -22,8 +22,15 @@ OFFSET = ("lsq_plus", "ewgs")  # those whose zero point is a float offset, with 
 MAX_K = 65536  # above it an int32 accumulator, shifted by 128, could overflow
 
 
-def tensor(op: str, name: str, value: Any, dtypes: Sequence[torch.dtype], device: torch.device | None = None) -> Tensor:
-    """A dense tensor of one of `dtypes`, on `device`, with fewer than 2^31 elements."""
+def tensor(
+    op: str,
+    name: str,
+    value: Any,
+    dtypes: Sequence[torch.dtype],
+    device: torch.device | None = None,
+    owner: str = "x",
+) -> Tensor:
+    """A dense tensor of one of `dtypes`, on `device`, which is that of `owner`, with fewer than 2^31 elements."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{op}: {name} must be a tensor, got {type(value).__name__}")
     if value.dtype not in dtypes:
@@ -32,7 +39,7 @@ def tensor(op: str, name: str, value: Any, dtypes: Sequence[torch.dtype], device
     if value.layout != torch.strided:
         raise TypeError(f"{op}: {name} must be a dense tensor, got layout {value.layout}")
     if device is not None and value.device != device:
-        raise ValueError(f"{op}: {name} is on {value.device} but x is on {device}; move one of them")
+        raise ValueError(f"{op}: {name} is on {value.device} but {owner} is on {device}; move one of them")
     few(op, name, value.shape)
     return value
 

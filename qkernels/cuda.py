@@ -89,16 +89,20 @@ def device_facts(index: int) -> tuple[tuple[int, int], int, int]:
 
 def supports(op: str, *args: Any, **kwargs: Any) -> str | None:
     """None where this backend runs `op` with these arguments, else the reason, worded to follow "the cuda backend"."""
-    limits = _limits.get(op)
-    if limits is None:
-        return "does not have this op"
     x: Tensor = args[0]
-    if x.device.type != "cuda":
-        return f"runs on NVIDIA GPUs, and these tensors are on '{x.device}'"
-    capability, _, _ = device_facts(x.device.index)
+    return unfit(op, x.device) or _limits[op](*args, **kwargs)
+
+
+def unfit(op: str, device: torch.device) -> str | None:
+    """Why this backend runs no call of `op` on `device`, worded as in `supports`; None where it does."""
+    if op not in _limits:
+        return "does not have this op"
+    if device.type != "cuda":
+        return f"runs on NVIDIA GPUs, and these tensors are on '{device}'"
+    capability, _, _ = device_facts(torch.cuda.current_device() if device.index is None else device.index)
     if capability < (8, 0):
         return f"needs compute capability 8.0 or newer, and this GPU has {capability[0]}.{capability[1]}"
-    return limits(*args, **kwargs)
+    return None
 
 
 _limits: dict[str, Callable[..., str | None]] = {}

@@ -63,12 +63,8 @@ def _use_tier() -> None:
         raise SettingError(f"QKERNELS_CPU_TIER={wanted}: {error}{_hint(str(wanted), TIERS)}") from None
 
 
-def backend_for(device: torch.device | str) -> ModuleType:
-    """The backend module that runs tensors of `device`: one of `BACKENDS`.
-
-    Raises SettingError where the environment names an unknown backend or tier, or a backend that is not there.
-    """
-    kind = device.type if isinstance(device, torch.device) else torch.device(device).type
+def _choose(kind: str) -> tuple[ModuleType, str | None]:
+    """The backend for tensors of a device type, and, where that is not the device's own, why."""
     forced = os.environ.get("QKERNELS_BACKEND")
     if forced:
         if forced not in BACKENDS:
@@ -88,27 +84,37 @@ def backend_for(device: torch.device | str) -> ModuleType:
                 "interpreter; move it to a GPU, or set TRITON_INTERPRET=1 as well to test them"
             )
     if forced == "reference" or kind == "meta":
-        return reference
+        return reference, None
     if forced == "triton" and kind == "cpu":
-        return triton
+        return triton, None
     if forced == "cuda" and kind == "cuda":
-        return cuda
+        return cuda, None
     if forced == "cuda":
-        _fall_back(f"QKERNELS_BACKEND=cuda has no kernels for device type '{kind}': the reference backend runs")
-        return reference
+        return reference, f"QKERNELS_BACKEND=cuda has no kernels for device type '{kind}': the reference backend runs"
     if kind == "cuda" and forced != "cpu":
         if triton.missing is not None:
-            _fall_back(f"{triton.missing}: the slow reference backend runs on the GPU")
-            return reference
-        return triton
+            return reference, f"{triton.missing}: the slow reference backend runs on the GPU"
+        return triton, None
     if kind != "cpu":
-        _fall_back(f"qkernels has no kernels for device type '{kind}' in this version: the reference backend runs")
-        return reference
+        return (
+            reference,
+            f"qkernels has no kernels for device type '{kind}' in this version: the reference backend runs",
+        )
     if cpu.native is None:
-        _fall_back(f"{cpu.missing}: the slow reference backend runs")
-        return reference
+        return reference, f"{cpu.missing}: the slow reference backend runs"
     _use_tier()
-    return cpu
+    return cpu, None
+
+
+def backend_for(device: torch.device | str) -> ModuleType:
+    """The backend module that runs tensors of `device`: one of `BACKENDS`.
+
+    Raises SettingError where the environment names an unknown backend or tier, or a backend that is not there.
+    """
+    backend, reason = _choose(device.type if isinstance(device, torch.device) else torch.device(device).type)
+    if reason is not None:
+        _fall_back(reason)
+    return backend
 
 
 def select(op: str, device: torch.device | str, *args: Any, **kwargs: Any) -> Callable[..., Any]:
@@ -120,8 +126,32 @@ def select(op: str, device: torch.device | str, *args: Any, **kwargs: Any) -> Ca
         reason = backend.supports(op, *args, **kwargs)
         if reason is None:
             return triton.function(op) if backend is triton else getattr(backend, op)
-        _fall_back(f"{op}: the {backend.__name__.rpartition('.')[2]} backend {reason}; the reference backend runs")
+        _fall_back(f"{op}: the {_name(backend)} backend {reason}; the reference backend runs")
     return getattr(reference, op)
+
+
+def runner(op: str, device: torch.device | str) -> tuple[str, str | None]:
+    """The name of the backend that runs `op` on `device` where nothing is special about its arguments, and, where that
+    is not the device's own, why. Announces nothing."""
+    device = torch.device(device)
+    backend, reason = _choose(device.type)
+    if backend in (triton, cuda) and (unfit := backend.unfit(op, device)):
+        backend, reason = reference, f"the {_name(backend)} backend {unfit}"
+    return _name(backend), reason
+
+
+def _name(backend: ModuleType) -> str:
+    return backend.__name__.rpartition(".")[2]
+
+
+def gpu() -> tuple[str | None, str | None]:
+    """The backend that runs the linear ops on the current GPU and why it is not `triton`; (None, why) without a GPU."""
+    if not torch.cuda.is_available():
+        built = torch.version.cuda is not None
+        return None, "torch finds no NVIDIA GPU or no driver" if built else "this torch was built without CUDA"
+    forced = os.environ.get("QKERNELS_BACKEND")
+    name, reason = runner("int8_linear", torch.device("cuda", torch.cuda.current_device()))
+    return name, reason or (f"QKERNELS_BACKEND={forced} forces it" if forced else None)
 
 
 def layout_for(weight: Int8Weight | Int4Weight) -> str:
@@ -161,17 +191,14 @@ def info() -> dict[str, Any]:
     Keys: `built` (bool), `reason` (str or None: why there is no native code), `cuda` (None, or why there are no CUDA
     kernels), `tiers` (that this processor can run),
     `tier` (in use, or None), `bf16` (whether that tier has native bfloat16 products), `threads`, `backend` (for CPU
-    tensors), `forced` (the environment's settings).
+    tensors), `gpu_backend` (for tensors on the current GPU; None without one), `gpu_reason` (why it is that one, where
+    there is something to say), `forced` (the environment's settings).
     """
     names = ("QKERNELS_BACKEND", "QKERNELS_CPU_TIER", "QKERNELS_STRICT")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FallbackWarning)
-        try:
-            backend = "reference" if cpu.native is None else backend_for("cpu").__name__.rpartition(".")[2]
-        except FallbackError:
-            backend = "reference"
+    backend = "reference" if cpu.native is None else _name(_choose("cpu")[0])
     if cpu.native is not None:
         _use_tier()
+    gpu_backend, gpu_reason = gpu()
     return {
         "built": cpu.native is not None,
         "reason": cpu.missing,
@@ -181,5 +208,7 @@ def info() -> dict[str, Any]:
         "bf16": cpu.native is not None and cpu.native.has_bf16(),
         "threads": torch.get_num_threads(),
         "backend": backend,
+        "gpu_backend": gpu_backend,
+        "gpu_reason": gpu_reason,
         "forced": {name: os.environ[name] for name in names if name in os.environ},
     }

@@ -305,7 +305,7 @@ def attention(
     op = "attention"
     checks.tensor(op, "q", q, FLOATS)
     for name, value in (("k", k), ("v", v)):
-        checks.tensor(op, name, value, (q.dtype,), q.device)
+        checks.tensor(op, name, value, (q.dtype,), q.device, "q")
     if q.dim() != 4 or k.dim() != 4 or k.shape != v.shape or q.shape[0] != k.shape[0] or q.shape[2:] != k.shape[2:]:
         raise ValueError(
             f"{op}: q must be [B, Lq, H, d] and k, v [B, Lk, H, d], "
@@ -315,7 +315,7 @@ def attention(
     if d == 0:
         raise ValueError(f"{op}: heads of width 0 have nothing to attend with, got q of shape {tuple(q.shape)}")
     if mask is not None:
-        checks.tensor(op, "mask", mask, (torch.bool, *FLOATS), q.device)
+        checks.tensor(op, "mask", mask, (torch.bool, *FLOATS), q.device, "q")
         wanted = (batch, heads, queries, k.shape[1])
         padded = (1,) * (4 - mask.dim()) + tuple(mask.shape)
         if len(padded) != 4 or not all(have == 1 or have == want for have, want in zip(padded, wanted, strict=True)):

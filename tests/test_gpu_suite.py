@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from benchmarks.gpu import checks, oracle, table, timing
 from benchmarks.gpu.machine import ROOT, Machine
 from benchmarks.gpu.parts import Part, SkipError, parts
 from qkernels import reference
+from tests.kernels.emulated_graphs import EmulatedCuda
 
 DRY = Machine(dry=True)
 SUITE = [sys.executable, str(ROOT / "benchmarks/gpu_suite.py")]
@@ -92,6 +95,27 @@ def test_a_wrong_contender_is_not_timed_and_costs_the_others_nothing() -> None:
     assert found["wrong"] == {"error": "WrongError: off by 3"} and found["right"]["seconds"] > 0
 
 
+def test_on_a_gpu_calls_are_captured_once_and_replayed(monkeypatch: pytest.MonkeyPatch) -> None:
+    cuda = EmulatedCuda()
+    cuda.install(monkeypatch)
+    machine = Machine(dry=True)
+    machine.tiny = False  # the GPU's way of timing, on the CPU's tensors
+    calls: list[int] = []
+
+    def graphable(number: int) -> torch.Tensor:
+        calls.append(number)
+        return torch.ones(4) * number
+
+    contenders = {"graphable": graphable, "reads": lambda n: torch.ones(2).sum().item(), "own graph": graphable}
+    found = timing.compare(machine, contenders, 3, seconds=1e-3, rounds=4, eager=("own graph",))
+    assert {name: row["how"] for name, row in found.items()} == {
+        "graphable": "graph", "reads": "eager", "own graph": "eager",
+    }  # fmt: skip
+    assert all(row["low"] <= row["seconds"] <= row["high"] and row["rounds"] == 4 for row in found.values())
+    assert calls[:6] == [0, 1, 2, 0, 1, 2]  # warmed up, captured; replays do not come here
+    assert sum(entry.startswith("replayed") for entry in cuda.log) >= 2 + 4
+
+
 def test_without_a_gpu_it_says_so_in_one_line_and_ends_with_2(tmp_path: Path) -> None:
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")
@@ -123,11 +147,10 @@ def test_parts_that_die_or_hang_cost_themselves_only(tmp_path: Path, monkeypatch
         "hangs": "import time; time.sleep(60)",
     }
 
-    def start(part: Part) -> tuple[Part, subprocess.Popen, float]:
-        import time
-
-        process = subprocess.Popen([sys.executable, "-c", codes[part.name]], stderr=subprocess.PIPE, text=True)
-        return part, process, time.monotonic()
+    def start(part: Part) -> gpu_suite.Started:
+        said = tempfile.TemporaryFile("w+")
+        process = subprocess.Popen([sys.executable, "-c", codes[part.name]], stderr=said, text=True)
+        return gpu_suite.Started(part, process, said, time.monotonic())
 
     suite = gpu_suite.Suite(tmp_path, True, 5)
     monkeypatch.setattr(suite, "start", start)

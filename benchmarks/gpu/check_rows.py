@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 import qkernels
+from qkernels.checks import ESTIMATORS
 
 from . import oracle
 from .inputs import FLOATS, Case, Inputs, written
@@ -239,7 +240,7 @@ def fake_quantize(inputs: Inputs) -> Iterator[Case]:
     ]
     tiny = [((), None, None), ((5, 37), 0, None), ((2, 5, 9), 1, None), ((3, 100), None, 32), ((4, 0), None, None)]
     for number, (shape, axis, group) in enumerate(tiny if inputs.tiny else full):
-        ways = list(itertools.product(FLOATS, qkernels.ops.ESTIMATORS))
+        ways = list(itertools.product(FLOATS, ESTIMATORS))
         for dtype, estimator in ways if number < 3 else ways[number % 2 :: 2]:
             case = (shape, dtype, axis, group, estimator)
             yield " ".join(map(str, case)), lambda case=case: check(*case)

@@ -50,7 +50,7 @@ def ours(machine: Machine, call: Callable[[int], Any]) -> dict[str, Callable[[in
 
     def on(backend: str) -> Callable[[int], Any]:
         def run(number: int) -> Any:
-            os.environ["QKERNELS_BACKEND"] = backend
+            os.environ.update(QKERNELS_BACKEND=backend, QKERNELS_STRICT="1")  # no fall-back is timed
             return call(number)
 
         return run
@@ -67,11 +67,11 @@ def checked(machine: Machine, call: Callable[[int], Any], check: Callable[[Any],
             machine.synchronize()
             found[name] = run
         except (oracle.WrongError, qkernels.FallbackError) as error:
-            found[name] = _raiser(error)
+            found[name] = raiser(error)
     return found
 
 
-def _raiser(error: Exception) -> Callable[[int], Any]:
+def raiser(error: Exception) -> Callable[[int], Any]:
     def run(_: int) -> Any:
         raise error
 

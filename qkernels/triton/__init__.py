@@ -70,13 +70,23 @@ def _too_old(device: torch.device) -> str | None:
     return f"needs compute capability {OLDEST[0]}.{OLDEST[1]} or newer, and {device} has {found[0]}.{found[1]}"
 
 
+def unfit(op: str, device: torch.device) -> str | None:
+    """Why this backend runs no call of `op` on `device`: it lacks the op, the GPU is too old, or the kernel does not
+    compile there. None where it does; worded to follow "the triton backend"."""
+    if not _has_file(op):
+        return "does not have this op"
+    if device.type != "cuda":
+        return None
+    from . import trial  # not with the package, which whoever has no GPU imports too
+
+    return _too_old(device) or trial.failure(op, device, function)
+
+
 def supports(op: str, *args: Any, **kwargs: Any) -> str | None:
     """None where this backend runs `op` with these arguments, else the reason, worded to follow "the triton
     backend"."""
-    if not _has_file(op):
-        return "does not have this op"
     tensors = [value for value in args if isinstance(value, Tensor)]
-    if tensors and tensors[0].device.type == "cuda" and (reason := _too_old(tensors[0].device)):
+    if tensors and (reason := unfit(op, tensors[0].device)):
         return reason
     for weight in args:
         if isinstance(weight, Int8Weight | Int4Weight):

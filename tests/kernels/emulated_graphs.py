@@ -5,6 +5,7 @@ replay runs them again into the same memory. Streams and events only note what w
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -29,9 +30,10 @@ class EmulatedCuda:
         monkeypatch.setattr(torch.cuda, "current_stream", lambda: self.current)
         monkeypatch.setattr(torch.cuda, "Stream", self.new_stream)
         monkeypatch.setattr(torch.cuda, "stream", self.use)
-        monkeypatch.setattr(torch.cuda, "Event", lambda: Event(self))
+        monkeypatch.setattr(torch.cuda, "Event", lambda enable_timing=False: Event(self))
         monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: Graph(self))
         monkeypatch.setattr(torch.cuda, "graph", self.capturing)
+        monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
         monkeypatch.setattr(torch.cuda, "empty_cache", lambda: self.log.append("empty cache"))
         monkeypatch.setattr(torch.cuda, "memory_reserved", lambda: 1000 * self.log.count("captured"))
 
@@ -68,13 +70,17 @@ class Stream:
 
 class Event:
     def __init__(self, cuda: EmulatedCuda) -> None:
-        self.cuda, self.stream = cuda, "nobody"
+        self.cuda, self.stream, self.time = cuda, "nobody", 0.0
 
-    def record(self, stream: Stream) -> None:
-        self.stream = stream.name
+    def record(self, stream: Stream | None = None) -> None:
+        self.stream, self.time = (stream or self.cuda.current).name, time.perf_counter()
 
     def synchronize(self) -> None:
         self.cuda.log.append(f"waited for what {self.stream} did")
+
+    def elapsed_time(self, end: Event) -> float:
+        """Milliseconds."""
+        return 1000 * (end.time - self.time)
 
 
 class Graph(TorchDispatchMode):
