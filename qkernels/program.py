@@ -3,8 +3,9 @@
 `record(function, *inputs)` runs the function once and notes what it does to tensors: calls of the native kernels, and
 torch's own ops between them. Replaying gives the same numbers: native calls stand on a tape that runs without the
 GIL, torch's ops are called as they were, constants are folded, and every tensor in between has its place in one
-workspace. Two rewrites save memory traffic and change no bit: a residual is added in the epilogue of the linear op
-before it, and codes go to the VNNI kernels in the form that these multiply.
+workspace. Three rewrites save memory traffic and change no bit: a residual is added in the epilogue of the linear op
+before it, codes go to the VNNI kernels in the form that these multiply, and steps whose rows do not meet are played
+tile by tile (`qkernels.tiling`).
 
 A program is good for inputs of the same shapes, dtypes and strides on one thread at a time, and only as long as the
 function would do the same again: whoever replays it checks that (`qclip.models.programmed`).
