@@ -16,6 +16,9 @@ from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
+
+from qkernels.weights import Int8Weight
 
 _spec = importlib.util.find_spec("qkernels._cuda")
 missing: str | None = None
@@ -105,4 +108,119 @@ def unfit(op: str, device: torch.device) -> str | None:
     return None
 
 
-_limits: dict[str, Callable[..., str | None]] = {}
+TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.int8: 3}  # qk::Type in csrc/cuda/types.h
+MOST_ROWS = 2**31 - 256  # most_rows in csrc/cuda/int8_linear.h
+ACTIVATIONS = {None: 0, "gelu": 1, "quick_gelu": 2, "gelu_tanh": 3}
+
+
+def _address(tensor: Tensor | None) -> int:
+    """data_ptr, or a null pointer for None. The caller keeps the tensor alive until the call returns; torch's allocator
+    then gives the memory only to later work of the same stream."""
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+def _floats(tensor: Tensor | None) -> Tensor | None:
+    """Contiguous float32, or None."""
+    return None if tensor is None else tensor.to(torch.float32).contiguous()
+
+
+class _Epilogue:
+    """The arguments that both linear ops end with, as their kernels take them; keeps their tensors alive."""
+
+    def __init__(
+        self,
+        x: Tensor,
+        n: int,
+        bias: Tensor | None,
+        activation: str | None,
+        residual: Tensor | None,
+        out_scale: Tensor | None,
+        out_zero_point: Tensor | None,
+        out_group: int | None,
+        out_dtype: torch.dtype,
+        out: Any,
+    ) -> None:
+        lead = x.shape[:-1]
+        if out_scale is not None or out_group is not None:
+            out_dtype = torch.int8
+        if out is None:
+            out = torch.empty(*lead, n, dtype=out_dtype, device=x.device)
+            if out_group is not None:
+                out = (out, torch.empty(*lead, -(-n // out_group), dtype=torch.float32, device=x.device))
+        self.result = out
+        results: Any = out
+        codes, group_scales = results if out_group is not None else (results, None)
+        bias, scale, zero = _floats(bias), _floats(out_scale), _floats(out_zero_point)
+        residual = None if residual is None else residual.contiguous()
+        self.alive = (bias, scale, zero, residual)
+        self.arguments = (
+            _address(bias),
+            ACTIVATIONS[activation],
+            _address(residual),
+            0 if residual is None else TYPES[residual.dtype],
+            _address(codes),
+            TYPES[codes.dtype],
+            _address(scale),
+            int(scale is not None and scale.numel() > 1),
+            _address(zero),
+            _address(group_scales),
+        )
+
+
+def _rows16(x: Tensor) -> Tensor:
+    """`[..., K]` of one byte a value as rows that begin at multiples of 16 bytes, as TMA and cp.async want them: x
+    itself where it is so."""
+    x = x.reshape(-1, x.shape[-1])
+    k = x.shape[1]
+    if x.stride(1) == 1 and x.stride(0) >= k and x.stride(0) % 16 == 0 and x.data_ptr() % 16 == 0:
+        return x
+    return F.pad(x, (0, -k % 16))[:, :k] if k % 16 else x.clone(memory_format=torch.contiguous_format)
+
+
+def _scale_kind(x: Tensor, x_scale: Tensor) -> int:
+    """0: one number, 1: one a row, 2: one for each 128 inputs of a row."""
+    if x_scale.dim() == x.dim():
+        return 2
+    return 0 if x_scale.dim() == 0 else 1
+
+
+def int8_linear(
+    x: Tensor,
+    x_scale: Tensor,
+    weight: Int8Weight,
+    bias: Tensor | None = None,
+    activation: str | None = None,
+    residual: Tensor | None = None,
+    out_scale: Tensor | None = None,
+    out_zero_point: Tensor | None = None,
+    out_group: int | None = None,
+    out_dtype: torch.dtype = torch.float32,
+    *,
+    out: Any = None,
+    configuration: int = -1,
+) -> Any:
+    """See `qkernels.ops.int8_linear`. The weight must be in layout `rows16`. `configuration` names one of csrc/cuda's,
+    for measurements; -1 lets it choose."""
+    n, k = weight.shape
+    rows, codes = _rows16(x), _rows16(weight.codes)
+    scale, scales = _floats(x_scale), _floats(weight.scales)
+    end = _Epilogue(x, n, bias, activation, residual, out_scale, out_zero_point, out_group, out_dtype, out)
+    launch(
+        "int8_linear",
+        x.device,
+        *(rows.data_ptr(), rows.shape[0], k, rows.stride(0), _address(scale), _scale_kind(x, x_scale)),
+        *(codes.data_ptr(), codes.stride(0), _address(scales), n, *end.arguments, configuration),
+    )
+    return end.result
+
+
+def _rows16_weight(x: Tensor, x_scale: Tensor, weight: Int8Weight, *_: Any, **__: Any) -> str | None:
+    if weight.layout != "rows16":
+        return f"wants a weight in layout 'rows16', not '{weight.layout}' (call weight.pack() once)"
+    if x.numel() // x.shape[-1] > MOST_ROWS:
+        return f"takes at most {MOST_ROWS} rows; split the batch"
+    return None
+
+
+# One line an op: what it cannot take. An op that is not here falls back.
+_limits: dict[str, Callable[..., str | None]] = {"int8_linear": _rows16_weight}
