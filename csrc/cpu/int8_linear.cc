@@ -60,8 +60,9 @@ static void group_starts(const Product& g, const std::int8_t* panel, std::int32_
 }
 
 // Rows `rows` of the chunk that lies in `a` (whose row 0 is row `offset` of x) against one unit of panels.
+// `threads` take units in turns.
 static void unit(const Product& g, const Element* a, std::int64_t offset, Part rows, std::int64_t first_panel,
-                 std::int64_t last_panel) {
+                 std::int64_t last_panel, int threads) {
   // Deep products go by blocks of k, so that a block of a panel serves all rows from L2; `acc` keeps their sums.
   const std::int64_t tiles = ceil_div(rows.size(), kTile),
                      k_blocks = g.group_scale ? 1 : ceil_div(4 * g.steps, kBlockK);
@@ -78,8 +79,8 @@ static void unit(const Product& g, const Element* a, std::int64_t offset, Part r
     for (std::int64_t p = 0; p < width; ++p)
       group_starts(g, g.panel(first_panel + p), group_start + p * g.groups * kPanel);
 
-  // The unit after this one lies further away than L2, and one tile alone would wait for it: all fetch a share of it.
-  const std::int64_t share = ceil_div(g.steps * 4, tiles);
+  // The thread's next unit lies further away than L2, and one tile alone would wait for it: all fetch a share of it.
+  const std::int64_t share = ceil_div(g.steps * 4, tiles), next_panel = first_panel + threads * width;
   Pending before;
   for (std::int64_t b = 0; b < k_blocks; ++b) {
     const Part steps(g.steps, k_blocks, b);
@@ -108,8 +109,8 @@ static void unit(const Product& g, const Element* a, std::int64_t offset, Part r
                       Touched(e, row, column),
                       all ? static_cast<float*>(e.out) + row * e.columns + column : sum,
                       all ? e.columns : kPanel,
-                      g.panel(last_panel) + 64 * share * (t * width + p - first_panel),
-                      last_panel < g.panels ? static_cast<int>(ceil_div(share, 4 * kTile)) : 0};
+                      g.panel(next_panel) + 64 * share * (t * width + p - first_panel),
+                      next_panel < g.panels ? static_cast<int>(ceil_div(share, 4 * kTile)) : 0};
         if (g.group_scale) {
           grouped_tile(g, from, count, row, panel, group_start + (p - first_panel) * g.groups * kPanel, acc, sum);
           apply(job.linear, sum, count, job.to, job.to_stride);
@@ -172,7 +173,7 @@ extern "C" void QK_IMPL(int8_linear)(const std::int8_t* x, std::int64_t m, std::
     parallel_tasks(threads, grid.tasks(), [&](std::int64_t task) {
       const Part block(rows, grid.row_blocks, task / grid.units);
       const std::int64_t first = task % grid.units * grid.unit_panels, last = first + grid.unit_panels;
-      unit(g, a, offset, block, first, last < g.panels ? last : g.panels);
+      unit(g, a, offset, block, first, last < g.panels ? last : g.panels, threads);
     });
   };
   if (x_shifted) {
