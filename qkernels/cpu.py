@@ -19,6 +19,7 @@ from torch import Tensor
 from qkernels import reference
 from qkernels.checks import ESTIMATORS, LEARNED_SCALE, OFFSET
 from qkernels.hadamard import base_matrix, base_order
+from qkernels.sharing import sharing
 from qkernels.weights import Int4Weight, Int8Weight
 
 
@@ -339,17 +340,6 @@ def smooth_scale(act_absmax: Tensor, weight_absmax: Tensor, strength: float, *, 
     return reference.smooth_scale(act_absmax, weight_absmax, strength, out=out)
 
 
-def _runs(x: Tensor, scale: Tensor, axis: int | None, group: int | None) -> tuple[int, int, int, int, int]:
-    """How values share scales (struct Layout of fake_quantize.cc): runs, length, period, last, scales."""
-    if group is not None:
-        k, period = x.shape[-1], scale.shape[-1]
-        return scale.numel(), group, period, k - (period - 1) * group, scale.numel()
-    if axis is None or x.shape[axis] == 1:
-        return 1, x.numel(), 1, x.numel(), 1
-    length = x.shape[axis + 1 :].numel()
-    return x.shape[: axis + 1].numel(), length, 1, length, scale.numel()
-
-
 def fake_quantize(
     x: Tensor,
     scale: Tensor,
@@ -369,7 +359,7 @@ def fake_quantize(
     out = torch.empty_like(x) if out is None else out
     if x.numel():
         native.fake_quantize(
-            *(x.data_ptr(), TYPES[x.dtype], *_runs(x, scale, axis, group), scale.data_ptr(), _address(zero_point)),
+            *(x.data_ptr(), TYPES[x.dtype], *sharing(x, scale, axis, group), scale.data_ptr(), _address(zero_point)),
             *(qmin, qmax, ESTIMATORS.index(estimator), out.data_ptr(), torch.get_num_threads()),
         )
     return out
@@ -402,7 +392,7 @@ def fake_quantize_backward(
         doffset.zero_()
     else:
         native.fake_quantize_backward(
-            *(grad.data_ptr(), x.data_ptr(), TYPES[x.dtype], *_runs(x, scale, axis, group)),
+            *(grad.data_ptr(), x.data_ptr(), TYPES[x.dtype], *sharing(x, scale, axis, group)),
             *(scale.data_ptr(), _address(zero_point), qmin, qmax, ESTIMATORS.index(estimator), grad_scale),
             *(delta / (qmax - qmin), dx.data_ptr(), dscale.data_ptr(), doffset.data_ptr() if has_offset else 0),
             torch.get_num_threads(),

@@ -1,0 +1,37 @@
+"""How the values of a tensor share the scales of `fake_quantize`, as every backend walks over them."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+class Sharing(NamedTuple):
+    """`runs` runs of `length` neighbours, each with one scale, in the order of memory; the last of every `period` runs
+    is `last` long, and run i uses scale i % `scales`. Runs of one value and several scales: every column of a matrix
+    has its own scale."""
+
+    runs: int
+    length: int
+    period: int
+    last: int
+    scales: int
+
+    @property
+    def by_columns(self) -> bool:
+        return self.length == 1 and self.scales > 1
+
+
+def sharing(x: Tensor, scale: Tensor, axis: int | None, group: int | None) -> Sharing:
+    """Of a contiguous x with at least one value; `axis` and `group` as `qkernels.ops.fake_quantize` normalises them."""
+    if group is not None:
+        period = scale.shape[-1]
+        last = x.shape[-1] - (period - 1) * group
+        if period == 1 or last == group:
+            return Sharing(scale.numel(), last, 1, last, scale.numel())
+        return Sharing(scale.numel(), group, period, last, scale.numel())
+    if axis is None or x.shape[axis] == 1:
+        return Sharing(1, x.numel(), 1, x.numel(), 1)
+    length = x.shape[axis + 1 :].numel()
+    return Sharing(x.shape[: axis + 1].numel(), length, 1, length, scale.numel())
