@@ -36,8 +36,9 @@ TERMS = 4096  # partial sums at most, if those of one scale take several program
 
 @triton.jit
 def _clamp(v, low, high):
-    nan: tl.constexpr = tl.PropagateNan.ALL
-    return tl.minimum(tl.maximum(v, low, propagate_nan=nan), high, propagate_nan=nan)
+    """NaN passes."""
+    raised = tl.maximum(v, low, propagate_nan=tl.PropagateNan.ALL)
+    return tl.minimum(raised, high, propagate_nan=tl.PropagateNan.ALL)
 
 
 @triton.jit
@@ -359,7 +360,7 @@ def _case(kernel: Any, way: str, estimator: str, dtype: str, aligned: bool, zero
         pointers["doffset"] = "fp32"
     integers = {"runs", "length", "period", "last", "scales", "across", "steps"} - constants.keys()
     floats = ("low", "high") if forward else ("low", "high", "bend", "factor")
-    fixed = {"COLUMNS": columns, "HEIGHT": height, "WIDTH": width, **constants}
+    fixed: dict[str, Any] = {"COLUMNS": columns, "HEIGHT": height, "WIDTH": width, **constants}
     fixed["SMALL"] = not zero or estimator in OFFSET
     fixed |= {"OFFSET": estimator in OFFSET} if forward else {"ESTIMATOR": estimator}
     absent = {"zero"} if forward else {"zero", "dscale", "doffset"}
