@@ -11,12 +11,13 @@ import pytest
 if importlib.util.find_spec("triton") is None:
     pytest.skip("needs triton", allow_module_level=True)
 
-from qkernels.triton import aot, layer_norm, quantize
+from qkernels.triton import aot, fake_quantize, layer_norm, quantize
 
 CASES = [
     (case, capability)
-    for case in quantize.aot_cases() + layer_norm.aot_cases()
+    for case in quantize.aot_cases() + layer_norm.aot_cases() + fake_quantize.aot_cases()
     if re.search("-(static|zero-point|wide|bfloat16-768|float32-768)", case.name)
+    or re.search("fake_quantize-forward-(lsq-tensor-.*-aligned$|lsq_plus-columns)", case.name)
     for capability in case.capabilities
 ]
 SHIFT = "12582912"  # 1.5 * 2^23, as SASS writes it
