@@ -230,7 +230,9 @@ def int8_linear(
     return end.result
 
 
-def launch(config: Config, x: Tensor, w: Tensor, x_scale: Tensor, w_scale: Tensor, kind: str, end: Epilogue) -> None:
+def launch(
+    config: Config, x: Tensor, w: Tensor, x_scale: Tensor, w_scale: Tensor, kind: str | None, end: Epilogue
+) -> None:
     """Run one configuration: x int8 `[M, K]` and w int8 `[N, K]`, rows at multiples of 16 bytes."""
     from triton.tools.tensor_descriptor import TensorDescriptor
 
