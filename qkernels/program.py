@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import bisect
 import dataclasses
+import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from .graphs import GraphProgram
 
 ALIGN, PAGE = 64, 4096
+PROCESS = os.getpid()  # that imported this
 UNFILLED = {"aten::empty", "aten::empty_strided", "aten::new_empty", "aten::new_empty_strided", "aten::empty_like"}
 SHIFTABLE = {"quantize_per_token": "codes", "layer_norm_quantize": "codes", "quantize_patches": "codes",
              "attention": "out"}  # fmt: skip
@@ -250,6 +252,7 @@ def record(function: Callable[..., Any], *inputs: Tensor) -> Program | GraphProg
         raise UnrecordableError("gradients are on")
     if cpu.native is None:
         raise UnrecordableError("the native kernels are missing")
+    inputs = _apart(inputs)
     recorder = _Recorder(inputs)
     with recorder, cpu.native.noting(recorder.note):
         result = function(*inputs)
@@ -261,6 +264,21 @@ def record(function: Callable[..., Any], *inputs: Tensor) -> Program | GraphProg
         if isinstance(was, Tensor) and not same_numbers(was, now):
             raise UnrecordableError("a replay gave other numbers")
     return program
+
+
+def _apart(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Inputs over memory of their own: what shares memory now need not when the program is replayed."""
+    seen, found = set(), []
+    for tensor in inputs:
+        storage = tensor.untyped_storage()
+        if storage.nbytes() and storage.data_ptr() in seen:
+            with torch.inference_mode(False):
+                tensor = torch.empty(0, dtype=tensor.dtype).set_(
+                    storage.clone(), tensor.storage_offset(), tensor.size(), tensor.stride()
+                )
+        seen.add(storage.data_ptr())
+        found.append(tensor)
+    return tuple(found)
 
 
 def same_numbers(a: Tensor, b: Tensor) -> bool:
@@ -308,7 +326,8 @@ class Program:
                 else:
                     self._parts.append(_Untiled(len(self._tape) - 1, len(self._tape)))
         held = [t.untyped_storage() for t in (self._workspace, *self._constants)]
-        cpu.native.use_huge_pages([(storage.data_ptr(), storage.nbytes()) for storage in held])
+        if os.getpid() == PROCESS:  # a forked one would copy weights that it shares with its parent
+            cpu.native.use_huge_pages([(storage.data_ptr(), storage.nbytes()) for storage in held])
         self._results = [self.tensor(o) if isinstance(o, View) and o.memory.kind != "input" else o for o in outputs]
 
     def _append(self, step: NativeStep, threads: int | None = None) -> None:
@@ -497,7 +516,7 @@ def _add_residuals_in_place(steps: list[Step], outputs: list[Any]) -> list[Step]
         for y, x in (step.arguments[:2], step.arguments[1::-1]):
             users = touching[id(y.memory)]
             source = steps[users[0][0]]
-            if (y.memory.kind != "temporary" or y.memory is x.memory or len(users) != 2
+            if (y.memory.kind != "temporary" or not y.whole() or y.memory is x.memory or len(users) != 2
                     or not isinstance(source, NativeStep) or source.name not in LINEAR):  # fmt: skip
                 continue
             out, held = source.arguments["out"], touching.get(id(x.memory), [])

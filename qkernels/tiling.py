@@ -10,6 +10,7 @@ There is no barrier, and every row meets the same arithmetic as before.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -74,7 +75,7 @@ OPS = {
 class Segment:
     begin: int  # steps
     end: int
-    rows: int  # of an item
+    rows: int  # of an item: a whole number of items of every step
     bounds: list[int]  # of its tiles, in items
 
 
@@ -98,15 +99,16 @@ class _Fit:
 
     def __init__(self, rows: int) -> None:
         self.rows = rows
-        self.strides: dict[int, tuple[int, bool]] = {}  # memory -> bytes a row, whether written
+        self.strides: dict[int, tuple[int, bool]] = {}  # memory -> bytes a row (0: not by rows), whether written
 
     def add(self, step: Any) -> bool:
         items = OPS[step.name].rows(step.arguments)
-        moving = {id(p.memory) for _, p, _, _ in _moves(step)}
+        moving = {name for name, *_ in _moves(step)}
         found = dict(self.strides)
-        for memory, written in step.touched():
-            if id(memory) not in moving:
-                if written or found.get(id(memory), (0, False))[1]:
+        for name, pointer in step.arguments.items():
+            if step.kinds[name] in "rw" and pointer is not None and name not in moving:
+                memory = pointer.memory
+                if step.kinds[name] == "w" or found.get(id(memory), (0, False))[1]:
                     return False
                 found[id(memory)] = 0, False
         for _, pointer, stride, written in _moves(step):
@@ -116,7 +118,7 @@ class _Fit:
             if written and (stride % items or row != before or pointer.offset >= row
                             or row * self.rows > memory.size or memory.kind != "temporary"):  # fmt: skip
                 return False
-            found[id(memory)] = row, written
+            found[id(memory)] = row if row == before else 0, written
         self.strides = found
         return True
 
@@ -164,7 +166,7 @@ def _cut(steps: list[Any], begin: int, end: int, rows: int, touching: dict, thre
     segments, first = [], begin
     for number in range(begin, end):
         if number + 1 == end or crossing[number - begin] == 1:
-            items = max(OPS[s.name].rows(s.arguments) for s in steps[first : number + 1])
+            items = math.lcm(*(OPS[s.name].rows(s.arguments) for s in steps[first : number + 1]))
             segments.append(Segment(first, number + 1, items, _bounds(rows // items, items)))
             first = number + 1
     return Stretch(begin, end, segments)

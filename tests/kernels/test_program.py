@@ -240,3 +240,46 @@ def test_a_program_says_what_it_holds() -> None:
     program = record(lambda x: x + 1, torch.randn(3))
     assert isinstance(program, Program)
     assert program.describe() == {"native": 0, "pieces": 0, "torch": 1, "workspace_bytes": 64}
+
+
+def test_inputs_that_share_memory_when_recorded_need_not_later() -> None:
+    w, both = weight(32, 64), torch.randn(2, 5, 64)
+
+    def function(x: Tensor, y: Tensor) -> Tensor:
+        return linear(*qkernels.quantize_per_token(x), w) - linear(*qkernels.quantize_per_token(y * 2), w)
+
+    for inputs in ((both[0], both[1]), (both[0], both[0])):
+        program = record(function, *inputs)
+        x, y = torch.randn(5, 64), torch.randn(5, 64)
+        assert torch.equal(program(*inputs), function(*inputs))
+        assert torch.equal(program(x, y), function(x, y))
+        assert torch.equal(program(y, y), function(y, y))
+
+
+@pytest.mark.parametrize("part", [slice(0, 5), slice(1, 6)])
+def test_a_part_of_a_product_is_added_as_it_was(part: slice) -> None:
+    w = weight(64, 64)
+
+    def function(x: Tensor) -> Tensor:
+        x = x * 2
+        return x[:5] + linear(*qkernels.quantize_per_token(x), w)[part]
+
+    program = record(function, torch.randn(6, 64))
+    x = torch.randn(6, 64)
+    assert torch.equal(program(x), function(x))
+
+
+def test_a_forked_process_leaves_the_pages_that_it_shares(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights that it shares with its parent would be copied into huge pages of its own."""
+    asked = []
+    monkeypatch.setattr(cpu.native.module, "use_huge_pages", asked.append)
+    x, w = torch.randn(6, 64), weight(64, 64)
+
+    def function(x: Tensor) -> Tensor:
+        return linear(*qkernels.quantize_per_token(x), w)
+
+    record(function, x)
+    assert len(asked) == 1
+    monkeypatch.setattr("os.getpid", lambda: -1)
+    assert torch.equal(record(function, x)(x), function(x))
+    assert len(asked) == 1

@@ -152,3 +152,41 @@ def test_too_few_rows_are_not_worth_it() -> None:
     torch.set_num_threads(4)
     program = record(lambda x: linear(*qkernels.quantize_per_token(x), w), torch.randn(12, 64))
     assert not tiled(program)
+
+
+def test_windows_of_sizes_that_do_not_divide_each_other() -> None:
+    w = weight(64, 64)
+
+    def windows(x: Tensor, rows: int) -> Tensor:
+        x = x.view(-1, rows, 2, 32)
+        return qkernels.attention(x, x, x).view(-1, 64)
+
+    def function(x: Tensor) -> Tensor:
+        y = linear(*qkernels.quantize_per_token(x), w)
+        return linear(*qkernels.quantize_per_token(windows(windows(y, 6), 4)), w, residual=y)
+
+    torch.set_num_threads(2)
+    program = record(function, torch.randn(120, 64))
+    assert segments(program) >= 1
+    x = torch.randn(120, 64)
+    assert torch.equal(program(x), function(x))
+
+
+def test_a_row_that_all_tiles_read_is_there_before_them() -> None:
+    """The rows of a matrix as rows, and one of them as a bias, or as the query of all images."""
+    w, qkv = weight(64, 64), weight(192, 64)
+
+    def as_bias(x: Tensor) -> Tensor:
+        y = linear(*qkernels.quantize_per_token(x.flatten(0, 1)), w)
+        return linear(*qkernels.quantize_per_token(y), w, bias=y[39], residual=y)
+
+    def as_query(x: Tensor) -> Tensor:
+        q, k, v = linear(*qkernels.quantize_per_token(x), qkv).unflatten(-1, (3, 2, 32)).unbind(2)
+        y = qkernels.attention(q[9:].expand_as(k), k, v)
+        return linear(*qkernels.quantize_per_token(y.flatten(-2)), w)
+
+    torch.set_num_threads(2)
+    for function in (as_bias, as_query):
+        program = record(function, torch.randn(10, 4, 64))
+        x = torch.randn(10, 4, 64)
+        assert torch.equal(program(x), function(x))
