@@ -5,7 +5,9 @@ Results are those of the ordinary build, bit for bit.
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -84,6 +86,14 @@ def test_no_race(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
         torch.set_num_threads(before)
     for a, b in zip(*((r if isinstance(r, tuple) else (r,)) for r in (got, expected)), strict=True):
         assert torch.equal(a, b)
+
+
+def test_tapes_played_tile_by_tile(tmp_path: Path) -> None:
+    if why := remote.missing("threads"):
+        pytest.skip(why)
+    flags = ["-std=c++17", "-O1", *remote.FLAGS["threads"], f"-I{remote.ROOT / 'csrc'}"]
+    subprocess.run(["g++", *flags, str(remote.HERE / "tape.cc"), "-o", str(tmp_path / "tape")], check=True)
+    subprocess.run([str(tmp_path / "tape")], check=True, env={"TSAN_OPTIONS": "halt_on_error=1"}, timeout=300)
 
 
 def test_every_op_is_called(monkeypatch: pytest.MonkeyPatch) -> None:
