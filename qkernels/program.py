@@ -268,7 +268,8 @@ def record(function: Callable[..., Any], *inputs: Tensor) -> Program | GraphProg
 
 def _apart(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """Inputs over memory of their own: what shares memory now need not when the program is replayed."""
-    seen, found = set(), []
+    seen: set[int] = set()
+    found = []
     for tensor in inputs:
         storage = tensor.untyped_storage()
         if storage.nbytes() and storage.data_ptr() in seen:
