@@ -18,6 +18,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from qkernels.checks import ESTIMATORS, LEARNED_SCALE, OFFSET
+from qkernels.sharing import sharing
 from qkernels.weights import Int8Weight
 
 _spec = importlib.util.find_spec("qkernels._cuda")
@@ -222,5 +224,139 @@ def _rows16_weight(x: Tensor, x_scale: Tensor, weight: Int8Weight, *_: Any, **__
     return None
 
 
+def _rows(x: Tensor, out: Any) -> tuple[Tensor, Tensor]:
+    """Where rows of codes and their scales go."""
+    if out is not None:
+        return out
+    return torch.empty_like(x, dtype=torch.int8), torch.empty(x.shape[:-1], dtype=torch.float32, device=x.device)
+
+
+def quantize_per_token(
+    x: Tensor,
+    smooth: Tensor | None = None,
+    scale: Tensor | None = None,
+    zero_point: Tensor | None = None,
+    *,
+    out: Any = None,
+) -> Any:
+    """See `qkernels.ops.quantize_per_token`."""
+    x, k = x.contiguous(), x.shape[-1]
+    codes, scales = out = _rows(x, out)
+    launch(
+        "quantize_per_token",
+        x.device,
+        *(x.data_ptr(), TYPES[x.dtype], x.numel() // k, k),
+        *(_address(smooth), _address(scale), _address(zero_point), codes.data_ptr(), scales.data_ptr()),
+    )
+    return out
+
+
+def layer_norm_quantize(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    smooth: Tensor | None = None,
+    scale: Tensor | None = None,
+    zero_point: Tensor | None = None,
+    *,
+    out: Any = None,
+) -> Any:
+    """See `qkernels.ops.layer_norm_quantize`."""
+    x, k = x.contiguous(), x.shape[-1]
+    codes, scales = out = _rows(x, out)
+    launch(
+        "layer_norm_quantize",
+        x.device,
+        *(x.data_ptr(), TYPES[x.dtype], x.numel() // k, k, _address(weight), _address(bias), eps),
+        *(_address(smooth), _address(scale), _address(zero_point), codes.data_ptr(), scales.data_ptr()),
+    )
+    return out
+
+
+def _partials(runs: int, length: int, scales: int) -> int:
+    """How many partial sums the gradient of a scale has (Layout::partials of fake_quantize.cu)."""
+    if length == 1 and scales > 1:
+        return -(-(runs // scales) // 64) * scales
+    return runs * -(-length // 1024)
+
+
+def fake_quantize(
+    x: Tensor,
+    scale: Tensor,
+    zero_point: Tensor | None,
+    qmin: int,
+    qmax: int,
+    estimator: str,
+    axis: int | None = None,
+    group: int | None = None,
+    grad_scale: float = 1.0,
+    delta: float = 0.0,
+    *,
+    out: Any = None,
+) -> Any:
+    """See `qkernels.ops.fake_quantize`; the forward half."""
+    x = x.contiguous()
+    out = torch.empty_like(x) if out is None else out
+    if x.numel():
+        launch(
+            "fake_quantize",
+            x.device,
+            *(x.data_ptr(), TYPES[x.dtype], *sharing(x, scale, axis, group), scale.data_ptr()),
+            *(_address(zero_point), qmin, qmax, ESTIMATORS.index(estimator), out.data_ptr()),
+        )
+    return out
+
+
+def fake_quantize_backward(
+    grad: Tensor,
+    x: Tensor,
+    scale: Tensor,
+    zero_point: Tensor | None,
+    qmin: int,
+    qmax: int,
+    estimator: str,
+    axis: int | None = None,
+    group: int | None = None,
+    grad_scale: float = 1.0,
+    delta: float = 0.0,
+    *,
+    out: Any = None,
+) -> Any:
+    """See `qkernels.reference.fake_quantize_backward`."""
+    grad, x = grad.contiguous(), x.contiguous()
+    learned = (estimator in LEARNED_SCALE, estimator in OFFSET and zero_point is not None)
+    if out is None:
+        shapes = [scale.shape if has else (0,) for has in learned]
+        others = (torch.empty(shape, dtype=torch.float32, device=x.device) for shape in shapes)
+        out = (torch.empty_like(x), *others)
+    dx, dscale, doffset = out
+    if not x.numel():
+        dscale.zero_()
+        doffset.zero_()
+        return out
+    runs = sharing(x, scale, axis, group)
+    room = _partials(runs[0], runs[1], runs[4])
+    partials = torch.empty(sum(learned) * room, dtype=torch.float32, device=x.device)
+    launch(
+        "fake_quantize_backward",
+        x.device,
+        *(grad.data_ptr(), x.data_ptr(), TYPES[x.dtype], *runs, scale.data_ptr(), _address(zero_point)),
+        *(qmin, qmax, ESTIMATORS.index(estimator), grad_scale, delta, dx.data_ptr()),
+        *(dscale.data_ptr() if learned[0] else 0, doffset.data_ptr() if learned[1] else 0, partials.data_ptr(), room),
+    )
+    return out
+
+
+def _always(*args: Any, **kwargs: Any) -> str | None:
+    return None
+
+
 # One line an op: what it cannot take. An op that is not here falls back.
-_limits: dict[str, Callable[..., str | None]] = {"int8_linear": _rows16_weight}
+_limits: dict[str, Callable[..., str | None]] = {
+    "int8_linear": _rows16_weight,
+    "quantize_per_token": _always,
+    "layer_norm_quantize": _always,
+    "fake_quantize": _always,
+    "fake_quantize_backward": _always,
+}

@@ -1,0 +1,54 @@
+"""The kernels of csrc/cuda on this machine's CPU: the same sources, compiled by g++ against the emulated GPU of
+`emulated/`, called through `qkernels.cuda` with CPU tensors."""
+
+from __future__ import annotations
+
+import ctypes
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from qkernels import cuda
+
+HERE = Path(__file__).parent
+KERNELS = HERE.parents[2] / "csrc/cuda"
+# All but those that are written for one chip's own instructions.
+SOURCES = ("quantize.cu", "fake_quantize.cu")
+FLAGS = "-std=c++17 -O1 -fPIC -shared -ffp-contract=off -U_FORTIFY_SOURCE -Wall -Wno-unknown-pragmas -Wno-clobbered"
+
+
+@pytest.fixture(scope="session")
+def emulated_library(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    if shutil.which("g++") is None:
+        pytest.skip("needs g++")
+    target = tmp_path_factory.mktemp("emulated") / "cuda.so"
+    sources = [KERNELS / "device.cu", *(KERNELS / name for name in SOURCES)]
+    command = ["g++", *FLAGS.split(), f"-I{HERE / 'emulated'}", "-x", "c++", *map(str, sources), "-o", str(target)]
+    run = subprocess.run(command, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    loaded = ctypes.CDLL(str(target))
+    loaded.qk_cuda_ops.restype = ctypes.c_char_p
+    for name, parameters in re.findall(r"(\w+)\((.*)\)", loaded.qk_cuda_ops().decode()):
+        if hasattr(loaded, f"qk_cuda_{name}"):
+            types = [
+                ctypes.c_void_p if "*" in p else cuda._C_TYPES[p.rsplit(" ", 1)[0]] for p in parameters.split(", ")
+            ]
+            getattr(loaded, f"qk_cuda_{name}").argtypes = types
+    return loaded
+
+
+@pytest.fixture
+def emulated(emulated_library: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """`qkernels.cuda`, its kernels running on the CPU."""
+
+    def launch(name: str, device: torch.device, *arguments: Any) -> None:
+        assert device.type == "cpu"
+        assert getattr(emulated_library, f"qk_cuda_{name}")(*arguments, 0, None) == 0
+
+    monkeypatch.setattr(cuda, "launch", launch)
+    return cuda
