@@ -66,7 +66,8 @@ sanitize: .venv/.installed-test
 	cd build/sanitized && PYTHONPATH=. ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
 		LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so) $$(g++ -print-file-name=libstdc++.so)" \
 		$(CURDIR)/$(BIN)/python -m pytest -q -p no:cacheprovider tests/kernels \
-		--ignore tests/kernels/test_build.py --ignore tests/kernels/test_disassembly.py -k "not neon and not avxvnni"
+		--ignore tests/kernels/test_build.py --ignore tests/kernels/test_disassembly.py \
+		--ignore tests/kernels/triton --ignore tests/kernels/cuda -k "not neon and not avxvnni"
 
 tsan: .venv/.installed-test
 	$(BIN)/python -m pytest -q tests/kernels/remote/check_threads.py

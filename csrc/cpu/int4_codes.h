@@ -125,18 +125,13 @@ template <int rows, bool general>
   }
   accumulate(c, a, g.stride, panel, steps);
   if (last) {
-    // Pointers as locals: behind a store through `to`, compilers would read them again.
-    const float* const bias = last->linear.bias;
-    float* const to = last->to;
-    const std::int64_t to_stride = last->stride;
-    const Group here = g;
-#pragma GCC unroll 4
-    for (int j = 0; j < 4; ++j) {
-      const vf shift = load(bias + 16 * j);
 #pragma GCC unroll 6
-      for (int r = 0; r < rows; ++r) {
-        const vf y = scaled<general>(here, r, 16 * j, to_float(c[r][j]), load(total + r * kPanel + 16 * j));
-        store(to + r * to_stride + 16 * j, fma(y, set1(last->linear.rows[r]), shift));
+    for (int r = 0; r < rows; ++r) {
+      const vf row_scale = set1(last->linear.rows[r]);
+#pragma GCC unroll 4
+      for (int j = 0; j < 4; ++j) {
+        const vf y = scaled<general>(g, r, 16 * j, to_float(c[r][j]), load(total + r * kPanel + 16 * j));
+        store(last->to + r * last->stride + 16 * j, fma(y, row_scale, load(last->linear.bias + 16 * j)));
       }
     }
     return;
