@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from qkernels.checks import ESTIMATORS, LEARNED_SCALE, OFFSET
 from qkernels.sharing import sharing
-from qkernels.weights import Int8Weight
+from qkernels.weights import Int4Weight, Int8Weight
 
 _spec = importlib.util.find_spec("qkernels._cuda")
 missing: str | None = None
@@ -224,6 +224,52 @@ def _rows16_weight(x: Tensor, x_scale: Tensor, weight: Int8Weight, *_: Any, **__
     return None
 
 
+def _int4_plan(m: int, n: int, k: int, splittable: bool) -> tuple[int, int, int]:
+    """(tokens of a block, tiles, parts that K is cut into), from the shape alone, so that one shape has one order of
+    sums on every GPU. About two blocks for each multiprocessor of a large GPU."""
+    tokens = 16 if m <= 16 else 64
+    tiles = -(-m // tokens) * -(-n // 128)
+    splits = min(8, 256 // max(1, tiles), -(-k // 128)) if splittable else 1
+    return tokens, tiles, max(1, splits)
+
+
+def int4_linear(
+    x: Tensor,
+    x_scale: Tensor | None,
+    weight: Int4Weight,
+    bias: Tensor | None = None,
+    activation: str | None = None,
+    residual: Tensor | None = None,
+    out_scale: Tensor | None = None,
+    out_zero_point: Tensor | None = None,
+    out_group: int | None = None,
+    out_dtype: torch.dtype = torch.float32,
+    *,
+    out: Any = None,
+) -> Any:
+    """See `qkernels.ops.int4_linear`. The weight must be in layout `halves128`, x of 8 or 16 bits."""
+    n, k = weight.shape
+    x, scale = x.contiguous(), _floats(x_scale)
+    codes, scales = weight.codes.contiguous(), weight.scales.contiguous()
+    zeros = None if weight.zeros is None else weight.zeros.contiguous()
+    m, kind = x.numel() // k, 0 if x_scale is None else _scale_kind(x, x_scale)
+    # Integer sums over all of K with a zero of their own are corrected at the end: they are not cut.
+    whole = x.dtype == torch.int8 and kind != 2 and weight.group >= k
+    tokens, tiles, splits = _int4_plan(m, n, k, not whole or zeros is None)
+    partials = arrived = None
+    if splits > 1:
+        partials = torch.empty(tiles * splits * tokens * 128, dtype=torch.float32, device=x.device)
+        arrived = torch.zeros(tiles, dtype=torch.int32, device=x.device)
+    end = _Epilogue(x, n, bias, activation, residual, out_scale, out_zero_point, out_group, out_dtype, out)
+    launch(
+        "int4_linear",
+        x.device,
+        *(x.data_ptr(), TYPES[x.dtype], m, k, codes.data_ptr(), scales.data_ptr(), _address(zeros), n, weight.group),
+        *(_address(scale), kind, *end.arguments, tokens, splits, _address(partials), _address(arrived)),
+    )
+    return end.result
+
+
 def _rows(x: Tensor, out: Any) -> tuple[Tensor, Tensor]:
     """Where rows of codes and their scales go."""
     if out is not None:
@@ -348,6 +394,14 @@ def fake_quantize_backward(
     return out
 
 
+def _int4_limits(x: Tensor, x_scale: Tensor | None, weight: Int4Weight, *_: Any, **__: Any) -> str | None:
+    if weight.layout != "halves128":
+        return f"wants a weight in layout 'halves128', not '{weight.layout}' (call weight.pack() once)"
+    if x.dtype == torch.float32:
+        return "multiplies int8, bfloat16 and float16 x, not float32"
+    return None
+
+
 def _always(*args: Any, **kwargs: Any) -> str | None:
     return None
 
@@ -355,6 +409,7 @@ def _always(*args: Any, **kwargs: Any) -> str | None:
 # One line an op: what it cannot take. An op that is not here falls back.
 _limits: dict[str, Callable[..., str | None]] = {
     "int8_linear": _rows16_weight,
+    "int4_linear": _int4_limits,
     "quantize_per_token": _always,
     "layer_norm_quantize": _always,
     "fake_quantize": _always,

@@ -18,8 +18,8 @@ from qkernels import cuda
 HERE = Path(__file__).parent
 KERNELS = HERE.parents[2] / "csrc/cuda"
 # All but those that are written for one chip's own instructions.
-SOURCES = ("quantize.cu", "fake_quantize.cu")
-FLAGS = "-std=c++17 -O1 -fPIC -shared -ffp-contract=off -U_FORTIFY_SOURCE -Wall -Wno-unknown-pragmas -Wno-clobbered"
+SOURCES = ("quantize.cu", "fake_quantize.cu", "int4_linear.cu")
+FLAGS = "-std=c++20 -O1 -fPIC -shared -ffp-contract=off -U_FORTIFY_SOURCE -Wall -Wno-unknown-pragmas -Wno-clobbered"
 
 
 @pytest.fixture(scope="session")

@@ -91,7 +91,7 @@ struct Meeting {
 struct Block {
   std::vector<Fiber> fibers;
   std::vector<Meeting> warps;
-  std::vector<std::vector<unsigned char>> slots;  // a warp's exchange of up to 64 bytes a lane
+  std::vector<std::vector<unsigned char>> slots;  // a warp's exchange of up to 128 bytes a lane
   Meeting all;
   std::vector<unsigned char> shared;
   std::function<void()> body;
@@ -190,7 +190,7 @@ inline void run(dim3 grid, int threads, int shared_bytes, std::function<void()> 
         block.shared.assign(shared_bytes + kAlign + kGuard, 0xff);
         block.all = {threads, 0, 0};
         block.warps.assign(threads / kLanes, {kLanes, 0, 0});
-        block.slots.assign(threads / kLanes, std::vector<unsigned char>(64 * kLanes));
+        block.slots.assign(threads / kLanes, std::vector<unsigned char>(128 * kLanes));
         run_block(threads, count++);
         const unsigned char* end = shared() + shared_bytes;
         if (std::any_of(end, end + kGuard, [](unsigned char byte) { return byte != 0xff; }))
@@ -201,7 +201,7 @@ inline void run(dim3 grid, int threads, int shared_bytes, std::function<void()> 
 // Every lane of the warp gives a value and sees all of them, until it calls `release`.
 template <class T>
 inline const T* exchange(const T& mine) {
-  static_assert(sizeof(T) <= 64, "slots are 64 bytes");
+  static_assert(sizeof(T) <= 128, "slots are 128 bytes");
   const int warp = thread_index.x / kLanes, lane = thread_index.x % kLanes;
   T* slots = reinterpret_cast<T*>(block.slots[warp].data());
   slots[lane] = mine;

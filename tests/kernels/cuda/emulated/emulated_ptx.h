@@ -2,8 +2,6 @@
 // their target at once and bring the bytes only when they are waited for, the latest moment that a GPU allows.
 #pragma once
 
-#include <type_traits>
-
 namespace qk {
 
 struct bf16 {
@@ -87,40 +85,34 @@ inline void wait_copies() {
   }
 }
 
-// One product of 16 x 8: `T` the elements, `Sum` the accumulators; a register holds 4 / sizeof(T) neighbours in k.
-template <class T, class Sum, class Number>
+// One product of 16 x 8. A register holds `Wide` neighbours in k; `number` gives one of them.
+template <int Wide, class Sum, class Number>
 inline void multiply_tile(Sum (&c)[4], const unsigned (&a)[4], const unsigned (&b)[2], Number number) {
   struct Fragments {
-    unsigned a[4], b[2];
+    Sum a[4][Wide], b[2][Wide];
   } mine;
-  std::copy(a, a + 4, mine.a);
-  std::copy(b, b + 2, mine.b);
-  const Fragments* all = emulated::exchange(mine);
-  constexpr int wide = 4 / sizeof(T), depth = 8 * wide;
-  const auto element = [&](unsigned reg, int i) {
-    T value;
-    std::memcpy(&value, reinterpret_cast<const char*>(&reg) + i * sizeof(T), sizeof(T));
-    return number(value);
-  };
-  const int lane = threadIdx.x % 32;
-  for (int i = 0; i < 4; ++i) {
-    const int row = lane / 4 + 8 * (i >> 1), column = lane % 4 * 2 + (i & 1);
-    for (int k = 0; k < depth; ++k) {
-      const int half = k / (depth / 2), owner = k % (depth / 2) / wide, at = k % wide;
-      c[i] +=
-          element(all[row % 8 * 4 + owner].a[row / 8 + 2 * half], at) * element(all[column * 4 + owner].b[half], at);
-    }
+  for (int i = 0; i < Wide; ++i) {
+    for (int reg = 0; reg < 4; ++reg) mine.a[reg][i] = number(a[reg], i);
+    for (int reg = 0; reg < 2; ++reg) mine.b[reg][i] = number(b[reg], i);
   }
+  const Fragments* all = emulated::exchange(mine);
+  const int lane = threadIdx.x % 32;
+  for (int i = 0; i < 4; ++i)
+    for (int half = 0; half < 2; ++half)
+      for (int owner = 0; owner < 4; ++owner) {
+        const Sum* left = all[lane / 4 * 4 + owner].a[(i >> 1) + 2 * half];
+        const Sum* right = all[(lane % 4 * 2 + (i & 1)) * 4 + owner].b[half];
+        for (int at = 0; at < Wide; ++at) c[i] += left[at] * right[at];
+      }
   emulated::release();
 }
-inline void multiply(float (&c)[4], const unsigned (&a)[4], const unsigned (&b)[2], bf16) {
-  multiply_tile<bf16>(c, a, b, [](bf16 x) { return to_float(x); });
-}
-inline void multiply(float (&c)[4], const unsigned (&a)[4], const unsigned (&b)[2], f16) {
-  multiply_tile<f16>(c, a, b, [](f16 x) { return to_float(x); });
+template <class T>
+inline void multiply(float (&c)[4], const unsigned (&a)[4], const unsigned (&b)[2], T) {
+  multiply_tile<2>(c, a, b,
+                   [](unsigned reg, int i) { return to_float(T{static_cast<std::uint16_t>(reg >> (16 * i))}); });
 }
 inline void multiply(int (&c)[4], const unsigned (&a)[4], const unsigned (&b)[2], std::int8_t) {
-  multiply_tile<std::int8_t>(c, a, b, [](std::int8_t x) { return static_cast<int>(x); });
+  multiply_tile<4>(c, a, b, [](unsigned reg, int i) -> int { return static_cast<std::int8_t>(reg >> (8 * i)); });
 }
 
 template <class T>
