@@ -102,17 +102,21 @@ def test_int4_corners(tier: str, k: int) -> None:
 
 def test_results_saturate(tier: str) -> None:
     """Static int8 results far beyond the grid are its ends, by the sign of the value."""
-    x, w, one = codes(0, 9, 70), torch.randn(80, 70), torch.ones(())
+    x, w, one = codes(0, 9, 70), torch.randint(-7, 8, (80, 70)), torch.ones(())
+    sign = (x.long() @ w.t()).sign()
     ends = {None: (-127, 127), -100: (-127, 127), 100: (-127, 127)}
-    for weight, op in ((Int8Weight.quantize(w), qkernels.int8_linear), (Int4Weight.quantize(w), qkernels.int4_linear)):
+    int8 = Int8Weight(w.to(torch.int8), torch.ones(80), (80, 70))
+    int4 = Int4Weight.quantize(w.float(), 70, scales=torch.ones(80, 1))
+    for weight, op in ((int8, qkernels.int8_linear), (int4, qkernels.int4_linear)):
         packed: Any = weight.pack()
-        sign = (x.double() @ weight.dequantize().double().t()).sign()
         for zero, (low, high) in ends.items():
             y = op(x, one, packed, out_scale=torch.tensor(1e-6), out_zero_point=zero)
             assert torch.equal(y[sign > 0], torch.full_like(y[sign > 0], high)), zero
             assert torch.equal(y[sign < 0], torch.full_like(y[sign < 0], low)), zero
-    normed, _ = qkernels.layer_norm_quantize(w, None, None, 1e-5, scale=torch.tensor(1e-9))
-    assert torch.equal(normed.double(), 127 * (w.double() - w.double().mean(1, keepdim=True)).sign())
+            assert torch.equal(y[sign == 0], torch.full_like(y[sign == 0], zero or 0)), zero
+    rows = torch.randn(80, 70)
+    normed, _ = qkernels.layer_norm_quantize(rows, None, None, 1e-5, scale=torch.tensor(1e-9))
+    assert torch.equal(normed.double(), 127 * (rows.double() - rows.double().mean(1, keepdim=True)).sign())
     q = torch.randn(2, 9, 3, 16)
     attended = qkernels.attention(q, q, q.abs(), out_scale=torch.tensor(1e-9))
     assert (attended == 127).all()
