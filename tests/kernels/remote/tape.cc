@@ -31,7 +31,7 @@ void add(const Word* w) {
 // (in, out, images): every row meets all of its image
 void images(const Word* w) {
   for (Word i = 0; i < w[2] * kImage; ++i) {
-    std::uint64_t sum = i;
+    std::uint64_t sum = i % kImage;
     for (Word j = 0; j < kImage; ++j) sum = 5 * sum + source(w)[i / kImage * kImage + j];
     target(w)[i] = sum;
   }
