@@ -63,7 +63,7 @@ sanitize: .venv/.installed-test
 	cp -r qkernels tests csrc setup.py pyproject.toml README.md build/sanitized && rm -f build/sanitized/qkernels/_*.so
 	cd build/sanitized && QKERNELS_CUDA=0 CXXFLAGS="$(SANITIZE) -O1 -g1 -fno-omit-frame-pointer" LDFLAGS="$(SANITIZE)" \
 		$(CURDIR)/$(BIN)/python setup.py -q build_ext --inplace
-	cd build/sanitized && PYTHONPATH=. ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
+	cd build/sanitized && PYTHONPATH=. ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 UBSAN_OPTIONS=print_stacktrace=1 \
 		LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so) $$(g++ -print-file-name=libstdc++.so)" \
 		$(CURDIR)/$(BIN)/python -m pytest -q -p no:cacheprovider tests/kernels \
 		--ignore tests/kernels/test_build.py --ignore tests/kernels/test_disassembly.py \

@@ -12,8 +12,11 @@
 // setup.py finds the file by itself.
 #include "ops.h"
 
+#include <atomic>
 #include <cstdlib>
+#include <exception>
 #include <new>
+#include <utility>
 
 #if QK_X86
 #include <cpuid.h>
@@ -79,7 +82,27 @@ struct Buffer {
 
 }  // namespace
 
+struct QkFault {
+  std::atomic<bool> taken{false};
+  std::exception_ptr first;
+};
+
 extern "C" {
+
+QkFault* qk_fault() {
+  thread_local QkFault fault;
+  return &fault;
+}
+
+void qk_keep(QkFault* fault) {
+  if (!fault->taken.exchange(true)) fault->first = std::current_exception();
+}
+
+void qk_throw(QkFault* fault) {
+  if (!fault->taken) return;
+  fault->taken = false;
+  std::rethrow_exception(std::exchange(fault->first, nullptr));
+}
 
 bool qk_can_run(int tier) { return tier >= 0 && tier < QK_TIER_COUNT && processor.runs[tier]; }
 int qk_best_tier() { return processor.best; }

@@ -54,6 +54,13 @@ extern "C" {
 enum QkSlot : int { QK_SLOT_SHARED = 0, QK_SLOT_A = 1, QK_SLOT_B = 2, QK_SLOT_COUNT = 3 };
 void* qk_workspace(int slot, std::size_t bytes);
 
+// What the threads of a parallel region throw must not leave it. `qk_keep`, called where it is caught, keeps the first
+// of it with the thread that opened the region, which lets it go on by `qk_throw`.
+struct QkFault;
+QkFault* qk_fault();  // of the calling thread
+void qk_keep(QkFault* fault);
+void qk_throw(QkFault* fault);  // if something was kept
+
 // How many of `threads` may be used: one in a process that was forked, since OpenMP's threads are not there and waiting
 // for them would never end.
 int qk_usable_threads(int threads);

@@ -14,6 +14,16 @@
 
 namespace {
 
+// A region's work on one of its threads, out of which nothing is thrown.
+template <class Work>
+static inline void keeping(QkFault* fault, const Work& work) {
+  try {
+    work();
+  } catch (...) {
+    qk_keep(fault);
+  }
+}
+
 #if defined(QK_STD_THREADS)
 // work(0) .. work(threads - 1), each on a thread of its own.
 template <class Work>
@@ -37,18 +47,21 @@ static inline void parallel_for(int threads, std::int64_t count, std::int64_t gr
     body(std::int64_t{0}, count);
     return;
   }
+  QkFault* const fault = qk_fault();
 #if defined(QK_STD_THREADS)
-  on_threads(shares, [&](std::int64_t me) { body(count * me / shares, count * (me + 1) / shares); });
+  on_threads(shares,
+             [&](std::int64_t me) { keeping(fault, [&] { body(count * me / shares, count * (me + 1) / shares); }); });
 #elif defined(_OPENMP)
 #pragma omp parallel num_threads(static_cast<int>(shares))
   {
     const std::int64_t all = omp_get_num_threads(), me = omp_get_thread_num();
     const std::int64_t begin = count * me / all, end = count * (me + 1) / all;
-    if (begin < end) body(begin, end);
+    if (begin < end) keeping(fault, [&] { body(begin, end); });
   }
 #else
   body(std::int64_t{0}, count);
 #endif
+  qk_throw(fault);
 }
 
 // body(task) for every task in 0..count, each taken by the next free thread: for uneven tasks and for machines that are
@@ -61,17 +74,19 @@ static inline void parallel_tasks(int threads, std::int64_t count, const Body& b
     for (std::int64_t task = 0; task < count; ++task) body(task);
     return;
   }
+  QkFault* const fault = qk_fault();
 #if defined(QK_STD_THREADS)
   std::atomic<std::int64_t> next{0};
   on_threads(threads, [&](std::int64_t) {
-    for (std::int64_t task = next++; task < count; task = next++) body(task);
+    for (std::int64_t task = next++; task < count; task = next++) keeping(fault, [&] { body(task); });
   });
 #elif defined(_OPENMP)
 #pragma omp parallel for schedule(dynamic, 1) num_threads(threads)
-  for (std::int64_t task = 0; task < count; ++task) body(task);
+  for (std::int64_t task = 0; task < count; ++task) keeping(fault, [&] { body(task); });
 #else
   for (std::int64_t task = 0; task < count; ++task) body(task);
 #endif
+  qk_throw(fault);
 }
 
 }  // namespace

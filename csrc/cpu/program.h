@@ -107,6 +107,7 @@ class Tape {
     for (const Step& step : steps_) longest = step.size > longest ? step.size : longest;
     const auto done = std::make_unique<std::atomic<bool>[]>(count);
     std::atomic<std::size_t> next{0};
+    QkFault* const fault = qk_fault();
     parallel_for(threads, threads, 1, [&](std::int64_t thread, std::int64_t) {
       std::vector<Word> words(longest);
       std::size_t segment = begin, first = 0;  // of the task, and the number of the segment's first one
@@ -120,10 +121,11 @@ class Tape {
             if (before.row(i) < here.row(tile + 1) && here.row(tile) < before.row(i + 1))
               await(done[first - before.tiles() + i]);
         }
-        play_tile(here, tile, thread * arena_bytes, words.data());
+        keeping(fault, [&] { play_tile(here, tile, thread * arena_bytes, words.data()); });  // others wait for it
         done[task].store(true, std::memory_order_release);
       }
     });
+    qk_throw(fault);
   }
 
  private:

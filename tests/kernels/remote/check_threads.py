@@ -100,7 +100,8 @@ def test_tapes_played_tile_by_tile(planted: bool, tmp_path: Path) -> None:
         assert text.count("memory_order_release") == 1
         (csrc / "program.h").write_text(text.replace("memory_order_release", "memory_order_relaxed"))
     flags = ["-std=c++17", "-O1", *remote.FLAGS["threads"], f"-I{csrc.parent}"]
-    subprocess.run(["g++", *flags, str(remote.HERE / "tape.cc"), "-o", str(tmp_path / "tape")], check=True)
+    sources = [str(remote.HERE / "tape.cc"), str(csrc / "dispatch.cc")]
+    subprocess.run(["g++", *flags, *sources, "-o", str(tmp_path / "tape")], check=True)
     environment = {"TSAN_OPTIONS": "halt_on_error=1"}
     run = subprocess.run([str(tmp_path / "tape")], env=environment, timeout=300, capture_output=True, text=True)
     assert ("data race" in run.stderr) == planted and (run.returncode != 0) == planted, run.stderr

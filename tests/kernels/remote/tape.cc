@@ -7,8 +7,6 @@
 
 #include "cpu/program.h"
 
-extern "C" int qk_usable_threads(int threads) { return threads; }
-
 namespace {
 
 using program::Change;
