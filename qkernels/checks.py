@@ -13,7 +13,6 @@ from .weights import Int4Weight, Int8Weight
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 INTEGERS = (torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64)
-MAX_ELEMENTS = 2**31 - 1
 ACTIVATIONS = ("gelu", "quick_gelu", "gelu_tanh")
 GROUP = 128  # channels that share one activation scale where scales are per group
 ESTIMATORS = ("ste", "lsq", "lsq_plus", "ewgs", "pact", "dorefa")  # of fake_quantize; its C++ numbers them so
@@ -30,7 +29,7 @@ def tensor(
     device: torch.device | None = None,
     owner: str = "x",
 ) -> Tensor:
-    """A dense tensor of one of `dtypes`, on `device`, which is that of `owner`, with fewer than 2^31 elements."""
+    """A dense tensor of one of `dtypes`, on `device`, which is that of `owner`."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{op}: {name} must be a tensor, got {type(value).__name__}")
     if value.dtype not in dtypes:
@@ -40,17 +39,7 @@ def tensor(
         raise TypeError(f"{op}: {name} must be a dense tensor, got layout {value.layout}")
     if device is not None and value.device != device:
         raise ValueError(f"{op}: {name} is on {value.device} but {owner} is on {device}; move one of them")
-    few(op, name, value.shape)
     return value
-
-
-def few(op: str, name: str, shape: Sequence[int]) -> None:
-    """Fewer than 2^31 elements, so that an index of 32 bits is enough in every kernel."""
-    count = 1
-    for size in shape:
-        count = count * size
-    if count > MAX_ELEMENTS:
-        raise ValueError(f"{op}: {name} of shape {tuple(shape)} has 2^31 elements or more; split the batch")
 
 
 def rows(op: str, name: str, value: Any, dtypes: Sequence[torch.dtype]) -> Tensor:
@@ -211,7 +200,6 @@ def epilogue(
     if out_group is not None and (out_group != GROUP or out_scale is not None):
         raise ValueError(f"{op}: out_group must be {GROUP} and excludes out_scale, got {out_group}")
     shape = (*x.shape[:-1], n)
-    few(op, "the result", shape)
     bias = vector(op, "bias", bias, n, x.device)
     if residual is not None:
         tensor(op, "residual", residual, FLOATS, x.device)

@@ -112,6 +112,7 @@ def unfit(op: str, device: torch.device) -> str | None:
 
 TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.int8: 3}  # qk::Type in csrc/cuda/types.h
 MOST_ROWS = 2**31 - 256  # most_rows in csrc/cuda/int8_linear.h
+MOST_BLOCKS = 65535  # of a grid's second axis
 ACTIVATIONS = {None: 0, "gelu": 1, "quick_gelu": 2, "gelu_tanh": 3}
 
 
@@ -216,12 +217,23 @@ def int8_linear(
     return end.result
 
 
-def _rows16_weight(x: Tensor, x_scale: Tensor, weight: Int8Weight, *_: Any, **__: Any) -> str | None:
-    if weight.layout != "rows16":
-        return f"wants a weight in layout 'rows16', not '{weight.layout}' (call weight.pack() once)"
+def _rows_limits(x: Tensor, *_: Any, **__: Any) -> str | None:
     if x.numel() // x.shape[-1] > MOST_ROWS:
         return f"takes at most {MOST_ROWS} rows; split the batch"
     return None
+
+
+def _linear_limits(layout: str, most_outputs: int) -> Callable[..., str | None]:
+    def limits(x: Tensor, x_scale: Tensor | None, weight: Int8Weight | Int4Weight, *_: Any, **__: Any) -> str | None:
+        if weight.layout != layout:
+            return f"wants a weight in layout '{layout}', not '{weight.layout}' (call weight.pack() once)"
+        if weight.shape[0] > most_outputs:
+            return f"takes at most {most_outputs} outputs; split the weight"
+        if x.dtype == torch.float32:
+            return "multiplies int8, bfloat16 and float16 x, not float32"
+        return _rows_limits(x)
+
+    return limits
 
 
 def _int4_plan(m: int, n: int, k: int, splittable: bool) -> tuple[int, int, int]:
@@ -394,24 +406,26 @@ def fake_quantize_backward(
     return out
 
 
-def _int4_limits(x: Tensor, x_scale: Tensor | None, weight: Int4Weight, *_: Any, **__: Any) -> str | None:
-    if weight.layout != "halves128":
-        return f"wants a weight in layout 'halves128', not '{weight.layout}' (call weight.pack() once)"
-    if x.dtype == torch.float32:
-        return "multiplies int8, bfloat16 and float16 x, not float32"
+def _column_limits(
+    x: Tensor, scale: Tensor, zero_point: Tensor | None, qmin: int, qmax: int, estimator: str,
+    axis: int | None = None, group: int | None = None, *_: Any, **__: Any,
+) -> str | None:  # fmt: skip
+    most = MOST_BLOCKS * 32 * 16 // x.itemsize
+    if x.numel() and (share := sharing(x, scale, axis, group)).by_columns and share.scales > most:
+        return f"takes at most {most} columns with a scale each; split the tensor"
     return None
 
 
-def _always(*args: Any, **kwargs: Any) -> str | None:
-    return None
+def _gradient_limits(grad: Tensor, *forward: Any, **options: Any) -> str | None:
+    return _column_limits(*forward, **options)
 
 
 # One line an op: what it cannot take. An op that is not here falls back.
 _limits: dict[str, Callable[..., str | None]] = {
-    "int8_linear": _rows16_weight,
-    "int4_linear": _int4_limits,
-    "quantize_per_token": _always,
-    "layer_norm_quantize": _always,
-    "fake_quantize": _always,
-    "fake_quantize_backward": _always,
+    "int8_linear": _linear_limits("rows16", MOST_ROWS),
+    "int4_linear": _linear_limits("halves128", MOST_BLOCKS * 128),
+    "quantize_per_token": _rows_limits,
+    "layer_norm_quantize": _rows_limits,
+    "fake_quantize": _column_limits,
+    "fake_quantize_backward": _gradient_limits,
 }

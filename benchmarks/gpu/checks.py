@@ -12,16 +12,16 @@ from typing import Any
 import torch
 
 import qkernels
-from qkernels import Int8Weight
+from qkernels import Int4Weight, Int8Weight
 
 from . import check_products, check_rows, oracle
 from .inputs import Case, Inputs
 from .machine import Machine
-from .oracle import WrongError, require
+from .oracle import WrongError
 
 
 def streams_and_sizes(inputs: Inputs) -> Iterator[Case]:
-    """A stream of its own with late inputs; row ops beyond 2^31 elements. On a GPU only."""
+    """A stream of its own with late inputs; more than 2^31 elements. On a GPU only."""
     if inputs.device.type != "cuda":
         return
 
@@ -38,25 +38,36 @@ def streams_and_sizes(inputs: Inputs) -> Iterator[Case]:
         stream.synchronize()
         oracle.equal(got, want, "on a stream of its own")
 
-    def many(op: Callable[..., Any], width: int = 1024) -> None:
-        rows = 2**31 // width + 3
-        if torch.cuda.mem_get_info()[0] < 5 * rows * width:
+    def many(op: Callable[..., Any], width: int = 1024, outputs: int = 1024, dtype: Any = torch.bfloat16) -> None:
+        rows = 2**31 // outputs + 3
+        if torch.cuda.mem_get_info()[0] < 5 * rows * max(width, outputs):
             raise qkernels.FallbackError("not enough free memory for more than 2^31 elements")
-        x = torch.zeros(rows, width, dtype=torch.bfloat16, device=inputs.device)
-        x[-3:] = inputs.randn(3, width)
-        try:
-            got = op(x)
-        except ValueError as error:
-            require("2^31" in str(error), f"refused for another reason: {error}")
-            raise qkernels.FallbackError(str(error)) from None
-        for whole, part in zip(got, op(x[-3:].clone()), strict=True):
+        x = torch.zeros(rows, width, dtype=dtype, device=inputs.device)
+        x[-3:] = inputs.codes(3, width)
+        for whole, part in zip(op(x), op(x[-3:].clone()), strict=True):
             oracle.equal(whole[-3:], part, "last rows")
+
+    def linear(bits: int, **options: Any) -> Callable[[torch.Tensor], Any]:
+        kind, op = (Int8Weight, qkernels.int8_linear) if bits == 8 else (Int4Weight, qkernels.int4_linear)
+        weight = kind.quantize(inputs.randn(4096, 64)).pack()
+
+        def run(x: torch.Tensor) -> Any:
+            y = op(x, 0.01, weight, **options)
+            return y if isinstance(y, tuple) else (y,)
+
+        return run
 
     yield "late inputs on a stream", late
     yield "quantize_per_token beyond 2^31", lambda: many(qkernels.quantize_per_token)
     yield "layer_norm_quantize beyond 2^31", lambda: many(lambda x: qkernels.layer_norm_quantize(x, None, None, 1e-5))
     yield "hadamard_transform beyond 2^31", lambda: many(lambda x: (qkernels.hadamard_transform(x),))
     yield "fake_quantize beyond 2^31", lambda: many(lambda x: (qkernels.fake_quantize(x, 0.1, None, -8, 7, "ste"),))
+    for bits in (8, 4):
+        for options in ({"out_dtype": torch.bfloat16}, {"out_group": 128}):
+            yield (
+                f"int{bits}_linear beyond 2^31 {options}",
+                lambda b=bits, o=options: many(linear(b, **o), 64, 4096, torch.int8),
+            )
 
 
 OPS: dict[str, Callable[[Inputs], Iterator[Case]]] = {

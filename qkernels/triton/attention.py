@@ -190,10 +190,17 @@ def _constants(v: Variant, c: Configuration) -> dict[str, Any]:
     }
 
 
-def attention_limits(q: Tensor, *_: Any, **__: Any) -> str | None:
+def attention_limits(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, *_: Any, **__: Any) -> str | None:
     """What the kernel cannot take, worded to follow "the triton backend"."""
-    widest = WIDEST[q.itemsize]
-    return None if q.shape[-1] <= widest else f"takes {q.dtype} heads of width {widest} at most, not {q.shape[-1]}"
+    (batch, queries, heads, d), keys, widest = q.shape, k.shape[1], WIDEST[q.itemsize]
+    if d > widest:
+        return f"takes {q.dtype} heads of width {widest} at most, not {d}"
+    counts = {
+        "queries of all heads": batch * heads * queries,
+        "the values of a sequence": max(queries, keys) * heads * d,
+        "the values of a head's mask": 0 if mask is None else queries * keys,
+    }
+    return launch.uncountable(counts)
 
 
 def attention(

@@ -20,8 +20,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from qkernels.weights import Int4Weight, Int8Weight
+
 from .aot import AotCase
-from .launch import ceil_div, on
+from .launch import ceil_div, on, uncountable
 from .rounding import dynamic_codes, dynamic_scale, is_finite, round_half_even, row_absmax, static_scale
 
 GROUP = 128  # columns of an output that share a scale
@@ -59,7 +61,7 @@ def activate(y, ACTIVATION: tl.constexpr):
 @triton.jit
 def write(
     acc,
-    rows,
+    first_row,
     columns,
     M,
     N,
@@ -75,12 +77,15 @@ def write(
     ACTIVATION: tl.constexpr,
     OUT: tl.constexpr,
 ):
-    """The epilogue of a tile of sums, into `out` (`[M, N]`, contiguous).
+    """The epilogue of a tile of sums, rows `first_row` and on, into `out` (`[M, N]`, contiguous). Offsets are 64 bits
+    wide up to the tile, and 32 within it.
 
     X_SCALE: "one" number, one a "row", or else `acc` has it already; so it is with `w_scale` where it is None. OUT:
     "float"; "tensor" or "channel": int8 by one static scale or one a column; "group": int8 by the dynamic rule over the
     columns of the tile, which must be 128.
     """
+    lines = tl.arange(0, acc.shape[0])
+    rows = first_row + lines
     in_columns, in_rows = columns < N, rows < M
     y = acc.to(tl.float32)
     if X_SCALE == "row":
@@ -100,17 +105,18 @@ def write(
         y = y + tl.load(bias + columns, mask=in_columns, other=0.0)[None, :]
     y = activate(y, ACTIVATION)
     inside = in_rows[:, None] & in_columns[None, :]
-    at = rows[:, None] * N + columns[None, :]
+    start, at = first_row.to(tl.int64) * N, lines[:, None] * N + columns[None, :]
+    out += start
     if residual is not None:
-        y = y + tl.load(residual + at, mask=inside, other=0.0).to(tl.float32)
+        y = y + tl.load(residual + start + at, mask=inside, other=0.0).to(tl.float32)
     if OUT == "float":
         tl.store(out + at, y.to(out.dtype.element_ty), mask=inside)
     elif OUT == "group":
         # Columns beyond N are 0: their scales and bias were.
         scale, inverse, good = dynamic_scale(row_absmax(y, 1))
         tl.store(out + at, dynamic_codes(y, inverse[:, None], good[:, None]), mask=inside)
-        group = tl.min(columns, 0) // 128
-        tl.store(group_scales + rows * tl.cdiv(N, 128) + group, scale, mask=in_rows)
+        group, groups = tl.min(columns, 0) // 128, tl.cdiv(N, 128)
+        tl.store(group_scales + first_row.to(tl.int64) * groups + (lines * groups + group), scale, mask=in_rows)
     else:
         if OUT == "channel":
             inverse, _ = static_scale(tl.load(out_scale + columns, mask=in_columns, other=1.0))
@@ -129,7 +135,7 @@ def write(
 @triton.jit
 def write_tile(
     acc,
-    rows,
+    first_row,
     first,
     M,
     N,
@@ -150,17 +156,17 @@ def write_tile(
     if WIDTH == 256:
         left, right = acc.reshape(acc.shape[0], 2, 128).permute(0, 2, 1).split()
         columns = first + tl.arange(0, 128)
-        write(left, rows, columns, M, N, x_scale, w_scale, bias, residual, out, out_scale, out_zero, group_scales, X_SCALE, ACTIVATION, OUT)  # fmt: skip  # noqa: E501
+        write(left, first_row, columns, M, N, x_scale, w_scale, bias, residual, out, out_scale, out_zero, group_scales, X_SCALE, ACTIVATION, OUT)  # fmt: skip  # noqa: E501
         columns += 128
-        write(right, rows, columns, M, N, x_scale, w_scale, bias, residual, out, out_scale, out_zero, group_scales, X_SCALE, ACTIVATION, OUT)  # fmt: skip  # noqa: E501
+        write(right, first_row, columns, M, N, x_scale, w_scale, bias, residual, out, out_scale, out_zero, group_scales, X_SCALE, ACTIVATION, OUT)  # fmt: skip  # noqa: E501
     else:
         columns = first + tl.arange(0, WIDTH)
-        write(acc, rows, columns, M, N, x_scale, w_scale, bias, residual, out, out_scale, out_zero, group_scales, X_SCALE, ACTIVATION, OUT)  # fmt: skip  # noqa: E501
+        write(acc, first_row, columns, M, N, x_scale, w_scale, bias, residual, out, out_scale, out_zero, group_scales, X_SCALE, ACTIVATION, OUT)  # fmt: skip  # noqa: E501
 
 
 @triton.jit
 def store_partial(partial, acc, part, rows, columns, M, N):
-    """A tile of one part's sums into `[parts, M, N]`."""
+    """A tile of one part's sums into `[parts, M, N]`. K is split where tiles are few: M * N is small."""
     at = rows[:, None] * N + columns[None, :]
     inside = (rows < M)[:, None] & (columns < N)[None, :]
     tl.store(partial + part * (M.to(tl.int64) * N) + at, acc, mask=inside)
@@ -186,7 +192,8 @@ def combine_kernel(
     BLOCK_M: tl.constexpr,
 ):
     """Adds the sums of SPLIT parts of K, `[SPLIT, M, N]`, in their order, and finishes 128 columns of BLOCK_M rows."""
-    rows = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
+    first_row = tl.program_id(1) * BLOCK_M
+    rows = first_row + tl.arange(0, BLOCK_M)
     columns = tl.program_id(0) * 128 + tl.arange(0, 128)
     inside = (rows < M)[:, None] & (columns < N)[None, :]
     at = rows[:, None] * N + columns[None, :]
@@ -196,7 +203,7 @@ def combine_kernel(
         acc += tl.load(partial + part * size + at, mask=inside, other=0)
     write(
         acc,
-        rows,
+        first_row,
         columns,
         M,
         N,
@@ -284,6 +291,13 @@ class Epilogue:
                 BLOCK_M=block,
                 num_warps=4,
             )
+
+
+def linear_limits(x: Tensor, x_scale: Tensor | None, weight: Int8Weight | Int4Weight, *_: Any, **__: Any) -> str | None:
+    """What neither linear op takes, worded to follow "the triton backend"."""
+    n, k = weight.shape
+    counts = {"rows": x.numel() // k, "the results of 256 rows": 256 * n, "the groups of a weight": n * ceil_div(k, 32)}
+    return uncountable(counts)
 
 
 def scale_kind(x: Tensor, x_scale: Tensor | None) -> str | None:

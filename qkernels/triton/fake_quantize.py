@@ -25,7 +25,7 @@ from qkernels.checks import ESTIMATORS, LEARNED_SCALE, OFFSET
 from qkernels.sharing import Sharing, sharing
 
 from .aot import AotCase
-from .launch import ceil_div, on, power_of_two
+from .launch import ceil_div, on, power_of_two, uncountable
 from .rounding import EXACT, round_half_even, round_small
 
 TILE = 4096  # values of a tile: 16 a thread, two loads of 16 bytes in 16 bits
@@ -47,6 +47,15 @@ def _round(v, SMALL: tl.constexpr):
 
 
 @triton.jit
+def _within(length, first, WIDTH: tl.constexpr):
+    """How far the end of a run lies from `first`, in 32 bits: where its length needs 64, no further than a tile."""
+    left = length - first
+    if length.dtype == tl.int64:
+        left = tl.minimum(left, WIDTH)
+    return left.to(tl.int32)
+
+
+@triton.jit
 def _tile(block, first, runs, length, period, last, HEIGHT: tl.constexpr, WIDTH: tl.constexpr):
     """Positions and mask `[HEIGHT, WIDTH]` of values first..first+WIDTH of runs block*HEIGHT..(block+1)*HEIGHT."""
     run = block * HEIGHT + tl.arange(0, HEIGHT)
@@ -54,9 +63,9 @@ def _tile(block, first, runs, length, period, last, HEIGHT: tl.constexpr, WIDTH:
     at = tl.arange(0, WIDTH)
     # Lengths are compared as numbers, not as vectors of them: only so does the compiler see that a mask does not change
     # within 16 bytes. Subtracted in 64 bits: the end of a tile may lie past 2^31.
-    mask = (run < runs)[:, None] & (at < (length - first).to(tl.int32))[None, :]
+    mask = (run < runs)[:, None] & (at < _within(length, first, WIDTH))[None, :]
     if period > 1:
-        mask &= (run % period < period - 1)[:, None] | (at < (last - first).to(tl.int32))[None, :]
+        mask &= (run % period < period - 1)[:, None] | (at < _within(last, first, WIDTH))[None, :]
     return (begin + first)[:, None] + at[None, :], mask
 
 
@@ -250,6 +259,27 @@ def _layout(share: Sharing) -> tuple[int, int, int, int, int]:
     if share.by_columns:
         return share.runs // share.scales, share.scales, 1, share.scales, share.scales
     return share
+
+
+def fake_quantize_limits(
+    x: Tensor, scale: Tensor, zero_point: Tensor | None, qmin: int, qmax: int, estimator: str,
+    axis: int | None = None, group: int | None = None, *_: Any, **__: Any,
+) -> str | None:  # fmt: skip
+    """What the kernels cannot take, worded to follow "the triton backend"."""
+    if not x.numel():
+        return None
+    share = sharing(x, scale, axis, group)
+    counts = {
+        "runs of one scale": _layout(share)[0],
+        "scales": share.scales,
+        "the values of a row of groups": share.period * share.length if share.period > 1 else 0,
+    }
+    return uncountable(counts)
+
+
+def fake_quantize_backward_limits(grad: Tensor, *forward: Any, **options: Any) -> str | None:
+    """The same for the gradients."""
+    return fake_quantize_limits(*forward, **options)
 
 
 def _small(qmin: int, qmax: int, zero_point: Tensor | None, estimator: str) -> bool:

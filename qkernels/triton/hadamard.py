@@ -26,7 +26,7 @@ from qkernels.hadamard import base_matrix, base_order
 from . import interpreted
 from .aot import AotCase
 from .launch import ceil_div, on, power_of_two
-from .rows import POINTERS, as_rows
+from .rows import POINTERS, as_rows, row_limits
 
 FAST = {2: 64, 4: 32}  # widest S, by the bytes of a value: float32 takes three times the registers
 SLOW = 64  # widest H, where the base matrix is not wider
@@ -123,6 +123,9 @@ def _launch(x: Tensor, out: Tensor, step: Pass, transpose: bool, factor: float) 
     fast = _matrix(step.fast, 1, False, tiles["FAST_TILE"], kind, x.device) if step.both else None
     grid = (len(x), ceil_div(step.fast, tiles["FAST_TILE"]))
     hadamard_kernel[grid](x, out, slow, fast, factor, x.stride(0), **tiles, num_warps=_warps(tiles))
+
+
+hadamard_transform_limits = row_limits
 
 
 def hadamard_transform(x: Tensor, transpose: bool = False, *, out: Any = None) -> Any:

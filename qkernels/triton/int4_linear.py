@@ -28,7 +28,17 @@ from qkernels.weights import Int4Weight
 
 from . import interpreted, tune
 from .aot import AotCase
-from .epilogue import VARIANTS, Epilogue, Variant, aligned_rows, scale_kind, store_partial, tile_of, write_tile
+from .epilogue import (
+    VARIANTS,
+    Epilogue,
+    Variant,
+    aligned_rows,
+    linear_limits,
+    scale_kind,
+    store_partial,
+    tile_of,
+    write_tile,
+)
 from .launch import SM80, SM90, Chip, ceil_div, chip, on
 
 _HALF: tl.constexpr = tl.constexpr(0x6408)  # 1024, in float16
@@ -98,7 +108,7 @@ def fold(
         else:
             value -= lift[None, :] * total[:, None]
     if X_SCALE == "group":
-        of_x = tl.load(x_scale + rows * x_groups + k // 128, mask=(rows < M) & (k < K), other=0.0)
+        of_x = tl.load(x_scale + rows.to(tl.int64) * x_groups + k // 128, mask=(rows < M) & (k < K), other=0.0)
         value = value * (of_x[None, :] if SWAP else of_x[:, None])
     return scaled + value
 
@@ -206,8 +216,8 @@ def int4_linear_kernel(
             store_partial(partial, acc, part, rows, columns, M, N)
         else:
             write_tile(
-                acc, rows, column_tile * BLOCK_N, M, N, x_scale, None, bias, residual, out, out_scale, out_zero,
-                group_scales, X_SCALE, ACTIVATION, OUT,
+                acc, row_tile * BLOCK_M, column_tile * BLOCK_N, M, N, x_scale, None, bias, residual, out, out_scale,
+                out_zero, group_scales, X_SCALE, ACTIVATION, OUT,
             )  # fmt: skip
 
 
@@ -264,6 +274,9 @@ def configure(m: int, n: int, k: int, chip: Chip, x_type: str, out: str) -> Conf
     split = min(2 * chip.multiprocessors // tiles(best), blocks // 8, 8)
     # No part is empty.
     return replace(best, split=ceil_div(blocks, ceil_div(blocks, split))) if split > 1 else best
+
+
+int4_linear_limits = linear_limits
 
 
 def int4_linear(

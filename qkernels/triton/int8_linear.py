@@ -30,6 +30,7 @@ from .epilogue import (
     Variant,
     aligned_rows,
     combine_cases,
+    linear_limits,
     scale_kind,
     store_partial,
     tile_of,
@@ -74,7 +75,8 @@ def int8_linear_kernel(
     for index in tl.range(tl.program_id(0), tiles * SPLIT, tl.num_programs(0), flatten=TMA):
         part = index // tiles
         row_tile, column_tile = tile_of(index % tiles, M, N, BLOCK_M, BLOCK_N, BAND)
-        rows = row_tile * BLOCK_M + tl.arange(0, BLOCK_M)
+        lines = tl.arange(0, BLOCK_M)
+        rows = row_tile * BLOCK_M + lines
         if not TMA:
             columns = column_tile * BLOCK_N + tl.arange(0, BLOCK_N)
             # Rows beyond the end read the last one: no mask, and nothing is stored of them.
@@ -83,6 +85,7 @@ def int8_linear_kernel(
         sums = tl.zeros((BLOCK_N, BLOCK_M) if SWAP else (BLOCK_M, BLOCK_N), tl.int32)
         if X_SCALE == "group":
             scaled = tl.zeros((BLOCK_N, BLOCK_M) if SWAP else (BLOCK_M, BLOCK_N), tl.float32)
+            x_scales = x_scale + (row_tile * BLOCK_M).to(tl.int64) * groups + lines * groups
         for step in tl.range(part * share, tl.minimum(part * share + share, steps)):
             if TMA:
                 a = x.load([row_tile * BLOCK_M, step * BLOCK_K])
@@ -93,8 +96,7 @@ def int8_linear_kernel(
                 b = tl.load(w_rows + k[None, :], mask=(k < K)[None, :], other=0)
             if X_SCALE == "group":
                 product = tl.dot(b, a.T, out_dtype=tl.int32) if SWAP else tl.dot(a, b.T, out_dtype=tl.int32)
-                at = x_scale + rows * groups + step * BLOCK_K // 128
-                scale = tl.load(at, mask=rows < M, other=0.0)
+                scale = tl.load(x_scales + step * BLOCK_K // 128, mask=rows < M, other=0.0)
                 scaled += product.to(tl.float32) * (scale[None, :] if SWAP else scale[:, None])
             elif SWAP:
                 sums = tl.dot(b, a.T, sums, out_dtype=tl.int32)
@@ -109,7 +111,7 @@ def int8_linear_kernel(
         else:
             write_tile(
                 acc,
-                rows,
+                row_tile * BLOCK_M,
                 first,
                 M,
                 N,
@@ -192,6 +194,9 @@ def configure(m: int, n: int, k: int, chip: Chip, x_scale: str | None, out: str)
     split = min(chip.multiprocessors // tiles, steps // 8, 8) if 2 * tiles <= chip.multiprocessors else 1
     # No part is empty.
     return replace(best, split=ceil_div(steps, ceil_div(steps, split))) if split > 1 else best
+
+
+int8_linear_limits = linear_limits
 
 
 def int8_linear(

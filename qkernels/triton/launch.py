@@ -50,6 +50,19 @@ def on(tensor: Tensor) -> contextlib.AbstractContextManager[None]:
     return torch.cuda.device(tensor.device) if tensor.device.type == "cuda" else contextlib.nullcontext()  # type: ignore[return-value]
 
 
+#: Kernels address a tensor in 64 bits, but count its rows, the values of a row and the like in 32, also those of a
+#: tile that begins in it and ends past it.
+MOST = 2**31 - 2**16
+
+
+def uncountable(counts: dict[str, int]) -> str | None:
+    """What a kernel cannot count, worded to follow "the triton backend"; None where every count by its name is fit."""
+    for name, count in counts.items():
+        if count > MOST:
+            return f"counts {name} up to {MOST}, and here are {count}; split the tensor"
+    return None
+
+
 def ceil_div(value: int, divisor: int) -> int:
     return -(-value // divisor)
 

@@ -29,6 +29,7 @@ from .rows import (
     RowTile,
     as_rows,
     row_case,
+    row_limits,
     row_starts,
     row_stride,
     row_tile,
@@ -180,6 +181,9 @@ def wide_rows_kernel(
         c = tl.load(source + at, at < K, other=0.0).to(tl.float32) - guess - shift
         y = tl.fma(c, rstd * _gain(weight, smooth, at, at < K), _offset(bias, smooth, at, at < K))
         tl.store(target + at, to_codes(y, inverse, good, scale, zero_point), at < K)
+
+
+layer_norm_quantize_limits = row_limits
 
 
 def layer_norm_quantize(

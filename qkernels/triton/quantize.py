@@ -19,9 +19,20 @@ import triton.language as tl
 from torch import Tensor
 
 from .aot import AotCase
-from .launch import ceil_div, on
+from .launch import ceil_div, on, uncountable
 from .rounding import EXACT, largest, row_absmax
-from .rows import as_rows, row_case, row_starts, row_stride, row_tile, rows_and_scales, rule, to_codes, write_rows
+from .rows import (
+    as_rows,
+    row_case,
+    row_limits,
+    row_starts,
+    row_stride,
+    row_tile,
+    rows_and_scales,
+    rule,
+    to_codes,
+    write_rows,
+)
 
 
 @triton.jit
@@ -101,6 +112,9 @@ def patches_kernel(
     write_rows(chunks, row, live, scale, zero_point, codes, scales, K, WIDTH)
 
 
+quantize_per_token_limits = row_limits
+
+
 def quantize_per_token(
     x: Tensor,
     smooth: Tensor | None = None,
@@ -125,6 +139,13 @@ def quantize_per_token(
             grid = (ceil_div(len(x), tile.rows),)
             rows_kernel[grid](*given, len(x), row_stride(x), k, tile.rows, tile.width, **options)
     return out
+
+
+def quantize_patches_limits(x: Tensor, height: int, width: int, *_: Any, **__: Any) -> str | None:
+    """What the kernel cannot take, worded to follow "the triton backend"."""
+    batch, channels, lines, columns = x.shape
+    patches = batch * (lines // height) * (columns // width)
+    return uncountable({"patches": patches, "the values of an image": channels * lines * columns})
 
 
 def quantize_patches(

@@ -18,7 +18,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .aot import AotCase
-from .launch import ceil_div
+from .launch import ceil_div, uncountable
 from .rounding import EXACT, dynamic_codes, dynamic_scale, is_finite, largest, row_absmax, static_codes, static_scale
 
 MOST_VALUES = 40  # float32 values of a row that a thread holds: with weight and bias of a LayerNorm 120 registers
@@ -46,6 +46,11 @@ def row_tile(k: int, dtype: torch.dtype) -> RowTile:
         if ceil_div(k, width) * vector <= MOST_VALUES:
             return RowTile(max(warps, PROGRAM_WARPS), max(1, PROGRAM_WARPS // warps), width, False)
     return RowTile(MOST_WARPS, 1, 32 * MOST_WARPS * 16, True)
+
+
+def row_limits(x: Tensor, *_: Any, **__: Any) -> str | None:
+    """What no kernel on rows `[..., K]` takes, worded to follow "the triton backend"."""
+    return uncountable({"rows": x.numel() // x.shape[-1], "the values of a row": x.shape[-1]})
 
 
 def as_rows(x: Tensor) -> Tensor:

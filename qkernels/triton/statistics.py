@@ -20,7 +20,7 @@ from torch import Tensor
 from .aot import AotCase
 from .launch import ceil_div, chip, on
 from .rounding import largest, row_absmax
-from .rows import POINTERS, as_rows
+from .rows import POINTERS, as_rows, row_limits
 
 WARPS = 4
 PROGRAMS = 8  # of four warps that a multiprocessor runs at once
@@ -54,7 +54,7 @@ def channel_absmax_kernel(x, running, out, rows, k, stride, part, ROWS: tl.const
     """Part p of the rows of x -> row p of out, `[parts, k]`; with what `running` holds, which may be out."""
     columns = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)[None, :]
     first = tl.program_id(1) * part
-    last = tl.minimum(first + part, rows)
+    last = first + tl.minimum(part, rows - first)
     inside = columns < k
     most = tl.zeros([ROWS, COLUMNS], tl.float32)
     start = first
@@ -92,6 +92,9 @@ def _launch_absmax(x: Tensor, running: Tensor | None, out: Tensor, tile: Channel
     channel_absmax_kernel[grid](
         x, running, out, rows, k, x.stride(0), tile.part, tile.rows, tile.columns, num_warps=WARPS
     )
+
+
+channel_absmax_limits = row_limits
 
 
 def channel_absmax(x: Tensor, running: Tensor | None = None, *, out: Any = None) -> Any:

@@ -19,7 +19,6 @@ W = torch.randn(24, 40, generator=torch.Generator().manual_seed(1))
 W8, W4 = Int8Weight.quantize(W), Int4Weight.quantize(W, group=32)
 P8, P4 = W8.pack("vnni64"), W4.pack("nibble64")
 QKV = torch.randn(2, 5, 3, 8, generator=torch.Generator().manual_seed(2))
-HUGE = torch.zeros(1).expand(2**16, 2**15)  # 2^31 elements in 4 bytes
 S = torch.tensor(0.1)
 STEPS = torch.full((3,), 0.1, requires_grad=True), torch.full((3,), 0.5, requires_grad=True)  # scales and offsets
 
@@ -37,7 +36,6 @@ REFUSALS = {
         r"shape \[\.\.\., K\] with K >= 1, got \(\)",
     ),
     "no channels": (lambda: qkernels.quantize_per_token(torch.zeros(3, 0)), ValueError, "K >= 1"),
-    "2^31": (lambda: qkernels.quantize_per_token(HUGE), ValueError, r"2\^31 elements or more; split the batch"),
     "smooth shape": (
         lambda: qkernels.quantize_per_token(X, torch.ones(39)),
         ValueError,
@@ -80,7 +78,6 @@ REFUSALS = {
         ValueError,
         "weight must have shape",
     ),
-    "norm 2^31": (lambda: qkernels.layer_norm_quantize(HUGE, None, None, 1e-5), ValueError, r"2\^31"),
     "float codes": (lambda: qkernels.int8_linear(X, S, W8), TypeError, "x must be int8, got float32"),
     "weight kind": (lambda: qkernels.int8_linear(CODES, S, W), TypeError, "weight must be an Int8Weight, got Tensor"),
     "inner size": (lambda: qkernels.int8_linear(CODES[:, :39], S, W8), ValueError, "its last axis must be 40"),
@@ -92,15 +89,6 @@ REFUSALS = {
         ),
         ValueError,
         "K = 65537 is over 65536",
-    ),
-    "result 2^31": (
-        lambda: qkernels.int8_linear(
-            torch.ones(1, 1, dtype=torch.int8).expand(2**20, 40),
-            S,
-            Int8Weight(torch.ones(1, 1, dtype=torch.int8).expand(2048, 40), torch.ones(2048), (2048, 40)),
-        ),
-        ValueError,
-        r"the result of shape \(1048576, 2048\) has 2\^31",
     ),
     "x_scale shape": (
         lambda: qkernels.int8_linear(CODES, torch.ones(2), W8),

@@ -19,7 +19,22 @@ HERE = Path(__file__).parent
 KERNELS = HERE.parents[2] / "csrc/cuda"
 # All but those that are written for one chip's own instructions.
 SOURCES = ("quantize.cu", "fake_quantize.cu", "int4_linear.cu")
+STRICT = "-std=c++20 -O2 -fPIC -shared -ffp-contract=off -Wall -Wextra -Werror"
 FLAGS = "-std=c++20 -O1 -fPIC -shared -ffp-contract=off -U_FORTIFY_SOURCE -Wall -Wno-unknown-pragmas -Wno-clobbered"
+
+
+@pytest.fixture(scope="session")
+def emulator(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """`emulator.cc`: the INT8 linear map's loops and epilogue over models of the instructions."""
+    if not KERNELS.is_dir() or shutil.which("g++") is None:
+        pytest.skip("needs a checkout and g++")
+    target = tmp_path_factory.mktemp("emulator") / "emulator.so"
+    command = ["g++", *STRICT.split(), f"-I{KERNELS}", str(HERE / "emulator.cc"), "-o", str(target)]
+    run = subprocess.run(command, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    loaded = ctypes.CDLL(str(target))
+    loaded.emulator_message.restype = ctypes.c_char_p
+    return loaded
 
 
 @pytest.fixture(scope="session")

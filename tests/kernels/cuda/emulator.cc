@@ -101,6 +101,10 @@ void require(bool condition, const std::string& what) {
   if (!condition) throw std::logic_error(what);
 }
 
+// Whether only the first and the last two tiles are computed: for results too large to be gone through.
+bool ends_only = false;
+bool left_out(int tile, int tiles) { return ends_only && tile > 0 && tile + 2 < tiles; }
+
 // -- the epilogue, quad by quad --------------------------------------------------------------------------------------
 
 // What lane t passes in one exchange is there for the others when all four have passed theirs.
@@ -339,6 +343,7 @@ void run_sm90(const Matrix& x, const Matrix& codes, const Epilogue& epilogue, in
   const int blocks = rows * columns < processors ? rows * columns : processors;
   std::set<std::pair<std::int64_t, int>> finished;
   for (int b = 0; b < blocks; ++b) {
+    if (left_out(b, blocks)) continue;
     Block<C> block(seed + static_cast<unsigned>(b), finished);
     const Grid grid{rows, columns, static_cast<int>(ceil_div(x.k, k_block)), b, blocks};
     std::vector<std::unique_ptr<Model<C>>> models;
@@ -355,7 +360,7 @@ void run_sm90(const Matrix& x, const Matrix& codes, const Epilogue& epilogue, in
     require(block.boxes.empty(), "boxes were loaded that nobody used");
   }
   const std::size_t shares = static_cast<std::size_t>(rows) * columns * (C::pingpong ? 1 : 2);
-  require(finished.size() == shares, "a tile is not finished");
+  require(finished.size() == shares || ends_only, "a tile is not finished");
 }
 
 // -- sm_80 -----------------------------------------------------------------------------------------------------------
@@ -370,6 +375,7 @@ void run_sm80(const Matrix& x, const Matrix& codes, const Epilogue& epilogue, un
   const int width = (x.k + 15) / 16 * 16, steps = static_cast<int>(ceil_div(x.k, depth));
   std::vector<unsigned char> shared((tile_m + 128) * depth);
   for (int tile = 0; tile < rows * columns; ++tile) {
+    if (left_out(tile, rows * columns)) continue;
     const Place at = tile_at(tile, rows, columns);
     std::vector<int> sums(128 * MI * 64);
     std::vector<float> totals(128 * MI * 64);
@@ -471,6 +477,8 @@ std::string message;
 extern "C" {
 
 const char* emulator_message() { return message.c_str(); }
+
+void emulator_ends_only(int on) { ends_only = on != 0; }
 
 int emulator_check_maps() try {
   check_maps();

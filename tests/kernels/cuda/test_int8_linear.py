@@ -4,9 +4,6 @@ called through `qkernels.cuda` and compared with exact sums and the contract's b
 from __future__ import annotations
 
 import ctypes
-import shutil
-import subprocess
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,9 +12,6 @@ import torch
 from qkernels import Int8Weight, cuda, reference
 from tests.kernels.linear_cases import Exact, check_codes, check_float, check_groups, finish, guarded, untouched
 
-HERE = Path(__file__).parent
-SOURCES = HERE.parents[2] / "csrc/cuda"
-FLAGS = ["-std=c++20", "-O2", "-Wall", "-Wextra", "-Werror", "-fPIC", "-shared", "-ffp-contract=off"]
 #: chip, configuration, and the tile that it makes
 CONFIGURATIONS = {
     "sm_90 narrow": (90, 0, 64, 128),
@@ -26,19 +20,6 @@ CONFIGURATIONS = {
     "sm_80 narrow": (80, 0, 64, 128),
     "sm_80 square": (80, 1, 128, 128),
 }
-
-
-@pytest.fixture(scope="session")
-def emulator(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    if not SOURCES.is_dir() or shutil.which("g++") is None:
-        pytest.skip("needs a checkout and g++")
-    target = tmp_path_factory.mktemp("emulator") / "emulator.so"
-    command = ["g++", *FLAGS, f"-I{SOURCES}", str(HERE / "emulator.cc"), "-o", str(target)]
-    run = subprocess.run(command, capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr
-    loaded = ctypes.CDLL(str(target))
-    loaded.emulator_message.restype = ctypes.c_char_p
-    return loaded
 
 
 class Emulated:
