@@ -74,6 +74,40 @@ template <int rows>
   }
 }
 
+// The last step of a group, row by row: a row's sums are whole, and done(row) stores them, while the rows behind it
+// still multiply. All of them behind the last product would hold it up: a processor that stores a vector in two cycles
+// has no room for 24. `high`: 256 bytes for half of the codes, for which no register is left.
+template <int rows, class Done>
+[[gnu::always_inline]] static inline void last_step(__m512i (&c)[rows][4], const std::int8_t* a, std::int64_t stride,
+                                                    const std::uint8_t* panel, std::uint8_t* high, const Done& done) {
+  const __m512i low = _mm512_set1_epi8(15);
+  __m512i b[4];
+#pragma GCC unroll 4
+  for (int j = 0; j < 4; ++j) {
+    const __m512i bytes = _mm512_loadu_si512(panel + 64 * j);
+    _mm512_store_si512(high + 64 * j, _mm512_and_si512(_mm512_srli_epi16(bytes, 4), low));
+  }
+  __asm__ volatile("" : "+r"(panel));  // read again, as above
+#pragma GCC unroll 4
+  for (int j = 0; j < 4; ++j) b[j] = _mm512_and_si512(_mm512_loadu_si512(panel + 64 * j), low);
+#pragma GCC unroll 6
+  for (int r = 0; r < rows; ++r) {
+    std::int32_t four[2];
+    std::memcpy(four, a + r * stride, 8);
+    const __m512i first = _mm512_set1_epi32(four[0]);
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; ++j) dot(c[r][j], b[j], first);
+    const __m512i second = _mm512_set1_epi32(four[1]);
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; ++j) {
+      const std::uint8_t* from = high + 64 * j;
+      __asm__ volatile("" : "+r"(from)::"memory");
+      dot(c[r][j], _mm512_load_si512(from), second);
+    }
+    done(r);
+  }
+}
+
 // One group of one panel, and what of x belongs to it.
 struct Group {
   const float *scales, *zeros;  // [64]
@@ -88,17 +122,14 @@ struct Group {
 // k.
 template <bool general>
 static inline vf scaled(const Group& g, int r, int j, vf sum, vf before) {
-  vf scale = load(g.scales + j);
-  if (general) {
-    if (g.zeros) sum = fnma(load(g.zeros + j), set1(g.row_sums[r]), sum);
-    scale = mul(scale, set1(g.row_scales[r]));
-  }
-  return fma(sum, scale, before);
+  if (!general) return fma(sum, load(g.scales + j), before);
+  if (g.zeros) sum = fnma(load(g.zeros + j), set1(g.row_sums[r]), sum);
+  return fma(sum, mul(load(g.scales + j), set1(g.row_scales[r])), before);
 }
 
 // The product of a group. The sums acc[rows, 64] of the group before it are added to `total` along the way, while the
-// product leaves ports idle. Its own go to `acc`, or with the last group straight through the linear part of the
-// epilogue.
+// product leaves ports idle. Its own go to `acc` ([rows + 1, 64]: the last row is room for last_step), or with the last
+// group straight through the linear part of the epilogue.
 template <int rows, bool general>
 [[gnu::noinline]] static void group_tile(const Group& g, const Group* before, const Last* last, std::int32_t* acc,
                                          float* total) {
@@ -112,7 +143,7 @@ template <int rows, bool general>
   const std::uint8_t* panel = g.panel;
   std::int64_t steps = g.steps;
   if (before) {
-    const std::int64_t every = steps / rows;
+    const std::int64_t every = (steps - 1) / rows;
 #pragma GCC unroll 1
     for (int r = 0; r < rows; ++r, steps -= every) {
       accumulate(c, a, g.stride, panel, every);
@@ -123,31 +154,34 @@ template <int rows, bool general>
       }
     }
   }
-  accumulate(c, a, g.stride, panel, steps);
+  accumulate(c, a, g.stride, panel, steps - 1);
+  auto* high = reinterpret_cast<std::uint8_t*>(acc + rows * kPanel);
   if (last) {
-#pragma GCC unroll 6
-    for (int r = 0; r < rows; ++r) {
-      const vf row_scale = set1(last->linear.rows[r]);
+    // Pointers as locals: behind a store through `to`, compilers would read those of `last` again.
+    const float *const row_scales = last->linear.rows, *const bias = last->linear.bias;
+    float* const to = last->to;
+    const std::int64_t to_stride = last->stride;
+    last_step(c, a, g.stride, panel, high, [&](int r) __attribute__((always_inline)) {
+      const vf row_scale = set1(row_scales[r]);
 #pragma GCC unroll 4
       for (int j = 0; j < 4; ++j) {
         const vf y = scaled<general>(g, r, 16 * j, to_float(c[r][j]), load(total + r * kPanel + 16 * j));
-        store(last->to + r * last->stride + 16 * j, fma(y, row_scale, load(last->linear.bias + 16 * j)));
+        store(to + r * to_stride + 16 * j, fma(y, row_scale, load(bias + 16 * j)));
       }
-    }
+    });
     return;
   }
-#pragma GCC unroll 6
-  for (int r = 0; r < rows; ++r) {
+  last_step(c, a, g.stride, panel, high, [&](int r) __attribute__((always_inline)) {
 #pragma GCC unroll 4
     for (int j = 0; j < 4; ++j) _mm512_store_si512(acc + r * kPanel + 16 * j, c[r][j]);
-  }
+  });
 }
 
 template <int rows, bool general>
 static void linear_tile(const Weights4& w, const PanelFloats& floats, const Codes& x, std::int64_t at, std::int64_t row,
                         std::int64_t p, const Touched& touched, const Last& last) {
   const std::int64_t whole = ceil_div(x.chunk, kStep), x_groups = ceil_div(w.k, kGroup);
-  alignas(64) std::int32_t acc[rows * kPanel];
+  alignas(64) std::int32_t acc[(rows + 1) * kPanel];
   alignas(64) float total[rows * kPanel];
   for (int i = 0; i < rows * kPanel; i += W) store(total + i, zero());
   Group groups[2], *before = nullptr;

@@ -53,6 +53,7 @@ static inline void sums_about(const T* const* x, std::int64_t k, const float* ne
       d[j] = add(d[j], a);
       q[j] = fma(a, a, q[j]);
     }
+#pragma GCC unroll 2  // else compilers go by way of memory
   for (int r = 0; r < 2; ++r) {
     sum[r] = reduce_add(add(d[r], d[r + 2]));
     squares[r] = reduce_add(add(q[r], q[r + 2]));
