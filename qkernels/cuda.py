@@ -104,6 +104,11 @@ def unfit(op: str, device: torch.device) -> str | None:
         return "does not have this op"
     if device.type != "cuda":
         return f"runs on NVIDIA GPUs, and these tensors are on '{device}'"
+    return too_old(device)
+
+
+def too_old(device: torch.device) -> str | None:
+    """Why no kernel runs on this GPU, worded as in `supports`; None where it is new enough."""
     capability, _, _ = device_facts(torch.cuda.current_device() if device.index is None else device.index)
     if capability < (8, 0):
         return f"needs compute capability 8.0 or newer, and this GPU has {capability[0]}.{capability[1]}"

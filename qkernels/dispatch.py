@@ -162,6 +162,14 @@ def layout_for(weight: Int8Weight | Int4Weight) -> str:
     return int8 if isinstance(weight, Int8Weight) else int4
 
 
+def _on_gpu_kernels(device: torch.device | str) -> bool:
+    """Whether the linear ops and attention run as kernels on this GPU; without one (tracing) a new one is meant."""
+    backend = backend_for(device)
+    if backend not in (triton, cuda):
+        return False
+    return not torch.cuda.is_available() or backend.too_old(torch.device(device)) is None
+
+
 @torch.compiler.assume_constant_result
 def attention_dtype(device: torch.device | str, dtype: torch.dtype) -> torch.dtype:
     """In which dtype q, k and v should reach `attention` for its int8 output: bfloat16 instead of float32 on a GPU,
@@ -169,8 +177,7 @@ def attention_dtype(device: torch.device | str, dtype: torch.dtype) -> torch.dty
     (twice as fast); the error stays below that of the int8 codes that follow. Models of 16 bits keep their dtype."""
     if dtype is not torch.float32:
         return dtype
-    backend = backend_for(device)
-    native = backend in (triton, cuda) or (backend is cpu and cpu.native.has_bf16())
+    native = _on_gpu_kernels(device) or (backend_for(device) is cpu and cpu.native.has_bf16())
     return torch.bfloat16 if native else dtype
 
 
@@ -182,7 +189,7 @@ def handover_group(device: torch.device | str) -> int | None:
     A GPU's tile holds whole groups but no whole row, so groups save the pass between: 1 byte a value is moved instead
     of 5 (bfloat16) or 9 (float32), for one multiplication of the sums every 128 inputs. A CPU has the row in its cache.
     """
-    return 128 if backend_for(device) in (triton, cuda) else None
+    return 128 if _on_gpu_kernels(device) else None
 
 
 def info() -> dict[str, Any]:

@@ -63,7 +63,8 @@ def _has_file(op: str) -> bool:
 
 
 @functools.cache
-def _too_old(device: torch.device) -> str | None:
+def too_old(device: torch.device) -> str | None:
+    """Why no kernel runs on this GPU, worded to follow "the triton backend"; None where it is new enough."""
     found = torch.cuda.get_device_capability(device)
     if found >= OLDEST:
         return None
@@ -79,7 +80,7 @@ def unfit(op: str, device: torch.device) -> str | None:
         return None
     from . import trial  # not with the package, which whoever has no GPU imports too
 
-    return _too_old(device) or trial.failure(op, device, function)
+    return too_old(device) or trial.failure(op, device, function)
 
 
 def supports(op: str, *args: Any, **kwargs: Any) -> str | None:

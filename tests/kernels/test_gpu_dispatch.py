@@ -32,9 +32,9 @@ def clean(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trial, "_found", {})
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
-    triton._too_old.cache_clear()
+    triton.too_old.cache_clear()
     yield
-    triton._too_old.cache_clear()
+    triton.too_old.cache_clear()
 
 
 def fake(*shape: int, dtype: torch.dtype = torch.float32, device: str = "cuda") -> Tensor:
@@ -155,6 +155,21 @@ def test_an_old_gpu_falls_back_with_a_sentence_that_names_both(monkeypatch: pyte
     with pytest.raises(FallbackError, match="compute capability"):
         dispatch.select("quantize_per_token", GPU, x)
     assert dispatch.runner("quantize_per_token", GPU)[0] == "reference"  # telling is no running
+
+
+@pytest.mark.parametrize("backend", ["triton", "cuda"])
+def test_an_old_gpu_is_handed_what_the_reference_wants(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Groups and bfloat16 are for kernels; where none runs, floats are passed as they are."""
+    monkeypatch.setattr(triton, "missing", None)
+    monkeypatch.setattr(cuda, "missing", None)
+    monkeypatch.setenv("QKERNELS_BACKEND", backend)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for capability, group, dtype in (((7, 5), None, torch.float32), ((8, 0), 128, torch.bfloat16)):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, found=capability: found)
+        monkeypatch.setattr(cuda, "device_facts", lambda index, found=capability: (found, 40, 65536))
+        triton.too_old.cache_clear()
+        assert dispatch.handover_group(GPU) == group
+        assert dispatch.attention_dtype(GPU, torch.float32) is dtype
 
 
 def test_without_triton_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:

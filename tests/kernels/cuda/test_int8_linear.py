@@ -112,7 +112,7 @@ EPILOGUES = [
 
 
 @pytest.mark.parametrize("epilogue", EPILOGUES, ids=lambda e: "-".join(str(v) for v in e.values()))
-@pytest.mark.parametrize("n", [272, 269], ids=["wide", "single"])
+@pytest.mark.parametrize("n", [272, 270, 269], ids=["wide", "pairs that begin elsewhere", "single"])
 @pytest.mark.parametrize("kind", ["scalar", "row", "group"])
 def test_epilogues_within_the_contract(epilogue: dict, n: int, kind: str, emulated: Emulated) -> None:
     """Every way out, over rows that begin at 16 bytes and rows that do not; activation scales of all three kinds."""
