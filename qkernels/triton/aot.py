@@ -54,10 +54,12 @@ class AotCase:
 
 @dataclass(frozen=True)
 class Compiled:
-    """What a case became: machine code, PTX, registers and bytes of stack (spills) a thread, shared bytes a block."""
+    """What a case became: machine code, PTX, Triton's own last form of it (TTGIR), registers and bytes of stack
+    (spills) a thread, shared bytes a block."""
 
     sass: str
     ptx: str
+    ttgir: str
     registers: int
     stack: int
     shared: int
@@ -91,7 +93,8 @@ def compile_case(case: AotCase, capability: int) -> Compiled:
         usage, sass = (_cuobjdump(option, cubin) for option in ("--dump-resource-usage", "--dump-sass"))
     found = re.search(r"REG:(\d+) STACK:(\d+)", usage)
     assert found, usage
-    return Compiled(sass, compiled.asm["ptx"], int(found[1]), int(found[2]), compiled.metadata.shared)
+    asm, spilled = compiled.asm, int(found[2])
+    return Compiled(sass, asm["ptx"], asm["ttgir"], int(found[1]), spilled, compiled.metadata.shared)
 
 
 @functools.cache

@@ -331,6 +331,10 @@ class Variant:
     residual: str | None = None
     zero: bool = False
 
+    @property
+    def out_bytes(self) -> int:
+        return {"*fp32": 4, "*bf16": 2, "*fp16": 2, "*i8": 1}[self.out_type]
+
     def signature(self) -> tuple[dict[str, str], dict[str, Any]]:
         """Types of pointer arguments, and constants, of `write` by name."""
         pointers = {

@@ -7,7 +7,10 @@ programs, whose int32 sums a second kernel adds in order. Where activations have
 sum of every step of 128 is scaled into a float32 sum.
 
 Bound: tensor cores for many rows (4096 products a clock and SM on sm_90), else the weights' way from memory. One output
-costs K/4096 clocks there, so for short K the epilogue is as dear as the products: two blocks a SM overlap them.
+costs K/4096 clocks there, so for short K the epilogue is as dear as the products: two blocks a SM overlap them, or,
+where a tile takes all of a SM, the loops over tiles and K are one ("flatten"), and the epilogue runs while the next
+tile's operands arrive. Triton waits for an integer product before it starts the next (only float32 sums are left in
+flight), which larger tiles and second blocks make less of.
 """
 
 from __future__ import annotations
@@ -64,6 +67,7 @@ def int8_linear_kernel(
     SWAP: tl.constexpr,
     SPLIT: tl.constexpr,
     TMA: tl.constexpr,
+    FLATTEN: tl.constexpr,
     BAND: tl.constexpr,
 ):
     """x and w: pointers to `[M, K]` and `[N, K]`, K a multiple of 16, or TMA descriptors of them. With SPLIT > 1 sums
@@ -72,7 +76,7 @@ def int8_linear_kernel(
     steps = tl.cdiv(K, BLOCK_K)
     share = tl.cdiv(steps, SPLIT)
     groups = tl.cdiv(K, 128)
-    for index in tl.range(tl.program_id(0), tiles * SPLIT, tl.num_programs(0), flatten=TMA):
+    for index in tl.range(tl.program_id(0), tiles * SPLIT, tl.num_programs(0), flatten=FLATTEN):
         part = index // tiles
         row_tile, column_tile = tile_of(index % tiles, M, N, BLOCK_M, BLOCK_N, BAND)
         lines = tl.arange(0, BLOCK_M)
@@ -86,7 +90,10 @@ def int8_linear_kernel(
         if X_SCALE == "group":
             scaled = tl.zeros((BLOCK_N, BLOCK_M) if SWAP else (BLOCK_M, BLOCK_N), tl.float32)
             x_scales = x_scale + (row_tile * BLOCK_M).to(tl.int64) * groups + lines * groups
-        for step in tl.range(part * share, tl.minimum(part * share + share, steps)):
+        # Bounds that no tile changes, where K is whole: else Triton does not flatten the loops.
+        begin = part * share if SPLIT > 1 else 0
+        end = tl.minimum(begin + share, steps) if SPLIT > 1 else steps
+        for step in tl.range(begin, end):
             if TMA:
                 a = x.load([row_tile * BLOCK_M, step * BLOCK_K])
                 b = w.load([column_tile * BLOCK_N, step * BLOCK_K])
@@ -142,17 +149,24 @@ class Config:
     split: int = 1
     per_sm: int = 1
 
-    def legal(self, chip: Chip, x_scale: str | None, out: str) -> bool:
-        """Whether it compiles without spills (Triton 3.6 and 3.8) and fits into shared memory."""
-        stage = (self.block_m + self.block_n) * self.block_k
-        fits = self.stages * stage * self.per_sm <= chip.shared
+    def flat(self, chip: Chip) -> bool:
+        """Whether the next tile's operands are on their way while a tile is finished. Two blocks a SM do that for each
+        other, and leave no shared memory for it."""
+        return chip.capability >= 90 and self.per_sm == 1 and self.split == 1
+
+    def legal(self, chip: Chip, x_scale: str | None, out: str, out_bytes: int) -> bool:
+        """Whether it compiles without spills (Triton 3.6 and 3.8) and fits into shared memory. `out`: what leaves, as
+        `epilogue.write` calls it, of `out_bytes` a value."""
+        shared = self.per_sm * self.stages * (self.block_m + self.block_n) * self.block_k
+        if self.flat(chip):  # values change threads beside the operands: 128 columns at a time, sums if transposed
+            shared += self.block_m * min(self.block_n, 128) * (4 if self.swap else out_bytes)
         if out == "group" and self.block_n % 128 or x_scale == "group" and self.block_k != 128:
             return False
         # Accumulators a thread: two sets where activations have groups. Triton 3.8 holds int8 fragments on sm_80.
         held = self.block_m * self.block_n // (32 * self.warps) * (2 if x_scale == "group" else 1)
-        # Static codes need more registers; a tile 256 wide is finished in halves.
-        narrow = out in ("tensor", "channel") and self.block_n < 256
-        return fits and held <= (64 if chip.capability < 90 or narrow else 128)
+        # Static codes need more registers; by one scale, a tile 256 wide is finished in halves.
+        narrow = out == "channel" or out == "tensor" and self.block_n < 256
+        return shared <= chip.shared and held <= (64 if chip.capability < 90 or narrow else 128)
 
 
 def candidates(chip: Chip) -> list[Config]:
@@ -162,6 +176,7 @@ def candidates(chip: Chip) -> list[Config]:
         grouped = [Config(m, 128, 128, 4, 4, swap=True) for m in (16, 32, 64)]
         many = [
             Config(128, 256, 128, 8, 4),
+            Config(128, 256, 128, 8, 3),
             Config(128, 128, 128, 4, 3, per_sm=2),
             Config(64, 128, 128, 4, 4, per_sm=2),
         ]
@@ -172,7 +187,7 @@ def candidates(chip: Chip) -> list[Config]:
     return [*few, Config(64, 128, 64, 4, 4, per_sm=2), Config(128, 128, 64, 8, 4), Config(64, 128, 128, 8, 3)]
 
 
-def configure(m: int, n: int, k: int, chip: Chip, x_scale: str | None, out: str) -> Config:
+def configure(m: int, n: int, k: int, chip: Chip, x_scale: str | None, out: str, out_bytes: int) -> Config:
     """The configuration for a shape: the legal tile with the least estimated time, split along K where tiles are few.
 
     A tile takes its products at the rate of its kind (small tiles load more an operation), and for each output an
@@ -187,7 +202,7 @@ def configure(m: int, n: int, k: int, chip: Chip, x_scale: str | None, out: str)
         work = area * (k / rate + (256 if config.per_sm == 1 else 64))
         return ceil_div(tiles, chip.multiprocessors) * work
 
-    legal = [config for config in candidates(chip) if config.legal(chip, x_scale, out)]
+    legal = [config for config in candidates(chip) if config.legal(chip, x_scale, out, out_bytes)]
     best = min(legal, key=time)
     tiles = ceil_div(m, best.block_m) * ceil_div(n, best.block_n)
     # Each part keeps at least eight steps: a second kernel costs about as much as that.
@@ -221,17 +236,18 @@ def int8_linear(
     )
     if end.rows == 0:
         return end.result
-    kind, rows, codes, out_kind = scale_kind(x, x_scale), aligned_rows(x, k), weight.codes.contiguous(), end.kind
+    kind, rows, codes = scale_kind(x, x_scale), aligned_rows(x, k), weight.codes.contiguous()
+    leaves = (end.kind, end.arguments["out"].itemsize)
     shape, on_chip = (end.rows, n, codes.shape[1]), chip(x.device)
 
     def run(config: Config) -> None:
         launch(config, rows, codes, x_scale, weight.scales.contiguous(), kind, end)
 
     def legal() -> list[Config]:
-        return [config for config in candidates(on_chip) if config.legal(on_chip, kind, out_kind)]
+        return [config for config in candidates(on_chip) if config.legal(on_chip, kind, *leaves)]
 
-    rule = configure(*shape, on_chip, kind, out_kind)
-    run(tune.choose("int8_linear", x.device, shape, (kind, out_kind), rule, legal, run))
+    rule = configure(*shape, on_chip, kind, *leaves)
+    run(tune.choose("int8_linear", x.device, shape, (kind, *leaves), rule, legal, run))
     return end.result
 
 
@@ -264,20 +280,21 @@ def launch(
             K=k,
             X_SCALE=kind,
             **end.constants,
-            **_constants(config, tma),
+            **_constants(config, on_chip),
         )
     if partial is not None:
         end.combine(partial, x_scale, w_scale, None if kind == "group" else kind)
 
 
-def _constants(config: Config, tma: bool) -> dict[str, Any]:
+def _constants(config: Config, chip: Chip) -> dict[str, Any]:
     return {
         "BLOCK_M": config.block_m,
         "BLOCK_N": config.block_n,
         "BLOCK_K": config.block_k,
         "SWAP": config.swap,
         "SPLIT": config.split,
-        "TMA": tma,
+        "TMA": chip.capability >= 90,
+        "FLATTEN": config.flat(chip),
         "BAND": 8,
         "num_warps": config.warps,
         "num_stages": config.stages,
@@ -291,14 +308,21 @@ def aot_cases() -> list[AotCase]:
         seen = set()
         for variant in VARIANTS:
             for config in candidates(target):
-                if not config.legal(target, variant.x_scale, variant.out):
+                if not config.legal(target, variant.x_scale, variant.out, variant.out_bytes):
                     continue
                 # One configuration of a form is enough for the other epilogues.
-                form = (variant.name, config.swap)
+                form = (variant.name, config.swap, config.flat(target))
                 if variant is not VARIANTS[0] and form in seen:
                     continue
                 seen.add(form)
                 cases.append(_case(config, variant, target, aligned=True))
+        widest = Variant("fp32-residual", "row", None, "float", "*fp32", residual="*fp32")  # most shared memory
+        cases += [
+            # Triton 3.6: 24 bytes a thread, once a tile
+            replace(_case(config, widest, target, aligned=True), spills=frozenset({(90, (3, 6))}))
+            for config in candidates(target)
+            if config.flat(target) and not config.swap and config.legal(target, "row", "float", 4)
+        ]
         cases.append(_case(candidates(target)[-1], VARIANTS[0], target, aligned=False))
         cases.append(_case(replace(candidates(target)[0], split=4), VARIANTS[0], target, aligned=True))
     return cases
@@ -312,7 +336,7 @@ def _case(config: Config, variant: Variant, target: Chip, aligned: bool) -> AotC
     partial = None if config.split == 1 else "*fp32" if variant.x_scale == "group" else "*i32"
     signature = {"x": operands[0], "w": operands[1], "x_scale": "*fp32", "w_scale": "*fp32", **pointers}
     signature |= {"partial": partial} if partial else {}
-    options = _constants(config, tma)
+    options = _constants(config, target)
     warps, stages = options.pop("num_warps"), options.pop("num_stages")
     divisible = [name for name in signature if not signature[name].startswith("tensordesc")]
     shape = f"{config.block_m}x{config.block_n}x{config.block_k}-{warps}w{stages}s"

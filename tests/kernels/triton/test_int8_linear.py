@@ -149,14 +149,14 @@ def test_configurations_are_legal_and_few_tiles_are_split(chip) -> None:
     for m in (1, 16, 50, 197, 257, 800, 12800, 65792):
         for n, k in ((512, 512), (768, 768), (768, 3072), (3072, 768), (4096, 1024), (1024, 4096), (8192, 8192)):
             for kind in ("one", "row", "group"):
-                for out in ("float", "tensor", "channel", "group"):
-                    config = int8_linear.configure(m, n, k, chip, kind, out)
-                    assert config.legal(chip, kind, out)
+                for out in (("float", 4), ("float", 2), ("tensor", 1), ("channel", 1), ("group", 1)):
+                    config = int8_linear.configure(m, n, k, chip, kind, *out)
+                    assert config.legal(chip, kind, *out)
                     if config.split > 1:
                         assert -(-k // config.block_k) >= 2 * config.split
-    assert int8_linear.configure(1, 1024, 4096, chip, "row", "float").split > 1
-    assert int8_linear.configure(1, 1024, 4096, chip, "row", "float").swap
-    assert int8_linear.configure(12800, 768, 3072, chip, "row", "float").split == 1
+    assert int8_linear.configure(1, 1024, 4096, chip, "row", "float", 2).split > 1
+    assert int8_linear.configure(1, 1024, 4096, chip, "row", "float", 2).swap
+    assert int8_linear.configure(12800, 768, 3072, chip, "row", "float", 2).split == 1
 
 
 def test_an_unpacked_weight_is_refused() -> None:
