@@ -2,7 +2,7 @@
 //
 // How an op is added:
 //   1. csrc/cpu/NAME.cc defines `extern "C" void QK_IMPL(NAME)(arguments)`. It is compiled once a tier with -DQK_TIER=
-//      and that tier's instruction flags, so it includes "simd.h" (vector types), "vmath.h" (exp, GELU) and
+//      and that tier's instruction flags, so it includes "simd.h" (vector types), "vmath.h" (sigmoid, GELU) and
 //      "parallel.h" and keeps all helpers `static` or inside an unnamed namespace. An inline function or a template of
 //      the standard library that is emitted out of line would be merged across tiers by the linker, and the scalar tier
 //      would run AVX-512: use none there (a test looks for weak symbols).

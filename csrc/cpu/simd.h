@@ -145,7 +145,6 @@ static inline vf add(vf a, vf b) { return _mm512_add_ps(a, b); }
 static inline vf sub(vf a, vf b) { return _mm512_sub_ps(a, b); }
 static inline vf mul(vf a, vf b) { return _mm512_mul_ps(a, b); }
 static inline vf div(vf a, vf b) { return _mm512_div_ps(a, b); }
-static inline vf sqrt(vf a) { return _mm512_sqrt_ps(a); }
 static inline vf fma(vf a, vf b, vf c) { return _mm512_fmadd_ps(a, b, c); }    // a * b + c
 static inline vf fnma(vf a, vf b, vf c) { return _mm512_fnmadd_ps(a, b, c); }  // c - a * b
 static inline vf min(vf a, vf b) { return _mm512_min_ps(a, b); }
@@ -154,11 +153,8 @@ static inline vf abs(vf a) { return _mm512_abs_ps(a); }
 static inline vf round(vf a) { return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
 static inline vi add(vi a, vi b) { return _mm512_add_epi32(a, b); }
 static inline vi sub(vi a, vi b) { return _mm512_sub_epi32(a, b); }
-static inline vi mul(vi a, vi b) { return _mm512_mullo_epi32(a, b); }
-static inline vi min(vi a, vi b) { return _mm512_min_epi32(a, b); }
 static inline vi max(vi a, vi b) { return _mm512_max_epi32(a, b); }
 static inline vi bit_and(vi a, vi b) { return _mm512_and_si512(a, b); }
-static inline vi bit_or(vi a, vi b) { return _mm512_or_si512(a, b); }
 template <int n>
 static inline vi shift_left(vi a) {
   return _mm512_slli_epi32(a, n);
@@ -178,7 +174,6 @@ static inline vf select(vm m, vf yes, vf no) { return _mm512_mask_mov_ps(no, m, 
 static inline vi select(vm m, vi yes, vi no) { return _mm512_mask_mov_epi32(no, m, yes); }
 static inline float reduce_add(vf a) { return _mm512_reduce_add_ps(a); }
 static inline float reduce_max(vf a) { return _mm512_reduce_max_ps(a); }
-static inline std::int32_t reduce_add(vi a) { return _mm512_reduce_add_epi32(a); }
 static inline std::int32_t reduce_max(vi a) { return _mm512_reduce_max_epi32(a); }
 
 // ---- AVX2 ----
@@ -255,7 +250,6 @@ static inline vf add(vf a, vf b) { return _mm256_add_ps(a, b); }
 static inline vf sub(vf a, vf b) { return _mm256_sub_ps(a, b); }
 static inline vf mul(vf a, vf b) { return _mm256_mul_ps(a, b); }
 static inline vf div(vf a, vf b) { return _mm256_div_ps(a, b); }
-static inline vf sqrt(vf a) { return _mm256_sqrt_ps(a); }
 static inline vf fma(vf a, vf b, vf c) { return _mm256_fmadd_ps(a, b, c); }
 static inline vf fnma(vf a, vf b, vf c) { return _mm256_fnmadd_ps(a, b, c); }
 static inline vf min(vf a, vf b) { return _mm256_min_ps(a, b); }
@@ -264,11 +258,8 @@ static inline vf abs(vf a) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), a); 
 static inline vf round(vf a) { return _mm256_round_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
 static inline vi add(vi a, vi b) { return _mm256_add_epi32(a, b); }
 static inline vi sub(vi a, vi b) { return _mm256_sub_epi32(a, b); }
-static inline vi mul(vi a, vi b) { return _mm256_mullo_epi32(a, b); }
-static inline vi min(vi a, vi b) { return _mm256_min_epi32(a, b); }
 static inline vi max(vi a, vi b) { return _mm256_max_epi32(a, b); }
 static inline vi bit_and(vi a, vi b) { return _mm256_and_si256(a, b); }
-static inline vi bit_or(vi a, vi b) { return _mm256_or_si256(a, b); }
 template <int n>
 static inline vi shift_left(vi a) {
   return _mm256_slli_epi32(a, n);
@@ -297,11 +288,6 @@ static inline float reduce_max(vf a) {
   __m128 x = _mm_max_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
   x = _mm_max_ps(x, _mm_movehl_ps(x, x));
   return _mm_cvtss_f32(_mm_max_ss(x, _mm_shuffle_ps(x, x, 1)));
-}
-static inline std::int32_t reduce_add(vi a) {
-  __m128i x = _mm_add_epi32(_mm256_castsi256_si128(a), _mm256_extracti128_si256(a, 1));
-  x = _mm_add_epi32(x, _mm_shuffle_epi32(x, 0x4e));
-  return _mm_cvtsi128_si32(_mm_add_epi32(x, _mm_shuffle_epi32(x, 0xb1)));
 }
 static inline std::int32_t reduce_max(vi a) {
   __m128i x = _mm_max_epi32(_mm256_castsi256_si128(a), _mm256_extracti128_si256(a, 1));
@@ -356,7 +342,6 @@ static inline vf add(vf a, vf b) { return a + b; }
 static inline vf sub(vf a, vf b) { return a - b; }
 static inline vf mul(vf a, vf b) { return a * b; }
 static inline vf div(vf a, vf b) { return a / b; }
-static inline vf sqrt(vf a) { return __builtin_sqrtf(a); }
 static inline vf fma(vf a, vf b, vf c) { return __builtin_fmaf(a, b, c); }
 static inline vf fnma(vf a, vf b, vf c) { return __builtin_fmaf(-a, b, c); }
 static inline vf min(vf a, vf b) { return a < b ? a : b; }
@@ -366,11 +351,8 @@ static inline vf round(vf a) { return __builtin_rintf(a); }
 static inline vi wrap(std::uint32_t a) { return static_cast<vi>(a); }
 static inline vi add(vi a, vi b) { return wrap(static_cast<std::uint32_t>(a) + static_cast<std::uint32_t>(b)); }
 static inline vi sub(vi a, vi b) { return wrap(static_cast<std::uint32_t>(a) - static_cast<std::uint32_t>(b)); }
-static inline vi mul(vi a, vi b) { return wrap(static_cast<std::uint32_t>(a) * static_cast<std::uint32_t>(b)); }
-static inline vi min(vi a, vi b) { return a < b ? a : b; }
 static inline vi max(vi a, vi b) { return a > b ? a : b; }
 static inline vi bit_and(vi a, vi b) { return a & b; }
-static inline vi bit_or(vi a, vi b) { return a | b; }
 template <int n>
 static inline vi shift_left(vi a) {
   return static_cast<vi>(static_cast<std::uint32_t>(a) << n);
@@ -392,7 +374,6 @@ static inline vf select(vm m, vf yes, vf no) { return m ? yes : no; }
 static inline vi select(vm m, vi yes, vi no) { return m ? yes : no; }
 static inline float reduce_add(vf a) { return a; }
 static inline float reduce_max(vf a) { return a; }
-static inline std::int32_t reduce_add(vi a) { return a; }
 static inline std::int32_t reduce_max(vi a) { return a; }
 
 #endif

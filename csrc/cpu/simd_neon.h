@@ -66,7 +66,6 @@ static inline vf add(vf a, vf b) { return vaddq_f32(a, b); }
 static inline vf sub(vf a, vf b) { return vsubq_f32(a, b); }
 static inline vf mul(vf a, vf b) { return vmulq_f32(a, b); }
 static inline vf div(vf a, vf b) { return vdivq_f32(a, b); }
-static inline vf sqrt(vf a) { return vsqrtq_f32(a); }
 static inline vf fma(vf a, vf b, vf c) { return vfmaq_f32(c, a, b); }
 static inline vf fnma(vf a, vf b, vf c) { return vfmsq_f32(c, a, b); }
 static inline vm less(vf a, vf b) { return vcltq_f32(a, b); }
@@ -81,11 +80,8 @@ static inline vf abs(vf a) { return vabsq_f32(a); }
 static inline vf round(vf a) { return vrndnq_f32(a); }
 static inline vi add(vi a, vi b) { return vaddq_s32(a, b); }
 static inline vi sub(vi a, vi b) { return vsubq_s32(a, b); }
-static inline vi mul(vi a, vi b) { return vmulq_s32(a, b); }
-static inline vi min(vi a, vi b) { return vminq_s32(a, b); }
 static inline vi max(vi a, vi b) { return vmaxq_s32(a, b); }
 static inline vi bit_and(vi a, vi b) { return vandq_s32(a, b); }
-static inline vi bit_or(vi a, vi b) { return vorrq_s32(a, b); }
 template <int n>
 static inline vi shift_left(vi a) {
   return vshlq_n_s32(a, n);
@@ -108,7 +104,6 @@ static inline float reduce_max(vf a) {
   const float u = x > y ? x : y, v = z > w ? z : w;
   return u > v ? u : v;
 }
-static inline std::int32_t reduce_add(vi a) { return vaddvq_s32(a); }
 static inline std::int32_t reduce_max(vi a) { return vmaxvq_s32(a); }
 
 // sum += four products of signed a and b in each lane.

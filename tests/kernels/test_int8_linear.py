@@ -161,6 +161,21 @@ def test_non_finite_values(tier: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("tier", TIERS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_16_bit_results_round_half_to_even(tier: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whole sums, many of them between two numbers of the type, and a NaN whose bits would overflow in rounding."""
+    force(monkeypatch, tier)
+    generator = torch.Generator().manual_seed(0)
+    x, w = codes(generator, 13, 33), codes(generator, 70, 33) // 18
+    residual = torch.zeros(13, 70)
+    residual[3, 5] = residual[7, 69] = torch.tensor(0x7FFFFFFF, dtype=torch.int32).view(torch.float32)
+    y = qkernels.int8_linear(x, torch.ones(()), unit_weight(w).pack("vnni64"), residual=residual, out_dtype=dtype)
+    expected = (exact_sums(x, w) + residual).to(dtype)
+    assert torch.equal(y.isnan(), residual.isnan())
+    assert torch.equal(y.nan_to_num(), expected.nan_to_num())
+
+
+@pytest.mark.parametrize("tier", TIERS)
 def test_leading_dimensions_zero_rows_and_threads(tier: str, monkeypatch: pytest.MonkeyPatch) -> None:
     force(monkeypatch, tier)
     generator = torch.Generator().manual_seed(0)
