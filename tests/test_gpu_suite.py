@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -16,7 +17,7 @@ import torch
 
 import qkernels
 from benchmarks import gpu_suite
-from benchmarks.gpu import checks, oracle, table, timing
+from benchmarks.gpu import checks, ops, oracle, table, timing
 from benchmarks.gpu.machine import ROOT, Machine
 from benchmarks.gpu.parts import Part, SkipError, parts
 from qkernels import reference
@@ -94,6 +95,18 @@ def test_a_wrong_contender_is_not_timed_and_costs_the_others_nothing() -> None:
 
     found = timing.compare(DRY, {"wrong": wrong, "right": lambda _: torch.ones(3).sum()}, 2)
     assert found["wrong"] == {"error": "WrongError: off by 3"} and found["right"]["seconds"] > 0
+
+
+def test_a_backend_that_fails_costs_the_others_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def call(_: int) -> torch.Tensor:
+        if os.environ["QKERNELS_BACKEND"] == "cuda":
+            raise RuntimeError("int8_linear: no code for this GPU")
+        return torch.ones(3)
+
+    monkeypatch.setattr(Machine, "backends", lambda self: ["cuda", "triton"])
+    found = timing.compare(DRY, ops.checked(DRY, call, lambda y: oracle.equal(y, torch.ones(3), "y")), 2)
+    assert found["ours cuda"] == {"error": "RuntimeError: int8_linear: no code for this GPU"}
+    assert found["ours triton"]["seconds"] > 0
 
 
 def test_on_a_gpu_calls_are_captured_once_and_replayed(monkeypatch: pytest.MonkeyPatch) -> None:

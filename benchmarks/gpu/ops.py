@@ -59,14 +59,15 @@ def ours(machine: Machine, call: Callable[[int], Any]) -> dict[str, Callable[[in
 
 
 def checked(machine: Machine, call: Callable[[int], Any], check: Callable[[Any], None]) -> dict[str, Callable]:
-    """`ours`, without the backends whose result is wrong or that refuse: their row says why."""
+    """`ours`, without the backends whose result is wrong, that refuse or fail: their row says why."""
     found: dict[str, Callable] = {}
     for name, run in ours(machine, call).items():
         try:
             check(run(0))
             machine.synchronize()
             found[name] = run
-        except (oracle.WrongError, qkernels.FallbackError) as error:
+        except Exception as error:
+            machine.usable()  # raises where the device is lost
             found[name] = raiser(error)
     return found
 

@@ -60,9 +60,10 @@ def passes(n: int, dtype: torch.dtype) -> tuple[Pass, ...]:
     return (*passes(n // slow, dtype), Pass(slow, n // slow, base, False))
 
 
-@functools.lru_cache(maxsize=64)
+@functools.cache
 def _matrix(order: int, base: int, transpose: bool, padded: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Base matrix (x) Sylvester's of +-1, transposed or not, in the corner of `[padded, padded]` zeros."""
+    """Base matrix (x) Sylvester's of +-1, transposed or not, in the corner of `[padded, padded]` zeros. Kept for good:
+    a CUDA graph goes on reading it at its address, and nobody else knows of it."""
     matrix = base_matrix(base).float()
     while len(matrix) < order:
         matrix = torch.kron(matrix, torch.tensor([[1.0, 1.0], [1.0, -1.0]]))

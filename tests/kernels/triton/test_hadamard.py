@@ -51,3 +51,11 @@ def test_gradient() -> None:
     x, g = sample(3, 24).requires_grad_(), sample(2, 3, 24)[1]
     qkernels.hadamard_transform(x).backward(g)
     torch.testing.assert_close(x.grad, reference.hadamard_transform(g, True), rtol=0, atol=1e-5)
+
+
+def test_matrices_stay_where_captured_graphs_read_them() -> None:
+    device = torch.device("cpu")
+    first = hadamard._matrix(16, 1, False, 16, torch.float32, device)
+    for padded in range(17, 217):
+        hadamard._matrix(16, 1, False, padded, torch.float32, device)
+    assert hadamard._matrix(16, 1, False, 16, torch.float32, device) is first
