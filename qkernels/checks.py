@@ -63,14 +63,16 @@ def patch(op: str, x: Tensor, value: Any) -> tuple[int, int]:
     return height, width
 
 
-def vector(op: str, name: str, value: Any, size: int, device: torch.device) -> Tensor | None:
-    """Float `[size]` as contiguous float32, or None."""
+def vector(
+    op: str, name: str, value: Any, size: int, device: torch.device, dtype: torch.dtype | None = torch.float32
+) -> Tensor | None:
+    """Float `[size]`, contiguous and of `dtype` (None: its own), or None."""
     if value is None:
         return None
     tensor(op, name, value, FLOATS, device)
     if value.dim() != 1 or value.shape[0] != size:
         raise ValueError(f"{op}: {name} must have shape ({size},), got {tuple(value.shape)}")
-    return value.float().contiguous()
+    return (value if dtype is None else value.to(dtype)).contiguous()
 
 
 def scalar(op: str, name: str, value: Any, device: torch.device) -> Tensor | None:
@@ -179,8 +181,8 @@ def epilogue(
     out_group: Any,
     out_dtype: Any,
 ) -> tuple:
-    """Checked and normalised: bias float32 `[N]`, residual `[..., N]`, out_scale float32 `[]` or `[N]`, zero point
-    float32 `[]`."""
+    """Checked and normalised: bias `[N]` of its own float dtype (GPU kernels read it so: a cast would be a launch),
+    residual `[..., N]`, out_scale float32 `[]` or `[N]`, zero point float32 `[]`."""
     n, k = weight.shape
     if x.shape[-1] != k:
         raise ValueError(
@@ -200,7 +202,7 @@ def epilogue(
     if out_group is not None and (out_group != GROUP or out_scale is not None):
         raise ValueError(f"{op}: out_group must be {GROUP} and excludes out_scale, got {out_group}")
     shape = (*x.shape[:-1], n)
-    bias = vector(op, "bias", bias, n, x.device)
+    bias = vector(op, "bias", bias, n, x.device, None)
     if residual is not None:
         tensor(op, "residual", residual, FLOATS, x.device)
         if tuple(residual.shape) != shape:

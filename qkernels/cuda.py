@@ -326,7 +326,7 @@ def layer_norm_quantize(
     out: Any = None,
 ) -> Any:
     """See `qkernels.ops.layer_norm_quantize`."""
-    x, k = x.contiguous(), x.shape[-1]
+    x, k, weight, bias = x.contiguous(), x.shape[-1], _floats(weight), _floats(bias)
     codes, scales = out = _rows(x, out)
     launch(
         "layer_norm_quantize",

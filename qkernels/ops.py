@@ -109,8 +109,8 @@ def layer_norm_quantize(
     if not eps >= 0:
         raise ValueError(f"{op}: eps must be at least 0, got {eps}")
     width, device = x.shape[-1], x.device
-    weight = checks.vector(op, "weight", weight, width, device)
-    bias = checks.vector(op, "bias", bias, width, device)
+    weight = checks.vector(op, "weight", weight, width, device, None)
+    bias = checks.vector(op, "bias", bias, width, device, None)
     smooth = checks.vector(op, "smooth", smooth, width, device)
     zero_point = checks.zero_point(op, zero_point, scale, device)
     return call(op, out, x, weight, bias, float(eps), smooth, checks.scalar(op, "scale", scale, device), zero_point)

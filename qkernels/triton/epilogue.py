@@ -102,7 +102,7 @@ def write(
         elif X_SCALE == "one":
             y = y * tl.load(x_scale)
     if bias is not None:  # contracts to a fused multiply-add
-        y = y + tl.load(bias + columns, mask=in_columns, other=0.0)[None, :]
+        y = y + tl.load(bias + columns, mask=in_columns, other=0.0).to(tl.float32)[None, :]
     y = activate(y, ACTIVATION)
     inside = in_rows[:, None] & in_columns[None, :]
     start, at = first_row.to(tl.int64) * N, lines[:, None] * N + columns[None, :]
@@ -264,7 +264,7 @@ class Epilogue:
         elif out_scale is not None:
             kind = "channel" if out_scale.dim() else "tensor"
         arguments = {
-            "bias": None if bias is None else bias.float().contiguous(),
+            "bias": bias,
             "residual": None if residual is None else residual.contiguous(),
             "out": codes,
             "out_scale": out_scale,
@@ -327,7 +327,7 @@ class Variant:
     activation: str | None
     out: str
     out_type: str
-    bias: bool = True
+    bias: str | None = "*fp32"
     residual: str | None = None
     zero: bool = False
 
@@ -338,7 +338,7 @@ class Variant:
     def signature(self) -> tuple[dict[str, str], dict[str, Any]]:
         """Types of pointer arguments, and constants, of `write` by name."""
         pointers = {
-            "bias": "*fp32" if self.bias else None,
+            "bias": self.bias,
             "residual": self.residual,
             "out": self.out_type,
             "out_scale": "*fp32" if self.out in ("tensor", "channel") else None,
@@ -352,11 +352,11 @@ class Variant:
 
 #: Every branch of the epilogue at least once; the first is the plainest.
 VARIANTS = [
-    Variant("bf16", "row", None, "float", "*bf16"),
+    Variant("bf16", "row", None, "float", "*bf16", bias="*bf16"),
     Variant("gelu-groups", "row", "gelu", "group", "*i8"),
     Variant("grouped-residual", "group", None, "float", "*fp32", residual="*bf16"),
     Variant("tanh-channel", "row", "gelu_tanh", "channel", "*i8", zero=True),
-    Variant("quick-tensor", "one", "quick_gelu", "tensor", "*i8", bias=False, residual="*fp16"),
+    Variant("quick-tensor", "one", "quick_gelu", "tensor", "*i8", bias=None, residual="*fp16"),
 ]
 
 

@@ -53,7 +53,7 @@ def _gain(weight, smooth, at, mask):
     """Columns `at` of weight * smooth, either of which may be None."""
     gain = tl.full(at.shape, 1.0, tl.float32)
     if weight is not None:
-        gain = tl.load(weight + at, mask, other=0.0)
+        gain = tl.load(weight + at, mask, other=0.0).to(tl.float32)
     if smooth is not None:
         gain = gain * tl.load(smooth + at, mask, other=0.0)
     return gain
@@ -64,7 +64,7 @@ def _offset(bias, smooth, at, mask):
     """Columns `at` of bias * smooth, either of which may be None."""
     offset = tl.zeros(at.shape, tl.float32)
     if bias is not None:
-        offset = tl.load(bias + at, mask, other=0.0)
+        offset = tl.load(bias + at, mask, other=0.0).to(tl.float32)
         if smooth is not None:
             offset = offset * tl.load(smooth + at, mask, other=0.0)
     return offset

@@ -89,7 +89,8 @@ def row_case(
     known = {"K": k, "ROWS": tile.rows, "WIDTH": tile.width, **dict.fromkeys(absent), **(constants or {})}
     constexprs = {key: value for key, value in known.items() if key in kernel.arg_names}
     types = {"x": POINTERS[dtype], "codes": "*i8", "eps": "fp32"}
-    types |= dict.fromkeys(("smooth", "scale", "zero_point", "scales", "weight", "bias"), "*fp32")
+    types |= {"weight": types["x"], "bias": types["x"]}
+    types |= dict.fromkeys(("smooth", "scale", "zero_point", "scales"), "*fp32")
     signature = {key: types.get(key, "i32") for key in kernel.arg_names if key not in constexprs}
     always = {"eps", "rows", "steps", "across", "patches"}  # are not specialized
     if dtype == torch.float32:

@@ -89,7 +89,9 @@ def test_every_configuration_is_legal_and_compiled_ahead_of_time():
 
 
 @pytest.mark.parametrize("dtype", [F32, BF16])
-@pytest.mark.parametrize("kind", ["packed", "heads first", "stepped", "odd", "transposed channels", "expanded"])
+@pytest.mark.parametrize(
+    "kind", ["packed", "heads first", "stepped", "odd", "transposed channels", "expanded", "unlike"]
+)
 def test_strided_views(kind, dtype):
     generator = torch.Generator().manual_seed(5)
     b, n, h, d = 2, 19, 3, 16
@@ -101,6 +103,10 @@ def test_strided_views(kind, dtype):
         q, k, v = (torch.randn(b, 2 * n, h, d, generator=generator).to(dtype)[:, ::2] for _ in range(3))
     elif kind == "odd":
         q, k, v = (torch.randn(b, n, h, d + 5, generator=generator).to(dtype)[..., 3 : d + 3] for _ in range(3))
+    elif kind == "unlike":  # every stride of the three its own
+        q = torch.randn(b, n, h, d, generator=generator).to(dtype)
+        k = torch.randn(b, h, n, d, generator=generator).to(dtype).transpose(1, 2)
+        v = torch.randn(b, 2 * n, h, 2 * d, generator=generator).to(dtype)[:, ::2, :, d:]
     elif kind == "transposed channels":
         q, k, v = (torch.randn(b, n, d, h, generator=generator).to(dtype).transpose(2, 3) for _ in range(3))
     else:

@@ -163,3 +163,12 @@ def test_an_unpacked_weight_is_refused() -> None:
     with pytest.raises(qkernels.FallbackError, match="rows16"):
         qkernels.int8_linear(codes(0, 2, 16), 1.0, Int8Weight.quantize(torch.ones(3, 16)))
     assert epilogue.GROUP == 128
+
+
+def test_biases_of_16_bits_are_read_as_they_are() -> None:
+    bias = torch.randn(130) * 1000
+    for half in (bias.bfloat16(), bias.half()):
+        for k in (40, 4096):  # whole, and split among programs
+            x, weight = codes(0, 5, k), unit_weight(codes(1, 130, k))
+            want = qkernels.int8_linear(x, 1.0, weight, half.float())
+            assert torch.equal(qkernels.int8_linear(x, 1.0, weight, half), want)

@@ -91,3 +91,13 @@ def test_programs_go_through_many_rows() -> None:
     check_layer_norm(
         x, None, None, None, None, None, qkernels.layer_norm_quantize(x, None, None, 1e-5, out=poisoned(331, 33))
     )
+
+
+@pytest.mark.parametrize("width", [40, 20480])
+def test_weights_of_16_bits_are_read_as_they_are(width: int) -> None:
+    x, weight, bias = torch.randn(3, width), torch.rand(width) + 0.5, torch.randn(width)
+    for dtype in (torch.bfloat16, torch.float16):
+        halves = weight.to(dtype), bias.to(dtype)
+        want = qkernels.layer_norm_quantize(x, *(t.float() for t in halves), 1e-5)
+        for got, same in zip(qkernels.layer_norm_quantize(x, *halves, 1e-5), want, strict=True):
+            assert torch.equal(got, same)
