@@ -223,8 +223,8 @@ def test_nothing_to_do(batch, queries):
 
 def test_heads_too_wide_are_refused_with_the_reason():
     q = torch.randn(1, 2, 1, 129)
-    assert file.attention_limits(q) == "takes torch.float32 heads of width 128 at most, not 129"
-    assert file.attention_limits(q.half()) is None
+    assert file.attention_limits(q, q, q) == "takes torch.float32 heads of width 128 at most, not 129"
+    assert file.attention_limits(*[q.half()] * 3) is None
     with pytest.raises(qkernels.FallbackError, match="width 128 at most"):
         qkernels.attention(q, q, q)
 
