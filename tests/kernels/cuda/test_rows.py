@@ -118,6 +118,14 @@ def test_layer_norm_is_right_but_for_ties(emulated: Any, width: int, dtype: torc
         assert_near_ties(out[0], y / f64(want[1])[:, None] + (5.0 if static else 0.0), 127e-5 + 1e-3)
 
 
+def test_weights_of_16_bits(emulated: Any) -> None:
+    x, weight, bias = torch.randn(3, 40), (torch.rand(40) + 0.5).bfloat16(), torch.randn(40).half()
+    assert_equal(
+        emulated.layer_norm_quantize(x, weight, bias, 1e-5),
+        emulated.layer_norm_quantize(x, weight.float(), bias.float(), 1e-5),
+    )
+
+
 def test_statistics_that_leave_float32_are_a_fault(emulated: Any) -> None:
     x = torch.randn(4, 48)
     x[0] *= 1e30
