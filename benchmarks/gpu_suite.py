@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -55,27 +56,55 @@ class Started:
     said: IO[str]  # what it writes to stderr: a pipe would fill up while other parts are waited for
     began: float
 
+    def kill(self) -> None:
+        """With all that it started: compilers, the sanitizer."""
+        if self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+
 
 class Suite:
+    """Raises OSError where nothing can be written to `out`."""
+
     def __init__(self, out: Path, dry: bool, minutes: float) -> None:
         self.out, self.dry, self.deadline = out, dry, time.monotonic() + 60 * minutes
         out.mkdir(parents=True, exist_ok=True)
         self.log, self.key = out / "parts.jsonl", source_hash() + (" dry" if dry else "")
+        self.log.open("ab").close()
+        self.unwritten: table.Parts = {}
 
     def found(self) -> table.Parts:
-        """Parts that earlier runs of the same sources finished; the latest of each name."""
-        lines = self.log.read_text().splitlines() if self.log.exists() else []
-        return {entry["part"]: entry for line in lines if (entry := _entry(line)) and entry.get("key") == self.key}
+        """Parts that runs of the same sources finished; the latest of each name."""
+        entries = [entry for line in self.log.read_text().splitlines() if (entry := _entry(line))]
+        return {entry["part"]: entry for entry in entries if entry.get("key") == self.key} | self.unwritten
 
     def note(self, entry: dict[str, Any]) -> None:
-        with self.log.open("a") as file:
-            file.write(json.dumps(entry | {"key": self.key}) + "\n")
+        """Add a line, in one piece, because several processes write; where the disk is full it is only remembered."""
+        before = self.log.read_bytes()
+        torn = before != b"" and not before.endswith(b"\n")  # the run before was killed while it wrote
+        line = "\n" * torn + json.dumps(entry | {"key": self.key}) + "\n"
+        try:
+            with self.log.open("ab", buffering=0) as file:
+                file.write(line.encode())
+        except OSError as error:
+            self.unwritten[entry["part"]] = entry
+            print(f"gpu_suite: {entry['part']} could not be written to {self.log}: {error}", file=sys.stderr)
+
+    def write(self, name: str, text: str) -> None:
+        try:
+            (self.out / name).write_text(text)
+        except OSError as error:
+            self.unwritten[name] = {}
+            print(f"gpu_suite: {name} could not be written to {self.out}: {error}", file=sys.stderr)
+
+    def command(self, part: Part) -> list[str]:
+        return [sys.executable, __file__, "--out", str(self.out), "--part", part.name, *["--dry-run"] * self.dry]
 
     def start(self, part: Part) -> Started:
-        command = [sys.executable, __file__, "--out", str(self.out), "--part", part.name, *["--dry-run"] * self.dry]
-        print(f"{part.name} ...", file=sys.stderr, flush=True)
         said = tempfile.TemporaryFile("w+")
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=said, text=True)
+        process = subprocess.Popen(
+            self.command(part), stdout=subprocess.DEVNULL, stderr=said, text=True, start_new_session=True
+        )
         return Started(part, process, said, time.monotonic())
 
     def finish(self, started: Started) -> None:
@@ -85,8 +114,7 @@ class Suite:
         try:
             process.wait(timeout=limit)
         except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+            started.kill()
             if time.monotonic() < self.deadline:  # else the next run may give it more
                 self.note({"part": part.name, "state": "failed", "why": f"stopped after {part.limit} s"})
             return
@@ -105,8 +133,16 @@ class Suite:
                 and (chosen[len(together)].together == chosen[0].together)
             ):
                 together.append(chosen[len(together)])
-            for started in [self.start(part) for part in together]:
-                self.finish(started)
+            running: list[Started] = []
+            try:
+                for part in together:
+                    running.append(self.start(part))
+                    print(f"{part.name} ...", file=sys.stderr, flush=True)
+                for started in running:
+                    self.finish(started)
+            finally:  # where this run is stopped, so are its parts
+                for started in running:
+                    started.kill()
             chosen = chosen[len(together) :]
 
 
@@ -140,20 +176,25 @@ def main(arguments: list[str] | None = None) -> int:
         return sanitized(machine, options.sanitized)
     if options.out is None:
         parser.error("--out DIR is needed")
-    suite = Suite(options.out, options.dry_run, options.minutes)
+    try:
+        suite = Suite(options.out, options.dry_run, options.minutes)
+    except OSError as error:
+        print(f"gpu_suite: nothing can be written to --out {options.out}: {error}", file=sys.stderr)
+        return 2
     everything = parts()
     if options.part:
         suite.note(work(next(p for p in everything if p.name == options.part), machine))
-        return 0
+        return 1 if suite.unwritten else 0
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that parts are stopped too
     done = suite.found()
     wanted = [p for p in everything if options.only in p.name]
     suite.run([p for p in wanted if p.name not in done or (options.again and done[p.name]["state"] == "failed")])
     found, facts = suite.found(), machine.facts()
     text = table.render(facts, found, [p.name for p in wanted])
-    (options.out / "results.json").write_text(json.dumps({"facts": facts, "parts": found}, indent=1))
-    (options.out / "table.txt").write_text(text + "\n")
+    suite.write("results.json", json.dumps({"facts": facts, "parts": found}, indent=1))
+    suite.write("table.txt", text + "\n")
     print(text)
-    return 0 if table.succeeded(found) else 1
+    return 0 if table.succeeded(found) and not suite.unwritten else 1
 
 
 if __name__ == "__main__":

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
-import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -143,7 +143,6 @@ def test_a_run_writes_its_results_and_the_next_goes_on(tmp_path: Path) -> None:
     log = tmp_path / "parts.jsonl"
     tmp_path.mkdir(exist_ok=True)
     log.write_text('{"part": "check triton smooth_scale", "state": "failed", "key": "other sources"}\n{"part": "che')
-    log.write_text(log.read_text() + "\n")
     run = subprocess.run(command, capture_output=True, text=True)
     assert run.returncode == 0, run.stdout + run.stderr
     assert "12 cases, 0 wrong" in run.stdout and "None of its numbers says anything about speed" in run.stdout
@@ -158,21 +157,103 @@ def test_a_run_writes_its_results_and_the_next_goes_on(tmp_path: Path) -> None:
 def test_parts_that_die_or_hang_cost_themselves_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     codes = {
         "dies": "import sys; sys.exit('CUDA error: an illegal memory access')",
-        "hangs": "import time; time.sleep(60)",
+        "hangs": f"import subprocess, sys; subprocess.run([sys.executable, '-c', {SLEEP!r}, {str(tmp_path)!r}])",
     }
-
-    def start(part: Part) -> gpu_suite.Started:
-        said = tempfile.TemporaryFile("w+")
-        process = subprocess.Popen([sys.executable, "-c", codes[part.name]], stderr=said, text=True)
-        return gpu_suite.Started(part, process, said, time.monotonic())
-
     suite = gpu_suite.Suite(tmp_path, True, 5)
-    monkeypatch.setattr(suite, "start", start)
-    suite.run([Part("dies", 20, "a", lambda _: iter(())), Part("hangs", 1, "a", lambda _: iter(()))])
+    monkeypatch.setattr(suite, "command", lambda part: [sys.executable, "-c", codes[part.name]])
+    suite.run([Part("dies", 20, "a", lambda _: iter(())), Part("hangs", 2, "a", lambda _: iter(()))])
     found = suite.found()
     assert found["dies"]["state"] == "failed" and "illegal memory access" in found["dies"]["why"]
-    assert found["hangs"]["state"] == "failed" and "stopped after 1 s" in found["hangs"]["why"]
+    assert found["hangs"]["state"] == "failed" and "stopped after 2 s" in found["hangs"]["why"]
     assert not table.succeeded(found)
+    assert not processes_of(tmp_path)  # nor what the part had started
+
+
+SLEEP = "import time; time.sleep(60)"
+
+
+def processes_of(folder: Path) -> list[str]:
+    """Command lines of living processes in which a folder is named."""
+    lines = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            lines.append(path.read_bytes().replace(b"\0", b" ").decode(errors="replace"))
+    return [line for line in lines if str(folder) in line]
+
+
+def test_a_run_that_is_stopped_stops_its_parts_and_the_next_goes_on(tmp_path: Path) -> None:
+    command = [*SUITE, "--out", str(tmp_path), "--dry-run", "--only", "smooth_scale"]
+    run = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert run.stderr is not None and "check triton smooth_scale" in run.stderr.readline()
+    run.terminate()
+    assert run.wait(20) == 128 + signal.SIGTERM
+    run.communicate()
+    assert not processes_of(tmp_path)
+    run_again = subprocess.run(command, capture_output=True, text=True)
+    assert run_again.returncode == 0 and "12 cases, 0 wrong" in run_again.stdout
+
+
+def test_where_nothing_can_be_written_it_says_so(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_text("")
+    run = subprocess.run([*SUITE, "--out", str(file), "--dry-run"], capture_output=True, text=True)
+    assert run.returncode == 2 and run.stderr.count("\n") == 1
+    assert f"nothing can be written to --out {file}" in run.stderr
+
+
+def test_a_full_disk_costs_the_files_and_not_the_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    if not Path("/dev/full").exists():
+        pytest.skip("needs /dev/full")
+    (tmp_path / "table.txt").symlink_to("/dev/full")
+    suite = gpu_suite.Suite(tmp_path, True, 5)
+    suite.note({"part": "first", "state": "done"})
+    suite.write("table.txt", "text")
+    suite.log = Full(suite.log)
+    suite.note({"part": "second", "state": "done"})
+    assert set(suite.found()) == {"first", "second", "table.txt"}
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 2 and all("could not be written" in line and "No space left" in line for line in said)
+
+
+class Full(type(Path())):  # type: ignore[misc]
+    """A file on a disk that is full."""
+
+    def open(self, mode: str = "r", *more: Any, **options: Any) -> Any:
+        return Path("/dev/full").open(mode, *more, **options) if "a" in mode else super().open(mode, *more, **options)
+
+
+@pytest.fixture
+def gpu() -> Machine:
+    machine = Machine(dry=True)
+    machine.tiny = False
+    return machine
+
+
+def test_the_sanitizer_runs_the_first_cases_or_is_skipped_by_name(
+    tmp_path: Path, gpu: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (part,) = (p for p in parts() if p.name == "sanitize triton")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    if Path("/usr/local/cuda/bin/compute-sanitizer").exists():
+        pytest.skip("compute-sanitizer is here: its own path is taken")
+    assert gpu_suite.work(part, gpu)["why"] == "compute-sanitizer is not installed"
+    tool = tmp_path / "compute-sanitizer"
+
+    def says(last_line: str) -> dict[str, Any]:
+        tool.write_text(f'#!/bin/sh\necho "$PYTORCH_NO_CUDA_MEMORY_CACHING" "$@" >> {tmp_path}/calls\n{last_line}\n')
+        tool.chmod(0o755)
+        return gpu_suite.work(part, gpu)
+
+    found = says("echo Target application terminated; exit 1")
+    assert found["state"] == "skipped" and "does not work here: Target application terminated" in found["why"]
+    (tmp_path / "calls").unlink()
+    assert says("exit 0")["state"] == "done"
+    probe, checked = (tmp_path / "calls").read_text().splitlines()
+    assert "torch.zeros" in probe
+    script = f"{sys.executable} {ROOT / 'benchmarks/gpu_suite.py'}"
+    assert checked == f"1 --tool memcheck --error-exitcode 9 {script} --sanitized triton"
+    found = says("case $2 in memcheck) echo ERROR SUMMARY: 2 errors; exit 9;; esac")
+    assert found["state"] == "failed" and "ERROR SUMMARY: 2 errors" in found["why"]
 
 
 def test_failures_and_reasons_of_a_part_are_kept_with_its_rows() -> None:

@@ -110,7 +110,7 @@ def _repeats(machine: Machine, run: Callable[[], None], seconds: float, rounds: 
         return 1
     for _ in range(2):
         once = _timed(machine, run, 1)
-    return max(1, min(200, round(seconds / rounds / once)))
+    return max(1, min(200, round(seconds / rounds / max(once, 1e-6))))
 
 
 def copy_bandwidth(machine: Machine) -> float:
