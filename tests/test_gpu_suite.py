@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -173,11 +174,16 @@ SLEEP = "import time; time.sleep(60)"
 
 
 def processes_of(folder: Path) -> list[str]:
-    """Command lines of living processes in which a folder is named."""
-    lines = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        with contextlib.suppress(OSError):
-            lines.append(path.read_bytes().replace(b"\0", b" ").decode(errors="replace"))
+    """Command lines in which a folder is named of processes that live on for seconds."""
+    lines: list[str] = []
+    for _ in range(50):
+        lines.clear()
+        for path in Path("/proc").glob("[0-9]*/cmdline"):
+            with contextlib.suppress(OSError):
+                lines.append(path.read_bytes().replace(b"\0", b" ").decode(errors="replace"))
+        if not any(str(folder) in line for line in lines):
+            break
+        time.sleep(0.1)
     return [line for line in lines if str(folder) in line]
 
 
