@@ -1,6 +1,7 @@
 """Sizes, corners and addresses: every op of a CPU tier beside the reference.
 
-`SIZES` walks M, N and K together through 1..129, each in an order of its own: every size of each appears once.
+`SIZES` walks M, N and K together through 1..129, each in an order of its own: every size of each appears once, in every
+run. Sizes that are drawn (hypothesis) are in the files of the ops.
 """
 
 from __future__ import annotations
@@ -61,6 +62,13 @@ def test_quantizers(tier: str) -> None:
             found = qkernels.quantize_per_token(x, smooth, scale)
             wanted = reference.quantize_per_token(x, smooth, scale)
             assert all(torch.equal(a.nan_to_num(-1), b.nan_to_num(-1)) for a, b in zip(found, wanted, strict=True))
+        found, wanted = qkernels.channel_absmax(x), reference.channel_absmax(x)
+        assert torch.equal(found.nan_to_num(-1), wanted.nan_to_num(-1)), (m, k)
+        for axis, step in ((0, torch.rand(m) + 0.1), (1, smooth), (None, torch.tensor(0.3))):
+            found, wanted = (
+                f(x, step, None, -8, 7, "ste", axis) for f in (qkernels.fake_quantize, reference.fake_quantize)
+            )
+            assert torch.equal(found.nan_to_num(-1), wanted.nan_to_num(-1)), (m, k, axis)
         image = sample(n, 1, 2, m, 2 * k + 1)
         found, wanted = qkernels.quantize_patches(image, (1, k)), reference.quantize_patches(image, 1, k)
         assert all(torch.equal(a.nan_to_num(-1), b.nan_to_num(-1)) for a, b in zip(found, wanted, strict=True))
