@@ -229,23 +229,29 @@ class Tiling:
         return self.down if self.columns else share.runs // share.scales * self.across
 
 
-def _fit(width: int, height: int) -> tuple[int, int]:
+def _tile_values(sums: bool, *lengths: int) -> int:
+    """Values of a tile. Where 16 bytes hold no whole vectors every value has addresses of its own, and a program that
+    sums as well has the registers for half as many."""
+    return TILE // 2 if sums and any(length % 16 for length in lengths) else TILE
+
+
+def _fit(width: int, height: int, values: int) -> tuple[int, int]:
     """Height and width of a tile for so many rows and columns: rows of 768 are three tiles of 256, not one of 1024."""
-    whole = min(TILE, power_of_two(width))
+    whole = min(values, power_of_two(width))
     divisor = width & -width
-    if 128 <= divisor < whole and height >= TILE // divisor:
+    if 128 <= divisor < whole and height >= values // divisor:
         whole = divisor
-    return min(TILE // whole, power_of_two(height)), whole
+    return min(values // whole, power_of_two(height)), whole
 
 
 def tiling(share: Sharing, sums: bool) -> Tiling:
     """Tiles for a tensor; `sums`: a program should see many values of a scale, for it leaves their sum."""
     if share.by_columns:
         rows, columns = share.runs // share.scales, share.scales
-        height, width = _fit(columns, rows)
+        height, width = _fit(columns, rows, _tile_values(sums, columns))
         steps = ceil_div(min(rows, max(ROWS, ceil_div(rows, TERMS // 4))), height)
         return Tiling(True, height, width, ceil_div(rows, height * steps), ceil_div(columns, width), steps)
-    height, width = _fit(share.length, share.runs)
+    height, width = _fit(share.length, share.runs, _tile_values(sums, share.length, share.last))
     down, tiles = ceil_div(share.runs, height), ceil_div(share.length, width)
     across = tiles
     if sums:
@@ -380,6 +386,8 @@ _WAYS: dict[str, tuple[dict[str, int | None], bool, tuple[int, int]]] = {
 def _case(kernel: Any, way: str, estimator: str, dtype: str, aligned: bool, zero: bool) -> AotCase:
     constants, columns, (height, width) = _WAYS[way]
     forward = kernel is _forward
+    if not aligned and not forward:
+        height, width = (height // 2, width) if height > 1 else (1, width // 2)
     pointers = {"x": dtype, "scale": "fp32"}
     pointers |= {"out": dtype} if forward else {"grad": dtype, "dx": dtype}
     if zero:
