@@ -1,7 +1,8 @@
 """A recipe says, for every site, how many bits and how they are found. It is data: frozen, and JSON both ways.
 
 Names compose: `wXaY[-static][-METHOD[+METHOD]]`, X weight bits, Y activation bits (16 = float). `wXaY` alone is
-round to nearest with min-max weights: per output channel, or groups of 128 at 4 bits.
+round to nearest with min-max weights: per output channel, or groups of 128 at 4 bits. `NAMED` are recipes that no
+such name says in full.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Literal
 from .errors import RecipeError, nearest
 
 FLOAT = 16  # the number of activation bits that means "not quantized"
+OBSERVERS = ("min-max", "mse")  # of weight scales
 METHODS = ("rtn", "smoothquant")
 State = Literal["real", "simulated", "float"]
 
@@ -30,6 +32,7 @@ class SitePlan:
     activation_bits: int = 8  # FLOAT: the input stays float
     group: int | None = None  # consecutive inputs that share a weight scale; None = a whole output channel
     static: bool = False  # activation scale found by calibration, per tensor; else per token at run time
+    weight_observer: str = "min-max"  # one of OBSERVERS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,8 +40,9 @@ class Recipe:
     """How a model is quantized.
 
     `exceptions` are (pattern, treatment) pairs, patterns as in `fnmatch` over site names, treatment `"float"` or
-    `"wXaY"`; the last match wins. `group` holds for 4-bit weights only. Grids: `sym` at 5 bits and above, `symfull`
-    below (methods 2.0); activations `sym`.
+    `"wXaY"`, which means what it means as a recipe's name; the last match wins. `group` holds for 4-bit weights only.
+    `weight_observer`: weight scales cover all values (`"min-max"`), or are those of least squared error (`"mse"`).
+    Grids: `sym` at 5 bits and above, `symfull` below (methods 2.0); activations `sym`.
     """
 
     name: str
@@ -49,6 +53,7 @@ class Recipe:
     method: str = "rtn"  # methods joined by "+"
     towers: tuple[str, ...] = ("vision", "text")
     exceptions: tuple[tuple[str, str], ...] = ()
+    weight_observer: str = "min-max"
 
     def __post_init__(self) -> None:
         if not 2 <= self.weight_bits <= 8:
@@ -62,6 +67,9 @@ class Recipe:
             raise RecipeError(f"recipe {self.name!r}: groups of {self.group} are not supported; use 32, 64 or 128")
         if self.group is not None and self.weight_bits != 4:
             raise RecipeError(f"recipe {self.name!r}: groups are for 4-bit weights only; drop 'group'")
+        if self.weight_observer not in OBSERVERS:
+            raise RecipeError(f"recipe {self.name!r}: unknown weight_observer {self.weight_observer!r}; "
+                              f"{nearest(self.weight_observer, OBSERVERS)}")  # fmt: skip
         for method in self.methods:
             if method not in METHODS:
                 raise RecipeError(f"recipe {self.name!r}: unknown method {method!r}; {nearest(method, METHODS)}")
@@ -95,6 +103,7 @@ class Recipe:
     def plan(self, name: str, kind: str) -> SitePlan:
         """What this recipe wants of the site `name` of `kind` (`models.tower.KINDS`)."""
         weight_bits, activation_bits, group = self.weight_bits, self.activation_bits, self.group
+        observer = self.weight_observer
         treatment = None
         for pattern, wanted in self.exceptions:
             if fnmatch.fnmatchcase(name, pattern):
@@ -105,12 +114,13 @@ class Recipe:
             return SitePlan("real", 8, FLOAT)
         if treatment is not None:
             weight_bits, activation_bits = parse_bits(treatment)
-            group = 128 if weight_bits == 4 else None
+            group, observer = 128 if weight_bits == 4 else None, "min-max"
         elif kind == "patch":  # pixels: 8 bits cost nothing and lose nothing, whatever the blocks use
             return SitePlan("real", 8, 8)
         static = self.static and activation_bits != FLOAT
         real = (weight_bits, activation_bits) in {(8, 8), (4, 8), (4, FLOAT)}
-        return SitePlan("real" if real else "simulated", weight_bits, activation_bits, group, static)
+        return SitePlan("real" if real else "simulated", weight_bits, activation_bits, group, static,
+                        observer)  # fmt: skip
 
     def to_dict(self) -> dict:
         out = dataclasses.asdict(self)
@@ -157,6 +167,14 @@ _FIELDS: dict[str, tuple[tuple[type, ...], str]] = {
     "group": ((int, type(None)), "a whole number or null"), "static": ((bool,), "true or false"),
     "method": ((str,), "names joined by '+'"), "towers": ((list, tuple), "a list of 'vision' and 'text'"),
     "exceptions": ((dict,), "an object {pattern: treatment}"),
+    "weight_observer": ((str,), "'min-max' or 'mse'"),
+}  # fmt: skip
+
+
+NAMED = {
+    # What a 4-bit tower loses most by, for its size, is first the projection, then values and the attention's output.
+    "w4a8-mixed": Recipe("w4a8-mixed", 4, 8, group=128, weight_observer="mse",
+                         exceptions=(("*.v", "w8a8"), ("*.out", "w8a8"), ("*.projection", "w8a8"))),
 }  # fmt: skip
 
 
@@ -169,6 +187,8 @@ def parse_bits(text: str) -> tuple[int, int]:
 
 def parse(name: str) -> Recipe:
     """`"w8a8"`, `"w4a8-smoothquant"`, `"w8a8-static-smoothquant"` ... -> Recipe. Raises RecipeError."""
+    if name in NAMED:
+        return NAMED[name]
     parts = name.split("-")
     if re.fullmatch(r"w\d+a\d+", parts[0]) is None or "" in parts:
         raise RecipeError(
@@ -201,6 +221,7 @@ def presets() -> dict[str, str]:
         "w8a8-static": "INT8, activation scales per tensor from calibration (needs data)",
         "w8a8-smoothquant": "INT8 with SmoothQuant, strength searched per block (needs data)",
         "w4a8": "INT4 weights in groups of 128, INT8 activations dynamic per token",
+        "w4a8-mixed": "w4a8 with scales of least squared error, v, out and projections INT8: 4.8 bits, nearer to float",
         "w4a16": "INT4 weights in groups of 128, float activations",
         "w6a8": "6-bit weights, INT8 activations; simulated",
         "w4a4": "INT4 weights in groups of 128, 4-bit activations; simulated",

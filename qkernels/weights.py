@@ -159,10 +159,11 @@ class Int4Weight:
     ) -> Int4Weight:
         """Quantize float `[N, K]` by min-max per group: grid `symfull` (zero 8), or `asym` with `symmetric=False`.
 
-        `scales` and `zeros` (float `[N, ceil(K/group)]`) override the search; `zeros` may be fractional. Codes are
-        computed with the float16-rounded values: `clamp(rne(w / scale + fraction(zero)) + floor(zero), 0, 15)`, where
-        `w / scale` is a product with `1 / scale`. Scales found here are kept at or above the smallest normal float16;
-        given ones below it raise ValueError, as do NaN, Inf and wrong shapes.
+        `scales` and `zeros` (float `[N, ceil(K/group)]`) override the search; `zeros` may be fractional, and a negative
+        scale turns the grid around (`symfull`: -7 .. 8 steps). Codes are computed with the float16-rounded values:
+        `clamp(rne(w / scale + fraction(zero)) + floor(zero), 0, 15)`, where `w / scale` is a product with `1 / scale`.
+        Scales found here are positive and kept at or above the smallest normal float16; given ones of a magnitude below
+        it raise ValueError, as do NaN, Inf and wrong shapes.
         """
         w = _check_matrix(weight)
         n, k = w.shape
@@ -184,10 +185,10 @@ class Int4Weight:
             half_scales = scales.detach().to(device=w.device, dtype=torch.float16).contiguous()
         if half_scales.shape != (n, groups):
             raise ValueError(f"scales must have shape {(n, groups)}, got {tuple(half_scales.shape)}")
-        if not (torch.isfinite(half_scales) & (half_scales >= SMALLEST_NORMAL_HALF)).all():
+        if not (torch.isfinite(half_scales) & (half_scales.abs() >= SMALLEST_NORMAL_HALF)).all():
             raise ValueError(
-                f"scales of an Int4Weight are float16: they must lie between {SMALLEST_NORMAL_HALF:.3g} and 65504; "
-                "rescale the weight"
+                f"scales of an Int4Weight are float16: without sign they must lie between {SMALLEST_NORMAL_HALF:.3g} "
+                "and 65504; rescale the weight"
             )
         inverse = (1.0 / half_scales.float())[:, :, None]
         if zeros is not None:
@@ -199,7 +200,8 @@ class Int4Weight:
         elif symmetric:
             half_zeros = None
         else:
-            lowest = grouped.amin(dim=2).clamp(max=0)
+            # The value of code 0: the least one, or with a negative scale the greatest.
+            lowest = torch.where(half_scales > 0, grouped.amin(dim=2).clamp(max=0), grouped.amax(dim=2).clamp(min=0))
             half_zeros = torch.round(-lowest * inverse[:, :, 0]).clamp(0, 15).to(torch.float16)
         if half_zeros is None:
             codes = torch.round(grouped * inverse) + 8

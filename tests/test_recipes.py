@@ -6,6 +6,7 @@ import pytest
 
 from qclip import recipes
 from qclip.errors import RecipeError
+from qclip.models.tower import KINDS
 from qclip.recipes import FLOAT, Recipe
 
 
@@ -65,6 +66,24 @@ def test_exceptions_last_match_wins():
     assert recipe.plan("text.blocks.0.attn.q", "q").state == "real"
 
 
+def test_an_observer_is_for_what_is_no_exception():
+    """`wXaY` as an exception is what it is as a name; pixels and lookups are 8 bits by min-max in every recipe."""
+    recipe = Recipe("mine", 4, group=64, weight_observer="mse", exceptions=(("*.k", "w4a8"), ("*.v", "w8a8")))
+    plan = recipe.plan("vision.blocks.0.attn.q", "q")
+    assert (plan.group, plan.weight_observer) == (64, "mse")
+    assert recipe.plan("vision.blocks.0.attn.k", "k") == recipes.get("w4a8").plan("text.blocks.0.attn.k", "k")
+    others = [("vision.blocks.0.attn.v", "v"), ("vision.patch", "patch"), ("text.embedding", "embedding")]
+    assert {(p.weight_bits, p.weight_observer) for p in (recipe.plan(*o) for o in others)} == {(8, "min-max")}
+    assert recipes.get("w4a8").weight_observer == "min-max"
+
+
+def test_mixed_keeps_four_bits_where_most_weights_are():
+    plans = {kind: recipes.get("w4a8-mixed").plan(f"text.a.{kind}", kind) for kind in KINDS}
+    assert {kind for kind, plan in plans.items() if plan.weight_bits == 4} >= {"q", "k", "fc1", "fc2"}
+    assert all(plans[kind].weight_bits == 8 for kind in ("v", "out", "projection", "patch", "embedding"))
+    assert all(plan.state == "real" for plan in plans.values())
+
+
 def test_towers_left_out_stay_float():
     recipe = Recipe("vision only", towers=("vision",))
     assert recipe.plan("text.embedding", "embedding").state == "float"
@@ -94,12 +113,14 @@ def test_hash_ignores_the_name_only():
         (lambda: Recipe("x", group=128), "4-bit"),
         (lambda: Recipe("x", weight_bits=4, group=48), "groups of 48"),
         (lambda: Recipe("x", towers=("audio",)), "towers"),
+        (lambda: Recipe("x", weight_observer="msr"), "unknown weight_observer.*'mse'"),
         (lambda: Recipe("x", exceptions=(("*", "half"),)), "wXaY"),
         *[
             (lambda change=change: Recipe.from_dict({"name": "x"} | change), f"{next(iter(change))}.*wrong type")
             for change in (
                 {"weight_bits": "eight"}, {"weight_bits": 4.0}, {"weight_bits": True}, {"activation_bits": None},
                 {"static": "no"}, {"static": 0}, {"group": "128"}, {"method": 3}, {"name": 5}, {"towers": "vision"},
+                {"weight_observer": None},
                 {"exceptions": "abc"}, {"exceptions": [1]},
             )
         ],

@@ -132,6 +132,16 @@ def test_int4_whole_zeros_are_added_after_rounding() -> None:
     assert middle.unpacked_codes().tolist() == [[7, 8, 9, 10]] and torch.equal(middle.dequantize(), w)
 
 
+def test_int4_negative_scales_turn_the_grid_around() -> None:
+    w = torch.arange(-7.0, 9)[None]
+    turned = Int4Weight.quantize(w, 16, scales=torch.full((1, 1), -1.0))
+    assert torch.equal(turned.dequantize(), w) and turned.unpacked_codes().tolist() == [list(range(15, -1, -1))]
+    for zeros in (None, torch.full((1, 1), 3.5)):
+        turned = Int4Weight.quantize(-w, 16, symmetric=False, scales=torch.full((1, 1), -0.5), zeros=zeros)
+        plain = Int4Weight.quantize(w, 16, symmetric=False, scales=torch.full((1, 1), 0.5), zeros=zeros)
+        assert torch.equal(turned.codes, plain.codes) and torch.equal(turned.dequantize(), -plain.dequantize())
+
+
 def test_int4_tiny_groups_keep_a_normal_scale() -> None:
     weight = Int4Weight.quantize(torch.full((1, 64), 1e-6), 32)
     assert (weight.scales == 2.0**-14).all() and weight.dequantize().abs().max() <= 2.0**-14
@@ -164,6 +174,8 @@ def test_bad_scales_groups_and_layouts_are_refused() -> None:
         Int4Weight.quantize(w, 48)
     with pytest.raises(ValueError, match="scales must have shape"):
         Int4Weight.quantize(w, 32, scales=torch.ones(4, 1))
+    with pytest.raises(ValueError, match="float16"):
+        Int4Weight.quantize(w, 32, scales=torch.full((4, 2), -1e-6))
     with pytest.raises(ValueError, match="float16"):
         Int4Weight.quantize(w, 32, scales=torch.full((4, 2), 1e-6))
     with pytest.raises(ValueError, match="zeros must be finite"):

@@ -42,6 +42,7 @@ def cosine(a, b):
         ("w8a8-static", 0.999),
         ("w8a8-smoothquant", 0.9995),
         ("w4a8", 0.9),
+        ("w4a8-mixed", 0.9),
         ("w4a16", 0.9),
         ("w6a8", 0.995),
         ("w4a4", 0.8),

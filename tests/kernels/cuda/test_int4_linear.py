@@ -33,6 +33,8 @@ def weight_of(n: int, k: int, group: int, zeros: str, seed: int) -> Int4Weight:
     generator = torch.Generator().manual_seed(seed)
     w = torch.randn(n, k, generator=generator)
     weight = Int4Weight.quantize(w, group, symmetric=zeros != "whole")
+    if zeros == "none":  # rows of a turned grid among them
+        weight = Int4Weight.quantize(w, group, scales=weight.scales * (1 - 2 * (torch.arange(n) % 2))[:, None])
     if zeros == "fractional":
         offsets = torch.rand(weight.scales.shape, generator=generator) * 15
         weight = Int4Weight.quantize(w, group, scales=weight.scales, zeros=offsets)

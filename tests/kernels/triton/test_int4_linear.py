@@ -27,6 +27,8 @@ def make(n: int, k: int, group: int, zeros: str | None, seed: int = 0) -> Int4We
     generator = torch.Generator().manual_seed(seed)
     w = torch.randn(n, k, generator=generator)
     weight = Int4Weight.quantize(w, group, symmetric=zeros is None)
+    if zeros is None:  # rows of a turned grid among them
+        weight = Int4Weight.quantize(w, group, scales=weight.scales * (1 - 2 * (torch.arange(n) % 2))[:, None])
     if zeros == "half":
         weight = Int4Weight.quantize(w, group, zeros=torch.full(weight.scales.shape, 7.5))
     return weight
