@@ -1,6 +1,7 @@
 """Device and environment -> backend, and what to say when a backend cannot take a case.
 
-CPU tensors run on `cpu`, CUDA tensors on `triton`, and what they cannot take on `reference`, which is slow.
+CPU tensors run on `cpu`, CUDA tensors on `triton`, and what they cannot take on `reference`, which is slow. Where
+`cuda` is forced, `triton` runs what it cannot take.
 
 Environment: `QKERNELS_BACKEND` (`reference`, `cpu`, `triton` or `cuda`) forces a backend, `QKERNELS_CPU_TIER` (one of
 `TIERS`) forces the CPU tier, and `QKERNELS_STRICT=1` turns every fall-back to the reference into an error.
@@ -9,9 +10,10 @@ Environment: `QKERNELS_BACKEND` (`reference`, `cpu`, `triton` or `cuda`) forces 
 from __future__ import annotations
 
 import difflib
+import functools
 import os
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from types import ModuleType
 from typing import Any
 
@@ -122,12 +124,51 @@ def select(op: str, device: torch.device | str, *args: Any, **kwargs: Any) -> Ca
     cannot.
     """
     backend = backend_for(device)
+    if backend is cuda and cuda.supports(op, *args, **kwargs) is not None and triton.missing is None:
+        backend = triton
     if backend is not reference:
         reason = backend.supports(op, *args, **kwargs)
         if reason is None:
-            return triton.function(op) if backend is triton else getattr(backend, op)
+            return _compiling(op) if backend is triton else getattr(backend, op)
         _fall_back(f"{op}: the {_name(backend)} backend {reason}; the reference backend runs")
     return getattr(reference, op)
+
+
+_uncompilable: set[Hashable] = set()
+
+
+@functools.cache
+def _compiling(op: str) -> Callable[..., Any]:
+    """The Triton kernel of `op`, compiled at its first call for every kind of arguments. Where that fails, which a
+    trial of other arguments could not tell, the reference runs, and from then on at once."""
+    slow = getattr(reference, op)
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        if _uncompilable and _kind(op, args, kwargs) in _uncompilable:
+            return slow(*args, **kwargs)
+        try:
+            return triton.function(op)(*args, **kwargs)
+        except triton.compile_errors() as error:
+            lines = str(error).strip().splitlines() or [""]
+            _fall_back(f"{op}: the triton backend could not compile its kernel for this call ({type(error).__name__}: "
+                       f"{lines[-1][:200]}); the reference backend runs")  # fmt: skip
+            _uncompilable.add(_kind(op, args, kwargs))
+            return slow(*args, **kwargs)
+
+    return run
+
+
+def _kind(op: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Hashable:
+    """What a kernel may be compiled for: shapes, dtypes and settings, not values."""
+
+    def of(value: Any) -> Hashable:
+        if isinstance(value, torch.Tensor):
+            return value.device, value.dtype, value.shape
+        if isinstance(value, Int8Weight | Int4Weight):
+            return value.shape, of(value.scales)
+        return tuple(map(of, value)) if isinstance(value, tuple | list) else value
+
+    return op, of(args), tuple((name, of(value)) for name, value in sorted(kwargs.items()))
 
 
 def runner(op: str, device: torch.device | str) -> tuple[str, str | None]:
@@ -135,6 +176,8 @@ def runner(op: str, device: torch.device | str) -> tuple[str, str | None]:
     is not the device's own, why. Announces nothing."""
     device = torch.device(device)
     backend, reason = _choose(device.type)
+    if backend is cuda and triton.missing is None and cuda.unfit(op, device):
+        backend = triton
     if backend in (triton, cuda) and (unfit := backend.unfit(op, device)):
         backend, reason = reference, f"the {_name(backend)} backend {unfit}"
     return _name(backend), reason

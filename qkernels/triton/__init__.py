@@ -62,6 +62,14 @@ def _has_file(op: str) -> bool:
     return op in FILES and importlib.util.find_spec(f"{__name__}.{FILES[op]}") is not None
 
 
+def compile_errors() -> tuple[type[Exception], ...]:
+    """What Triton raises where a kernel does not compile, or wants more of the chip than there is."""
+    from triton.compiler.errors import CompilationError
+    from triton.runtime import errors
+
+    return CompilationError, errors.OutOfResources, errors.PTXASError
+
+
 @functools.cache
 def too_old(device: torch.device) -> str | None:
     """Why no kernel runs on this GPU, worded to follow "the triton backend"; None where it is new enough."""

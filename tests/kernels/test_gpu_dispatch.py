@@ -241,7 +241,52 @@ def test_what_runs_on_the_gpu_and_why(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("QKERNELS_BACKEND", "cuda")
     monkeypatch.setattr(cuda, "missing", None)
     monkeypatch.setattr(cuda, "unfit", lambda op, device: "does not have this op")
+    assert dispatch.gpu() == ("triton", "QKERNELS_BACKEND=cuda forces it")
+    monkeypatch.setattr(triton, "missing", "triton is not installed")
     assert dispatch.gpu() == ("reference", "the cuda backend does not have this op")
+
+
+def test_what_forced_cuda_cannot_take_runs_on_triton(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("QKERNELS_BACKEND", "cuda")
+    monkeypatch.setenv("QKERNELS_STRICT", "1")
+    monkeypatch.setattr(cuda, "missing", None)
+    monkeypatch.setattr(triton, "unfit", lambda op, device: None)
+    monkeypatch.setattr(triton, "function", lambda op: lambda *args, **kwargs: f"triton's {op}")
+    with FakeTensorMode():
+        x = fake(4, 64)
+    assert dispatch.select("hadamard_transform", GPU, x)(x) == "triton's hadamard_transform"
+    assert dispatch.runner("hadamard_transform", GPU) == ("triton", None)
+
+
+def test_a_call_whose_kernel_does_not_compile_falls_back_loudly_and_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its trial compiled, for other shapes; theirs goes on to run on the kernel."""
+    from triton.runtime.errors import OutOfResources
+
+    tries = []
+
+    def launcher(x: Tensor, *args: Any, **kwargs: Any) -> str:
+        tries.append(tuple(x.shape))
+        if x.shape[-1] == 33:
+            raise OutOfResources(300000, 232448, "shared memory")
+        return "compiled"
+
+    monkeypatch.setattr(dispatch, "_uncompilable", set())
+    monkeypatch.setattr(triton, "unfit", lambda op, device: None)
+    monkeypatch.setattr(triton, "function", lambda op: launcher)
+    dispatch._compiling.cache_clear()
+    monkeypatch.setattr(reference, "quantize_per_token", lambda *args, **kwargs: "reference")
+    run = dispatch.select("quantize_per_token", GPU, torch.ones(2, 33))
+    with pytest.warns(FallbackWarning, match="quantize_per_token: .*could not compile.*OutOfResources.*shared memory"):
+        assert run(torch.ones(2, 33)) == "reference"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert run(torch.ones(2, 33)) == "reference"
+        assert run(torch.ones(2, 32)) == "compiled"
+    assert tries == [(2, 33), (2, 32)]
+    monkeypatch.setenv("QKERNELS_STRICT", "1")
+    with pytest.raises(FallbackError, match="shared memory"):
+        run(torch.ones(3, 33))
+    dispatch._compiling.cache_clear()
 
 
 def test_a_call_that_runs_out_of_memory_keeps_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
