@@ -4,7 +4,8 @@
 
 It builds the extensions, checks every op of every GPU backend against float64, times ops and whole towers beside their
 rivals, runs compute-sanitizer where that works, and prints a table last. DIR then holds `parts.jsonl` (a line a part,
-written as soon as it ends), `results.json` (the same with hardware, versions and commit) and `table.txt`.
+written as soon as it ends, and what it found so far every few seconds), `results.json` (the same with hardware,
+versions and commit) and `table.txt`.
 
 The same command again goes on where a killed run stopped; results of other sources do not count. `--again`
 repeats the parts that failed, `--only TEXT` runs the parts whose name contains it. It needs torch and triton, not an
@@ -22,6 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -34,14 +36,21 @@ from benchmarks.gpu import table  # noqa: E402
 from benchmarks.gpu.machine import Machine, source_hash  # noqa: E402
 from benchmarks.gpu.parts import Part, SkipError, parts, sanitized  # noqa: E402
 
+KEEP = 5.0  # seconds between two notes of what a part found so far
 
-def work(part: Part, machine: Machine) -> dict[str, Any]:
-    """Run a part in this process: what it found, also where it then failed."""
+
+def work(part: Part, machine: Machine, keep: Callable[[dict[str, Any]], None] | None = None) -> dict[str, Any]:
+    """Run a part in this process: what it found, also where it then failed. `keep` is given what there is so far, as a
+    part with the state "unfinished", for the case that the part is killed."""
     began, rows = time.monotonic(), []
     outcome: dict[str, Any] = {"part": part.name, "state": "done"}
+    kept = began
     try:
         for row in part.run(machine):
             rows.append(row)
+            if keep is not None and time.monotonic() - kept >= KEEP:
+                kept = time.monotonic()
+                keep({"part": part.name, "state": "unfinished", "seconds": kept - began, "rows": rows})
     except SkipError as reason:
         outcome |= {"state": "skipped", "why": str(reason)}
     except Exception as error:
@@ -116,12 +125,16 @@ class Suite:
         except subprocess.TimeoutExpired:
             started.kill()
             if time.monotonic() < self.deadline:  # else the next run may give it more
-                self.note({"part": part.name, "state": "failed", "why": f"stopped after {part.limit} s"})
+                self.fail(part, f"stopped after {part.limit} s")
             return
         if process.returncode:
             started.said.seek(0)
             last = started.said.read().strip().splitlines()[-1:] or ["it said nothing"]
-            self.note({"part": part.name, "state": "failed", "why": f"died with {process.returncode}: {last[0][:500]}"})
+            self.fail(part, f"died with {process.returncode}: {last[0][:500]}")
+
+    def fail(self, part: Part, why: str) -> None:
+        """Its rows up to there stay."""
+        self.note(self.found().get(part.name, {}) | {"part": part.name, "state": "failed", "why": why})
 
     def run(self, chosen: list[Part]) -> None:
         most = max(1, min(8, (os.cpu_count() or 1) // 2))
@@ -183,10 +196,10 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     everything = parts()
     if options.part:
-        suite.note(work(next(p for p in everything if p.name == options.part), machine))
+        suite.note(work(next(p for p in everything if p.name == options.part), machine, suite.note))
         return 1 if suite.unwritten else 0
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that parts are stopped too
-    done = suite.found()
+    done = {name: part for name, part in suite.found().items() if part["state"] != "unfinished"}
     wanted = [p for p in everything if options.only in p.name]
     suite.run([p for p in wanted if p.name not in done or (options.again and done[p.name]["state"] == "failed")])
     found, facts = suite.found(), machine.facts()

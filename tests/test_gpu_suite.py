@@ -276,6 +276,27 @@ def test_failures_and_reasons_of_a_part_are_kept_with_its_rows() -> None:
     assert gpu_suite.work(Part("x", 1, "", skips), DRY)["why"] == "nothing to see"
 
 
+def test_what_a_part_found_outlives_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed after its limit it has failed, and keeps the rows it had; killed with the suite it is run again."""
+
+    def slow(machine: Machine) -> Any:
+        yield {"case": 1}
+        yield {"case": 2}
+        raise KeyboardInterrupt  # what no part catches
+
+    monkeypatch.setattr(gpu_suite, "KEEP", 0.0)
+    part = Part("slow", 1, "", slow)
+    suite = gpu_suite.Suite(tmp_path, dry=True, minutes=1)
+    with pytest.raises(KeyboardInterrupt):
+        gpu_suite.work(part, DRY, suite.note)
+    assert suite.found()["slow"]["state"] == "unfinished"
+    assert suite.found()["slow"]["rows"] == [{"case": 1}, {"case": 2}]
+    monkeypatch.setattr(suite, "command", lambda part: [sys.executable, "-c", "import time; time.sleep(30)"])
+    suite.run([part])
+    assert suite.found()["slow"]["state"] == "failed" and "stopped after 1 s" in suite.found()["slow"]["why"]
+    assert suite.found()["slow"]["rows"] == [{"case": 1}, {"case": 2}]
+
+
 def test_the_towers_need_no_open_clip() -> None:
     code = (
         "import sys\n"
