@@ -114,6 +114,9 @@ def pack(module: nn.Module) -> None:
     for child in module.modules():
         if isinstance(child, QuantizedSite):
             child.pack()
+    for child in module.modules():
+        if isinstance(child, QuantizedAttention):
+            child.join()
 
 
 def _fuse(block: Block) -> None:

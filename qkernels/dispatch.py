@@ -143,6 +143,7 @@ def _compiling(op: str) -> Callable[..., Any]:
     trial of other arguments could not tell, the reference runs, and from then on at once."""
     slow = getattr(reference, op)
 
+    @functools.wraps(triton.function(op))
     def run(*args: Any, **kwargs: Any) -> Any:
         if _uncompilable and _kind(op, args, kwargs) in _uncompilable:
             return slow(*args, **kwargs)

@@ -276,6 +276,23 @@ class Int4Weight:
         )
 
 
+def lay_side_by_side(tensors: list[Tensor]) -> list[Tensor]:
+    """The same rows, now one behind the other in one storage, which `side_by_side` can see as one tensor."""
+    return list(torch.cat(tensors).split([len(tensor) for tensor in tensors]))
+
+
+def side_by_side(tensors: list[Tensor]) -> Tensor | None:
+    """All rows of contiguous tensors as one tensor, without a copy; None where they do not lie in memory like that."""
+    first, end = tensors[0], tensors[0].storage_offset()
+    for tensor in tensors:
+        if (tensor.dtype != first.dtype or tensor.shape[1:] != first.shape[1:] or not tensor.is_contiguous()
+                or tensor.storage_offset() != end
+                or tensor.untyped_storage().data_ptr() != first.untyped_storage().data_ptr()):  # fmt: skip
+            return None
+        end += tensor.numel()
+    return first.as_strided((sum(map(len, tensors)), *first.shape[1:]), first.stride(), first.storage_offset())
+
+
 def _bytes_as(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     """The tensor's elements in order, as one dimension of another dtype with the same bytes."""
     flat = tensor.flatten()

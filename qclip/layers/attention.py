@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
 import qkernels
 
 from ..models.tower import Attention
-from .linear import QuantizedLinear
+from .linear import QuantizedLinear, join, products
 
 
 class QuantizedAttention(Attention):
@@ -32,6 +34,18 @@ class QuantizedAttention(Attention):
         core.codes_out = _takes_codes(out) and out.smooth is None and core.inner_norm is None  # type: ignore[assignment]
         return core  # type: ignore[return-value]
 
+    def join(self) -> None:
+        """Make one product of q, k and v, or of k and v, where they share their input and the backend allows it."""
+        if self.shares_input:
+            join((self.q, self.k, self.v))
+        elif self.shares_pool_input:
+            join((self.k, self.v))
+
+    def _apply(self, fn: Callable, recurse: bool = True) -> QuantizedAttention:
+        super()._apply(fn, recurse)  # packs the sites anew, each by itself
+        self.join()
+        return self
+
     def unfuse(self) -> None:
         self.__class__ = Attention  # type: ignore[assignment]
 
@@ -41,13 +55,13 @@ class QuantizedAttention(Attention):
         if query is None and self.shares_input:
             codes, scale = self.q.quantize(x, self.norm)  # type: ignore[operator]
             dtype = self._product_dtype(x)
-            q, k, v = (site.linear(codes, scale, dtype=dtype) for site in (self.q, self.k, self.v))  # type: ignore[operator]
+            q, k, v = products((self.q, self.k, self.v), codes, scale, dtype)
         else:
             x = x if self.norm is None else self.norm(x)
             q = self.q(x if query is None else query)
             if self.shares_pool_input:
                 codes, scale = self.k.quantize(x)  # type: ignore[operator]
-                k, v = self.k.linear(codes, scale), self.v.linear(codes, scale)  # type: ignore[operator]
+                k, v = products((self.k, self.v), codes, scale)
             else:
                 k, v = self.k(x), self.v(x)
         q, k, v = (t.unflatten(-1, (self.heads, -1)) for t in (q, k, v))

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 import qkernels
+from qkernels import Int4Weight, Int8Weight
+from qkernels.weights import lay_side_by_side, side_by_side
 
 from .site import QuantizedSite
 
@@ -43,6 +46,67 @@ class QuantizedLinear(QuantizedSite):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.linear(*self.quantize(x))  # type: ignore[no-any-return]
+
+
+ROWS = ("rows16", "halves128")  # layouts in which a weight is one row behind the other
+
+
+def join(sites: Sequence[nn.Module]) -> None:
+    """Lay the weights of sites that read one input side by side, so that `products` makes one product of theirs. Each
+    site goes on holding its part. Nothing where the layout of their backend, or a difference between them, forbids it.
+    """
+    if not _alike(sites) or torch.compiler.is_compiling():
+        return
+    for name in ("codes", "scales", "zeros", "bias"):
+        parts = [getattr(site, name) for site in sites]
+        if any(type(part) not in (Tensor, nn.Parameter) for part in parts):
+            continue
+        for site, part in zip(sites, lay_side_by_side([part.detach() for part in parts]), strict=True):
+            setattr(site, name, nn.Parameter(part, requires_grad=False) if name == "bias" else part)
+
+
+def products(sites: Sequence[Any], codes: Tensor, scale: Tensor | None, dtype: torch.dtype | None = None
+             ) -> tuple[Tensor, ...]:  # fmt: skip
+    """What `linear` of each site gives for the same codes, in one product where their weights lie side by side."""
+    joined = _joined(sites)
+    if joined is None:
+        return tuple(site.linear(codes, scale, dtype=dtype) for site in sites)
+    weight, bias = joined
+    op = qkernels.int8_linear if isinstance(weight, Int8Weight) else qkernels.int4_linear
+    y = op(codes, scale, weight, bias, out_dtype=dtype or sites[0].witness.dtype)  # type: ignore[operator]
+    return y.split([site.shape[0] for site in sites], dim=-1)
+
+
+def _alike(sites: Sequence[Any]) -> bool:
+    first = sites[0]
+    return all(
+        isinstance(site, QuantizedLinear) and type(site) is type(first) and site.takes_codes() and site.layout in ROWS
+        and site.layout == first.layout and site.group == first.group and site.shape[1] == first.shape[1]
+        and (site.zeros is None) == (first.zeros is None) and (site.bias is None) == (first.bias is None)
+        for site in sites
+    )  # fmt: skip
+
+
+def _joined(sites: Sequence[Any]) -> tuple[Int8Weight | Int4Weight, Tensor | None] | None:
+    if torch.compiler.is_compiling() or sites[0].layout not in ROWS or not _alike(sites):
+        return None
+    parts: dict[str, Tensor | None] = {}
+    for name in ("codes", "scales", "zeros", "bias"):
+        tensors = [getattr(site, name) for site in sites]
+        if tensors[0] is None:
+            parts[name] = None
+            continue
+        if any(type(tensor) not in (Tensor, nn.Parameter) for tensor in tensors):
+            return None  # fake ones have no place in memory
+        if (whole := side_by_side([tensor.detach() for tensor in tensors])) is None:
+            return None
+        parts[name] = whole
+    shape = sum(site.shape[0] for site in sites), sites[0].shape[1]
+    codes, scales, layout = parts["codes"], parts["scales"], sites[0].layout
+    assert codes is not None and scales is not None
+    if sites[0].group is None:
+        return Int8Weight(codes, scales, shape, layout), parts["bias"]
+    return Int4Weight(codes, scales, parts["zeros"], shape, sites[0].group, layout), parts["bias"]
 
 
 def _equal(a: Tensor | None, b: Tensor | None) -> bool:
