@@ -14,7 +14,7 @@ from markupsafe import Markup
 
 from qclip.report import svg
 
-WIDTH, LEFT, RIGHT, ROW, HEAD = 760.0, 150.0, 110.0, 20.0, 30.0
+WIDTH, LEFT, RIGHT, ROW, HEAD = 760.0, 150.0, 120.0, 20.0, 30.0
 STYLE = """
 text { font: 12px system-ui, sans-serif; fill: #24292f } .head { font-weight: 600 } .ours { fill: #0969da }
 .peer { fill: #afb8c1 } .limit { stroke: #cf222e; stroke-dasharray: 3 3 } .note { fill: #57606a; font-size: 11px }
@@ -29,6 +29,8 @@ def group(found: dict[str, Any], top: float) -> tuple[list[Markup], float]:
     rows = {f"qclip {found['recipe']}": found["ours"], **found["peers"]}
     most = max(row["ms_per_item"] for row in rows.values())
     title = "{model}, {tower} tower, batch {batch}".format(**found)
+    if found["tower"] == "text":
+        title += ", prompts that fill the context" if found["full"] else ", prompts of a few words"
     body = [svg.text(0, top + 14, title, "head")]
     span, y = WIDTH - LEFT - RIGHT, top + HEAD - 6
     limit = None

@@ -114,8 +114,9 @@ def bench(model: str | Path | nn.Module, recipe: str | Path | dict | recipes.Rec
     gops = 2 * macs / ours["seconds"] / 1e9
     return {
         "model": str(getattr(original, "qclip_source", None) or model), "recipe": chosen.name, "tower": tower,
-        "batch": batch, "unit": "image" if tower == "image" else "prompt", "threads": torch.get_num_threads(),
-        "cpu": cpu_name(), "rounds": len(times[contenders[0]]), "ours": ours, "peers": rows,
+        "batch": batch, "full": full, "unit": "image" if tower == "image" else "prompt",
+        "threads": torch.get_num_threads(), "cpu": cpu_name(), "rounds": len(times[contenders[0]]),
+        "ours": ours, "peers": rows,
         "ratios": {name: row["seconds"] / ours["seconds"] for name, row in rows.items()},
         "macs": macs, "gops": gops, "peak_gops": peak,
         "percent_of_peak": None if not peak else 100 * gops / peak, "notes": notes,
