@@ -166,7 +166,8 @@ def _kind(op: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Hashable:
         if isinstance(value, torch.Tensor):
             return value.device, value.dtype, value.shape
         if isinstance(value, Int8Weight | Int4Weight):
-            return value.shape, of(value.scales)
+            parts = value.codes, value.scales, getattr(value, "zeros", None)
+            return value.shape, value.layout, getattr(value, "group", None), of(parts)
         return tuple(map(of, value)) if isinstance(value, tuple | list) else value
 
     return op, of(args), tuple((name, of(value)) for name, value in sorted(kwargs.items()))

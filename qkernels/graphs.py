@@ -69,7 +69,7 @@ class GraphProgram:
     """
 
     def __init__(self, function: Callable[..., Any], inputs: tuple[Tensor, ...], constants: list[Tensor]) -> None:
-        self._device, self._constants = inputs[0].device, constants
+        self._device, self._held = inputs[0].device, [tensor.untyped_storage() for tensor in constants]
         with torch.cuda.device(self._device):
             with torch.inference_mode(False), torch.no_grad():  # to be written in any mode
                 self._inputs = [tensor.clone() for tensor in inputs]

@@ -326,9 +326,10 @@ class Program:
                     self._parts[-1].end = len(self._tape)
                 else:
                     self._parts.append(_Untiled(len(self._tape) - 1, len(self._tape)))
-        held = [t.untyped_storage() for t in (self._workspace, *self._constants)]
+        # The tape knows addresses: it keeps the memory, which a tensor drops when somebody sets its `data`.
+        self._held = [t.untyped_storage() for t in (self._workspace, *self._constants)]
         if os.getpid() == PROCESS:  # a forked one would copy weights that it shares with its parent
-            cpu.native.use_huge_pages([(storage.data_ptr(), storage.nbytes()) for storage in held])
+            cpu.native.use_huge_pages([(storage.data_ptr(), storage.nbytes()) for storage in self._held])
         self._results = [self.tensor(o) if isinstance(o, View) and o.memory.kind != "input" else o for o in outputs]
 
     def _append(self, step: NativeStep, threads: int | None = None) -> None:

@@ -80,6 +80,7 @@ class _State:
         found = [owner, *dict.fromkeys(m for top in below for m in top.modules() if m is not owner)]
         self.entries: list[tuple[dict, str, Any]] = []
         self.versions: list[tuple[Tensor, int]] = []
+        self.places: list[tuple[Tensor, int]] = []  # setting `data` changes neither the object nor its version
         self.hooks = [m.__dict__[name] for m in found for name in HOOKS]
         for m in found:
             for group in (m._modules, m._parameters, m._buffers):
@@ -90,6 +91,7 @@ class _State:
             self.entries += [(m.__dict__, name, m.__dict__.get(name)) for name in {*names, "training", "forward"}]
             tensors = [t for group in (m._parameters, m._buffers) for t in group.values() if t is not None]
             self.versions += [(t, t._version) for t in tensors if not t.is_inference()]
+            self.places += [(t, t.data_ptr()) for t in tensors]
         self.plain = not any(m.training or "forward" in m.__dict__ for m in found)
 
     def same(self) -> bool:
@@ -97,7 +99,8 @@ class _State:
             now = owner.get(name)
             if now is not value and (isinstance(value, Tensor | nn.Module) or now != value):
                 return False
-        return all(tensor._version == version for tensor, version in self.versions)
+        return all(tensor._version == version for tensor, version in self.versions) and all(
+            tensor.data_ptr() == place for tensor, place in self.places)  # fmt: skip
 
 
 def _possible(inputs: tuple[Tensor, ...]) -> bool:

@@ -23,7 +23,8 @@ def least_squares_scales(weight: Tensor, bits: int, group: int | None = None) ->
     Tried are the min-max scale and 80 ranges, `(1 - i/100) * amax / (2^(b-1) - 1)`; the first of the best is taken, so
     that no group is worse than by min-max. At 4 bits and below, where the grid has one more negative code, also their
     negatives: a negative scale turns the grid around. 4-bit scales are tried as the float16 numbers that are stored,
-    and codes are those of `Int4Weight.quantize` and `Int8Weight.quantize`. A group of zeros has scale 1.
+    and codes are those of `Int4Weight.quantize` and `Int8Weight.quantize`. A group of zeros has scale 1, one whose
+    range float16 cannot hold at 4 bits Inf.
     """
     n, k = weight.shape
     group = k if group is None else min(group, k)
@@ -50,4 +51,6 @@ def _search(x: Tensor, bits: int) -> Tensor:
             error = off.square_().sum(2)
             better = error < least  # never where it is NaN: a scale of zero, or beyond float16
             best, least = torch.where(better, scale, best), torch.where(better, error, least)
+    if bits == 4:  # beyond float16 without clipping: no scale, which `Int4Weight.quantize` refuses as by min-max
+        best = torch.where(tried[0].half().isinf(), torch.inf, best)
     return torch.where(absmax < TINY, torch.ones_like(best), best)

@@ -127,6 +127,20 @@ def test_changed_parameters_modules_and_settings_are_noticed(model: torch.nn.Mod
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("name", ["transformer.resblocks.0.mlp.fc2.bias", "positional_embedding"])
+def test_data_that_is_set_is_noticed(name: str, model: torch.nn.Module, calls: list[str]) -> None:
+    """It changes neither the parameter nor its version, and frees what it held."""
+    settle(model, calls)
+    parameter = model.visual.get_parameter(name)
+    parameter.data = parameter.data + 1
+    freed = [torch.full_like(parameter, torch.nan) for _ in range(200)]
+    changed = model.encode_image(IMAGES)
+    assert calls[-1] != "program" and changed.isfinite().all()
+    assert torch.equal(settle(model, calls), changed)
+    del freed
+
+
+@torch.no_grad()
 def test_a_change_under_a_folded_constant_is_noticed(calls: list[str]) -> None:
     """Biases in bfloat16 are turned into float32 for the kernels, once."""
     model = qclip.quantize_(small_clip(), "w8a8").bfloat16()

@@ -92,6 +92,15 @@ def test_groups_of_zeros_tiny_groups_and_large_ones() -> None:
     assert (least_squares_scales(w, 4, 32).abs() >= 2.0**-14).all()
 
 
+@pytest.mark.parametrize("largest", [6e5, 3e6, 1e30])
+def test_what_float16_scales_cannot_hold_is_refused_as_by_min_max(largest: float) -> None:
+    w = weights(3, 64)
+    w[1, 7] = largest
+    for observer in ("min-max", "mse"):
+        with pytest.raises(ValueError, match="scales of an Int4Weight are float16"):
+            quantize_weight(w, SitePlan("real", 4, 8, 32, weight_observer=observer))
+
+
 def test_chunks_of_rows_are_rows() -> None:
     w = weights(300, 700)
     whole = least_squares_scales(w, 4, 128)
