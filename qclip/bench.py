@@ -98,6 +98,8 @@ def bench(model: str | Path | nn.Module, recipe: str | Path | dict | recipes.Rec
     if disturbed:
         notes.append(f"{disturbed} of {len(speeds)} rounds do not count: the processor ran at less than {SLOW:.0%} of "
                      "its best speed")  # fmt: skip
+    if peak and (crowded := _crowded(peak, torch.get_num_threads())):
+        notes.append(crowded)
 
     best: dict[str, Contender] = {}
     for c in contenders:
@@ -245,10 +247,20 @@ def _row(contender: Contender, times: list[float], cosine: float, batch: int) ->
             "ms_per_item": 1000 * median / batch, "cosine": cosine}  # fmt: skip
 
 
-def _peak() -> float | None:
+def _peak(threads: int | None = None) -> float | None:
     import qkernels
 
-    return qkernels.cpu.peak_gops() if qkernels.info()["built"] else None
+    return qkernels.cpu.peak_gops(threads) if qkernels.info()["built"] else None
+
+
+def _crowded(peak: float, threads: int) -> str | None:
+    """What to say where the run was slow from start to end, so that no round stood out: threads that share a core, a
+    neighbour that never rests."""
+    together = threads * max(_peak(1) or 0.0 for _ in range(3))
+    if peak >= SLOW * together:
+        return None
+    return (f"{threads} threads reached {peak / together:.0%} of {threads} times one thread's INT8 peak: do they share "
+            "cores?")  # fmt: skip
 
 
 def _fp32(original: nn.Module, explicit: nn.Module, tower: str, x: Tensor, folder: Path) -> list[Contender]:

@@ -54,6 +54,13 @@ def test_a_processor_that_stays_slow_ends_after_twice_the_time(clock: dict) -> N
     assert len(times["a"]) == 1 and len(seen) > 10
 
 
+def test_a_run_that_is_slow_throughout_is_told_from_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench, "_peak", lambda threads: {1: 100.0}[threads])
+    assert bench._crowded(190.0, 2) is None
+    said = bench._crowded(110.0, 2)
+    assert said is not None and said.startswith("2 threads reached 55% of 2 times one thread's INT8 peak")
+
+
 def test_threads_keep_to_different_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     chosen: list[list[int]] = []
     siblings = {0: "0,2", 2: "0,2", 1: "1,3", 3: "1,3"}
