@@ -44,7 +44,26 @@ static void unit_codes(const Weights4& w, const Codes& x, const Epilogue& e, std
   }
 }
 
-// `flip` is 128 where x holds code + 128, else 0.
+// A row of x, padded with zeros, and its sum over each chunk. `flip` is 128 where x holds code + 128, else 0.
+#if defined(QK_TIER_avx512vnni)
+static void copy_codes(const std::uint8_t* x, std::uint8_t flip, std::int64_t k, std::int64_t chunk, std::int8_t* to,
+                       std::int64_t padded, std::int32_t* sums) {
+  const __m512i ones = _mm512_set1_epi8(1), turned = _mm512_set1_epi8(static_cast<char>(flip));
+  for (std::int64_t begin = 0; begin < k; begin += chunk) {
+    const std::int64_t end = begin + chunk < k ? begin + chunk : k;
+    __m512i sum = _mm512_setzero_si512();
+    for (std::int64_t i = begin; i < end; i += 64) {
+      const __mmask64 there = end - i >= 64 ? ~__mmask64{0} : (__mmask64{1} << (end - i)) - 1;
+      const __m512i codes =
+          _mm512_xor_si512(_mm512_maskz_loadu_epi8(there, x + i), _mm512_maskz_mov_epi8(there, turned));
+      _mm512_mask_storeu_epi8(to + i, there, codes);
+      dot(sum, ones, codes);
+    }
+    sums[begin / chunk] = _mm512_reduce_add_epi32(sum);
+  }
+  std::memset(to + k, 0, static_cast<std::size_t>(padded - k));
+}
+#else
 static void copy_codes(const std::uint8_t* x, std::uint8_t flip, std::int64_t k, std::int64_t chunk, std::int8_t* to,
                        std::int64_t padded, std::int32_t* sums) {
   for (std::int64_t i = 0; i < k; ++i) to[i] = static_cast<std::int8_t>(x[i] ^ flip);
@@ -56,6 +75,7 @@ static void copy_codes(const std::uint8_t* x, std::uint8_t flip, std::int64_t k,
     sums[c] = sum;
   }
 }
+#endif
 
 static void unit_floats(const Weights4& w, const float* a, std::int64_t stride, const Epilogue& e, std::int64_t offset,
                         Part rows, std::int64_t first, std::int64_t last) {
