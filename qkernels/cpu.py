@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from qkernels import reference
-from qkernels.checks import ESTIMATORS, LEARNED_SCALE, OFFSET
+from qkernels.checks import ESTIMATORS
 from qkernels.hadamard import base_matrix, base_order
-from qkernels.sharing import sharing
+from qkernels.sharing import learned, new_gradients, sharing
 from qkernels.weights import Int4Weight, Int8Weight
 
 
@@ -382,10 +382,8 @@ def fake_quantize_backward(
 ) -> Any:
     """See `qkernels.reference.fake_quantize_backward`."""
     grad, x = grad.contiguous(), x.contiguous()
-    has_offset = estimator in OFFSET and zero_point is not None
-    if out is None:
-        shapes = [scale.shape if has else (0,) for has in (estimator in LEARNED_SCALE, has_offset)]
-        out = (torch.empty_like(x), *(torch.empty(shape, dtype=torch.float32) for shape in shapes))
+    has = learned(zero_point, estimator)
+    out = new_gradients(x, scale, has) if out is None else out
     dx, dscale, doffset = out
     if not x.numel():
         dscale.zero_()
@@ -394,7 +392,7 @@ def fake_quantize_backward(
         native.fake_quantize_backward(
             *(grad.data_ptr(), x.data_ptr(), TYPES[x.dtype], *sharing(x, scale, axis, group)),
             *(scale.data_ptr(), _address(zero_point), qmin, qmax, ESTIMATORS.index(estimator), grad_scale),
-            *(delta / (qmax - qmin), dx.data_ptr(), dscale.data_ptr(), doffset.data_ptr() if has_offset else 0),
+            *(delta / (qmax - qmin), dx.data_ptr(), dscale.data_ptr(), doffset.data_ptr() if has[1] else 0),
             torch.get_num_threads(),
         )
     return out

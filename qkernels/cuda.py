@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from qkernels.checks import ESTIMATORS, LEARNED_SCALE, OFFSET
-from qkernels.sharing import sharing
+from qkernels.checks import ESTIMATORS
+from qkernels.sharing import learned, new_gradients, sharing
 from qkernels.weights import Int4Weight, Int8Weight
 
 _spec = importlib.util.find_spec("qkernels._cuda")
@@ -388,11 +388,8 @@ def fake_quantize_backward(
 ) -> Any:
     """See `qkernels.reference.fake_quantize_backward`."""
     grad, x = grad.contiguous(), x.contiguous()
-    learned = (estimator in LEARNED_SCALE, estimator in OFFSET and zero_point is not None)
-    if out is None:
-        shapes = [scale.shape if has else (0,) for has in learned]
-        others = (torch.empty(shape, dtype=torch.float32, device=x.device) for shape in shapes)
-        out = (torch.empty_like(x), *others)
+    has = learned(zero_point, estimator)
+    out = new_gradients(x, scale, has) if out is None else out
     dx, dscale, doffset = out
     if not x.numel():
         dscale.zero_()
@@ -400,13 +397,13 @@ def fake_quantize_backward(
         return out
     runs = sharing(x, scale, axis, group)
     room = _partials(runs[0], runs[1], runs[4])
-    partials = torch.empty(sum(learned) * room, dtype=torch.float32, device=x.device)
+    partials = torch.empty(sum(has) * room, dtype=torch.float32, device=x.device)
     launch(
         "fake_quantize_backward",
         x.device,
         *(grad.data_ptr(), x.data_ptr(), TYPES[x.dtype], *runs, scale.data_ptr(), _address(zero_point)),
         *(qmin, qmax, ESTIMATORS.index(estimator), grad_scale, delta, dx.data_ptr()),
-        *(dscale.data_ptr() if learned[0] else 0, doffset.data_ptr() if learned[1] else 0, partials.data_ptr(), room),
+        *(dscale.data_ptr() if has[0] else 0, doffset.data_ptr() if has[1] else 0, partials.data_ptr(), room),
     )
     return out
 

@@ -1,10 +1,14 @@
-"""How the values of a tensor share the scales of `fake_quantize`, as every backend walks over them."""
+"""How the values of a tensor share the scales of `fake_quantize`, as every backend walks over them, and which of them
+have gradients."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
+
+from .checks import LEARNED_SCALE, OFFSET
 
 
 class Sharing(NamedTuple):
@@ -35,3 +39,14 @@ def sharing(x: Tensor, scale: Tensor, axis: int | None, group: int | None) -> Sh
         return Sharing(1, x.numel(), 1, x.numel(), 1)
     length = x.shape[axis + 1 :].numel()
     return Sharing(x.shape[: axis + 1].numel(), length, 1, length, scale.numel())
+
+
+def learned(zero_point: Tensor | None, estimator: str) -> tuple[bool, bool]:
+    """Whether the estimator gives the scale a gradient, and the offset."""
+    return estimator in LEARNED_SCALE, estimator in OFFSET and zero_point is not None
+
+
+def new_gradients(x: Tensor, scale: Tensor, has: tuple[bool, bool]) -> tuple[Tensor, Tensor, Tensor]:
+    """Room for the results of `fake_quantize_backward`: of x, of the scale and of the offset, (0,) where there is none."""
+    of_scale, of_offset = (torch.empty(scale.shape if h else (0,), dtype=torch.float32, device=x.device) for h in has)
+    return torch.empty_like(x), of_scale, of_offset

@@ -22,7 +22,7 @@ import triton.language as tl
 from torch import Tensor
 
 from qkernels.checks import ESTIMATORS, LEARNED_SCALE, OFFSET
-from qkernels.sharing import Sharing, sharing
+from qkernels.sharing import Sharing, learned, new_gradients, sharing
 
 from .aot import AotCase
 from .launch import ceil_div, on, power_of_two, uncountable
@@ -341,22 +341,20 @@ def fake_quantize_backward(
 ) -> Any:
     """See `qkernels.reference.fake_quantize_backward`. One launch, or two."""
     grad, x = grad.contiguous(), x.contiguous()
-    learned = (estimator in LEARNED_SCALE, estimator in OFFSET and zero_point is not None)
-    if out is None:
-        empty = (torch.empty(scale.shape if has else (0,), dtype=torch.float32, device=x.device) for has in learned)
-        out = (torch.empty_like(x), *empty)
+    has = learned(zero_point, estimator)
+    out = new_gradients(x, scale, has) if out is None else out
     if not x.numel():
         for sums in out[1:]:
             sums.zero_()
         return out
-    dx, *wanted = (target if has else None for target, has in zip(out, (True, *learned), strict=True))
+    dx, *wanted = (target if there else None for target, there in zip(out, (True, *has), strict=True))
     share = sharing(x, scale, axis, group)
-    tiles = tiling(share, learned[0])
+    tiles = tiling(share, has[0])
     terms = tiles.terms(share)
     partial = wanted
-    if learned[0] and terms > 1:
-        sums = torch.empty(sum(learned), terms, share.scales, dtype=torch.float32, device=x.device)
-        partial = [sums[0], sums[1] if learned[1] else None]
+    if has[0] and terms > 1:
+        sums = torch.empty(sum(has), terms, share.scales, dtype=torch.float32, device=x.device)
+        partial = [sums[0], sums[1] if has[1] else None]
     with on(x):
         _backward[(tiles.down * tiles.across,)](
             *(grad, x, scale, zero_point, dx, *partial, *_layout(share), tiles.across, tiles.steps),
@@ -365,7 +363,7 @@ def fake_quantize_backward(
             num_warps=WARPS,
             **EXACT,
         )
-        if learned[0] and terms > 1:
+        if has[0] and terms > 1:
             width = min(16, power_of_two(share.scales))
             _reduce[(ceil_div(share.scales, width),)](
                 *(*partial, *wanted, terms, share.scales, grad_scale, min(TILE // width, power_of_two(terms)), width),
