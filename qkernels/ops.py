@@ -23,6 +23,7 @@ from . import checks, dispatch
 from .checks import FLOATS, GROUP
 from .hadamard import base_order
 from .registry import call, library, register
+from .sharing import learned
 from .weights import Int4Weight, Int8Weight
 
 Pair = tuple[Tensor, Tensor]
@@ -473,14 +474,9 @@ def fake_quantize(
     return call(op, None, x, scale, zero, qmin, qmax, estimator, axis, group, float(grad_scale), float(delta))
 
 
-def _learned(zero_point: Tensor | None, estimator: str) -> tuple[bool, bool]:
-    """Whether the scale gets a gradient, and whether the offset does."""
-    return estimator in checks.LEARNED_SCALE, estimator in checks.OFFSET and zero_point is not None
-
-
 def _gradients(grad: Tensor, x: Tensor, scale: Tensor, zero_point: Tensor | None, *rest: Any) -> list:
-    learned = _learned(zero_point, rest[2])
-    return [(x.shape, x.dtype), *((scale.shape if has else (0,), torch.float32) for has in learned)]
+    has = learned(zero_point, rest[2])
+    return [(x.shape, x.dtype), *((scale.shape if there else (0,), torch.float32) for there in has)]
 
 
 _FAKE_QUANTIZE = (
@@ -500,8 +496,8 @@ def _save_for_fake_quantize(ctx: Any, inputs: tuple, output: Tensor) -> None:
 def _fake_quantize_gradients(ctx: Any, grad: Tensor) -> tuple:
     x, scale, zero_point = ctx.saved_tensors
     dx, *others = call("fake_quantize_backward", None, grad, x, scale, zero_point, *ctx.rest)
-    learned = _learned(zero_point, ctx.rest[2])
-    return dx, *(found if has else None for found, has in zip(others, learned, strict=True)), *[None] * 7
+    has = learned(zero_point, ctx.rest[2])
+    return dx, *(found if there else None for found, there in zip(others, has, strict=True)), *[None] * 7
 
 
 torch.library.register_autograd(

@@ -47,6 +47,6 @@ def learned(zero_point: Tensor | None, estimator: str) -> tuple[bool, bool]:
 
 
 def new_gradients(x: Tensor, scale: Tensor, has: tuple[bool, bool]) -> tuple[Tensor, Tensor, Tensor]:
-    """Room for the results of `fake_quantize_backward`: of x, of the scale and of the offset, (0,) where there is none."""
+    """Room for the results of `fake_quantize_backward`: of x, the scale and the offset; (0,) where there is none."""
     of_scale, of_offset = (torch.empty(scale.shape if h else (0,), dtype=torch.float32, device=x.device) for h in has)
     return torch.empty_like(x), of_scale, of_offset

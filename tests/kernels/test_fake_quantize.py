@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import qkernels
+from qkernels import dispatch, reference
 from tests.kernels.oracles import dtypes, examples, f32, f64, same, seeds
 
 # shape, axis, group
@@ -295,6 +296,17 @@ def test_a_scale_of_zero_gets_the_gradient_of_values_outside(backend, estimator,
     scale = torch.zeros_like(scales_for(shape, axis, group, torch.Generator())).requires_grad_()
     qkernels.fake_quantize(torch.ones(shape), scale, None, -8, 7, estimator, axis, group).sum().backward()
     assert scale.grad.sum() == 7 * np.prod(shape)
+
+
+@pytest.mark.parametrize("estimator", ["ste", "lsq", "lsq_plus"])
+def test_what_has_no_gradient_has_no_room(backend, estimator):
+    """A backend that is asked without `out` gives what the reference gives, also where the offset is not there."""
+    grad, x, scale = torch.ones(3, 5), torch.randn(3, 5), torch.full((3,), 0.5)
+    arguments = grad, x, scale, None, -8, 7, estimator, 0
+    found = dispatch.select("fake_quantize_backward", x.device, *arguments)(*arguments)
+    wanted = reference.fake_quantize_backward(*arguments)
+    assert [t.shape for t in found] == [t.shape for t in wanted]
+    assert found[2].shape == (0,) and found[1].shape == ((0,) if estimator == "ste" else (3,))
 
 
 def test_an_offset_for_all_scales(backend):
