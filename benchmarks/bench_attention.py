@@ -8,8 +8,15 @@ import torch
 import qkernels
 
 # B, L, H, d, causal: the towers of ViT-B/32 (image, and text), ViT-B/16, ViT-L/14, SigLIP at 384 pixels
-SHAPES = [(16, 50, 12, 64, False), (1, 50, 12, 64, False), (8, 77, 8, 64, True), (8, 197, 12, 64, False),
-          (4, 257, 16, 64, False), (1, 577, 12, 64, False), (1, 729, 16, 72, False)]  # fmt: skip
+SHAPES = [
+    (16, 50, 12, 64, False),
+    (1, 50, 12, 64, False),
+    (8, 77, 8, 64, True),
+    (8, 197, 12, 64, False),
+    (4, 257, 16, 64, False),
+    (1, 577, 12, 64, False),
+    (1, 729, 16, 72, False),
+]
 DTYPES = [torch.float32, torch.bfloat16]
 cases = pytest.mark.parametrize("shape", SHAPES, ids=str)
 types = pytest.mark.parametrize("dtype", DTYPES, ids=["float32", "bfloat16"])

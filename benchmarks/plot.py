@@ -1,6 +1,6 @@
 """Draws `qclip bench --json` results as one SVG for the README.
 
-    python -m benchmarks.plot benchmarks/results/*.json --output docs/speed.svg
+python -m benchmarks.plot benchmarks/results/*.json --output docs/speed.svg
 """
 
 from __future__ import annotations
@@ -40,9 +40,11 @@ def group(found: dict[str, Any], top: float) -> tuple[list[Markup], float]:
         long = span * row["ms_per_item"] / most
         ours = name not in found["peers"]
         shown = f"{row['ms_per_item']:.2f} ms" + ("" if ours else f", {found['ratios'][name]:.2f}x")
-        body += [svg.text(LEFT - 8, y + 13, name, "", "end"),
-                 svg.rect(LEFT, y + 3, max(long, 1), ROW - 6, "ours" if ours else "peer"),
-                 svg.text(LEFT + long + 6, y + 13, shown)]  # fmt: skip
+        body += [
+            svg.text(LEFT - 8, y + 13, name, "", "end"),
+            svg.rect(LEFT, y + 3, max(long, 1), ROW - 6, "ours" if ours else "peer"),
+            svg.text(LEFT + long + 6, y + 13, shown),
+        ]
         y += ROW
     if limit is not None:
         body.append(svg.element("line", x1=limit, x2=limit, y1=top + HEAD - 6, y2=y, class_="limit"))
@@ -58,8 +60,15 @@ def draw(runs: list[dict[str, Any]]) -> str:
     cpu, threads = runs[0]["cpu"], runs[0]["threads"]
     note = f"Milliseconds an image or prompt, {threads} threads, {cpu}; dashed: the limit of the INT8 instructions"
     body.append(svg.text(0, top + 8, note, "note"))
-    return svg.element("svg", Markup("").join(body), xmlns="http://www.w3.org/2000/svg", width=WIDTH, height=top + 16,
-                       viewBox=f"0 0 {WIDTH} {top + 16}", role="img")  # fmt: skip
+    return svg.element(
+        "svg",
+        Markup("").join(body),
+        xmlns="http://www.w3.org/2000/svg",
+        width=WIDTH,
+        height=top + 16,
+        viewBox=f"0 0 {WIDTH} {top + 16}",
+        role="img",
+    )
 
 
 def main() -> None:

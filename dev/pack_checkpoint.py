@@ -93,9 +93,7 @@ def readme(card: dict) -> str:
         f"- **Trained on**: {training.get('images_seen', training['images']):,} images in {training['steps']:,} steps",
     ]
     gaps = [
-        gap_said(row)
-        for row in card.get("measured", [])
-        if row["metric"] == "signed_gap" and row["subset"] == "all"
+        gap_said(row) for row in card.get("measured", []) if row["metric"] == "signed_gap" and row["subset"] == "all"
     ]
     if gaps:
         lines.append(f"- **Calibration** (confidence minus accuracy): {', '.join(gaps)}")

@@ -81,9 +81,12 @@ def optimizers(model: torch.nn.Module) -> list[torch.optim.Optimizer]:
     plain = [p for p in named.values() if p.ndim < 2]
     return [
         torch.optim.Muon(matrices, lr=RATE, weight_decay=0.05, momentum=0.95, adjust_lr_fn="match_rms_adamw"),
-        torch.optim.AdamW([{"params": decay, "weight_decay": 0.05}, {"params": plain, "weight_decay": 0.0}],
-                          lr=RATE, betas=(0.9, 0.98)),
-    ]  # fmt: skip
+        torch.optim.AdamW(
+            [{"params": decay, "weight_decay": 0.05}, {"params": plain, "weight_decay": 0.0}],
+            lr=RATE,
+            betas=(0.9, 0.98),
+        ),
+    ]
 
 
 def save(path: Path, state: dict) -> None:
@@ -151,18 +154,38 @@ def main() -> None:
         now = time.perf_counter()
         spent, tick = spent + now - tick, now
         if step % 50 == 0:
-            print(f"step {step} loss {loss.item():.3f} scale {model.logit_scale.exp().item():.1f} "
-                  f"images/s {step * BATCH / spent:.0f}", flush=True)
+            print(
+                f"step {step} loss {loss.item():.3f} scale {model.logit_scale.exp().item():.1f} "
+                f"images/s {step * BATCH / spent:.0f}",
+                flush=True,
+            )
         if step % 100 == 0 or step == setting["steps"]:
             average.eval()
             dev = judge(average.module, tokenizer, "dev")
             print(f"step {step} dev top-1 {100 * dev['top1']:.1f} % gap {100 * dev['signed_gap']:+.1f}", flush=True)
-            save(checkpoint, {"run": run, "model": model.state_dict(), "average": average.state_dict(), "step": step,
-                              "spent": spent, "optimizers": [o.state_dict() for o in trained]})
+            save(
+                checkpoint,
+                {
+                    "run": run,
+                    "model": model.state_dict(),
+                    "average": average.state_dict(),
+                    "step": step,
+                    "spent": spent,
+                    "optimizers": [o.state_dict() for o in trained],
+                },
+            )
             save(args.output / "open_clip.pt", average.module.state_dict())
-            facts = {"config": CONFIG, "captions": args.captions, **run, "steps": step, "images_seen": step * BATCH,
-                     "minutes": round(spent / 60, 1), "dev_top1": dev["top1"],
-                     "dev_signed_gap": dev["signed_gap"], "logit_scale": average.module.logit_scale.exp().item()}
+            facts = {
+                "config": CONFIG,
+                "captions": args.captions,
+                **run,
+                "steps": step,
+                "images_seen": step * BATCH,
+                "minutes": round(spent / 60, 1),
+                "dev_top1": dev["top1"],
+                "dev_signed_gap": dev["signed_gap"],
+                "logit_scale": average.module.logit_scale.exp().item(),
+            }
             (args.output / "facts.json").write_text(json.dumps(facts, indent=1))
             tick = time.perf_counter()
 

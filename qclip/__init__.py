@@ -1,10 +1,10 @@
 """Quantize CLIP-like models on real kernels, and show what that did to their reliability.
 
-    import qclip
-    model = qclip.load_model("photos")
-    small = qclip.quantize(model, "w8a8")
-    results = qclip.evaluate({"float": model, "w8a8": small}, data="scenes:test")
-    print(qclip.table(results))
+import qclip
+model = qclip.load_model("photos")
+small = qclip.quantize(model, "w8a8")
+results = qclip.evaluate({"float": model, "w8a8": small}, data="scenes:test")
+print(qclip.table(results))
 """
 
 from __future__ import annotations
@@ -34,14 +34,42 @@ except PackageNotFoundError:  # used from a checkout that is not installed
 
 # Where each public name lives.
 _PUBLIC = {
-    "load_model": "zoo", "quantize": "ptq", "quantize_": "ptq", "dequantize_": "rewrite", "coverage": "rewrite",
-    "Coverage": "rewrite", "save": "artifact", "load": "artifact", "towers": "models", "encoders": "models",
-    "evaluate": "reliability", "Results": "reliability", "report": "report", "table": "report", "Recipe": "recipes",
+    "load_model": "zoo",
+    "quantize": "ptq",
+    "quantize_": "ptq",
+    "dequantize_": "rewrite",
+    "coverage": "rewrite",
+    "Coverage": "rewrite",
+    "save": "artifact",
+    "load": "artifact",
+    "towers": "models",
+    "encoders": "models",
+    "evaluate": "reliability",
+    "Results": "reliability",
+    "report": "report",
+    "table": "report",
+    "Recipe": "recipes",
     "weight_spectrum": "spectral",
-}  # fmt: skip
+}
 
-__all__ = ["Coverage", "Recipe", "Results", "coverage", "dequantize_", "encoders", "evaluate", "load", "load_model",
-           "quantize", "quantize_", "report", "save", "table", "towers", "weight_spectrum"]  # fmt: skip
+__all__ = [
+    "Coverage",
+    "Recipe",
+    "Results",
+    "coverage",
+    "dequantize_",
+    "encoders",
+    "evaluate",
+    "load",
+    "load_model",
+    "quantize",
+    "quantize_",
+    "report",
+    "save",
+    "table",
+    "towers",
+    "weight_spectrum",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -72,8 +72,9 @@ def save(model: nn.Module, path: str | Path, force: bool = False) -> Path:
         if not force:
             raise OutputExistsError(f"{str(path)!r} is not empty; choose another folder or pass force=True (--force)")
         if not is_artifact(path):
-            raise OutputExistsError(f"{str(path)!r} holds other files than an artifact and is not replaced; "
-                                    "choose another folder")  # fmt: skip
+            raise OutputExistsError(
+                f"{str(path)!r} holds other files than an artifact and is not replaced; choose another folder"
+            )
     path.parent.mkdir(parents=True, exist_ok=True)
     fresh = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     try:
@@ -81,16 +82,27 @@ def save(model: nn.Module, path: str | Path, force: bool = False) -> Path:
         save_file(_unshared(tensors), fresh / TENSORS, metadata={"format": "pt"})
         coverage = done.coverage
         content = {
-            "format": FORMAT, "architecture": models.config_of(model), "preprocess": models.preprocess_config(model),
-            "tokenizer": models.tokenizer_config(model), "source": done.source, "recipe": done.recipe.to_dict(),
+            "format": FORMAT,
+            "architecture": models.config_of(model),
+            "preprocess": models.preprocess_config(model),
+            "tokenizer": models.tokenizer_config(model),
+            "source": done.source,
+            "recipe": done.recipe.to_dict(),
             "plans": {name: dataclasses.asdict(plan) for name, plan in done.plans.items()},
-            "sites": {site.name: _site_facts(site.module) for t in models.towers(model).values() for site in t
-                      if done.plans[site.name].state != "float"},
-            "coverage": {state: {of: round(coverage.share(state, of), 6) for of in ("macs", "parameters")}
-                         for state in ("real", "simulated", "float")},
-            "provenance": done.provenance, "tensors_sha256": file_hash(fresh / TENSORS),
+            "sites": {
+                site.name: _site_facts(site.module)
+                for t in models.towers(model).values()
+                for site in t
+                if done.plans[site.name].state != "float"
+            },
+            "coverage": {
+                state: {of: round(coverage.share(state, of), 6) for of in ("macs", "parameters")}
+                for state in ("real", "simulated", "float")
+            },
+            "provenance": done.provenance,
+            "tensors_sha256": file_hash(fresh / TENSORS),
             "tensors_bytes": (fresh / TENSORS).stat().st_size,
-        }  # fmt: skip
+        }
         content["description_sha256"] = description_hash(content)
         (fresh / DESCRIPTION).write_text(json.dumps(content, indent=1) + "\n")
         (fresh / TENSORS).chmod((fresh / DESCRIPTION).stat().st_mode)  # safetensors' own files are for their owner only
@@ -144,10 +156,15 @@ def _site_facts(module: nn.Module) -> dict[str, Any]:
     inner = module.site if isinstance(module, QuantizedPatch) else module
     assert isinstance(inner, QuantizedSite)
     facts: dict[str, Any] = {
-        "class": type(inner).__name__, "shape": list(inner.shape), "group": inner.group,
-        "zeros": inner.zeros is not None, "bias": inner.bias is not None, "smooth": inner.smooth is not None,
-        "input_scale": inner.input_scale is not None, "dtype": str(inner.witness.dtype).removeprefix("torch."),
-    }  # fmt: skip
+        "class": type(inner).__name__,
+        "shape": list(inner.shape),
+        "group": inner.group,
+        "zeros": inner.zeros is not None,
+        "bias": inner.bias is not None,
+        "smooth": inner.smooth is not None,
+        "input_scale": inner.input_scale is not None,
+        "dtype": str(inner.witness.dtype).removeprefix("torch."),
+    }
     if isinstance(module, QuantizedPatch):
         facts["patch"] = list(module.patch)
     if isinstance(inner, SimulatedLinear):
@@ -171,8 +188,13 @@ def _empty_site(facts: dict[str, Any]) -> nn.Module:
         else:
             groups = -(-k // facts["group"])
             zeros = torch.empty(n, groups, dtype=torch.float16) if facts["zeros"] else None
-            weight = Int4Weight(torch.empty(n, -(-k // 2), dtype=torch.uint8),
-                                torch.empty(n, groups, dtype=torch.float16), zeros, (n, k), facts["group"])  # fmt: skip
+            weight = Int4Weight(
+                torch.empty(n, -(-k // 2), dtype=torch.uint8),
+                torch.empty(n, groups, dtype=torch.float16),
+                zeros,
+                (n, k),
+                facts["group"],
+            )
     kind = facts["class"]
     module: nn.Module
     if kind == "QuantizedEmbedding":
@@ -203,10 +225,22 @@ def read_description(path: str | Path) -> dict[str, Any]:
     if not isinstance(content, dict) or type(content.get("format")) is not int or content["format"] < 1:
         raise ArtifactError(f"{str(file)!r} has no format version; it was not written by qclip")
     if content["format"] > FORMAT:
-        raise ArtifactError(f"{str(path)!r} has format {content['format']}, this version reads up to {FORMAT}; "
-                            "upgrade qclip")  # fmt: skip
-    wanted = {"architecture", "preprocess", "tokenizer", "source", "recipe", "plans", "sites", "provenance",
-              "tensors_sha256", "tensors_bytes", "description_sha256"}  # fmt: skip
+        raise ArtifactError(
+            f"{str(path)!r} has format {content['format']}, this version reads up to {FORMAT}; upgrade qclip"
+        )
+    wanted = {
+        "architecture",
+        "preprocess",
+        "tokenizer",
+        "source",
+        "recipe",
+        "plans",
+        "sites",
+        "provenance",
+        "tensors_sha256",
+        "tensors_bytes",
+        "description_sha256",
+    }
     if missing := sorted(wanted - set(content)):
         raise ArtifactError(f"{str(file)!r} lacks {missing[0]!r}; the artifact is edited or foreign")
     if description_hash(content) != content["description_sha256"]:
@@ -227,8 +261,10 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> nn.Module:
         raise ArtifactError(f"{str(path)!r} lacks {TENSORS}")
     size = tensors.stat().st_size
     if size != content["tensors_bytes"]:
-        raise ArtifactError(f"{str(tensors)!r} has {size} bytes instead of {content['tensors_bytes']}; "
-                            "it is truncated or from another artifact")  # fmt: skip
+        raise ArtifactError(
+            f"{str(tensors)!r} has {size} bytes instead of {content['tensors_bytes']}; "
+            "it is truncated or from another artifact"
+        )
     if file_hash(tensors) != content["tensors_sha256"]:
         raise ArtifactError(f"{str(tensors)!r} does not match its checksum; it was changed after it was saved")
     try:
@@ -236,8 +272,10 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> nn.Module:
     except (LookupError, ArithmeticError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         if isinstance(error, ArtifactError):
             raise
-        raise ArtifactError(f"{str(path / DESCRIPTION)!r} describes no model that can be built "
-                            f"({type(error).__name__}: {error}); it is edited or foreign") from None  # fmt: skip
+        raise ArtifactError(
+            f"{str(path / DESCRIPTION)!r} describes no model that can be built "
+            f"({type(error).__name__}: {error}); it is edited or foreign"
+        ) from None
     _fill(model, tensors, torch.device(device))
     models.materialize_buffers(model)
     if torch.device(device).type != "cpu":
@@ -279,8 +317,11 @@ def _fill(model: nn.Module, path: Path, device: torch.device) -> None:
     if set(names) != set(slots):
         odd = sorted(set(names) ^ set(slots))[0]
         raise ArtifactError(f"{str(path)!r} does not fit its description (first difference: {odd!r})")
-    passing = {name for name, (owner, attribute) in slots.items()
-               if attribute == "codes" and isinstance(owner, QuantizedLinear) and device.type == "cpu"}  # fmt: skip
+    passing = {
+        name
+        for name, (owner, attribute) in slots.items()
+        if attribute == "codes" and isinstance(owner, QuantizedLinear) and device.type == "cpu"
+    }
     done: dict[int, int] = {}
     for name, tensor in _read(path, passing):
         owner, attribute = slots[name]
@@ -288,8 +329,10 @@ def _fill(model: nn.Module, path: Path, device: torch.device) -> None:
         # A float tensor comes back in its own dtype (`.half()` before saving); codes, scales and zeros have but one.
         free = attribute not in FIXED and tensor.is_floating_point() and have.is_floating_point()
         if have.shape != tensor.shape or (have.dtype != tensor.dtype and not free):
-            raise ArtifactError(f"{name!r} in {str(path)!r} is {tensor.dtype} {tuple(tensor.shape)} instead of "
-                                f"{have.dtype} {tuple(have.shape)}")  # fmt: skip
+            raise ArtifactError(
+                f"{name!r} in {str(path)!r} is {tensor.dtype} {tuple(tensor.shape)} instead of "
+                f"{have.dtype} {tuple(have.shape)}"
+            )
         if attribute in owner._parameters:
             owner._parameters[attribute] = nn.Parameter(tensor, requires_grad=have.requires_grad)
         else:
@@ -309,8 +352,18 @@ def _slot(model: nn.Module, name: str) -> tuple[nn.Module, str]:
     return model.get_submodule(owner), attribute
 
 
-_TYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
-          "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool}  # fmt: skip
+_TYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
 
 
 def _read(path: Path, passing: set[str]) -> Iterator[tuple[str, Tensor]]:

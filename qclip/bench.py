@@ -30,8 +30,13 @@ from .ptq import quantize
 from .reliability.tables import cpu_name
 
 Run = Callable[[], Tensor]
-NEEDS = {"torch-fp32": (), "torch-bf16": (), "torchao": ("torchao",), "onnxruntime": ("onnx", "onnxruntime"),
-         "openvino": ("openvino", "nncf")}  # fmt: skip
+NEEDS = {
+    "torch-fp32": (),
+    "torch-bf16": (),
+    "torchao": ("torchao",),
+    "onnxruntime": ("onnx", "onnxruntime"),
+    "openvino": ("openvino", "nncf"),
+}
 MIN_ROUNDS, TURN = 5, 0.05  # rounds at least; seconds that one timed turn lasts at least
 SLOW = 0.75  # a round counts if the processor then ran at this share of its best speed
 BATCH = {"image": 16, "text": 64}
@@ -53,16 +58,28 @@ def peer_names(text: str) -> tuple[str, ...]:
         if name not in NEEDS:
             raise InputError(f"unknown peer {name!r}; {nearest(name, NEEDS)} (or all, none)")
         if absent := [m for m in NEEDS[name] if importlib.util.find_spec(m) is None]:
-            raise InputError(f"peer {name!r} needs {' and '.join(absent)}, which is not installed; "
-                             "`make bench` installs the peers (extra `bench`)")  # fmt: skip
+            raise InputError(
+                f"peer {name!r} needs {' and '.join(absent)}, which is not installed; "
+                "`make bench` installs the peers (extra `bench`)"
+            )
     return tuple(dict.fromkeys(names))
 
 
 @torch.inference_mode()
-def bench(model: str | Path | nn.Module, recipe: str | Path | dict | recipes.Recipe = "w8a8", *, tower: str = "image",
-          batch: int | None = None, peers: Iterable[str] = ("torch-fp32",), calibration: object = None,
-          full: bool = False, seconds: float = 20.0, arch: str | None = None, seed: int = 0,
-          progress: Callable[[str, int, int], None] | None = None) -> dict[str, Any]:  # fmt: skip
+def bench(
+    model: str | Path | nn.Module,
+    recipe: str | Path | dict | recipes.Recipe = "w8a8",
+    *,
+    tower: str = "image",
+    batch: int | None = None,
+    peers: Iterable[str] = ("torch-fp32",),
+    calibration: object = None,
+    full: bool = False,
+    seconds: float = 20.0,
+    arch: str | None = None,
+    seed: int = 0,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> dict[str, Any]:
     """Time `recipe` on one tower of `model`, and peers, on a CPU with torch's threads. Float32 in, embeddings out.
 
     `batch` images of standard normal pixels, or prompts "a photo of a NAME" (`full`: prompts that fill the context);
@@ -96,8 +113,10 @@ def bench(model: str | Path | nn.Module, recipe: str | Path | dict | recipes.Rec
     peak = max(speeds) if _peak() else None
     disturbed = len(speeds) - len(times[contenders[0]])
     if disturbed:
-        notes.append(f"{disturbed} of {len(speeds)} rounds do not count: the processor ran at less than {SLOW:.0%} of "
-                     "its best speed")  # fmt: skip
+        notes.append(
+            f"{disturbed} of {len(speeds)} rounds do not count: the processor ran at less than {SLOW:.0%} of "
+            "its best speed"
+        )
     if peak and (crowded := _crowded(peak, torch.get_num_threads())):
         notes.append(crowded)
 
@@ -111,18 +130,30 @@ def bench(model: str | Path | nn.Module, recipe: str | Path | dict | recipes.Rec
     if done is not None and done.coverage.share("simulated"):
         notes.append(f"{chosen.name} is simulated in float arithmetic here: its time says nothing about a kernel")
     if tower == "text":
-        notes.append("the text tower runs up to the last end-of-text token of the batch where that is exact; "
-                     "percent_of_peak counts what was computed")  # fmt: skip
+        notes.append(
+            "the text tower runs up to the last end-of-text token of the batch where that is exact; "
+            "percent_of_peak counts what was computed"
+        )
     gops = 2 * macs / ours["seconds"] / 1e9
     return {
-        "model": str(getattr(original, "qclip_source", None) or model), "recipe": chosen.name, "tower": tower,
-        "batch": batch, "full": full, "unit": "image" if tower == "image" else "prompt",
-        "threads": torch.get_num_threads(), "cpu": cpu_name(), "rounds": len(times[contenders[0]]),
-        "ours": ours, "peers": rows,
+        "model": str(getattr(original, "qclip_source", None) or model),
+        "recipe": chosen.name,
+        "tower": tower,
+        "batch": batch,
+        "full": full,
+        "unit": "image" if tower == "image" else "prompt",
+        "threads": torch.get_num_threads(),
+        "cpu": cpu_name(),
+        "rounds": len(times[contenders[0]]),
+        "ours": ours,
+        "peers": rows,
         "ratios": {name: row["seconds"] / ours["seconds"] for name, row in rows.items()},
-        "macs": macs, "gops": gops, "peak_gops": peak,
-        "percent_of_peak": None if not peak else 100 * gops / peak, "notes": notes,
-    }  # fmt: skip
+        "macs": macs,
+        "gops": gops,
+        "peak_gops": peak,
+        "percent_of_peak": None if not peak else 100 * gops / peak,
+        "notes": notes,
+    }
 
 
 def keep_to_cores() -> None:
@@ -143,9 +174,12 @@ def keep_to_cores() -> None:
     os.sched_setaffinity(0, chosen)
 
 
-def interleave(runs: dict[Any, Run], seconds: float, say: Callable[[str, int, int], None],
-               probe: Callable[[], float | None] = lambda: None
-               ) -> tuple[dict[Any, list[float]], list[float]]:  # fmt: skip
+def interleave(
+    runs: dict[Any, Run],
+    seconds: float,
+    say: Callable[[str, int, int], None],
+    probe: Callable[[], float | None] = lambda: None,
+) -> tuple[dict[Any, list[float]], list[float]]:
     """Seconds a call, one value a round and contender, and the speed of the processor (`probe`) after each round.
 
     Each turn begins with an untimed call, because the one before left its data in the caches and its threads spinning;
@@ -243,8 +277,14 @@ def _cosine(out: Tensor, wanted: Tensor) -> float:
 
 def _row(contender: Contender, times: list[float], cosine: float, batch: int) -> dict[str, Any]:
     low, median, high = statistics.quantiles(times, n=4)
-    return {"setting": contender.setting, "seconds": median, "low": low, "high": high,
-            "ms_per_item": 1000 * median / batch, "cosine": cosine}  # fmt: skip
+    return {
+        "setting": contender.setting,
+        "seconds": median,
+        "low": low,
+        "high": high,
+        "ms_per_item": 1000 * median / batch,
+        "cosine": cosine,
+    }
 
 
 def _peak(threads: int | None = None) -> float | None:
@@ -259,20 +299,26 @@ def _crowded(peak: float, threads: int) -> str | None:
     together = threads * max(_peak(1) or 0.0 for _ in range(3))
     if peak >= SLOW * together:
         return None
-    return (f"{threads} threads reached {peak / together:.0%} of {threads} times one thread's INT8 peak: do they share "
-            "cores?")  # fmt: skip
+    return (
+        f"{threads} threads reached {peak / together:.0%} of {threads} times one thread's INT8 peak: do they share "
+        "cores?"
+    )
 
 
 def _fp32(original: nn.Module, explicit: nn.Module, tower: str, x: Tensor, folder: Path) -> list[Contender]:
-    return [Contender("torch-fp32", "eager, the model as it was loaded", _bound(original, tower, x)),
-            Contender("torch-fp32", "compiled", _compiled(original, tower, x))]  # fmt: skip
+    return [
+        Contender("torch-fp32", "eager, the model as it was loaded", _bound(original, tower, x)),
+        Contender("torch-fp32", "compiled", _compiled(original, tower, x)),
+    ]
 
 
 def _bf16(original: nn.Module, explicit: nn.Module, tower: str, x: Tensor, folder: Path) -> list[Contender]:
     model = copy.deepcopy(original).bfloat16()
     y = x.bfloat16() if x.is_floating_point() else x
-    return [Contender("torch-bf16", "eager, model and input bfloat16", _bound(model, tower, y)),
-            Contender("torch-bf16", "compiled, model and input bfloat16", _compiled(model, tower, y))]  # fmt: skip
+    return [
+        Contender("torch-bf16", "eager, model and input bfloat16", _bound(model, tower, y)),
+        Contender("torch-bf16", "compiled, model and input bfloat16", _compiled(model, tower, y)),
+    ]
 
 
 def _compiled(model: nn.Module, tower: str, x: Tensor) -> Run:
@@ -305,12 +351,14 @@ def _onnxruntime(original: nn.Module, explicit: nn.Module, tower: str, x: Tensor
     full, ready, small, static = (folder / f"{name}.onnx" for name in ("full", "ready", "int8", "static"))
     with torch.inference_mode(False), torch.no_grad():
         module = _Tower(copy.deepcopy(explicit), tower).eval()
-        torch.onnx.export(module, (x.clone(),), str(full), input_names=["x"], verbose=False,
-                          dynamo=False, opset_version=17)  # fmt: skip
+        torch.onnx.export(
+            module, (x.clone(),), str(full), input_names=["x"], verbose=False, dynamo=False, opset_version=17
+        )
     quant_pre_process(full, ready, skip_symbolic_shape=True, skip_onnx_shape=True)
     quantize_dynamic(ready, small, weight_type=QuantType.QInt8, per_channel=True)
-    quantize_static(ready, static, Once(), per_channel=True, activation_type=QuantType.QUInt8,
-                    weight_type=QuantType.QInt8)  # fmt: skip
+    quantize_static(
+        ready, static, Once(), per_channel=True, activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8
+    )
     options = ort.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     out = []
@@ -339,5 +387,9 @@ def _openvino(original: nn.Module, explicit: nn.Module, tower: str, x: Tensor, f
 
 
 PEERS: dict[str, Callable[[nn.Module, nn.Module, str, Tensor, Path], list[Contender]]] = {
-    "torch-fp32": _fp32, "torch-bf16": _bf16, "torchao": _torchao, "onnxruntime": _onnxruntime, "openvino": _openvino,
-}  # fmt: skip
+    "torch-fp32": _fp32,
+    "torch-bf16": _bf16,
+    "torchao": _torchao,
+    "onnxruntime": _onnxruntime,
+    "openvino": _openvino,
+}

@@ -23,12 +23,38 @@ Progress = Callable[[str, int, int], None]  # (what, done, in all)
 
 IMAGES = 128  # enough for maxima and histograms; more changes little (methods 2.1)
 
-_SUBJECTS = ("dog", "cat", "bird", "child", "woman", "man", "car", "truck", "boat", "airplane", "horse", "flower",
-             "house", "street", "mountain", "river", "red star", "blue circle", "bowl of fruit", "train")  # fmt: skip
-_FORMS = ("a photo of a {}.", "a {}", "a black and white picture of the {} in the distance.",
-          "two people look at a {} on a sunny afternoon while others walk past.", "a small {} on grass",
-          "the {} stands next to a wooden fence, partly hidden.", "a close-up of a {} with a blurred background.",
-          "a drawing of a {}.")  # fmt: skip
+_SUBJECTS = (
+    "dog",
+    "cat",
+    "bird",
+    "child",
+    "woman",
+    "man",
+    "car",
+    "truck",
+    "boat",
+    "airplane",
+    "horse",
+    "flower",
+    "house",
+    "street",
+    "mountain",
+    "river",
+    "red star",
+    "blue circle",
+    "bowl of fruit",
+    "train",
+)
+_FORMS = (
+    "a photo of a {}.",
+    "a {}",
+    "a black and white picture of the {} in the distance.",
+    "two people look at a {} on a sunny afternoon while others walk past.",
+    "a small {} on grass",
+    "the {} stands next to a wooden fence, partly hidden.",
+    "a close-up of a {} with a blurred background.",
+    "a drawing of a {}.",
+)
 CAPTIONS = [form.format(subject) for form in _FORMS for subject in _SUBJECTS]
 
 
@@ -53,8 +79,9 @@ class Samples:
             yield from self.tokens[lengths == length].split(32)
 
 
-def samples(calibration: object, encoders: Encoders, images: int = IMAGES, seed: int = 0,
-            strict: bool = False) -> Samples:  # fmt: skip
+def samples(
+    calibration: object, encoders: Encoders, images: int = IMAGES, seed: int = 0, strict: bool = False
+) -> Samples:
     """From what a user may give: a data name, an `ImageSet`, a loader of image tensors (or tuples that begin with
     one), or a tensor of preprocessed images `[n, 3, H, W]`. Captions are the set's own, else a built-in list.
 
@@ -75,20 +102,27 @@ def samples(calibration: object, encoders: Encoders, images: int = IMAGES, seed:
         if data.captions is not None:
             captions, origin = [c for group in data.captions for c in group[:1]], "the set's captions"
         if encoders.preprocess is None:
-            raise DataError("the model has no preprocess, so images cannot be calibrated on; "
-                            "pass a tensor of preprocessed images, or set model.preprocess")  # fmt: skip
+            raise DataError(
+                "the model has no preprocess, so images cannot be calibrated on; "
+                "pass a tensor of preprocessed images, or set model.preprocess"
+            )
         stack = torch.cat([batch for _, batch in batches(data, encoders.preprocess, strict=strict)])
         if unreadable := [why for _, why in data.unreadable]:
             shown = "; ".join(unreadable[:5]) + (" ..." if len(unreadable) > 5 else "")
-            warnings.warn(f"{source}: {len(unreadable)} of {len(data)} calibration images cannot be read and are left "
-                          f"out: {shown}", stacklevel=2)  # fmt: skip
+            warnings.warn(
+                f"{source}: {len(unreadable)} of {len(data)} calibration images cannot be read and are left "
+                f"out: {shown}",
+                stacklevel=2,
+            )
     elif isinstance(calibration, Iterable):
         parts, have = [], 0
         for batch in calibration:
             part = batch[0] if isinstance(batch, tuple | list) else batch
             if not isinstance(part, Tensor):
-                raise DataError(f"the calibration loader gives {type(part).__name__}; it must give tensors of images, "
-                                "or tuples that begin with one")  # fmt: skip
+                raise DataError(
+                    f"the calibration loader gives {type(part).__name__}; it must give tensors of images, "
+                    "or tuples that begin with one"
+                )
             parts.append(part)
             have += len(part)
             if have >= images:
@@ -97,16 +131,20 @@ def samples(calibration: object, encoders: Encoders, images: int = IMAGES, seed:
             raise DataError("the calibration loader gave no batch; pass one with images")
         first, *others = dict.fromkeys(tuple(part.shape[1:]) for part in parts)
         if others:
-            raise DataError(f"the calibration loader gives images of shape {first} and of shape {others[0]}; run all "
-                            "of them through model.preprocess")  # fmt: skip
+            raise DataError(
+                f"the calibration loader gives images of shape {first} and of shape {others[0]}; run all "
+                "of them through model.preprocess"
+            )
         stack = torch.cat(parts)[:images]
     else:
         raise DataError(f"calibration is a data name, a loader or a tensor of images, not {type(calibration).__name__}")
     if stack.ndim != 4 or len(stack) == 0:
         raise DataError(f"calibration images must be a non-empty [n, 3, H, W] tensor, got {tuple(stack.shape)}")
     if not stack.is_floating_point():
-        raise DataError(f"calibration images must be preprocessed, floating point, got {stack.dtype}; "
-                        "run them through model.preprocess")  # fmt: skip
+        raise DataError(
+            f"calibration images must be preprocessed, floating point, got {stack.dtype}; "
+            "run them through model.preprocess"
+        )
     if not stack.isfinite().all():
         bad = int((~stack.flatten(1).isfinite().all(1)).nonzero()[0])
         raise DataError(f"calibration image {bad} holds NaN or Inf; remove it or check the preprocessing")
@@ -116,9 +154,15 @@ def samples(calibration: object, encoders: Encoders, images: int = IMAGES, seed:
     if tokens is not None:
         digest.update(tokens.cpu().numpy().tobytes())
     stack = stack.to(encoders.device, encoders.dtype)
-    description = {"source": source, "images": len(stack), "captions": 0 if tokens is None else len(tokens),
-                   "captions_from": origin, "seed": seed, "unreadable": len(unreadable),
-                   "sha256": digest.hexdigest()}  # fmt: skip
+    description = {
+        "source": source,
+        "images": len(stack),
+        "captions": 0 if tokens is None else len(tokens),
+        "captions_from": origin,
+        "seed": seed,
+        "unreadable": len(unreadable),
+        "sha256": digest.hexdigest(),
+    }
     return Samples(stack, tokens, description)
 
 
@@ -131,8 +175,10 @@ def _check_shape(stack: Tensor, encoders: Encoders) -> None:
     try:
         encoders.encode_image(stack[:1])
     except (RuntimeError, ValueError, AssertionError):
-        raise DataError(f"calibration images are {tuple(stack.shape[1:])}, but the model takes {(3, side, side)}; run "
-                        "them through model.preprocess") from None  # fmt: skip
+        raise DataError(
+            f"calibration images are {tuple(stack.shape[1:])}, but the model takes {(3, side, side)}; run "
+            "them through model.preprocess"
+        ) from None
 
 
 class AbsMax:
@@ -217,8 +263,13 @@ def reaching(x: Tensor, positions: Tensor | None) -> Tensor:
 
 
 @torch.no_grad()
-def run(encoders: Encoders, data: Samples, towers: Iterable[str], hooks: Hooks | None = None,
-        progress: Progress | None = None) -> None:  # fmt: skip
+def run(
+    encoders: Encoders,
+    data: Samples,
+    towers: Iterable[str],
+    hooks: Hooks | None = None,
+    progress: Progress | None = None,
+) -> None:
     """One pass over all samples through the named towers."""
     images = data.images if "vision" in towers else data.images[:0]
     captions = 0 if data.tokens is None or "text" not in towers else len(data.tokens)
@@ -245,8 +296,9 @@ def run(encoders: Encoders, data: Samples, towers: Iterable[str], hooks: Hooks |
         hooks.reaching = None
 
 
-def channel_maxima(encoders: Encoders, towers: dict[str, Tower], data: Samples, sites: list[Site],
-                   progress: Progress | None = None) -> dict[str, Tensor]:  # fmt: skip
+def channel_maxima(
+    encoders: Encoders, towers: dict[str, Tower], data: Samples, sites: list[Site], progress: Progress | None = None
+) -> dict[str, Tensor]:
     """Largest |input| per channel for every group of sites that share an input, keyed by `site.shared`.
 
     Raises NonFiniteError naming the site whose input is not finite.
@@ -268,13 +320,21 @@ def channel_maxima(encoders: Encoders, towers: dict[str, Tower], data: Samples, 
 
 
 def _not_finite(site: Site) -> NonFiniteError:
-    return NonFiniteError(f"the input of {site.name} is NaN or Inf during calibration; check the weights before it and "
-                          "the calibration images")  # fmt: skip
+    return NonFiniteError(
+        f"the input of {site.name} is NaN or Inf during calibration; check the weights before it and "
+        "the calibration images"
+    )
 
 
-def static_scales(encoders: Encoders, towers: dict[str, Tower], data: Samples, sites: list[Site],
-                  smooth: dict[str, Tensor], bits: Callable[[Site], int],
-                  progress: Progress | None = None) -> dict[str, Tensor]:  # fmt: skip
+def static_scales(
+    encoders: Encoders,
+    towers: dict[str, Tower],
+    data: Samples,
+    sites: list[Site],
+    smooth: dict[str, Tensor],
+    bits: Callable[[Site], int],
+    progress: Progress | None = None,
+) -> dict[str, Tensor]:
     """The static activation scale of every shared input, float32 `[]`, of the smoothed input where `smooth` has one.
 
     Raises NonFiniteError naming the site whose input is not finite, DataError naming one that no sample reached.

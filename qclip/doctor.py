@@ -8,8 +8,22 @@ import time
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-PACKAGES = ("qclip", "torch", "torchvision", "triton", "open_clip_torch", "timm", "transformers", "numpy", "pyarrow",
-            "safetensors", "openvino", "nncf", "onnxruntime", "torchao")  # fmt: skip
+PACKAGES = (
+    "qclip",
+    "torch",
+    "torchvision",
+    "triton",
+    "open_clip_torch",
+    "timm",
+    "transformers",
+    "numpy",
+    "pyarrow",
+    "safetensors",
+    "openvino",
+    "nncf",
+    "onnxruntime",
+    "torchao",
+)
 OPTIONAL = {"triton", "transformers", "openvino", "nncf", "onnxruntime", "torchao"}
 
 
@@ -47,12 +61,20 @@ def examine() -> dict[str, Any]:
     if not checkpoints:
         problems.append("the shipped checkpoints are missing, so `qclip demo` cannot run; reinstall qclip")
     processor = {
-        "name": cpu_name(), "cores": os.cpu_count(), "usable_cores": len(os.sched_getaffinity(0)),
-        "threads": torch.get_num_threads(), "gpu": torch.cuda.get_device_name(0) if torch.cuda.is_available() else None,
-    }  # fmt: skip
-    return {"versions": {"python": platform.python_version(), **_versions()}, "processor": processor,
-            "kernels": kernels, "costs": _costs(next(iter(checkpoints), None)), "checkpoints": checkpoints,
-            "problems": problems}  # fmt: skip
+        "name": cpu_name(),
+        "cores": os.cpu_count(),
+        "usable_cores": len(os.sched_getaffinity(0)),
+        "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name(0) if torch.cuda.is_available() else None,
+    }
+    return {
+        "versions": {"python": platform.python_version(), **_versions()},
+        "processor": processor,
+        "kernels": kernels,
+        "costs": _costs(next(iter(checkpoints), None)),
+        "checkpoints": checkpoints,
+        "problems": problems,
+    }
 
 
 def _costs(name: str | None) -> dict[str, Any]:

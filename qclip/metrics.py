@@ -52,8 +52,10 @@ def _pair(values: ArrayLike, labels: ArrayLike, name: str) -> tuple[Array, NDArr
     if name == "probs":
         off = np.flatnonzero((array.min(1) < 0) | (np.abs(array.sum(1) - 1) > 1e-3))
         if len(off):
-            raise InputError(f"probs: row {off[0]} is no distribution (sum {array[off[0]].sum():.4g}, minimum "
-                             f"{array[off[0]].min():.4g}); give softmax outputs.")  # fmt: skip
+            raise InputError(
+                f"probs: row {off[0]} is no distribution (sum {array[off[0]].sum():.4g}, minimum "
+                f"{array[off[0]].min():.4g}); give softmax outputs."
+            )
     return array, label.astype(np.int64)
 
 
@@ -161,8 +163,13 @@ def reliability_bins(probs: ArrayLike, labels: ArrayLike, bins: int = 15, weight
     return Bins(np.arange(bins + 1) / bins, count, _ratio(sums[0], count), _ratio(sums[1], count))
 
 
-def ece(probs: ArrayLike, labels: ArrayLike, bins: int = 15, norm: Literal["l1", "l2", "max"] = "l1",
-        weights: Weights = None) -> float | Array:  # fmt: skip
+def ece(
+    probs: ArrayLike,
+    labels: ArrayLike,
+    bins: int = 15,
+    norm: Literal["l1", "l2", "max"] = "l1",
+    weights: Weights = None,
+) -> float | Array:
     """Expected calibration error, (sum_b n_b/n |acc_b - conf_b|^p)^(1/p); `max` is the largest over non-empty bins."""
     confidence, hit, classes = _confidence(probs, labels)
     counts, single = _counts(weights, len(hit))
@@ -292,8 +299,9 @@ def _in_blocks(function, first: Array, second: Array) -> Array:
     return np.concatenate(parts) if total > 1 else parts[0]
 
 
-def auroc(id_scores: ArrayLike, ood_scores: ArrayLike, id_weights: Weights = None,
-          ood_weights: Weights = None) -> float | Array:  # fmt: skip
+def auroc(
+    id_scores: ArrayLike, ood_scores: ArrayLike, id_weights: Weights = None, ood_weights: Weights = None
+) -> float | Array:
     """P(ID score > OOD score), ties counting one half; nan where a side is empty."""
     inside, outside = _sides(id_scores, ood_scores)
     first, second, single = _side_counts(id_weights, ood_weights, len(inside), len(outside))
@@ -308,8 +316,14 @@ def auroc(id_scores: ArrayLike, ood_scores: ArrayLike, id_weights: Weights = Non
     return _result(_in_blocks(area, first, second), single)
 
 
-def fpr_at_tpr(id_scores: ArrayLike, ood_scores: ArrayLike, tpr: float = 0.95, positive: Literal["id", "ood"] = "id",
-               id_weights: Weights = None, ood_weights: Weights = None) -> float | Array:  # fmt: skip
+def fpr_at_tpr(
+    id_scores: ArrayLike,
+    ood_scores: ArrayLike,
+    tpr: float = 0.95,
+    positive: Literal["id", "ood"] = "id",
+    id_weights: Weights = None,
+    ood_weights: Weights = None,
+) -> float | Array:
     """False positive rate at the largest threshold whose true positive rate is at least `tpr`; no interpolation.
 
     `positive="id"`: share of OOD that is accepted when 95 % of ID is (MCM and most CLIP papers). `positive="ood"`:
@@ -350,8 +364,10 @@ def roc_curve_points(id_scores: ArrayLike, ood_scores: ArrayLike, fpr: ArrayLike
     if not len(inside) or not len(outside):
         raise InputError("a ROC curve needs ID and OOD scores.")
     thresholds = np.unique(np.concatenate([inside, outside]))[::-1]
-    rates = [np.concatenate([[0.0], (len(s) - np.searchsorted(np.sort(s), thresholds, "left")) / len(s)])
-             for s in (outside, inside)]  # fmt: skip
+    rates = [
+        np.concatenate([[0.0], (len(s) - np.searchsorted(np.sort(s), thresholds, "left")) / len(s)])
+        for s in (outside, inside)
+    ]
     if fpr is None:
         return rates[0], rates[1]
     wanted = np.asarray(fpr, np.float64)

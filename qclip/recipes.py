@@ -59,8 +59,10 @@ class Recipe:
         if not 2 <= self.weight_bits <= 8:
             raise RecipeError(f"recipe {self.name!r}: weights of {self.weight_bits} bits are not supported; use 2 to 8")
         if self.activation_bits != FLOAT and not 2 <= self.activation_bits <= 8:
-            raise RecipeError(f"recipe {self.name!r}: activations of {self.activation_bits} bits are not supported; "
-                              "use 2 to 8, or 16 for float")  # fmt: skip
+            raise RecipeError(
+                f"recipe {self.name!r}: activations of {self.activation_bits} bits are not supported; "
+                "use 2 to 8, or 16 for float"
+            )
         if self.static and self.activation_bits == FLOAT:
             raise RecipeError(f"recipe {self.name!r}: float activations (a16) have no static scale; drop '-static'")
         if self.group not in (None, 32, 64, 128):
@@ -68,8 +70,10 @@ class Recipe:
         if self.group is not None and self.weight_bits != 4:
             raise RecipeError(f"recipe {self.name!r}: groups are for 4-bit weights only; drop 'group'")
         if self.weight_observer not in OBSERVERS:
-            raise RecipeError(f"recipe {self.name!r}: unknown weight_observer {self.weight_observer!r}; "
-                              f"{nearest(self.weight_observer, OBSERVERS)}")  # fmt: skip
+            raise RecipeError(
+                f"recipe {self.name!r}: unknown weight_observer {self.weight_observer!r}; "
+                f"{nearest(self.weight_observer, OBSERVERS)}"
+            )
         for method in self.methods:
             if method not in METHODS:
                 raise RecipeError(f"recipe {self.name!r}: unknown method {method!r}; {nearest(method, METHODS)}")
@@ -77,8 +81,9 @@ class Recipe:
             raise RecipeError(f"recipe {self.name!r}: towers are 'vision' and 'text', not {self.towers!r}")
         for pattern, treatment in self.exceptions:
             if treatment != "float" and not re.fullmatch(r"w[2-8]a(16|[2-8])", treatment):
-                raise RecipeError(f"recipe {self.name!r}: exception {pattern!r} must be 'float' or 'wXaY', "
-                                  f"not {treatment!r}")  # fmt: skip
+                raise RecipeError(
+                    f"recipe {self.name!r}: exception {pattern!r} must be 'float' or 'wXaY', not {treatment!r}"
+                )
 
     @property
     def methods(self) -> tuple[str, ...]:
@@ -119,8 +124,7 @@ class Recipe:
             return SitePlan("real", 8, 8)
         static = self.static and activation_bits != FLOAT
         real = (weight_bits, activation_bits) in {(8, 8), (4, 8), (4, FLOAT)}
-        return SitePlan("real" if real else "simulated", weight_bits, activation_bits, group, static,
-                        observer)  # fmt: skip
+        return SitePlan("real" if real else "simulated", weight_bits, activation_bits, group, static, observer)
 
     def to_dict(self) -> dict:
         out = dataclasses.asdict(self)
@@ -144,8 +148,9 @@ class Recipe:
         for field, (kinds, wanted) in _FIELDS.items():
             value = content.get(field)
             if field in content and (not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds)):
-                raise RecipeError(f"recipe {content['name']!r}: {field!r} has the wrong type; it takes {wanted}, "
-                                  f"not {value!r}")  # fmt: skip
+                raise RecipeError(
+                    f"recipe {content['name']!r}: {field!r} has the wrong type; it takes {wanted}, not {value!r}"
+                )
         content = dict(content)
         content["towers"] = tuple(content.get("towers", ("vision", "text")))
         content["exceptions"] = tuple((str(k), str(v)) for k, v in dict(content.get("exceptions", {})).items())
@@ -163,19 +168,28 @@ class Recipe:
 
 _FIELDS: dict[str, tuple[tuple[type, ...], str]] = {
     "name": ((str,), "a text"),
-    "weight_bits": ((int,), "a whole number"), "activation_bits": ((int,), "a whole number"),
-    "group": ((int, type(None)), "a whole number or null"), "static": ((bool,), "true or false"),
-    "method": ((str,), "names joined by '+'"), "towers": ((list, tuple), "a list of 'vision' and 'text'"),
+    "weight_bits": ((int,), "a whole number"),
+    "activation_bits": ((int,), "a whole number"),
+    "group": ((int, type(None)), "a whole number or null"),
+    "static": ((bool,), "true or false"),
+    "method": ((str,), "names joined by '+'"),
+    "towers": ((list, tuple), "a list of 'vision' and 'text'"),
     "exceptions": ((dict,), "an object {pattern: treatment}"),
     "weight_observer": ((str,), "'min-max' or 'mse'"),
-}  # fmt: skip
+}
 
 
 NAMED = {
     # What a 4-bit tower loses most by, for its size, is first the projection, then values and the attention's output.
-    "w4a8-mixed": Recipe("w4a8-mixed", 4, 8, group=128, weight_observer="mse",
-                         exceptions=(("*.v", "w8a8"), ("*.out", "w8a8"), ("*.projection", "w8a8"))),
-}  # fmt: skip
+    "w4a8-mixed": Recipe(
+        "w4a8-mixed",
+        4,
+        8,
+        group=128,
+        weight_observer="mse",
+        exceptions=(("*.v", "w8a8"), ("*.out", "w8a8"), ("*.projection", "w8a8")),
+    ),
+}
 
 
 def parse_bits(text: str) -> tuple[int, int]:
@@ -197,8 +211,14 @@ def parse(name: str) -> Recipe:
     weight_bits, activation_bits = parse_bits(parts[0])
     static = len(parts) > 1 and parts[1] == "static"
     method = "-".join(parts[2 if static else 1 :]) or "rtn"
-    return Recipe(name=name, weight_bits=weight_bits, activation_bits=activation_bits, static=static, method=method,
-                  group=128 if weight_bits == 4 else None)  # fmt: skip
+    return Recipe(
+        name=name,
+        weight_bits=weight_bits,
+        activation_bits=activation_bits,
+        static=static,
+        method=method,
+        group=128 if weight_bits == 4 else None,
+    )
 
 
 def get(recipe: str | Path | dict | Recipe) -> Recipe:

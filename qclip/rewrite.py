@@ -120,8 +120,10 @@ def pack(module: nn.Module) -> None:
 
 
 def _fuse(block: Block) -> None:
-    for place, norm_place, fused in ((block.attention, block.attention_norm, QuantizedAttention),
-                                     (block.mlp, block.mlp_norm, QuantizedMlp)):  # fmt: skip
+    for place, norm_place, fused in (
+        (block.attention, block.attention_norm, QuantizedAttention),
+        (block.mlp, block.mlp_norm, QuantizedMlp),
+    ):
         if place is None:
             continue
         core = fused.fuse(getattr(*place))
@@ -199,8 +201,11 @@ def coverage(model: nn.Module, plans: dict[str, SitePlan] | None = None) -> Cove
                 core = getattr(*block.attention)
                 width = _site_shape(block.sites["q"])[0] if "q" in block.sites else 0
                 name = f"{block.name}.attn.scores"
-                rows.append(SiteCoverage(name, "attention", "float", None, None, 2 * tower.tokens**2 * width, 0,
-                                         _attention_backend(core)))  # fmt: skip
+                rows.append(
+                    SiteCoverage(
+                        name, "attention", "float", None, None, 2 * tower.tokens**2 * width, 0, _attention_backend(core)
+                    )
+                )
         convolutions = _convolutions(model, tower)
         rows += convolutions
         other = sum(p.numel() for p in tower.module.parameters()) - _site_parameters(tower)
@@ -212,12 +217,25 @@ def coverage(model: nn.Module, plans: dict[str, SitePlan] | None = None) -> Cove
 def _convolutions(model: nn.Module, tower: Tower) -> list[SiteCoverage]:
     """Convolutions that are not sites (ConvNeXt's depthwise ones, stems that overlap): they stay float."""
     sites = {id(site.module) for site in tower}
-    found = {name: module for name, module in tower.module.named_modules()
-             if isinstance(module, nn.Conv2d) and id(module) not in sites}  # fmt: skip
+    found = {
+        name: module
+        for name, module in tower.module.named_modules()
+        if isinstance(module, nn.Conv2d) and id(module) not in sites
+    }
     positions = _positions(model, found) if found else {}
-    return [SiteCoverage(f"{tower.name}.{name}", "convolution", "float", None, None,
-                         positions[name] * conv.weight.numel(), sum(p.numel() for p in conv.parameters()), "torch")
-            for name, conv in found.items()]  # fmt: skip
+    return [
+        SiteCoverage(
+            f"{tower.name}.{name}",
+            "convolution",
+            "float",
+            None,
+            None,
+            positions[name] * conv.weight.numel(),
+            sum(p.numel() for p in conv.parameters()),
+            "torch",
+        )
+        for name, conv in found.items()
+    ]
 
 
 @torch.no_grad()
@@ -226,8 +244,10 @@ def _positions(model: nn.Module, convolutions: dict[str, nn.Conv2d]) -> dict[str
     kept: dict[str, int] = model.__dict__.setdefault("qclip_conv_positions", {})
     if not convolutions.keys() <= kept.keys():
         encoders, training = models.encoders(model), [m for m in model.modules() if m.training]
-        handles = [conv.register_forward_hook(lambda _, __, y, name=name: kept.update({name: y[0, 0].numel()}))
-                   for name, conv in convolutions.items()]  # fmt: skip
+        handles = [
+            conv.register_forward_hook(lambda _, __, y, name=name: kept.update({name: y[0, 0].numel()}))
+            for name, conv in convolutions.items()
+        ]
         try:
             model.eval()  # batch norm would learn from it
             encoders.encode_image(torch.zeros(1, 3, encoders.image_size, encoders.image_size))
@@ -277,7 +297,13 @@ def _site_row(tower: Tower, site: Site, plan: SitePlan) -> SiteCoverage:
     backend = "torch"
     if plan.state == "real" and site.kind != "embedding":
         backend = _backend_name("int4_linear" if plan.weight_bits == 4 else "int8_linear", _device(site))
-    return SiteCoverage(site.name, site.kind, plan.state,
-                        None if plan.state == "float" else plan.weight_bits,
-                        None if plan.state == "float" or plan.activation_bits == FLOAT else plan.activation_bits,
-                        rows * n * k, n * k + (0 if bias is None else bias.numel()), backend)  # fmt: skip
+    return SiteCoverage(
+        site.name,
+        site.kind,
+        plan.state,
+        None if plan.state == "float" else plan.weight_bits,
+        None if plan.state == "float" or plan.activation_bits == FLOAT else plan.activation_bits,
+        rows * n * k,
+        n * k + (0 if bias is None else bias.numel()),
+        backend,
+    )

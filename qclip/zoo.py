@@ -54,8 +54,10 @@ def load_model(name: str | Path | nn.Module, device: str | torch.device = "cpu",
     if path.is_dir() and artifact.is_artifact(path):
         return artifact.load(path, device)
     if path.is_dir():
-        raise ModelError(f"{text!r} is a folder but no artifact ({artifact.DESCRIPTION} is missing); "
-                         f"for an open_clip or Hugging Face folder give 'local-dir:{text}' or 'hf:{text}'")  # fmt: skip
+        raise ModelError(
+            f"{text!r} is a folder but no artifact ({artifact.DESCRIPTION} is missing); "
+            f"for an open_clip or Hugging Face folder give 'local-dir:{text}' or 'hf:{text}'"
+        )
     try:
         return models.load(text, device=device, arch=arch)
     except models.UnknownModelError:

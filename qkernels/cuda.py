@@ -409,9 +409,17 @@ def fake_quantize_backward(
 
 
 def _column_limits(
-    x: Tensor, scale: Tensor, zero_point: Tensor | None, qmin: int, qmax: int, estimator: str,
-    axis: int | None = None, group: int | None = None, *_: Any, **__: Any,
-) -> str | None:  # fmt: skip
+    x: Tensor,
+    scale: Tensor,
+    zero_point: Tensor | None,
+    qmin: int,
+    qmax: int,
+    estimator: str,
+    axis: int | None = None,
+    group: int | None = None,
+    *_: Any,
+    **__: Any,
+) -> str | None:
     most = MOST_BLOCKS * 32 * 16 // x.itemsize
     if x.numel() and (share := sharing(x, scale, axis, group)).by_columns and share.scales > most:
         return f"takes at most {most} columns with a scale each; split the tensor"

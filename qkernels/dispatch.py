@@ -151,8 +151,10 @@ def _compiling(op: str) -> Callable[..., Any]:
             return triton.function(op)(*args, **kwargs)
         except triton.compile_errors() as error:
             lines = str(error).strip().splitlines() or [""]
-            _fall_back(f"{op}: the triton backend could not compile its kernel for this call ({type(error).__name__}: "
-                       f"{lines[-1][:200]}); the reference backend runs")  # fmt: skip
+            _fall_back(
+                f"{op}: the triton backend could not compile its kernel for this call ({type(error).__name__}: "
+                f"{lines[-1][:200]}); the reference backend runs"
+            )
             _uncompilable.add(_kind(op, args, kwargs))
             return slow(*args, **kwargs)
 

@@ -34,8 +34,12 @@ if TYPE_CHECKING:
 ALIGN, PAGE = 64, 4096
 PROCESS = os.getpid()  # that imported this
 UNFILLED = {"aten::empty", "aten::empty_strided", "aten::new_empty", "aten::new_empty_strided", "aten::empty_like"}
-SHIFTABLE = {"quantize_per_token": "codes", "layer_norm_quantize": "codes", "quantize_patches": "codes",
-             "attention": "out"}  # fmt: skip
+SHIFTABLE = {
+    "quantize_per_token": "codes",
+    "layer_norm_quantize": "codes",
+    "quantize_patches": "codes",
+    "attention": "out",
+}
 LINEAR = ("int8_linear", "int4_linear")
 
 
@@ -166,8 +170,7 @@ class _Recorder(TorchDispatchMode):
             text, kinds = cpu.native.module.parameters(name)
             self.parameters[name] = ([part.split()[-1].lstrip("*") for part in text.split(",")], kinds)
         names, kinds = self.parameters[name]
-        given = {n: self.pointer(a) if kind in "rw" else a
-                 for n, kind, a in zip(names, kinds, arguments, strict=True)}  # fmt: skip
+        given = {n: self.pointer(a) if kind in "rw" else a for n, kind, a in zip(names, kinds, arguments, strict=True)}
         self._add(NativeStep(name, given, dict(zip(names, kinds, strict=True))))
 
     def _add(self, step: Step) -> None:
@@ -310,8 +313,9 @@ class Program:
         self._tape = cpu.native.Tape()
         self._patches: list[tuple[int, int, int, int]] = []  # step, argument, input, bytes
         self._parts: list[Any] = []  # (begin, end) of the tape, a stretch of it, or a call of torch
-        self._constants = [m.alive for m in {id(m): m for s in steps for m, _ in s.touched()}.values()
-                           if m.kind == "constant"]  # fmt: skip
+        self._constants = [
+            m.alive for m in {id(m): m for s in steps for m, _ in s.touched()}.values() if m.kind == "constant"
+        ]
         tiled = {number: stretch for stretch in stretches for number in range(stretch.begin, stretch.end)}
         for number, step in enumerate(steps):
             if not isinstance(step, NativeStep):
@@ -350,10 +354,13 @@ class Program:
         shift = len(self._tape) - stretch.end
         numbers = []
         for segment in stretch.segments:
-            changes = [(number + shift, list(steps[number].arguments).index(name), kind, stride)  # type: ignore[union-attr]
-                       for number, name, kind, stride in tiling.changes(segment, steps)]  # fmt: skip
-            numbers.append(self._tape.segment(segment.begin + shift, segment.end + shift, segment.rows,
-                                              segment.bounds, changes))  # fmt: skip
+            changes = [
+                (number + shift, list(steps[number].arguments).index(name), kind, stride)  # type: ignore[union-attr]
+                for number, name, kind, stride in tiling.changes(segment, steps)
+            ]
+            numbers.append(
+                self._tape.segment(segment.begin + shift, segment.end + shift, segment.rows, segment.bounds, changes)
+            )
         return _Tiled(numbers[0], numbers[-1] + 1)
 
     def _address(self, pointer: Pointer) -> int:
@@ -392,16 +399,25 @@ class Program:
                 self._tape.play(part.begin, part.end, self._threads, self._arena_bytes)
             else:
                 part(inputs)
-        found = [self.of_input(o, inputs).clone() if isinstance(o, View) and o.memory.kind == "input"
-                 else r.clone() if isinstance(r, Tensor) else r
-                 for o, r in zip(self._outputs, self._results, strict=True)]  # fmt: skip
+        found = [
+            self.of_input(o, inputs).clone()
+            if isinstance(o, View) and o.memory.kind == "input"
+            else r.clone()
+            if isinstance(r, Tensor)
+            else r
+            for o, r in zip(self._outputs, self._results, strict=True)
+        ]
         return tree_unflatten(found, self._spec)
 
     def describe(self) -> dict[str, int]:
         """How many native calls it makes in how many pieces, how many calls of torch, and bytes of workspace."""
         pieces = sum(isinstance(part, _Untiled | _Tiled) for part in self._parts)
-        return {"native": len(self._tape), "pieces": pieces, "torch": len(self._parts) - pieces,
-                "workspace_bytes": self.workspace_bytes}  # fmt: skip
+        return {
+            "native": len(self._tape),
+            "pieces": pieces,
+            "torch": len(self._parts) - pieces,
+            "workspace_bytes": self.workspace_bytes,
+        }
 
 
 @dataclasses.dataclass
@@ -422,8 +438,10 @@ class _TorchCall:
     def __init__(self, program: Program, step: TorchStep) -> None:
         self.program, self.spec = program, step.spec
         is_input = [isinstance(a, View) and a.memory.kind == "input" for a in step.arguments]
-        self.arguments = [program.tensor(a) if isinstance(a, View) and not i else a
-                          for a, i in zip(step.arguments, is_input, strict=True)]  # fmt: skip
+        self.arguments = [
+            program.tensor(a) if isinstance(a, View) and not i else a
+            for a, i in zip(step.arguments, is_input, strict=True)
+        ]
         self.from_input = [k for k, i in enumerate(is_input) if i]
         self.results = [program.tensor(view) for view in step.results]
         self.function, names = _out_form(step.function, len(self.results))
@@ -503,8 +521,12 @@ def _reads_rows(step: Step, memory: Memory) -> bool:
     if step.name == "int4_linear" and step.arguments["x_type"] != cpu.TYPES[torch.int8]:
         return False
     x = step.arguments["x"]
-    return (x.memory is memory and x.offset == 0 and step.arguments["m"] * step.arguments["k"] == memory.size
-            and sum(m is memory for m, _ in step.touched()) == 1)  # fmt: skip
+    return (
+        x.memory is memory
+        and x.offset == 0
+        and step.arguments["m"] * step.arguments["k"] == memory.size
+        and sum(m is memory for m, _ in step.touched()) == 1
+    )
 
 
 def _add_residuals_in_place(steps: list[Step], outputs: list[Any]) -> list[Step]:
@@ -518,16 +540,29 @@ def _add_residuals_in_place(steps: list[Step], outputs: list[Any]) -> list[Step]
         for y, x in (step.arguments[:2], step.arguments[1::-1]):
             users = touching[id(y.memory)]
             source = steps[users[0][0]]
-            if (y.memory.kind != "temporary" or not y.whole() or y.memory is x.memory or len(users) != 2
-                    or not isinstance(source, NativeStep) or source.name not in LINEAR):  # fmt: skip
+            if (
+                y.memory.kind != "temporary"
+                or not y.whole()
+                or y.memory is x.memory
+                or len(users) != 2
+                or not isinstance(source, NativeStep)
+                or source.name not in LINEAR
+            ):
                 continue
             out, held = source.arguments["out"], touching.get(id(x.memory), [])
-            if (out.memory is not y.memory or out.offset or source.arguments["residual"] is not None
-                    or source.arguments["out_type"] != cpu.TYPES[torch.float32]
-                    or any(written and users[0][0] <= n < number for n, written in held)):  # fmt: skip
+            if (
+                out.memory is not y.memory
+                or out.offset
+                or source.arguments["residual"] is not None
+                or source.arguments["out_type"] != cpu.TYPES[torch.float32]
+                or any(written and users[0][0] <= n < number for n, written in held)
+            ):
                 continue
-            source.arguments.update(residual=Pointer(x.memory, x.offset * 4), residual_type=cpu.TYPES[torch.float32],
-                                    out=Pointer(step.results[0].memory, 0))  # fmt: skip
+            source.arguments.update(
+                residual=Pointer(x.memory, x.offset * 4),
+                residual_type=cpu.TYPES[torch.float32],
+                out=Pointer(step.results[0].memory, 0),
+            )
             gone.add(number)
             break
     return [step for number, step in enumerate(steps) if number not in gone]
@@ -539,8 +574,14 @@ def _is_plain_sum(step: Step) -> bool:
     a, b = step.arguments
     if not (isinstance(a, View) and isinstance(b, View)):
         return False
-    return (a.size == b.size and a.dtype == b.dtype == torch.float32 and a.stride == b.stride == step.results[0].stride
-            and step.results[0].whole() and b.memory.kind != "input" and a.memory.kind != "input")  # fmt: skip
+    return (
+        a.size == b.size
+        and a.dtype == b.dtype == torch.float32
+        and a.stride == b.stride == step.results[0].stride
+        and step.results[0].whole()
+        and b.memory.kind != "input"
+        and a.memory.kind != "input"
+    )
 
 
 def _place(steps: list[Step], outputs: list[Any], stretches: list[tiling.Stretch]) -> int:

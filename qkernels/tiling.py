@@ -37,8 +37,13 @@ def _groups(n: int) -> int:
 
 def _linear(a: Arguments) -> dict[str, int]:
     scale = (0, 4, 4 * _groups(a["k"]))[a["x_scale_kind"]] if a["x_scale"] is not None else 0
-    return {"x": a["x_stride"], "x_scale": scale, "residual": a["n"] * SIZES[a["residual_type"]],
-            "out": a["n"] * SIZES[a["out_type"]], "group_scales": 4 * _groups(a["n"])}  # fmt: skip
+    return {
+        "x": a["x_stride"],
+        "x_scale": scale,
+        "residual": a["n"] * SIZES[a["residual_type"]],
+        "out": a["n"] * SIZES[a["out_type"]],
+        "group_scales": 4 * _groups(a["n"]),
+    }
 
 
 def _rows(a: Arguments) -> dict[str, int]:
@@ -52,9 +57,14 @@ def _patches(a: Arguments) -> dict[str, int]:
 
 def _attention(a: Arguments) -> dict[str, int]:
     size = SIZES[a["type"]]
-    return {"q": a["q_batch"] * size, "k": a["k_batch"] * size, "v": a["v_batch"] * size,
-            "mask": a["mask_batch"] * (1 if a["mask_is_bool"] else 4),
-            "out": a["queries"] * a["out_stride"], "scales": 4 * a["queries"]}  # fmt: skip
+    return {
+        "q": a["q_batch"] * size,
+        "k": a["k_batch"] * size,
+        "v": a["v_batch"] * size,
+        "mask": a["mask_batch"] * (1 if a["mask_is_bool"] else 4),
+        "out": a["queries"] * a["out_stride"],
+        "scales": 4 * a["queries"],
+    }
 
 
 def _one(a: Arguments) -> int:
@@ -115,16 +125,20 @@ class _Fit:
             memory, row = pointer.memory, stride // items
             before, was_written = found.get(id(memory), (row, False))
             written = written or was_written
-            if written and (stride % items or row != before or pointer.offset >= row
-                            or row * self.rows > memory.size or memory.kind != "temporary"):  # fmt: skip
+            if written and (
+                stride % items
+                or row != before
+                or pointer.offset >= row
+                or row * self.rows > memory.size
+                or memory.kind != "temporary"
+            ):
                 return False
             found[id(memory)] = row if row == before else 0, written
         self.strides = found
         return True
 
 
-def stretches(steps: list[Any], native: Callable[[Any], bool], touching: dict,
-              threads: int) -> list[Stretch]:  # fmt: skip
+def stretches(steps: list[Any], native: Callable[[Any], bool], touching: dict, threads: int) -> list[Stretch]:
     """The stretches of `steps` that are worth it: at least a tile for every thread, and two."""
     found: list[Stretch] = []
     begin, fit = 0, None

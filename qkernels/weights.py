@@ -285,9 +285,13 @@ def side_by_side(tensors: list[Tensor]) -> Tensor | None:
     """All rows of contiguous tensors as one tensor, without a copy; None where they do not lie in memory like that."""
     first, end = tensors[0], tensors[0].storage_offset()
     for tensor in tensors:
-        if (tensor.dtype != first.dtype or tensor.shape[1:] != first.shape[1:] or not tensor.is_contiguous()
-                or tensor.storage_offset() != end
-                or tensor.untyped_storage().data_ptr() != first.untyped_storage().data_ptr()):  # fmt: skip
+        if (
+            tensor.dtype != first.dtype
+            or tensor.shape[1:] != first.shape[1:]
+            or not tensor.is_contiguous()
+            or tensor.storage_offset() != end
+            or tensor.untyped_storage().data_ptr() != first.untyped_storage().data_ptr()
+        ):
             return None
         end += tensor.numel()
     return first.as_strided((sum(map(len, tensors)), *first.shape[1:]), first.stride(), first.storage_offset())

@@ -277,10 +277,17 @@ def test_vit_b_32_is_as_small_as_promised(recipe, most):
         plan, kind = plans[site.name], type(site.module)
         if plan.state == "float":
             continue
-        facts = {"class": "Int8Linear" if plan.weight_bits == 8 else "Int4Linear", "group": plan.group,
-                 "shape": tuple(site.module.weight.flatten(1).shape), "zeros": False, "smooth": False,
-                 "bias": getattr(site.module, "bias", None) is not None, "input_scale": False, "dtype": "float32",
-                 "float_input": False}  # fmt: skip
+        facts = {
+            "class": "Int8Linear" if plan.weight_bits == 8 else "Int4Linear",
+            "group": plan.group,
+            "shape": tuple(site.module.weight.flatten(1).shape),
+            "zeros": False,
+            "smooth": False,
+            "bias": getattr(site.module, "bias", None) is not None,
+            "input_scale": False,
+            "dtype": "float32",
+            "float_input": False,
+        }
         facts |= {"class": "QuantizedEmbedding"} if site.kind == "embedding" else {}
         facts |= {"patch": site.module.kernel_size} if kind is torch.nn.Conv2d else {}
         built[site.name] = artifact._empty_site(facts)

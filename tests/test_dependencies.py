@@ -23,8 +23,13 @@ def imported(*folders: str) -> set[str]:
     modules = set()
     for path in (path for folder in folders for path in (ROOT / folder).rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text())):
-            names = [a.name for a in node.names] if isinstance(node, ast.Import) else \
-                [node.module] if isinstance(node, ast.ImportFrom) and not node.level else []  # fmt: skip
+            names = (
+                [a.name for a in node.names]
+                if isinstance(node, ast.Import)
+                else [node.module]
+                if isinstance(node, ast.ImportFrom) and not node.level
+                else []
+            )
             modules |= {name.split(".")[0] for name in names}
     owners = packages_distributions()
     foreign = modules - set(sys.stdlib_module_names) - OURS

@@ -124,8 +124,10 @@ def test_on_a_gpu_calls_are_captured_once_and_replayed(monkeypatch: pytest.Monke
     contenders = {"graphable": graphable, "reads": lambda n: torch.ones(2).sum().item(), "own graph": graphable}
     found = timing.compare(machine, contenders, 3, seconds=1e-3, rounds=4, eager=("own graph",))
     assert {name: row["how"] for name, row in found.items()} == {
-        "graphable": "graph", "reads": "eager", "own graph": "eager",
-    }  # fmt: skip
+        "graphable": "graph",
+        "reads": "eager",
+        "own graph": "eager",
+    }
     assert all(row["low"] <= row["seconds"] <= row["high"] and row["rounds"] == 4 for row in found.values())
     assert calls[:6] == [0, 1, 2, 0, 1, 2]  # warmed up, captured; replays do not come here
     assert sum(entry.startswith("replayed") for entry in cuda.log) >= 2 + 4
@@ -311,9 +313,14 @@ def test_the_towers_need_no_open_clip() -> None:
 
 
 def test_the_table_has_what_was_asked_beside_what_was_measured() -> None:
-    row = {"asked": [{"what": "GEMM", "asked": 0.72, "measured": 0.4567, "unit": "of peak"},
-                     {"what": "over bf16", "asked": 1.7, "measured": float("inf"), "unit": "x"}],
-           "times": {"ours": {"error": "no"}}, "case": "4k"}  # fmt: skip
+    row = {
+        "asked": [
+            {"what": "GEMM", "asked": 0.72, "measured": 0.4567, "unit": "of peak"},
+            {"what": "over bf16", "asked": 1.7, "measured": float("inf"), "unit": "x"},
+        ],
+        "times": {"ours": {"error": "no"}},
+        "case": "4k",
+    }
     facts = {"device": "NVIDIA H200", "torch": "2", "triton": "3", "commit": None, "source": "s"}
     text = table.render(facts, {"time": {"state": "done", "seconds": 3.0, "rows": [row]}}, ["time", "later"])
     assert "72 %      46 %" in text and "1.70x         -" in text and "4k ours: no" in text

@@ -242,11 +242,17 @@ def test_counts_mean_repeated_samples(sample, rng):
     probs = metrics.softmax(logits)
     counts = rng.multinomial(len(labels), np.full(len(labels), 1 / len(labels)), size=5)
     cases = [
-        (metrics.top_k_accuracy, logits, {}), (metrics.top_k_accuracy, logits, {"k": 3}),
-        (metrics.balanced_accuracy, logits, {}), (metrics.nll, logits, {}), (metrics.brier, probs, {}),
-        (metrics.ece, probs, {}), (metrics.ece, probs, {"norm": "l2"}), (metrics.ece, probs, {"norm": "max"}),
-        (metrics.signed_gap, probs, {}), (metrics.aurc, np.round(probs * 8) / 8 + 0, {}),
-    ]  # fmt: skip
+        (metrics.top_k_accuracy, logits, {}),
+        (metrics.top_k_accuracy, logits, {"k": 3}),
+        (metrics.balanced_accuracy, logits, {}),
+        (metrics.nll, logits, {}),
+        (metrics.brier, probs, {}),
+        (metrics.ece, probs, {}),
+        (metrics.ece, probs, {"norm": "l2"}),
+        (metrics.ece, probs, {"norm": "max"}),
+        (metrics.signed_gap, probs, {}),
+        (metrics.aurc, np.round(probs * 8) / 8 + 0, {}),
+    ]
     for function, values, options in cases:
         if function is metrics.aurc:  # rounded confidences make ties between different samples too
             values, hit = np.round(probs.max(1) * 8) / 8, probs.argmax(1) == labels
@@ -319,6 +325,10 @@ def test_bad_shapes_labels_and_probabilities_are_refused(sample):
 
 def test_one_class_has_no_calibration():
     probs, labels = np.ones((5, 1)), np.zeros(5, int)
-    for value in (metrics.ece(probs, labels), metrics.signed_gap(probs, labels), metrics.brier(probs, labels),
-                  metrics.nll(probs, labels)):  # fmt: skip
+    for value in (
+        metrics.ece(probs, labels),
+        metrics.signed_gap(probs, labels),
+        metrics.brier(probs, labels),
+        metrics.nll(probs, labels),
+    ):
         assert math.isnan(value)

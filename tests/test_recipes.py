@@ -35,7 +35,12 @@ def test_presets_survive_json(name, tmp_path):
 def test_names_compose(name, weight, activation, group, static, method):
     recipe = recipes.parse(name)
     assert (recipe.weight_bits, recipe.activation_bits, recipe.group, recipe.static, recipe.method) == (
-        weight, activation, group, static, method)  # fmt: skip
+        weight,
+        activation,
+        group,
+        static,
+        method,
+    )
 
 
 @pytest.mark.parametrize(
@@ -118,10 +123,19 @@ def test_hash_ignores_the_name_only():
         *[
             (lambda change=change: Recipe.from_dict({"name": "x"} | change), f"{next(iter(change))}.*wrong type")
             for change in (
-                {"weight_bits": "eight"}, {"weight_bits": 4.0}, {"weight_bits": True}, {"activation_bits": None},
-                {"static": "no"}, {"static": 0}, {"group": "128"}, {"method": 3}, {"name": 5}, {"towers": "vision"},
+                {"weight_bits": "eight"},
+                {"weight_bits": 4.0},
+                {"weight_bits": True},
+                {"activation_bits": None},
+                {"static": "no"},
+                {"static": 0},
+                {"group": "128"},
+                {"method": 3},
+                {"name": 5},
+                {"towers": "vision"},
                 {"weight_observer": None},
-                {"exceptions": "abc"}, {"exceptions": [1]},
+                {"exceptions": "abc"},
+                {"exceptions": [1]},
             )
         ],
     ],

@@ -12,8 +12,9 @@ from qclip.errors import InputError, ModelError
 from tests.conftest import ROOT
 
 
-@pytest.mark.parametrize(("name", "hint"), [("scene-clean", "'scenes-clean'"), ("vit-b32", "'ViT-B-32'"),
-                                            ("photo:tag", "'photos'")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "hint"), [("scene-clean", "'scenes-clean'"), ("vit-b32", "'ViT-B-32'"), ("photo:tag", "'photos'")]
+)
 def test_an_unknown_name_lists_the_nearest_of_all_kinds(name, hint):
     with pytest.raises(ModelError, match=f"unknown model '{name}'; did you mean [^?]*{hint}") as caught:
         qclip.load_model(name)

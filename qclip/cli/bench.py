@@ -41,8 +41,19 @@ def command(
     common.set_threads(threads)
     bench.keep_to_cores()
     with common.progress() as progress:
-        found = bench.bench(model, recipe, tower=tower, batch=batch, peers=chosen, calibration=calibration,
-                            full=full, seconds=seconds, arch=arch, seed=seed, progress=progress)  # fmt: skip
+        found = bench.bench(
+            model,
+            recipe,
+            tower=tower,
+            batch=batch,
+            peers=chosen,
+            calibration=calibration,
+            full=full,
+            seconds=seconds,
+            arch=arch,
+            seed=seed,
+            progress=progress,
+        )
     if json:
         common.print_json(found)
         return

@@ -34,9 +34,13 @@ def command(
 
     common.set_threads(threads)
     settings = {
-        "data": scenes("test"), "ood": {"near": [scenes("near-ood")], "far": [scenes("far-ood")]},
-        "shift": [scenes("style-shift"), scenes("spurious-test")], "dev": scenes("dev"), "seed": seed, "cache": cache,
-    }  # fmt: skip
+        "data": scenes("test"),
+        "ood": {"near": [scenes("near-ood")], "far": [scenes("far-ood")]},
+        "shift": [scenes("style-shift"), scenes("spurious-test")],
+        "dev": scenes("dev"),
+        "seed": seed,
+        "cache": cache,
+    }
     found = lineup.groups(MODELS, RECIPES, seed=seed)
     results = lineup.join([lineup.evaluate(group, True, **settings) for group in found])
     lineup.write(results, output)

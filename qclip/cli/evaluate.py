@@ -62,12 +62,19 @@ def command(
     prompts = common.read_lines(templates, "templates")
     labelled = [load(name, classes_file=classes) for name in data]
     settings = {
-        "data": labelled, "ood": ood or [], "shift": [load(n, classes_file=classes) for n in shift or []],
-        "dev": None if dev is None else load(dev, classes_file=classes), "templates": prompts, "full": full,
-        "seed": seed, "batch": batch, "strict": strict, "cache": cache, "device": device,
-    }  # fmt: skip
-    found = lineup.groups(models, recipe, calibration=calibration, arch=arch, device=device, seed=seed,
-                          strict=strict)  # fmt: skip
+        "data": labelled,
+        "ood": ood or [],
+        "shift": [load(n, classes_file=classes) for n in shift or []],
+        "dev": None if dev is None else load(dev, classes_file=classes),
+        "templates": prompts,
+        "full": full,
+        "seed": seed,
+        "batch": batch,
+        "strict": strict,
+        "cache": cache,
+        "device": device,
+    }
+    found = lineup.groups(models, recipe, calibration=calibration, arch=arch, device=device, seed=seed, strict=strict)
     results = lineup.join([lineup.evaluate(group, spectrum, **settings) for group in found])
     if output is not None:
         lineup.write(results, output)

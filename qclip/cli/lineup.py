@@ -12,8 +12,16 @@ from . import common
 FLOAT = "float"
 
 
-def groups(names: list[str], recipes: list[str] | None, *, calibration: str | None = None, arch: str | None = None,
-           device: str = "cpu", seed: int = 0, strict: bool = False) -> Iterator[dict[str, Any]]:  # fmt: skip
+def groups(
+    names: list[str],
+    recipes: list[str] | None,
+    *,
+    calibration: str | None = None,
+    arch: str | None = None,
+    device: str = "cpu",
+    seed: int = 0,
+    strict: bool = False,
+) -> Iterator[dict[str, Any]]:
     """Groups of label -> model, each to be evaluated together: its first model is what the others are compared with.
 
     Without recipes all models are one group, as they are. With recipes every model is a group of its own: as loaded

@@ -54,8 +54,16 @@ def command(
     shares = {s: {of: coverage.share(s, of) for of in ("macs", "parameters")} for s in ("real", "simulated", "float")}
     if json:
         rows = [vars(row) for row in coverage.rows]
-        common.print_json({"artifact": str(target), "recipe": chosen.to_dict(), "bytes": size, "float32_bytes": before,
-                           "coverage": shares, "sites": rows})  # fmt: skip
+        common.print_json(
+            {
+                "artifact": str(target),
+                "recipe": chosen.to_dict(),
+                "bytes": size,
+                "float32_bytes": before,
+                "coverage": shares,
+                "sites": rows,
+            }
+        )
         return
     if sites:
         columns = ["site", "kind", "state", "weights", "activations", "MMACs", "parameters", "backend"]

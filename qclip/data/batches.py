@@ -18,8 +18,15 @@ from qclip.errors import DataError
 Preprocess = Callable[[Image.Image], Tensor]
 
 
-def batches(data: ImageSet, preprocess: Preprocess, size: int = 64, strict: bool = False, corruption: str | None = None,
-            severity: int = 0, seed: int = 0) -> Iterator[tuple[NDArray[np.int64], Tensor]]:  # fmt: skip
+def batches(
+    data: ImageSet,
+    preprocess: Preprocess,
+    size: int = 64,
+    strict: bool = False,
+    corruption: str | None = None,
+    severity: int = 0,
+    seed: int = 0,
+) -> Iterator[tuple[NDArray[np.int64], Tensor]]:
     """Yields (positions in `data` int64 `[b]`, images `[b, 3, H, W]`), b <= size.
 
     An unreadable image is left out and noted in `data.unreadable` as (position, reason); with `strict` it raises
@@ -84,8 +91,10 @@ class _Corrupter:
         )
         self.black, self.span = black, white - black
         if not torch.allclose(black + self.span * 0.2, grey, atol=1e-4) or not (self.span.abs() > 1e-6).all():
-            raise DataError(f"{name} cannot be applied: `preprocess` is not affine in the pixel values, so that the "
-                            "crop cannot be recovered from its output.")  # fmt: skip
+            raise DataError(
+                f"{name} cannot be applied: `preprocess` is not affine in the pixel values, so that the "
+                "crop cannot be recovered from its output."
+            )
 
     def __call__(self, tensor: Tensor, image_id: int) -> Tensor:
         pixels = ((tensor.double() - self.black) / self.span * 255).round().clamp(0, 255).to(torch.uint8)

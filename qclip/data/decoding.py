@@ -14,8 +14,17 @@ LARGEST_PIXELS = 64 * 2**20  # 200 MB as RGB
 LARGEST_BYTES = 256 * 2**20  # of one encoded image
 
 # What Pillow's decoders are known to raise on damaged files; anything else is a fault of ours and passes.
-_DAMAGED = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, zlib.error,
-            Image.DecompressionBombError, Image.DecompressionBombWarning)  # fmt: skip
+_DAMAGED = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    IndexError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+    Image.DecompressionBombWarning,
+)
 
 
 def decode(encoded: bytes, where: str) -> Image.Image | UnreadableImage:

@@ -224,18 +224,27 @@ def _stone(dice: Dice, side: int) -> Float:
 
 
 BACKGROUNDS: dict[str, tuple[Callable[[Dice, int], Float], tuple[float, ...], tuple[float, ...]]] = {
-    "grass": (lambda d, s: value_noise(d, "blades", s, 26, 8) * 0.7 + value_noise(d, "patches", s, 4) * 0.3,
-              (0.10, 0.32, 0.08), (0.45, 0.70, 0.25)),
-    "sand": (lambda d, s: value_noise(d, "grains", s, 30) * 0.5 + value_noise(d, "dunes", s, 3, 5) * 0.5,
-             (0.68, 0.56, 0.36), (0.93, 0.84, 0.62)),
+    "grass": (
+        lambda d, s: value_noise(d, "blades", s, 26, 8) * 0.7 + value_noise(d, "patches", s, 4) * 0.3,
+        (0.10, 0.32, 0.08),
+        (0.45, 0.70, 0.25),
+    ),
+    "sand": (
+        lambda d, s: value_noise(d, "grains", s, 30) * 0.5 + value_noise(d, "dunes", s, 3, 5) * 0.5,
+        (0.68, 0.56, 0.36),
+        (0.93, 0.84, 0.62),
+    ),
     "water": (_water, (0.05, 0.22, 0.45), (0.25, 0.52, 0.72)),
     "sky": (_sky, (0.38, 0.62, 0.90), (0.96, 0.97, 1.0)),
     "brick": (_bricks, (0.72, 0.68, 0.63), (0.60, 0.24, 0.17)),
     "wood": (_wood, (0.25, 0.14, 0.07), (0.66, 0.44, 0.24)),
     "stone": (_stone, (0.25, 0.25, 0.27), (0.62, 0.61, 0.60)),
-    "snow": (lambda d, s: value_noise(d, "drift", s, 3) * 0.7 + value_noise(d, "flakes", s, 20) * 0.3,
-             (0.72, 0.78, 0.88), (1.0, 1.0, 1.0)),
-}  # fmt: skip
+    "snow": (
+        lambda d, s: value_noise(d, "drift", s, 3) * 0.7 + value_noise(d, "flakes", s, 20) * 0.3,
+        (0.72, 0.78, 0.88),
+        (1.0, 1.0, 1.0),
+    ),
+}
 
 
 def background(kinds: NDArray[np.int64], dice: Dice, side: int) -> Float:

@@ -51,8 +51,10 @@ def load_folder(root: Path, spec: str, classes: list[str] | None = None, split: 
     folders.sort(key=lambda p: int(p.name) if numbered else p.name)
     loose = _images(root, deep=False)
     if folders and loose:
-        raise DataError(f"{root}: {len(loose)} images lie beside the class folders (the first is {loose[0].name}); "
-                        "move them into one.")  # fmt: skip
+        raise DataError(
+            f"{root}: {len(loose)} images lie beside the class folders (the first is {loose[0].name}); "
+            "move them into one."
+        )
     labels: list[int] | None = None
     files = loose
     if folders:
@@ -97,6 +99,8 @@ def _positions(root: Path, folders: list[str], classes: list[str] | None) -> lis
     if set(folders) <= set(classes):
         return [classes.index(name) for name in folders]
     if len(folders) != len(classes):
-        raise DataError(f"{root}: {len(folders)} sub-folders, but the classes file names {len(classes)} classes; "
-                        "it needs one line for each sub-folder, in sorted order.")  # fmt: skip
+        raise DataError(
+            f"{root}: {len(folders)} sub-folders, but the classes file names {len(classes)} classes; "
+            "it needs one line for each sub-folder, in sorted order."
+        )
     return list(range(len(folders)))

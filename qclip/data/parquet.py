@@ -74,8 +74,10 @@ def load_parquet(path: Path, spec: str, split: str | None = None) -> ImageSet:
         raise DataError(f"{path}: {metadata.num_rows} rows are more than the {LARGEST_ROWS} that are read.")
     for group in range(metadata.num_row_groups):
         if metadata.row_group(group).total_byte_size > LARGEST_ROW_GROUP:
-            raise DataError(f"{path}: row group {group} needs {metadata.row_group(group).total_byte_size} bytes; "
-                            f"write it with row groups under {LARGEST_ROW_GROUP}.")  # fmt: skip
+            raise DataError(
+                f"{path}: row group {group} needs {metadata.row_group(group).total_byte_size} bytes; "
+                f"write it with row groups under {LARGEST_ROW_GROUP}."
+            )
     others = [n for n in schema.names if n != "image" and _is_wanted(n, schema.field(n).type)]
     try:
         table = file.read(columns=others)

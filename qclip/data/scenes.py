@@ -24,12 +24,25 @@ UNSEEN = list(drawing.UNSEEN_SHAPES)
 TEXTURES = list(drawing.TEXTURES)
 BACKGROUNDS = list(drawing.BACKGROUNDS)
 COLOURS = {
-    "red": (1.0, 0.25, 0.22), "orange": (1.0, 0.58, 0.15), "yellow": (1.0, 0.92, 0.25), "green": (0.30, 0.90, 0.35),
-    "blue": (0.35, 0.50, 1.0), "purple": (0.75, 0.42, 1.0), "pink": (1.0, 0.60, 0.80), "white": (1.0, 1.0, 1.0),
+    "red": (1.0, 0.25, 0.22),
+    "orange": (1.0, 0.58, 0.15),
+    "yellow": (1.0, 0.92, 0.25),
+    "green": (0.30, 0.90, 0.35),
+    "blue": (0.35, 0.50, 1.0),
+    "purple": (0.75, 0.42, 1.0),
+    "pink": (1.0, 0.60, 0.80),
+    "white": (1.0, 1.0, 1.0),
     "cyan": (0.30, 0.92, 0.95),
-}  # fmt: skip
-SIZES = {"train": 50_000, "dev": 2_000, "test": 2_000, "near-ood": 1_000, "far-ood": 1_000, "style-shift": 1_000,
-         "spurious-test": 1_000}  # fmt: skip
+}
+SIZES = {
+    "train": 50_000,
+    "dev": 2_000,
+    "test": 2_000,
+    "near-ood": 1_000,
+    "far-ood": 1_000,
+    "style-shift": 1_000,
+    "spurious-test": 1_000,
+}
 STYLES = ["line art", "silhouette", "inverted", "posterized"]
 FAR_FAMILIES = ["texture", "glyph", "noise", "gradient"]
 USUAL_BACKGROUND = {"star": "sky", "heart": "grass", "ring": "water", "cross": "brick"}  # the spurious correlation

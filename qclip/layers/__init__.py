@@ -8,5 +8,14 @@ from .patch import QuantizedPatch
 from .simulated import SimulatedLinear
 from .site import QuantizedSite
 
-__all__ = ["Int4Linear", "Int8Linear", "QuantizedAttention", "QuantizedEmbedding", "QuantizedLinear", "QuantizedMlp",
-           "QuantizedPatch", "QuantizedSite", "SimulatedLinear"]  # fmt: skip
+__all__ = [
+    "Int4Linear",
+    "Int8Linear",
+    "QuantizedAttention",
+    "QuantizedEmbedding",
+    "QuantizedLinear",
+    "QuantizedMlp",
+    "QuantizedPatch",
+    "QuantizedSite",
+    "SimulatedLinear",
+]

@@ -25,12 +25,19 @@ class QuantizedLinear(QuantizedSite):
         """Float `[..., K]` -> int8 codes and float32 scales `[...]`, after `norm` if given (fused with it)."""
         if norm is None:
             return qkernels.quantize_per_token(x, smooth=self.smooth, scale=self.input_scale)
-        return qkernels.layer_norm_quantize(x, norm.weight, norm.bias, norm.eps, smooth=self.smooth,
-                                            scale=self.input_scale)  # fmt: skip
+        return qkernels.layer_norm_quantize(
+            x, norm.weight, norm.bias, norm.eps, smooth=self.smooth, scale=self.input_scale
+        )
 
-    def linear(self, codes: Tensor, scale: Tensor | None, activation: str | None = None,
-               out_scale: Tensor | None = None, dtype: torch.dtype | None = None,
-               out_group: int | None = None) -> Any:  # fmt: skip
+    def linear(
+        self,
+        codes: Tensor,
+        scale: Tensor | None,
+        activation: str | None = None,
+        out_scale: Tensor | None = None,
+        dtype: torch.dtype | None = None,
+        out_group: int | None = None,
+    ) -> Any:
         """Codes and scales -> float of `dtype` (default: the compute dtype), or int8 with the static `out_scale`; with
         `out_group` int8 and its scales by groups of outputs, which the next site's `linear` takes."""
         raise NotImplementedError
@@ -65,8 +72,9 @@ def join(sites: Sequence[nn.Module]) -> None:
             setattr(site, name, nn.Parameter(part, requires_grad=False) if name == "bias" else part)
 
 
-def products(sites: Sequence[Any], codes: Tensor, scale: Tensor | None, dtype: torch.dtype | None = None
-             ) -> tuple[Tensor, ...]:  # fmt: skip
+def products(
+    sites: Sequence[Any], codes: Tensor, scale: Tensor | None, dtype: torch.dtype | None = None
+) -> tuple[Tensor, ...]:
     """What `linear` of each site gives for the same codes, in one product where their weights lie side by side."""
     joined = _joined(sites)
     if joined is None:
@@ -80,11 +88,17 @@ def products(sites: Sequence[Any], codes: Tensor, scale: Tensor | None, dtype: t
 def _alike(sites: Sequence[Any]) -> bool:
     first = sites[0]
     return all(
-        isinstance(site, QuantizedLinear) and type(site) is type(first) and site.takes_codes() and site.layout in ROWS
-        and site.layout == first.layout and site.group == first.group and site.shape[1] == first.shape[1]
-        and (site.zeros is None) == (first.zeros is None) and (site.bias is None) == (first.bias is None)
+        isinstance(site, QuantizedLinear)
+        and type(site) is type(first)
+        and site.takes_codes()
+        and site.layout in ROWS
+        and site.layout == first.layout
+        and site.group == first.group
+        and site.shape[1] == first.shape[1]
+        and (site.zeros is None) == (first.zeros is None)
+        and (site.bias is None) == (first.bias is None)
         for site in sites
-    )  # fmt: skip
+    )
 
 
 def _joined(sites: Sequence[Any]) -> tuple[Int8Weight | Int4Weight, Tensor | None] | None:
@@ -120,11 +134,25 @@ def _equal(a: Tensor | None, b: Tensor | None) -> bool:
 class Int8Linear(QuantizedLinear):
     """W8A8: `qkernels.int8_linear`."""
 
-    def linear(self, codes: Tensor, scale: Tensor | None, activation: str | None = None,
-               out_scale: Tensor | None = None, dtype: torch.dtype | None = None,
-               out_group: int | None = None) -> Any:  # fmt: skip
-        return qkernels.int8_linear(codes, scale, self.quantized, self.bias, activation=activation, out_scale=out_scale,
-                                    out_group=out_group, out_dtype=dtype or self.witness.dtype)  # fmt: skip
+    def linear(
+        self,
+        codes: Tensor,
+        scale: Tensor | None,
+        activation: str | None = None,
+        out_scale: Tensor | None = None,
+        dtype: torch.dtype | None = None,
+        out_group: int | None = None,
+    ) -> Any:
+        return qkernels.int8_linear(
+            codes,
+            scale,
+            self.quantized,
+            self.bias,
+            activation=activation,
+            out_scale=out_scale,
+            out_group=out_group,
+            out_dtype=dtype or self.witness.dtype,
+        )
 
 
 class Int4Linear(QuantizedLinear):
@@ -141,8 +169,22 @@ class Int4Linear(QuantizedLinear):
         x = x if norm is None else norm(x)
         return (x if self.smooth is None else (x.float() * self.smooth).to(x.dtype)), None
 
-    def linear(self, codes: Tensor, scale: Tensor | None, activation: str | None = None,
-               out_scale: Tensor | None = None, dtype: torch.dtype | None = None,
-               out_group: int | None = None) -> Any:  # fmt: skip
-        return qkernels.int4_linear(codes, scale, self.quantized, self.bias, activation=activation, out_scale=out_scale,
-                                    out_group=out_group, out_dtype=dtype or self.witness.dtype)  # fmt: skip
+    def linear(
+        self,
+        codes: Tensor,
+        scale: Tensor | None,
+        activation: str | None = None,
+        out_scale: Tensor | None = None,
+        dtype: torch.dtype | None = None,
+        out_group: int | None = None,
+    ) -> Any:
+        return qkernels.int4_linear(
+            codes,
+            scale,
+            self.quantized,
+            self.bias,
+            activation=activation,
+            out_scale=out_scale,
+            out_group=out_group,
+            out_dtype=dtype or self.witness.dtype,
+        )

@@ -21,8 +21,13 @@ class QuantizedMlp(Mlp):
         """As `QuantizedAttention.fuse`."""
         core.__class__ = cls
         fc1, fc2 = core.fc1, core.fc2
-        core.codes_between = (isinstance(fc1, QuantizedLinear) and isinstance(fc2, QuantizedLinear)  # type: ignore[assignment]
-                              and fc2.takes_codes() and fc2.smooth is None and core.inner_norm is None)  # fmt: skip
+        core.codes_between = (
+            isinstance(fc1, QuantizedLinear)
+            and isinstance(fc2, QuantizedLinear)  # type: ignore[assignment]
+            and fc2.takes_codes()
+            and fc2.smooth is None
+            and core.inner_norm is None
+        )
         return core  # type: ignore[return-value]
 
     def unfuse(self) -> None:

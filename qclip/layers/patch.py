@@ -21,8 +21,13 @@ class QuantizedPatch(nn.Module):
 
     @staticmethod
     def fits(conv: nn.Module) -> bool:
-        return (isinstance(conv, nn.Conv2d) and tuple(conv.kernel_size) == tuple(conv.stride) and conv.groups == 1
-                and tuple(conv.dilation) == (1, 1) and conv.padding in (0, (0, 0), "valid"))  # fmt: skip
+        return (
+            isinstance(conv, nn.Conv2d)
+            and tuple(conv.kernel_size) == tuple(conv.stride)
+            and conv.groups == 1
+            and tuple(conv.dilation) == (1, 1)
+            and conv.padding in (0, (0, 0), "valid")
+        )
 
     @property
     def weight(self) -> Tensor:

@@ -29,8 +29,15 @@ def quantize_dequantize(x: Tensor, bits: int, scale: Tensor | None = None) -> Te
 class SimulatedLinear(QuantizedSite):
     """Weight codes as in a real site (6-bit codes in an `Int8Weight`, 4-bit in an `Int4Weight`), computed in float."""
 
-    def __init__(self, weight: Weight, bias: Tensor | None, activation_bits: int, smooth: Tensor | None = None,
-                 input_scale: Tensor | None = None, dtype: torch.dtype = torch.float32) -> None:  # fmt: skip
+    def __init__(
+        self,
+        weight: Weight,
+        bias: Tensor | None,
+        activation_bits: int,
+        smooth: Tensor | None = None,
+        input_scale: Tensor | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
         super().__init__(weight, bias, smooth, input_scale, dtype)
         self.activation_bits = activation_bits
 

@@ -30,8 +30,14 @@ class QuantizedSite(nn.Module):
     input_scale: Tensor | None
     witness: Tensor
 
-    def __init__(self, weight: Weight, bias: Tensor | None = None, smooth: Tensor | None = None,
-                 input_scale: Tensor | None = None, dtype: torch.dtype = torch.float32) -> None:  # fmt: skip
+    def __init__(
+        self,
+        weight: Weight,
+        bias: Tensor | None = None,
+        smooth: Tensor | None = None,
+        input_scale: Tensor | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
         super().__init__()
         self.shape, self.group, self.layout = weight.shape, getattr(weight, "group", None), weight.layout
         self.register_buffer("codes", weight.codes)

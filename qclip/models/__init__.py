@@ -74,6 +74,25 @@ def tokenizer_config(model: nn.Module) -> dict[str, Any] | None:
     return huggingface.tokenizer_config(model) if huggingface.owns(model) else open_clip.tokenizer_config(model)
 
 
-__all__ = ["Block", "Encoders", "Preprocess", "Site", "Tokenizer", "Tower", "UnknownModelError", "attach", "config_of",
-           "create", "create_from_config", "encoders", "load", "materialize_buffers", "names", "preprocess_config",
-           "preprocess_from_config", "tokenizer_config", "tokenizer_from_config", "towers"]  # fmt: skip
+__all__ = [
+    "Block",
+    "Encoders",
+    "Preprocess",
+    "Site",
+    "Tokenizer",
+    "Tower",
+    "UnknownModelError",
+    "attach",
+    "config_of",
+    "create",
+    "create_from_config",
+    "encoders",
+    "load",
+    "materialize_buffers",
+    "names",
+    "preprocess_config",
+    "preprocess_from_config",
+    "tokenizer_config",
+    "tokenizer_from_config",
+    "towers",
+]

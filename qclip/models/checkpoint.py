@@ -50,13 +50,16 @@ def _unpickle(path: Path) -> Any:
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             if any(name.endswith("/constants.pkl") for name in archive.namelist()):
-                raise ModelError(f"{str(path)!r} is a TorchScript program, which is not run; save its state_dict() as "
-                                 ".safetensors")  # fmt: skip
+                raise ModelError(
+                    f"{str(path)!r} is a TorchScript program, which is not run; save its state_dict() as .safetensors"
+                )
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        raise ModelError(f"{str(path)!r} holds pickled Python objects, which are refused because unpickling runs code "
-                         "from the file; save model.state_dict() or a .safetensors file") from error  # fmt: skip
+        raise ModelError(
+            f"{str(path)!r} holds pickled Python objects, which are refused because unpickling runs code "
+            "from the file; save model.state_dict() or a .safetensors file"
+        ) from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ModelError(f"{str(path)!r} is not a readable checkpoint ({reason})") from error
@@ -82,14 +85,18 @@ def fill(model: nn.Module, state: dict[str, Tensor], path: Path) -> nn.Module:
     wanted = model.state_dict()
     for verb, odd in (("lacks", set(wanted) - set(state)), ("holds the unknown", set(state) - set(wanted))):
         if odd:
-            raise ModelError(f"{str(path)!r} does not fit {type(model).__name__}: it {verb} {sorted(odd)[0]!r} "
-                             f"(and {len(odd) - 1} more); give the right architecture")  # fmt: skip
+            raise ModelError(
+                f"{str(path)!r} does not fit {type(model).__name__}: it {verb} {sorted(odd)[0]!r} "
+                f"(and {len(odd) - 1} more); give the right architecture"
+            )
     resize_pos_embed(state, model)
     resize_text_pos_embed(state, model)
     for name, tensor in state.items():
         if tensor.shape != wanted[name].shape:
-            raise ModelError(f"{str(path)!r} does not fit {type(model).__name__}: {name!r} is {tuple(tensor.shape)} "
-                             f"instead of {tuple(wanted[name].shape)}; give the right architecture")  # fmt: skip
+            raise ModelError(
+                f"{str(path)!r} does not fit {type(model).__name__}: {name!r} is {tuple(tensor.shape)} "
+                f"instead of {tuple(wanted[name].shape)}; give the right architecture"
+            )
         if tensor.is_floating_point() and not tensor.isfinite().all():
             raise ModelError(f"{name!r} in {str(path)!r} holds NaN or Inf; the checkpoint is damaged")
     model.load_state_dict(state)

@@ -43,9 +43,13 @@ def describe(model: Any) -> dict[str, Any]:
     if isinstance(model, CoCa):
         decoder = model.text_decoder
         block = decoder.resblocks[0]
-        config["multimodal_cfg"] = {"context_length": decoder.context_length, "width": decoder.width,
-                                    "heads": block.attn.num_heads, "layers": len(decoder.resblocks),
-                                    "ls_init_value": _layer_scale(block)}  # fmt: skip
+        config["multimodal_cfg"] = {
+            "context_length": decoder.context_length,
+            "width": decoder.width,
+            "heads": block.attn.num_heads,
+            "layers": len(decoder.resblocks),
+            "ls_init_value": _layer_scale(block),
+        }
         config["pad_id"] = model.pad_id
     return config
 
@@ -63,17 +67,24 @@ def _embed_dim(visual: Any, text: Any) -> int:
 
 def _transformer(transformer: Any, block: Any) -> dict[str, Any]:
     width = transformer.width
-    cfg: dict[str, Any] = {"width": width, "layers": len(transformer.resblocks),
-                           "mlp_ratio": block.mlp.c_fc.out_features / width}  # fmt: skip
+    cfg: dict[str, Any] = {
+        "width": width,
+        "layers": len(transformer.resblocks),
+        "mlp_ratio": block.mlp.c_fc.out_features / width,
+    }
     if (scale := _layer_scale(block)) is not None:
         cfg["ls_init_value"] = scale
     if not isinstance(block.attn, nn.MultiheadAttention):
         attention = block.attn
-        cfg |= {"block_type": "custom", "qk_norm": present(attention.ln_q) is not None,
-                "scaled_cosine_attn": attention.scaled_cosine, "scale_heads": attention.scale_heads,
-                "scale_attn_inner": present(attention.ln_inner) is not None,
-                "scale_attn": present(block.ln_attn) is not None,
-                "scale_fc": present(block.mlp.ln) is not None}  # fmt: skip
+        cfg |= {
+            "block_type": "custom",
+            "qk_norm": present(attention.ln_q) is not None,
+            "scaled_cosine_attn": attention.scaled_cosine,
+            "scale_heads": attention.scale_heads,
+            "scale_attn_inner": present(attention.ln_inner) is not None,
+            "scale_attn": present(block.ln_attn) is not None,
+            "scale_fc": present(block.mlp.ln) is not None,
+        }
     eps = block.ln_1.eps
     if eps != 1e-5:
         cfg["norm_kwargs"] = {"eps": eps}
@@ -91,18 +102,26 @@ def _vision(visual: Any) -> tuple[dict[str, Any], str | None, bool]:
         raise unsupported(visual)
     block = visual.transformer.resblocks[0]
     cfg = _transformer(visual.transformer, block)
-    cfg |= {"image_size": list(visual.image_size), "patch_size": list(visual.patch_size),
-            "head_width": cfg["width"] // block.attn.num_heads, "no_ln_pre": present(visual.ln_pre) is None,
-            "pool_type": visual.pool_type, "final_ln_after_pool": visual.final_ln_after_pool,
-            "output_tokens": visual.output_tokens}  # fmt: skip
+    cfg |= {
+        "image_size": list(visual.image_size),
+        "patch_size": list(visual.patch_size),
+        "head_width": cfg["width"] // block.attn.num_heads,
+        "no_ln_pre": present(visual.ln_pre) is None,
+        "pool_type": visual.pool_type,
+        "final_ln_after_pool": visual.final_ln_after_pool,
+        "output_tokens": visual.output_tokens,
+    }
     for side in ("image_size", "patch_size"):
         if cfg[side][0] == cfg[side][1]:
             cfg[side] = cfg[side][0]
     if not visual.positional_embedding.requires_grad and all(p.requires_grad for p in block.parameters()):
         cfg["pos_embed_type"] = "sin_cos_2d"
     if (pool := visual.attn_pool) is not None:
-        cfg |= {"attentional_pool": visual.attn_pool_type or True, "attn_pooler_queries": pool.query.shape[0],
-                "attn_pooler_heads": pool.attn.num_heads}  # fmt: skip
+        cfg |= {
+            "attentional_pool": visual.attn_pool_type or True,
+            "attn_pooler_queries": pool.query.shape[0],
+            "attn_pooler_heads": pool.attn.num_heads,
+        }
     return cfg, activation_name(block.mlp.gelu), isinstance(block.ln_1, LayerNormFp32)
 
 
@@ -133,9 +152,14 @@ def _text(text: Any) -> tuple[dict[str, Any], str | None, bool]:
     block = text.transformer.resblocks[0]
     cfg = _transformer(text.transformer, block)
     flat = isinstance(text, CLIP)
-    cfg |= {"context_length": text.context_length, "vocab_size": text.vocab_size, "heads": block.attn.num_heads,
-            "pool_type": text.text_pool_type if flat else text.pool_type,
-            "eos_id": text.text_eos_id if flat else text.eos_id, "no_causal_mask": text.attn_mask is None}  # fmt: skip
+    cfg |= {
+        "context_length": text.context_length,
+        "vocab_size": text.vocab_size,
+        "heads": block.attn.num_heads,
+        "pool_type": text.text_pool_type if flat else text.pool_type,
+        "eos_id": text.text_eos_id if flat else text.eos_id,
+        "no_causal_mask": text.attn_mask is None,
+    }
     if text.text_projection is None:
         cfg["proj_type"] = "none"
     elif isinstance(text.text_projection, nn.Linear):

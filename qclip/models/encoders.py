@@ -23,8 +23,9 @@ class Encoders:
     `preprocess` and `tokenizer` are None where the model has none; gradients are the caller's business.
     """
 
-    def __init__(self, model: nn.Module, preprocess: Preprocessing | None = None,
-                 tokenizer: Tokenizing | None = None) -> None:  # fmt: skip
+    def __init__(
+        self, model: nn.Module, preprocess: Preprocessing | None = None, tokenizer: Tokenizing | None = None
+    ) -> None:
         self.model: Any = model
         self.preprocess = preprocess if preprocess is not None else _preprocess(model)
         self.tokenizer = tokenizer if tokenizer is not None else _tokenizer(model)
@@ -119,8 +120,9 @@ def _tokenizer(model: nn.Module) -> Tokenizing | None:
     return None if config is None or config["kind"] == "unknown" else family.tokenizer_from_config(config)
 
 
-def encoders(model: nn.Module, preprocess: Preprocessing | None = None,
-             tokenizer: Tokenizing | None = None) -> Encoders:  # fmt: skip
+def encoders(
+    model: nn.Module, preprocess: Preprocessing | None = None, tokenizer: Tokenizing | None = None
+) -> Encoders:
     """How to embed images and texts with `model`; `preprocess` and `tokenizer` override what it brings along.
 
     Raises ModelError for a model without image and text encoders.

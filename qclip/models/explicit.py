@@ -23,7 +23,6 @@ class Form:
 
         def __getattr__(self, name: str) -> Any: ...
 
-
     def __reduce_ex__(self, protocol: Any) -> tuple:
         """Copies and pickles name the two classes that the object's own is made of: no module holds that one."""
         return _blank, type(self).__bases__, self.__dict__
@@ -81,9 +80,11 @@ def _of(module: nn.Module) -> str:
 def unsupported(module: nn.Module, why: str = "") -> ModelError:
     """The error for a class that no adapter knows, or one of its settings."""
     reason = f": {why}" if why else ""
-    return ModelError(f"{_of(module)} is not supported{reason}; supported are open_clip's CLIP, CustomTextCLIP and "
-                      "CoCa with ViT towers, timm's VisionTransformer and ConvNeXt, Hugging Face's CLIPModel and "
-                      "SiglipModel")  # fmt: skip
+    return ModelError(
+        f"{_of(module)} is not supported{reason}; supported are open_clip's CLIP, CustomTextCLIP and "
+        "CoCa with ViT towers, timm's VisionTransformer and ConvNeXt, Hugging Face's CLIPModel and "
+        "SiglipModel"
+    )
 
 
 def present(module: nn.Module | None) -> nn.Module | None:
@@ -93,8 +94,11 @@ def present(module: nn.Module | None) -> nn.Module | None:
 
 def no_dropout(module: nn.Module, *rates: float) -> None:
     if any(rate > 0 for rate in rates):
-        warnings.warn(f"{_of(module)} has dropout inside attention or MLP, which the explicit form leaves out; "
-                      "it changes training only", stacklevel=2)  # fmt: skip
+        warnings.warn(
+            f"{_of(module)} has dropout inside attention or MLP, which the explicit form leaves out; "
+            "it changes training only",
+            stacklevel=2,
+        )
 
 
 def from_multihead_attention(mha: nn.MultiheadAttention) -> Attention:
@@ -128,19 +132,35 @@ def _norm_before(core: nn.Module, place: Place | None) -> nn.Module | None:
     return None if isinstance(norm, DeferredNorm) else norm
 
 
-def attention_sites(name: str, core: Attention, norm: Place | None, rows: int, pool: str = "",
-                    queries: int = 0, feed: str = "norm") -> dict[str, Site]:  # fmt: skip
+def attention_sites(
+    name: str, core: Attention, norm: Place | None, rows: int, pool: str = "", queries: int = 0, feed: str = "norm"
+) -> dict[str, Site]:
     """The four sites of an attention core by kind. With `pool="pool_"` queries are no projection of the same input."""
     foldable = affine(_norm_before(core, norm))
     sites = {}
     for kind in ("q", "k", "v"):
         own = bool(pool) and kind == "q"
-        sites[pool + kind] = Site(f"{name}.{kind}", pool + kind, "raw" if own and norm is None else feed,
-                                  f"{name}.{'query' if own else 'in'}", core, kind,
-                                  foldable and not (own and norm is None), queries if own else rows)  # fmt: skip
+        sites[pool + kind] = Site(
+            f"{name}.{kind}",
+            pool + kind,
+            "raw" if own and norm is None else feed,
+            f"{name}.{'query' if own else 'in'}",
+            core,
+            kind,
+            foldable and not (own and norm is None),
+            queries if own else rows,
+        )
     inner = getattr(core, "inner_norm", None)
-    sites[pool + "out"] = Site(f"{name}.out", pool + "out", "attention" if inner is None else "norm", f"{name}.context",
-                               core, "out", True, queries or rows)  # fmt: skip
+    sites[pool + "out"] = Site(
+        f"{name}.out",
+        pool + "out",
+        "attention" if inner is None else "norm",
+        f"{name}.context",
+        core,
+        "out",
+        True,
+        queries or rows,
+    )
     # A pool without projections (timm allows it) has no such site.
     return {kind: site for kind, site in sites.items() if not isinstance(site.module, nn.Identity)}
 
@@ -151,13 +171,22 @@ def mlp_sites(name: str, core: Mlp, norm: Place | None, rows: int, foldable: boo
     first = affine(_norm_before(core, norm)) if foldable is None else foldable
     return {
         "fc1": Site(f"{name}.fc1", "fc1", "norm", f"{name}.in", core, "fc1", first, rows),
-        "fc2": Site(f"{name}.fc2", "fc2", "activation" if inner is None else "norm", f"{name}.hidden", core, "fc2",
-                    affine(inner), rows),
-    }  # fmt: skip
+        "fc2": Site(
+            f"{name}.fc2",
+            "fc2",
+            "activation" if inner is None else "norm",
+            f"{name}.hidden",
+            core,
+            "fc2",
+            affine(inner),
+            rows,
+        ),
+    }
 
 
-def transformer_block(name: str, module: nn.Module, attention: Place, attention_norm: Place, mlp: Place,
-                      mlp_norm: Place, rows: int) -> Block:  # fmt: skip
+def transformer_block(
+    name: str, module: nn.Module, attention: Place, attention_norm: Place, mlp: Place, mlp_norm: Place, rows: int
+) -> Block:
     """A pre-norm residual block: norm, attention, norm, MLP."""
     sites = attention_sites(f"{name}.attn", getattr(*attention), attention_norm, rows)
     sites |= mlp_sites(f"{name}.mlp", getattr(*mlp), mlp_norm, rows)

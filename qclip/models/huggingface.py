@@ -64,9 +64,14 @@ def _kind(model: nn.Module) -> str:
 class ExplicitAttention(Form):
     """transformers' attention module around the explicit `core`; it gives no attention weights."""
 
-    def forward(self, hidden_states: Tensor, attention_mask: Tensor | None = None,
-                causal_attention_mask: Tensor | None = None, is_causal: bool | None = None,
-                **kwargs: object) -> tuple[Tensor, None]:  # fmt: skip
+    def forward(
+        self,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        causal_attention_mask: Tensor | None = None,
+        is_causal: bool | None = None,
+        **kwargs: object,
+    ) -> tuple[Tensor, None]:
         # Version 4 hands over two masks that add up, version 5 one mask or the word that the causal one is meant.
         mask = attention_mask
         if causal_attention_mask is not None:
@@ -106,8 +111,9 @@ def _explicit_layer(layer: Any) -> None:
         raise unsupported(attention)
     no_dropout(attention, attention.dropout)
     mlp = _mlp(layer.mlp)  # before anything is changed: it may be refused
-    core = Attention(attention.q_proj, attention.k_proj, attention.v_proj, attention.out_proj, attention.num_heads,
-                     attention.scale)  # fmt: skip
+    core = Attention(
+        attention.q_proj, attention.k_proj, attention.v_proj, attention.out_proj, attention.num_heads, attention.scale
+    )
     del attention.q_proj, attention.k_proj, attention.v_proj, attention.out_proj
     attention.core = core.train(attention.training)
     become(attention, ExplicitAttention)
@@ -122,10 +128,11 @@ def _blocks(tower: str, encoder: Any, rows: int) -> list[Block]:
     for layer in encoder.layers:
         _explicit_layer(layer)
     return [
-        transformer_block(f"{tower}.blocks.{i}", b, (b.self_attn, "core"), (b, "layer_norm1"), (b, "mlp"),
-                          (b, "layer_norm2"), rows)
+        transformer_block(
+            f"{tower}.blocks.{i}", b, (b.self_attn, "core"), (b, "layer_norm1"), (b, "mlp"), (b, "layer_norm2"), rows
+        )
         for i, b in enumerate(encoder.layers)
-    ]  # fmt: skip
+    ]
 
 
 def _inner(model: nn.Module, name: str) -> Any:
@@ -148,14 +155,20 @@ def towers(model: Any) -> dict[str, Tower]:
         blocks.append(_pool(vision.head, tokens))
     elif not siglip:
         tail = projection_site("vision", model, "visual_projection")
-    sites = by_name(patch_site("vision", vision.embeddings, "patch_embedding", patches),
-                    *(list(b.sites.values()) for b in blocks), tail)  # fmt: skip
+    sites = by_name(
+        patch_site("vision", vision.embeddings, "patch_embedding", patches),
+        *(list(b.sites.values()) for b in blocks),
+        tail,
+    )
     found = {"vision": Tower("vision", vision if siglip else Features(model, "vision"), blocks, sites, tokens, vision)}
     length = text.embeddings.position_embedding.weight.shape[0]
     blocks = _blocks("text", text.encoder, length)
     owner, attribute = (text, "head") if siglip else (model, "text_projection")
-    sites = by_name(embedding_site(text.embeddings, "token_embedding", length),
-                    *(list(b.sites.values()) for b in blocks), projection_site("text", owner, attribute))  # fmt: skip
+    sites = by_name(
+        embedding_site(text.embeddings, "token_embedding", length),
+        *(list(b.sites.values()) for b in blocks),
+        projection_site("text", owner, attribute),
+    )
     found["text"] = Tower("text", text if siglip else Features(model, "text"), blocks, sites, length, text)
     return found
 
@@ -301,8 +314,9 @@ def _attempt(what: str | None, load: Callable[[], Any]) -> Any:
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, UnpicklingError, SafetensorError) as error:
         if what is None:
             return None
-        raise ModelError(f"{what} could not be loaded ({first_line(error)}); check the name and the network, or give "
-                         "a local folder") from error  # fmt: skip
+        raise ModelError(
+            f"{what} could not be loaded ({first_line(error)}); check the name and the network, or give a local folder"
+        ) from error
 
 
 def _from_processor(found: dict[str, Any], default: dict[str, Any]) -> dict[str, Any]:

@@ -24,8 +24,13 @@ class Preprocess(Compose):
 
         Raises ModelError for a setting that does not exist.
         """
-        defaults = {"mean": open_clip.OPENAI_DATASET_MEAN, "std": open_clip.OPENAI_DATASET_STD,
-                    "interpolation": "bicubic", "resize_mode": "shortest", "fill_color": 0}  # fmt: skip
+        defaults = {
+            "mean": open_clip.OPENAI_DATASET_MEAN,
+            "std": open_clip.OPENAI_DATASET_STD,
+            "interpolation": "bicubic",
+            "resize_mode": "shortest",
+            "fill_color": 0,
+        }
         odd = set(config) - set(defaults) - {"image_size"}
         if odd or "image_size" not in config:
             raise ModelError(f"preprocessing needs 'image_size' and knows {', '.join(defaults)}; got {sorted(config)}")
@@ -34,17 +39,26 @@ class Preprocess(Compose):
         if not isinstance(size, int):
             height, width = size
             size = int(height) if height == width else (int(height), int(width))
-        self.config = {"image_size": size if isinstance(size, int) else list(size),
-                       "mean": [float(v) for v in merged["mean"]], "std": [float(v) for v in merged["std"]],
-                       "interpolation": merged["interpolation"], "resize_mode": merged["resize_mode"],
-                       "fill_color": merged["fill_color"]}  # fmt: skip
+        self.config = {
+            "image_size": size if isinstance(size, int) else list(size),
+            "mean": [float(v) for v in merged["mean"]],
+            "std": [float(v) for v in merged["std"]],
+            "interpolation": merged["interpolation"],
+            "resize_mode": merged["resize_mode"],
+            "fill_color": merged["fill_color"],
+        }
         if merged["interpolation"] not in ("bicubic", "bilinear", "random"):
             raise ModelError(f"interpolation is bicubic, bilinear or random, not {merged['interpolation']!r}")
         if merged["resize_mode"] not in ("shortest", "longest", "squash"):
             raise ModelError(f"resize_mode is shortest, longest or squash, not {merged['resize_mode']!r}")
-        cfg = PreprocessCfg(size=size, mean=tuple(self.config["mean"]), std=tuple(self.config["std"]),
-                            interpolation=merged["interpolation"], resize_mode=merged["resize_mode"],
-                            fill_color=merged["fill_color"])  # fmt: skip
+        cfg = PreprocessCfg(
+            size=size,
+            mean=tuple(self.config["mean"]),
+            std=tuple(self.config["std"]),
+            interpolation=merged["interpolation"],
+            resize_mode=merged["resize_mode"],
+            fill_color=merged["fill_color"],
+        )
         super().__init__(image_transform_v2(cfg, is_train=False).transforms)
 
     def __deepcopy__(self, memo: dict) -> Preprocess:
@@ -83,13 +97,16 @@ class Tokenizer:
             if kind == "siglip":
                 return SigLipTokenizer(self.config["variant"], context_length=self.context_length)
             if kind == "hf":
-                return HFTokenizer(name, context_length=self.context_length, tokenizer_mode=self.config.get("mode"),
-                                   **options)  # fmt: skip
+                return HFTokenizer(
+                    name, context_length=self.context_length, tokenizer_mode=self.config.get("mode"), **options
+                )
             return self._load_auto(name)
         except (OSError, ValueError, ImportError, RuntimeError) as error:
             what = name if kind != "siglip" else f"SigLIP {self.config['variant']}"
-            raise ModelError(f"tokenizer {what!r} could not be loaded ({first_line(error)}); it needs transformers "
-                             "and the network or a local copy, or set model.tokenizer") from error  # fmt: skip
+            raise ModelError(
+                f"tokenizer {what!r} could not be loaded ({first_line(error)}); it needs transformers "
+                "and the network or a local copy, or set model.tokenizer"
+            ) from error
 
     def _load_auto(self, name: str | None) -> Any:
         from transformers import AutoTokenizer
@@ -97,8 +114,9 @@ class Tokenizer:
         tokenizer = AutoTokenizer.from_pretrained(name)
 
         def encode(texts: list[str]) -> Tensor:
-            out = tokenizer(texts, padding="max_length", truncation=True, max_length=self.context_length,
-                            return_tensors="pt")  # fmt: skip
+            out = tokenizer(
+                texts, padding="max_length", truncation=True, max_length=self.context_length, return_tensors="pt"
+            )
             return out["input_ids"].to(torch.int64)
 
         return encode

@@ -52,8 +52,10 @@ def load_file_checkpoint(path: str | Path, arch: str | dict | None = None) -> nn
     fits = fitting(read_state(path))
     if len(fits) != 1:
         told = f"its shapes fit {', '.join(fits)}" if fits else "its shapes fit none of open_clip's"
-        raise ModelError(f"the architecture of {str(path)!r} is not known: {told}; name it (arch=..., --arch), or put "
-                         f"{CONFIG} beside it")  # fmt: skip
+        raise ModelError(
+            f"the architecture of {str(path)!r} is not known: {told}; name it (arch=..., --arch), or put "
+            f"{CONFIG} beside it"
+        )
     return family.create(fits[0], str(path))
 
 
@@ -71,8 +73,9 @@ def read_config(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     return config, content.get("preprocess_cfg") or {}
 
 
-def _load(config: dict[str, Any], preprocess: dict[str, Any], path: Path, source: str,
-          folder: Path | None = None) -> nn.Module:  # fmt: skip
+def _load(
+    config: dict[str, Any], preprocess: dict[str, Any], path: Path, source: str, folder: Path | None = None
+) -> nn.Module:
     model: Any = family.from_checkpoint(config, path)
     keys = ("mean", "std", "interpolation", "resize_mode", "fill_color")
     described = {"image_size": model.visual.image_size}
@@ -87,9 +90,16 @@ def fitting(state: dict[str, Tensor]) -> list[str]:
     decoder = any(name.startswith("text_decoder.") for name in state)
     try:
         conv, table = state["visual.conv1.weight"], state[f"{text}token_embedding.weight"]
-        mine = (conv.shape[0], conv.shape[-1], state["visual.positional_embedding"].shape[0], _layers(state, "visual."),
-                *table.shape, state[f"{text}positional_embedding"].shape[0], _layers(state, text),
-                state["visual.proj"].shape[1])  # fmt: skip
+        mine = (
+            conv.shape[0],
+            conv.shape[-1],
+            state["visual.positional_embedding"].shape[0],
+            _layers(state, "visual."),
+            *table.shape,
+            state[f"{text}positional_embedding"].shape[0],
+            _layers(state, text),
+            state["visual.proj"].shape[1],
+        )
     except KeyError:
         return []
     configs = {name: open_clip.get_model_config(name) for name in family.names()}
@@ -106,8 +116,14 @@ def _shapes(config: dict[str, Any]) -> tuple[int, ...] | None:
     if "timm_model_name" in vision or "hf_model_name" in text or isinstance(vision.get("layers"), list):
         return None
     side = vision.get("image_size", 224) // vision.get("patch_size", 16)
-    return (vision.get("width", 768), vision.get("patch_size", 16), side * side + 1, vision.get("layers", 12),
-            text.get("vocab_size", VOCABULARY), text.get("width", 512),
-            text.get("context_length", 77) + bool(text.get("embed_cls")), text.get("layers", 12),
-            config["embed_dim"])  # fmt: skip
-
+    return (
+        vision.get("width", 768),
+        vision.get("patch_size", 16),
+        side * side + 1,
+        vision.get("layers", 12),
+        text.get("vocab_size", VOCABULARY),
+        text.get("width", 512),
+        text.get("context_length", 77) + bool(text.get("embed_cls")),
+        text.get("layers", 12),
+        config["embed_dim"],
+    )

@@ -27,8 +27,10 @@ from .inputs import VOCABULARY, Preprocess, Tokenizer, first_line, preprocess_fr
 from .open_clip_form import text_tower, vision_tower
 from .tower import Tower
 
-HF_TEXT = ("text towers of Hugging Face inside open_clip (HFTextEncoder) have no kernels here; use a model with "
-           "open_clip's own text tower")  # fmt: skip
+HF_TEXT = (
+    "text towers of Hugging Face inside open_clip (HFTextEncoder) have no kernels here; use a model with "
+    "open_clip's own text tower"
+)
 CLASSES: dict[str, type[nn.Module]] = {"CLIP": CLIP, "CustomTextCLIP": CustomTextCLIP, "CoCa": CoCa}
 
 
@@ -61,8 +63,10 @@ def create_from_config(config: dict[str, Any], device: str | torch.device = "cpu
     if "family" not in config:
         config = architecture(config)
     if config.get("family") != "open_clip" or config.get("class") not in CLASSES or "config" not in config:
-        raise ModelError(f"the description is of no open_clip model (family {config.get('family')!r}, class "
-                         f"{config.get('class')!r}); known classes: {', '.join(CLASSES)}")  # fmt: skip
+        raise ModelError(
+            f"the description is of no open_clip model (family {config.get('family')!r}, class "
+            f"{config.get('class')!r}); known classes: {', '.join(CLASSES)}"
+        )
     arguments = deepcopy(config["config"])
     vision = arguments.get("vision_cfg")
     if isinstance(vision, dict) and vision.get("timm_model_name"):
@@ -73,8 +77,9 @@ def create_from_config(config: dict[str, Any], device: str | torch.device = "cpu
         with torch.device(device):
             model: Any = CLASSES[config["class"]](**arguments)
     except (TypeError, ValueError, KeyError, AssertionError, RuntimeError, OSError) as error:
-        raise ModelError(f"open_clip's {config['class']} cannot be built from its description "
-                         f"({first_line(error)})") from error  # fmt: skip
+        raise ModelError(
+            f"open_clip's {config['class']} cannot be built from its description ({first_line(error)})"
+        ) from error
     model.qclip_config = deepcopy(config)
     return model
 
@@ -117,8 +122,9 @@ def materialize_buffers(model: nn.Module) -> nn.Module:
         for name in module._non_persistent_buffers_set:
             buffer = module._buffers[name]
             if buffer is not None and buffer.is_meta:
-                raise ModelError(f"buffer '{prefix}.{name}' of {type(model).__name__} is in no checkpoint and cannot "
-                                 "be rebuilt")  # fmt: skip
+                raise ModelError(
+                    f"buffer '{prefix}.{name}' of {type(model).__name__} is in no checkpoint and cannot be rebuilt"
+                )
     return model
 
 
@@ -154,16 +160,22 @@ def _tokenizer_for(name: str, config: dict[str, Any], folder: Path | None = None
     text = config["text_cfg"]
     length, options = text.get("context_length", 77), text.get("tokenizer_kwargs") or {}
     if text.get("hf_tokenizer_name"):
-        return {"kind": "hf", "name": str(folder) if folder else text["hf_tokenizer_name"], "context_length": length,
-                "mode": text.get("tokenizer_mode"), "options": options}  # fmt: skip
+        return {
+            "kind": "hf",
+            "name": str(folder) if folder else text["hf_tokenizer_name"],
+            "context_length": length,
+            "mode": text.get("tokenizer_mode"),
+            "options": options,
+        }
     if folder is None and "siglip" in name.lower():
         variant = "gemma" if "siglip2" in name.lower() else "mc4" if "i18n" in name.lower() else "c4-en"
         return {"kind": "siglip", "variant": variant, "context_length": length}
     return {"kind": "clip-bpe", "context_length": length, "options": options}
 
 
-def attach(model: Any, preprocess: dict[str, Any] | None, tokenizer: dict[str, Any] | None,
-           source: str = "") -> nn.Module:  # fmt: skip
+def attach(
+    model: Any, preprocess: dict[str, Any] | None, tokenizer: dict[str, Any] | None, source: str = ""
+) -> nn.Module:
     """Give `model` its `.preprocess` and `.tokenizer` (from their descriptions) and `.qclip_source`."""
     model.preprocess = None if preprocess is None else preprocess_from_config(preprocess)
     model.tokenizer = None if tokenizer is None else tokenizer_from_config(tokenizer)
@@ -212,13 +224,17 @@ def _weights(name: str, pretrained: str, config: dict[str, Any]) -> tuple[Path, 
     try:
         path = Path(download_pretrained(tag))
     except Exception as error:  # hub, proxy, disk: every library below has errors of its own
-        raise ModelError(f"the weights of {name}:{pretrained} could not be downloaded ({first_line(error)}); check the "
-                         "network, or give a checkpoint file or 'local-dir:PATH'") from error  # fmt: skip
+        raise ModelError(
+            f"the weights of {name}:{pretrained} could not be downloaded ({first_line(error)}); check the "
+            "network, or give a checkpoint file or 'local-dir:PATH'"
+        ) from error
     if bool(tag.get("quick_gelu")) != bool(config.get("quick_gelu")):
         config["quick_gelu"] = bool(tag.get("quick_gelu"))
-        warnings.warn(f"{name}:{pretrained} was trained with {'QuickGELU' if config['quick_gelu'] else 'GELU'}, which "
-                      "is used here, although open_clip's architecture of that name says otherwise",
-                      stacklevel=3)  # fmt: skip
+        warnings.warn(
+            f"{name}:{pretrained} was trained with {'QuickGELU' if config['quick_gelu'] else 'GELU'}, which "
+            "is used here, although open_clip's architecture of that name says otherwise",
+            stacklevel=3,
+        )
     keys = ("mean", "std", "interpolation", "resize_mode", "fill_color")
     return path, {key: tag[key] for key in keys if tag.get(key) is not None}
 
@@ -250,8 +266,10 @@ def towers(model: nn.Module) -> dict[str, Tower]:
     text: Any
     visual, text = model.visual, model if isinstance(model, CLIP) else model.text
     if isinstance(visual, ModifiedResNet):
-        raise ModelError("ResNet image towers (ModifiedResNet, open_clip's RN50 family) are not supported: their "
-                         "convolutions and batch norms have no kernels here; use a ViT or ConvNeXt model")  # fmt: skip
+        raise ModelError(
+            "ResNet image towers (ModifiedResNet, open_clip's RN50 family) are not supported: their "
+            "convolutions and batch norms have no kernels here; use a ViT or ConvNeXt model"
+        )
     if isinstance(text, HFTextEncoder):
         raise ModelError(f"the model is not supported: {HF_TEXT}")
     if not isinstance(visual, VisionTransformer | TimmModel):
@@ -272,6 +290,20 @@ def _config_or_reason(model: nn.Module) -> dict[str, Any] | ModelError:
         return error
 
 
-__all__ = ["UnknownModelError", "architecture", "attach", "config_of", "create", "create_from_config",
-           "from_checkpoint", "materialize_buffers", "names", "owns", "preprocess_config", "preprocess_from_config",
-           "tokenizer_config", "tokenizer_from_config", "towers"]  # fmt: skip
+__all__ = [
+    "UnknownModelError",
+    "architecture",
+    "attach",
+    "config_of",
+    "create",
+    "create_from_config",
+    "from_checkpoint",
+    "materialize_buffers",
+    "names",
+    "owns",
+    "preprocess_config",
+    "preprocess_from_config",
+    "tokenizer_config",
+    "tokenizer_from_config",
+    "towers",
+]

@@ -119,8 +119,16 @@ def _from_own_attention(attention: Any) -> Attention:
     if attention.head_scale is not None:
         scale = HeadScale(attention.head_scale)
         inner = scale if inner is None else nn.Sequential(scale, inner)
-    core = Attention(q, k, v, attention.out_proj, attention.num_heads, q_norm=present(attention.ln_q),
-                     k_norm=present(attention.ln_k), inner_norm=inner)  # fmt: skip
+    core = Attention(
+        q,
+        k,
+        v,
+        attention.out_proj,
+        attention.num_heads,
+        q_norm=present(attention.ln_q),
+        k_norm=present(attention.ln_k),
+        inner_norm=inner,
+    )
     return core.train(attention.training)
 
 
@@ -201,8 +209,11 @@ def vision_tower(visual: Any) -> Tower:
         pooled.append(Block(label, pooler, (pooler, "attn"), norm, None, None, sites))
     # Without further pooling every query of the last pool goes through the projection.
     rows = getattr(visual, pools[-1]).query.shape[0] if pools and visual.pool_type == "none" else 1
-    sites = by_name(patch_site("vision", visual, "conv1", patches), *(list(b.sites.values()) for b in blocks + pooled),
-                    projection_site("vision", visual, "proj", rows))  # fmt: skip
+    sites = by_name(
+        patch_site("vision", visual, "conv1", patches),
+        *(list(b.sites.values()) for b in blocks + pooled),
+        projection_site("vision", visual, "proj", rows),
+    )
     return Tower("vision", visual, blocks + pooled, sites, patches + 1)
 
 
@@ -345,9 +356,11 @@ def text_tower(text: Any) -> Tower:
         become(text, ExplicitFlatText if flat else ExplicitTextTransformer)
     length = text.positional_embedding.shape[0]
     blocks = _blocks("text", text.transformer, length)
-    sites = by_name(embedding_site(text, "token_embedding", text.context_length),
-                    *(list(b.sites.values()) for b in blocks),
-                    projection_site("text", text, "text_projection"))  # fmt: skip
+    sites = by_name(
+        embedding_site(text, "token_embedding", text.context_length),
+        *(list(b.sites.values()) for b in blocks),
+        projection_site("text", text, "text_projection"),
+    )
     return Tower("text", FlatText(text) if flat else text, blocks, sites, length, text)
 
 

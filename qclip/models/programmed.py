@@ -47,8 +47,14 @@ class Programs:
     def _entries(self) -> dict:
         return self._thread.__dict__.setdefault("entries", {})
 
-    def run(self, owner: nn.Module, below: Iterable[nn.Module], function: Callable[..., Any],
-            inputs: tuple[Tensor, ...], settings: Hashable = None) -> Any:  # fmt: skip
+    def run(
+        self,
+        owner: nn.Module,
+        below: Iterable[nn.Module],
+        function: Callable[..., Any],
+        inputs: tuple[Tensor, ...],
+        settings: Hashable = None,
+    ) -> Any:
         if not _possible(inputs):
             return function(*inputs)
         entries, held = self._entries(), self._thread.__dict__.get("state")
@@ -57,8 +63,12 @@ class Programs:
             held = self._thread.state = _State(owner, below)
         if not held.plain or any(held.hooks):
             return function(*inputs)
-        key = (settings, inputs[0].device, _kernels(inputs[0].device),
-               *((t.shape, t.stride(), t.dtype, t.storage_offset() * t.itemsize % 64) for t in inputs))  # fmt: skip
+        key = (
+            settings,
+            inputs[0].device,
+            _kernels(inputs[0].device),
+            *((t.shape, t.stride(), t.dtype, t.storage_offset() * t.itemsize % 64) for t in inputs),
+        )
         entry = entries.pop(key, "new")
         if entry == "new":
             entry = "seen"
@@ -100,18 +110,26 @@ class _State:
             if now is not value and (isinstance(value, Tensor | nn.Module) or now != value):
                 return False
         return all(tensor._version == version for tensor, version in self.versions) and all(
-            tensor.data_ptr() == place for tensor, place in self.places)  # fmt: skip
+            tensor.data_ptr() == place for tensor, place in self.places
+        )
 
 
 def _possible(inputs: tuple[Tensor, ...]) -> bool:
     device = inputs[0].device
-    return (not torch.is_grad_enabled() and device.type in ("cpu", "cuda")
-            and all(type(t) is Tensor and t.device == device and t.numel() > 0 for t in inputs)
-            and not torch.compiler.is_compiling() and not torch.jit.is_tracing()
-            and not torch.is_autocast_enabled(device.type) and torch._C._len_torch_dispatch_stack() == 0
-            and torch._C._len_torch_function_stack() == 0
-            and not nn.modules.module._global_forward_hooks and not nn.modules.module._global_forward_pre_hooks
-            and os.environ.get("QKERNELS_PROGRAM") != "0" and _recordable(device))  # fmt: skip
+    return (
+        not torch.is_grad_enabled()
+        and device.type in ("cpu", "cuda")
+        and all(type(t) is Tensor and t.device == device and t.numel() > 0 for t in inputs)
+        and not torch.compiler.is_compiling()
+        and not torch.jit.is_tracing()
+        and not torch.is_autocast_enabled(device.type)
+        and torch._C._len_torch_dispatch_stack() == 0
+        and torch._C._len_torch_function_stack() == 0
+        and not nn.modules.module._global_forward_hooks
+        and not nn.modules.module._global_forward_pre_hooks
+        and os.environ.get("QKERNELS_PROGRAM") != "0"
+        and _recordable(device)
+    )
 
 
 def _recordable(device: torch.device) -> bool:
@@ -143,8 +161,13 @@ def programs(owner: nn.Module) -> list[Program | GraphProgram]:
     return [] if found is None else found.programs
 
 
-def run(owner: nn.Module, function: Callable[..., Any], *inputs: Tensor, below: Iterable[nn.Module] | None = None,
-        settings: Hashable = None) -> Any:  # fmt: skip
+def run(
+    owner: nn.Module,
+    function: Callable[..., Any],
+    *inputs: Tensor,
+    below: Iterable[nn.Module] | None = None,
+    settings: Hashable = None,
+) -> Any:
     """`function(*inputs)`, which reads `owner`'s own tensors and settings and the modules `below` it (default: all).
 
     `settings`: what else decides what the function does.

@@ -85,9 +85,16 @@ def _attention(attention: Any) -> Attention:
         raise unsupported(attention, "gated attention")
     no_dropout(attention, attention.attn_drop.p, attention.proj_drop.p)
     q, k, v = split(attention.qkv.weight, attention.qkv.bias, 3, attention.qkv.weight)
-    core = Attention(q, k, v, attention.proj, attention.num_heads, q_norm=present(attention.q_norm),
-                     k_norm=present(attention.k_norm),
-                     inner_norm=present(getattr(attention, "norm", None)))  # fmt: skip
+    core = Attention(
+        q,
+        k,
+        v,
+        attention.proj,
+        attention.num_heads,
+        q_norm=present(attention.q_norm),
+        k_norm=present(attention.k_norm),
+        inner_norm=present(getattr(attention, "norm", None)),
+    )
     return core.train(attention.training)
 
 
@@ -101,8 +108,10 @@ def _mlp(mlp: Any) -> Mlp:
     else:
         raise unsupported(mlp)
     no_dropout(mlp, mlp.drop1.p, mlp.drop2.p)
-    fc1, fc2 = (fc if isinstance(fc, nn.Linear) else linear(fc.weight.flatten(1), fc.bias, fc.weight)
-                for fc in (mlp.fc1, mlp.fc2))  # fmt: skip
+    fc1, fc2 = (
+        fc if isinstance(fc, nn.Linear) else linear(fc.weight.flatten(1), fc.bias, fc.weight)
+        for fc in (mlp.fc1, mlp.fc2)
+    )
     return Mlp(fc1, fc2, activation_name(mlp.act), inner).train(mlp.training)
 
 
@@ -136,8 +145,10 @@ def _vit(trunk: Any) -> tuple[list[Block], list[Site], int]:
         become(block, ExplicitBlock)
     patches = trunk.patch_embed.num_patches
     tokens = patches + trunk.num_prefix_tokens
-    blocks = [transformer_block(f"vision.blocks.{i}", b, (b, "attn"), (b, "norm1"), (b, "mlp"), (b, "norm2"), tokens)
-              for i, b in enumerate(trunk.blocks)]  # fmt: skip
+    blocks = [
+        transformer_block(f"vision.blocks.{i}", b, (b, "attn"), (b, "norm1"), (b, "mlp"), (b, "norm2"), tokens)
+        for i, b in enumerate(trunk.blocks)
+    ]
     sites: list[Site] = []
     if _is_patch(getattr(trunk.patch_embed, "proj", None)):
         sites += patch_site("vision", trunk.patch_embed, "proj", patches)
@@ -161,8 +172,9 @@ def _latent_pool(pool: Any, norm: nn.Module, rows: int) -> Block:
             raise unsupported(pool)
         mlp = None if pool.mlp is None else _mlp(pool.mlp)
         k, v = split(pool.kv.weight, pool.kv.bias, 2, pool.kv.weight)
-        pool.attn = Attention(pool.q, k, v, pool.proj, pool.num_heads, q_norm=present(pool.q_norm),
-                              k_norm=present(pool.k_norm)).train(pool.training)  # fmt: skip
+        pool.attn = Attention(
+            pool.q, k, v, pool.proj, pool.num_heads, q_norm=present(pool.q_norm), k_norm=present(pool.k_norm)
+        ).train(pool.training)
         del pool.q, pool.kv, pool.proj, pool.q_norm, pool.k_norm
         pool.mlp = mlp
         become(pool, ExplicitLatentPool)
@@ -195,8 +207,9 @@ def _convnext(trunk: Any, side: int) -> tuple[list[Block], list[Site], int]:
             side //= _stride(stage.downsample[1])
             name = f"vision.blocks.{len(blocks)}.downsample"
             smooth = affine(stage.downsample[0])
-            down = {"downsample": Site(name, "downsample", "norm", f"{name}.in", stage.downsample, "1", smooth,
-                                       side * side)}  # fmt: skip
+            down = {
+                "downsample": Site(name, "downsample", "norm", f"{name}.in", stage.downsample, "1", smooth, side * side)
+            }
         for block in stage.blocks:
             name = f"vision.blocks.{len(blocks)}"
             if not isinstance(block, ExplicitConvBlock):
@@ -206,8 +219,9 @@ def _convnext(trunk: Any, side: int) -> tuple[list[Block], list[Site], int]:
                 become(block, ExplicitConvBlock)
             # With 1x1 convolutions the norm runs on [B, C, H, W], so that it cannot move into the core.
             norm = None if block.use_conv_mlp else (block, "norm")
-            found = down | mlp_sites(f"{name}.mlp", block.mlp, norm, side * side,
-                                     affine(block.norm) if block.use_conv_mlp else None)  # fmt: skip
+            found = down | mlp_sites(
+                f"{name}.mlp", block.mlp, norm, side * side, affine(block.norm) if block.use_conv_mlp else None
+            )
             blocks.append(Block(name, block, None, None, (block, "mlp"), norm, found))
             sites += found.values()
             down = {}
@@ -234,5 +248,3 @@ def _head(visual: Any, trunk: Any) -> list[Site]:
     classifier = trunk.head
     owner, attribute = (classifier, "fc") if hasattr(classifier, "fc") else (trunk, "head")
     return projection_site("vision", owner, attribute)
-
-

@@ -16,8 +16,22 @@ from torch import Tensor, nn
 
 from . import programmed
 
-KINDS = ("patch", "q", "k", "v", "out", "fc1", "fc2", "projection", "pool_q", "pool_k", "pool_v", "pool_out",
-         "downsample", "embedding")  # fmt: skip
+KINDS = (
+    "patch",
+    "q",
+    "k",
+    "v",
+    "out",
+    "fc1",
+    "fc2",
+    "projection",
+    "pool_q",
+    "pool_k",
+    "pool_v",
+    "pool_out",
+    "downsample",
+    "embedding",
+)
 FEEDS = ("norm", "attention", "activation", "raw")
 ACTIVATIONS = ("gelu", "quick_gelu", "gelu_tanh")
 
@@ -44,17 +58,27 @@ class Attention(nn.Module):
     elsewhere: `query` of `forward`; keys and values always come from x.
     """
 
-    def __init__(self, q: nn.Module, k: nn.Module, v: nn.Module, out: nn.Module, heads: int, scale: float | None = None,
-                 q_norm: nn.Module | None = None, k_norm: nn.Module | None = None,
-                 inner_norm: nn.Module | None = None) -> None:  # fmt: skip
+    def __init__(
+        self,
+        q: nn.Module,
+        k: nn.Module,
+        v: nn.Module,
+        out: nn.Module,
+        heads: int,
+        scale: float | None = None,
+        q_norm: nn.Module | None = None,
+        k_norm: nn.Module | None = None,
+        inner_norm: nn.Module | None = None,
+    ) -> None:
         super().__init__()
         self.q, self.k, self.v, self.out = q, k, v, out
         self.heads, self.scale = heads, scale
         self.norm: nn.Module | None = None
         self.q_norm, self.k_norm, self.inner_norm = q_norm, k_norm, inner_norm
 
-    def forward(self, x: Tensor, mask: Tensor | None = None, causal: bool = False,
-                query: Tensor | None = None) -> Tensor:  # fmt: skip
+    def forward(
+        self, x: Tensor, mask: Tensor | None = None, causal: bool = False, query: Tensor | None = None
+    ) -> Tensor:
         """`mask`: additive float or bool (True = may attend), broadcastable to `[B, H, Lq, Lk]`. `query`: input of q
         where it is not x (attention pools)."""
         if self.norm is not None:
@@ -65,8 +89,9 @@ class Attention(nn.Module):
             q = self.q_norm(q)
         if self.k_norm is not None:
             k = self.k_norm(k)
-        y = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), attn_mask=mask,
-                                           is_causal=causal, scale=self.scale)  # fmt: skip
+        y = F.scaled_dot_product_attention(
+            q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), attn_mask=mask, is_causal=causal, scale=self.scale
+        )
         y = y.transpose(1, 2).flatten(2)
         if self.inner_norm is not None:
             y = self.inner_norm(y)

@@ -22,15 +22,29 @@ METHODS: dict[str, type[Method]] = {"smoothquant": SmoothQuant}
 __all__ = ["METHODS", "Context", "Method", "SiteState", "quantize", "quantize_"]
 
 
-def quantize(model: nn.Module, recipe: str | Path | dict | recipes.Recipe, calibration: object = None, seed: int = 0,
-             *, strict: bool = False, progress: Progress | None = None) -> nn.Module:  # fmt: skip
+def quantize(
+    model: nn.Module,
+    recipe: str | Path | dict | recipes.Recipe,
+    calibration: object = None,
+    seed: int = 0,
+    *,
+    strict: bool = False,
+    progress: Progress | None = None,
+) -> nn.Module:
     """`quantize_` on a copy; the float model stays as it is."""
     return quantize_(copy.deepcopy(model), recipe, calibration, seed, strict=strict, progress=progress)
 
 
 @torch.no_grad()
-def quantize_(model: nn.Module, recipe: str | Path | dict | recipes.Recipe, calibration: object = None, seed: int = 0,
-              *, strict: bool = False, progress: Progress | None = None) -> nn.Module:  # fmt: skip
+def quantize_(
+    model: nn.Module,
+    recipe: str | Path | dict | recipes.Recipe,
+    calibration: object = None,
+    seed: int = 0,
+    *,
+    strict: bool = False,
+    progress: Progress | None = None,
+) -> nn.Module:
     """Quantize a CLIP-like model in place and return it: the same object, with other modules inside.
 
     `recipe`: a name (`qclip.recipes.presets()`), a Recipe, a dict or a JSON path. `calibration`: a data name, an
@@ -46,15 +60,17 @@ def quantize_(model: nn.Module, recipe: str | Path | dict | recipes.Recipe, cali
             f"the model is quantized already (recipe {done.recipe.name!r}); quantize the float model instead"
         )
     if recipe.needs_data and calibration is None:
-        raise RecipeError(f"recipe {recipe.name!r} needs data: pass calibration=... "
-                          "(--calibration DATA on the command line)")  # fmt: skip
+        raise RecipeError(
+            f"recipe {recipe.name!r} needs data: pass calibration=... (--calibration DATA on the command line)"
+        )
     training = model.training
     model.eval()
     try:
         towers = models.towers(model)
         if missing := [name for name in recipe.towers if name not in towers]:
-            raise RecipeError(f"recipe {recipe.name!r} wants the {missing[0]} tower, but this model has only: "
-                              f"{', '.join(towers)}")  # fmt: skip
+            raise RecipeError(
+                f"recipe {recipe.name!r} wants the {missing[0]} tower, but this model has only: {', '.join(towers)}"
+            )
         _check_finite(model, towers)
         encoders = models.encoders(model)
         data = None
@@ -62,8 +78,18 @@ def quantize_(model: nn.Module, recipe: str | Path | dict | recipes.Recipe, cali
             data = _samples(calibration, encoders, seed, strict)
         sites = {site.name: site for tower in towers.values() for site in tower}
         plans = rewrite.plans(recipe, towers)
-        context = Context(model, recipe, towers, encoders, data, plans, {n: s.module for n, s in sites.items()},
-                          {n: SiteState() for n in sites}, {}, progress)  # fmt: skip
+        context = Context(
+            model,
+            recipe,
+            towers,
+            encoders,
+            data,
+            plans,
+            {n: s.module for n, s in sites.items()},
+            {n: SiteState() for n in sites},
+            {},
+            progress,
+        )
         for name in recipe.methods:
             if name in METHODS:  # "rtn" is what `build` does to every site in the end
                 METHODS[name]().run(context)
@@ -77,10 +103,14 @@ def quantize_(model: nn.Module, recipe: str | Path | dict | recipes.Recipe, cali
         context.report("rounding", len(rounded), len(rounded))
         rewrite.write(towers, built)
         provenance = {
-            "qclip": _version(), "torch": torch.__version__, "python": platform.python_version(),
-            "calibration": None if data is None else data.description, "seed": seed, "source_sha256": source_hash,
+            "qclip": _version(),
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+            "calibration": None if data is None else data.description,
+            "seed": seed,
+            "source_sha256": source_hash,
             **context.notes,
-        }  # fmt: skip
+        }
         source = str(getattr(model, "qclip_source", type(model).__name__))
         return rewrite.mark(model, recipe, plans, provenance, source)
     finally:
@@ -92,8 +122,9 @@ def _check_finite(model: nn.Module, towers: dict[str, models.Tower]) -> None:
     names = {id(p): site.name for t in towers.values() for site in t for p in site.module.parameters()}
     for name, parameter in sorted(model.named_parameters(), key=lambda item: id(item[1]) not in names):
         if not parameter.isfinite().all():
-            raise NonFiniteError(f"{names.get(id(parameter), name)} holds NaN or Inf in {name!r}; the checkpoint is "
-                                 "damaged")  # fmt: skip
+            raise NonFiniteError(
+                f"{names.get(id(parameter), name)} holds NaN or Inf in {name!r}; the checkpoint is damaged"
+            )
 
 
 def _samples(data: object, encoders: models.Encoders, seed: int, strict: bool) -> calibration.Samples:

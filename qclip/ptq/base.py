@@ -61,8 +61,9 @@ class Context:
 
     def need_samples(self) -> calibration.Samples:
         if self.samples is None:
-            raise RecipeError(f"recipe {self.recipe.name!r} needs data: pass calibration=... "
-                              "(--calibration DATA on the command line)")  # fmt: skip
+            raise RecipeError(
+                f"recipe {self.recipe.name!r} needs data: pass calibration=... (--calibration DATA on the command line)"
+            )
         return self.samples
 
 

@@ -52,8 +52,9 @@ def _smooth(context: Context, group: list[Site], maximum: Tensor, alpha: float |
 
 
 @torch.no_grad()
-def _search(context: Context, tower: Tower, block: Block, groups: dict[str, list[Site]],
-            maxima: dict[str, Tensor]) -> dict[str, float | None]:  # fmt: skip
+def _search(
+    context: Context, tower: Tower, block: Block, groups: dict[str, list[Site]], maxima: dict[str, Tensor]
+) -> dict[str, float | None]:
     """Sets the states of the block's sites to the best strengths; leaves the model as it was."""
     inputs = _block_inputs(context, tower, block)
     seen: dict[str, list[Tensor]] = {key: [] for key in groups}  # what decides a static scale
@@ -118,8 +119,9 @@ def _block_inputs(context: Context, tower: Tower, block: Block) -> list[tuple[tu
     seen: list[tuple[tuple, dict, Tensor | None]] = []
     hooks = calibration.Hooks()
     samples = context.need_samples()
-    few = calibration.Samples(samples.images[:SEARCHED],
-                              None if samples.tokens is None else samples.tokens[:SEARCHED], {})  # fmt: skip
+    few = calibration.Samples(
+        samples.images[:SEARCHED], None if samples.tokens is None else samples.tokens[:SEARCHED], {}
+    )
     handle = block.module.register_forward_pre_hook(
         lambda _, args, kwargs: seen.append((args, kwargs, hooks.reaching)), with_kwargs=True
     )

@@ -13,7 +13,14 @@ class StaticScales(Method):
         plans, states = context.plans, context.states
         sites = [site for site in context.quantized_sites() if plans[site.name].static]
         smooth = {site.shared: s for site in sites if (s := states[site.name].smooth) is not None}
-        scales = calibration.static_scales(context.encoders, context.towers, context.need_samples(), sites, smooth,
-                                           lambda site: plans[site.name].activation_bits, context.progress)  # fmt: skip
+        scales = calibration.static_scales(
+            context.encoders,
+            context.towers,
+            context.need_samples(),
+            sites,
+            smooth,
+            lambda site: plans[site.name].activation_bits,
+            context.progress,
+        )
         for site in sites:
             states[site.name].input_scale = scales[site.shared]

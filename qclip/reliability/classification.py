@@ -44,8 +44,13 @@ class Outputs:
         return Outputs(**parts)
 
 
-def read_out(vectors: np.ndarray, classifier: np.ndarray, scale: float, labels: np.ndarray | None = None,
-             temperature: float | None = None) -> Outputs:  # fmt: skip
+def read_out(
+    vectors: np.ndarray,
+    classifier: np.ndarray,
+    scale: float,
+    labels: np.ndarray | None = None,
+    temperature: float | None = None,
+) -> Outputs:
     """Unit image embeddings `[n, E]` and class embeddings `[K, E]` -> `Outputs`; logits are `scale` x cosine."""
     parts = []
     for start in range(0, len(vectors), ROWS):

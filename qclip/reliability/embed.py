@@ -65,8 +65,16 @@ class View:
 class Embedder:
     """Embeds stages and class names with all models, through the cache."""
 
-    def __init__(self, models: dict[str, nn.Module], cache: Cache, batch: int = 64, strict: bool = False, seed: int = 0,
-                 device: str | torch.device | None = None, progress: Progress | None = None) -> None:  # fmt: skip
+    def __init__(
+        self,
+        models: dict[str, nn.Module],
+        cache: Cache,
+        batch: int = 64,
+        strict: bool = False,
+        seed: int = 0,
+        device: str | torch.device | None = None,
+        progress: Progress | None = None,
+    ) -> None:
         if batch < 1:
             raise InputError(f"batch={batch} images cannot be embedded at once; use 1 or more")
         self.cache, self.batch, self.strict, self.seed, self.progress = cache, batch, strict, seed, progress
@@ -123,9 +131,18 @@ class Embedder:
         return out
 
     def _shard(self, stage: Stage) -> dict[str, Embedded]:
-        keys = {label: self._key(view, pixels=view.pixels, data=stage.data.digest, corruption=stage.corruption,
-                                 severity=stage.severity, seed=self.seed if stage.corruption else 0, batch=self.batch)
-                for label, view in self.views.items()}  # fmt: skip
+        keys = {
+            label: self._key(
+                view,
+                pixels=view.pixels,
+                data=stage.data.digest,
+                corruption=stage.corruption,
+                severity=stage.severity,
+                seed=self.seed if stage.corruption else 0,
+                batch=self.batch,
+            )
+            for label, view in self.views.items()
+        }
         out: dict[str, Embedded] = {}
         wanting: dict[str, list[View]] = {}
         for label, view in self.views.items():
@@ -172,8 +189,10 @@ class Embedder:
             self._advance(f"{view.label}: {stage.name}", len(unreadable))
         kept = np.concatenate(indices) if indices else np.empty(0, np.int64)
         none = np.empty((0, 1), np.float32)
-        return {label: Embedded(kept, np.concatenate(parts) if parts else none, seconds[label], unreadable)
-                for label, parts in vectors.items()}  # fmt: skip
+        return {
+            label: Embedded(kept, np.concatenate(parts) if parts else none, seconds[label], unreadable)
+            for label, parts in vectors.items()
+        }
 
     def texts(self, view: View, prompts: list[str]) -> np.ndarray:
         """Unit text embeddings float64 `[len(prompts), E]`."""
@@ -213,8 +232,10 @@ def unit(vectors: np.ndarray, what: str) -> np.ndarray:
     norms = np.linalg.norm(vectors, axis=-1, keepdims=True)
     bad = np.flatnonzero(~np.isfinite(norms[:, 0]) | (norms[:, 0] == 0))
     if len(bad):
-        raise NonFiniteError(f"{len(bad)} of {len(vectors)} {what} are NaN, Inf or zero, the first at row {bad[0]}; "
-                             "check the model's weights and its input")  # fmt: skip
+        raise NonFiniteError(
+            f"{len(bad)} of {len(vectors)} {what} are NaN, Inf or zero, the first at row {bad[0]}; "
+            "check the model's weights and its input"
+        )
     return vectors / norms
 
 

@@ -28,10 +28,22 @@ NOISE_SAMPLE = 1000
 REPLICATES = 1000
 
 
-def evaluate(models: Mapping[str, nn.Module] | nn.Module, data: Any, ood: Any = (), shift: Any = (), dev: Any = None,
-             templates: str | Sequence[str] | None = None, full: bool = False, seed: int = 0, *, batch: int = 64,
-             strict: bool = False, cache: bool | str | os.PathLike[str] | None = None,
-             device: str | torch.device | None = None, progress: Progress | None = None) -> Results:  # fmt: skip
+def evaluate(
+    models: Mapping[str, nn.Module] | nn.Module,
+    data: Any,
+    ood: Any = (),
+    shift: Any = (),
+    dev: Any = None,
+    templates: str | Sequence[str] | None = None,
+    full: bool = False,
+    seed: int = 0,
+    *,
+    batch: int = 64,
+    strict: bool = False,
+    cache: bool | str | os.PathLike[str] | None = None,
+    device: str | torch.device | None = None,
+    progress: Progress | None = None,
+) -> Results:
     """How reliable the models are, and what differs from the first of them.
 
     models: label -> model with an adapter (open_clip, timm, Hugging Face; float or quantized), or one model. The first
@@ -79,8 +91,13 @@ class _Run:
     templates: str | Sequence[str] | None
     temperatures: dict[str, float | None] = dataclasses.field(default_factory=dict)
 
-    def all(self, id_sets: list[qdata.ImageSet], ood_sets: list[tuple[str, qdata.ImageSet]],
-            shift_sets: list[qdata.ImageSet], dev_set: qdata.ImageSet | None) -> None:  # fmt: skip
+    def all(
+        self,
+        id_sets: list[qdata.ImageSet],
+        ood_sets: list[tuple[str, qdata.ImageSet]],
+        shift_sets: list[qdata.ImageSet],
+        dev_set: qdata.ImageSet | None,
+    ) -> None:
         for labelled in (*id_sets, *shift_sets, *([dev_set] if dev_set else [])):
             _check_labelled(labelled)
         first = id_sets[0]
@@ -130,11 +147,19 @@ class _Run:
             )
         return found
 
-    def _read(self, embedded: dict[str, Embedded], classifiers: dict[str, np.ndarray], labels: np.ndarray | None) \
-            -> dict[str, Outputs]:  # fmt: skip
-        return {label: read_out(e.vectors, classifiers[label], self.embedder.views[label].encoders.logit_scale,
-                                None if labels is None else labels[e.indices], self.temperatures.get(label))
-                for label, e in embedded.items()}  # fmt: skip
+    def _read(
+        self, embedded: dict[str, Embedded], classifiers: dict[str, np.ndarray], labels: np.ndarray | None
+    ) -> dict[str, Outputs]:
+        return {
+            label: read_out(
+                e.vectors,
+                classifiers[label],
+                self.embedder.views[label].encoders.logit_scale,
+                None if labels is None else labels[e.indices],
+                self.temperatures.get(label),
+            )
+            for label, e in embedded.items()
+        }
 
     def _fit(
         self,
@@ -175,8 +200,13 @@ class _Run:
             table.speed({label: e.seconds for label, e in embedded.items()})
         return {label: (embedded[label], outputs[label]) for label in outputs}
 
-    def _noise(self, data: qdata.ImageSet, rows: np.ndarray, classifiers: dict[str, np.ndarray],
-               clean: dict[str, tuple[Embedded, Outputs]]) -> None:  # fmt: skip
+    def _noise(
+        self,
+        data: qdata.ImageSet,
+        rows: np.ndarray,
+        classifiers: dict[str, np.ndarray],
+        clean: dict[str, tuple[Embedded, Outputs]],
+    ) -> None:
         """Rows of a corrupted sample at each severity; severity 0 is the same images without corruption."""
         sample = data.select(rows)
         kept = next(iter(clean.values()))[0].indices
@@ -195,14 +225,26 @@ class _Run:
         setting = Setting(data.name, sample.digest, n, classes, self.seed, NOISE)
         Table(self.results, setting, list(self.embedder.views), REPLICATES).severities(severities)
 
-    def _ood(self, id_set: qdata.ImageSet, id_outputs: dict[str, Outputs], ood_sets: list[tuple[str, qdata.ImageSet]],
-             classifiers: dict[str, np.ndarray]) -> None:  # fmt: skip
+    def _ood(
+        self,
+        id_set: qdata.ImageSet,
+        id_outputs: dict[str, Outputs],
+        ood_sets: list[tuple[str, qdata.ImageSet]],
+        classifiers: dict[str, np.ndarray],
+    ) -> None:
         if not ood_sets:
             return
         self.results.note(f"OOD detection: ID is {id_set.name}")
         n_id = len(next(iter(id_outputs.values())))
-        table = DetectionTable(self.results, id_set.digest, n_id, list(self.embedder.views), REPLICATES, self.seed,
-                               {label: outputs.ood for label, outputs in id_outputs.items()})  # fmt: skip
+        table = DetectionTable(
+            self.results,
+            id_set.digest,
+            n_id,
+            list(self.embedder.views),
+            REPLICATES,
+            self.seed,
+            {label: outputs.ood for label, outputs in id_outputs.items()},
+        )
         for kind, data in ood_sets:
             outputs = self._read(self._embed(Stage(data)), classifiers, None)
             table.add(data.name, data.digest, kind, {label: o.ood for label, o in outputs.items()})

@@ -16,12 +16,45 @@ from qclip.errors import InputError, nearest
 FORMAT = "qclip-results"
 VERSION = 1
 
-TEXT_COLUMNS = ("model", "source", "recipe", "method", "bits", "recipe_hash", "set", "subset", "corruption", "score",
-                "metric", "reference", "host")  # fmt: skip
+TEXT_COLUMNS = (
+    "model",
+    "source",
+    "recipe",
+    "method",
+    "bits",
+    "recipe_hash",
+    "set",
+    "subset",
+    "corruption",
+    "score",
+    "metric",
+    "reference",
+    "host",
+)
 INTEGER_COLUMNS = ("severity", "n", "seed")
 FLOAT_COLUMNS = ("value", "low", "high", "seconds")
-COLUMNS = ("model", "source", "recipe", "method", "bits", "recipe_hash", "set", "subset", "corruption", "severity",
-           "score", "metric", "value", "low", "high", "reference", "n", "seed", "seconds", "host")  # fmt: skip
+COLUMNS = (
+    "model",
+    "source",
+    "recipe",
+    "method",
+    "bits",
+    "recipe_hash",
+    "set",
+    "subset",
+    "corruption",
+    "severity",
+    "score",
+    "metric",
+    "value",
+    "low",
+    "high",
+    "reference",
+    "n",
+    "seed",
+    "seconds",
+    "host",
+)
 
 Row = dict[str, Any]
 
@@ -177,8 +210,12 @@ class Results:
                 f"{path} has results version {body.get('version')!r}, this qclip reads up to {VERSION}; update qclip"
             )
         rows, notes, meta = body.get("rows"), body.get("notes", []), body.get("meta", {})
-        if not isinstance(rows, list) or not all(isinstance(r, dict) for r in rows) \
-                or not isinstance(notes, list) or not isinstance(meta, dict):  # fmt: skip
+        if (
+            not isinstance(rows, list)
+            or not all(isinstance(r, dict) for r in rows)
+            or not isinstance(notes, list)
+            or not isinstance(meta, dict)
+        ):
             raise InputError(f"{path} is damaged: rows, notes or meta have the wrong form; write it again")
         return cls([{c: _decode(v) if c in FLOAT_COLUMNS else v for c, v in row.items()} for row in rows], notes, meta)
 

@@ -51,8 +51,17 @@ class Table:
 
     def _add(self, model: str, metric: str, **fields: Any) -> None:
         described = self.results.meta.get("models", {}).get(model, {})
-        self.results.add(**{"model": model, "set": self.setting.set, "corruption": self.setting.corruption,
-                            "metric": metric, "seed": self.setting.seed} | described | fields)  # fmt: skip
+        self.results.add(
+            **{
+                "model": model,
+                "set": self.setting.set,
+                "corruption": self.setting.corruption,
+                "metric": metric,
+                "seed": self.setting.seed,
+            }
+            | described
+            | fields
+        )
 
     def _estimates(self, metric: str, drawn: Mapping[str, np.ndarray], skewed: bool, **fields: Any) -> None:
         """Rows of a metric for all models, and of the differences to the first."""
@@ -91,8 +100,9 @@ class Table:
                 if metric == "top5":
                     self.results.note(f"{self.setting.set}: top5 is undefined with {self.setting.classes} classes")
 
-    def _draw(self, outputs: dict[str, Outputs], subsets: dict[str, np.ndarray]) \
-            -> dict[str, dict[tuple[str, str], np.ndarray]]:  # fmt: skip
+    def _draw(
+        self, outputs: dict[str, Outputs], subsets: dict[str, np.ndarray]
+    ) -> dict[str, dict[tuple[str, str], np.ndarray]]:
         wanted: dict[tuple[str, str, str], Statistic] = {}
         for label in self.labels:
             for subset, mask in subsets.items():
@@ -213,8 +223,11 @@ class DetectionTable:
         # the word keeps an OOD set that equals the ID set from being resampled like it
         ood_counts = Resampling.draw(n_ood, seeded(self.seed, f"ood {digest}"), self.replicates).bootstrap()
         table = Table(self.results, Setting(name, digest, n_ood, 0, self.seed), self.labels, self.replicates)
-        found = {(label, score): detection(self.id_scores[label][score], values, self.id_counts, ood_counts)
-                 for label in self.labels for score, values in ood_scores[label].items()}  # fmt: skip
+        found = {
+            (label, score): detection(self.id_scores[label][score], values, self.id_counts, ood_counts)
+            for label in self.labels
+            for score, values in ood_scores[label].items()
+        }
         self.drawn.append(found)
         self._rows(table, found, n=n_ood, subset=kind)
         for label, score in found:
@@ -231,8 +244,15 @@ class DetectionTable:
         """The mean over sets (not of pooled scores), where there are several."""
         if len(self.drawn) < 2:
             return
-        mean = {key: Detection(*(np.mean([getattr(found[key], f.name) for found in self.drawn], axis=0)
-                                 for f in dataclasses.fields(Detection))) for key in self.drawn[0]}  # fmt: skip
+        mean = {
+            key: Detection(
+                *(
+                    np.mean([getattr(found[key], f.name) for found in self.drawn], axis=0)
+                    for f in dataclasses.fields(Detection)
+                )
+            )
+            for key in self.drawn[0]
+        }
         name = f"mean of {len(self.drawn)} OOD sets"
         self._rows(Table(self.results, Setting(name, "", 0, 0, self.seed), self.labels, self.replicates), mean)
 
@@ -253,8 +273,13 @@ def about_model(results: Results, label: str, model: nn.Module) -> None:
     described = {"source": str(getattr(model, "qclip_source", "") or "")}
     if quantization is not None:
         recipe = quantization.recipe
-        described = {"source": quantization.source, "recipe": recipe.name, "method": recipe.method, "bits": recipe.bits,
-                     "recipe_hash": recipe.hash}  # fmt: skip
+        described = {
+            "source": quantization.source,
+            "recipe": recipe.name,
+            "method": recipe.method,
+            "bits": recipe.bits,
+            "recipe_hash": recipe.hash,
+        }
     results.meta.setdefault("models", {})[label] = described
     tensors = {t.data_ptr() or id(t): t for t in (*model.parameters(), *model.buffers())}  # tied weights once
     size = sum(t.numel() * t.element_size() for t in tensors.values())
@@ -295,8 +320,16 @@ def environment(seed: int, batch: int, replicates: int) -> dict[str, Any]:
             versions[package] = version(package)
         except PackageNotFoundError:
             continue
-    return {"versions": versions, "cpu": cpu_name(), "threads": torch.get_num_threads(), "seed": seed, "batch": batch,
-            "replicates": replicates, "command": "qclip.evaluate", "platform": sys.platform}  # fmt: skip
+    return {
+        "versions": versions,
+        "cpu": cpu_name(),
+        "threads": torch.get_num_threads(),
+        "seed": seed,
+        "batch": batch,
+        "replicates": replicates,
+        "command": "qclip.evaluate",
+        "platform": sys.platform,
+    }
 
 
 def cpu_name() -> str:

@@ -9,8 +9,18 @@ from .damping import tails
 from .index import Index, is_mean
 from .svg import finite
 
-LABELLED = ("top1", "top5", "balanced_accuracy", "ece", "ece_ts", "signed_gap", "nll", "brier", "mean_confidence",
-            "temperature")  # fmt: skip
+LABELLED = (
+    "top1",
+    "top5",
+    "balanced_accuracy",
+    "ece",
+    "ece_ts",
+    "signed_gap",
+    "nll",
+    "brier",
+    "mean_confidence",
+    "temperature",
+)
 MOST_SITES = 2000  # rows of the site table of one model
 
 
@@ -49,8 +59,11 @@ def labelled(index: Index) -> list[Grid]:
 
 
 def _labelled(index: Index, name: str) -> Grid | None:
-    columns = [metric for metric in LABELLED
-               if any(row["set"] == name and row["value"] is not None for row in index.rows(metric))]  # fmt: skip
+    columns = [
+        metric
+        for metric in LABELLED
+        if any(row["set"] == name and row["value"] is not None for row in index.rows(metric))
+    ]
     grouped = [m for m in ("worst_group_top1", "group_gap") if any(row["set"] == name for row in index.rows(m))]
     rows = []
     for part in ["all", *index.subsets(name)]:
@@ -59,8 +72,10 @@ def _labelled(index: Index, name: str) -> Grid | None:
             found = [index.row(model, metric, set=name, subset=part) for metric in columns]
             if any(row is not None and row["value"] is not None for row in found):
                 cells = [_cell(units.metric(metric), row) for metric, row in zip(columns, found, strict=True)]
-                cells += [_cell(units.metric(m), index.row(model, m, set=name, subset="") if part == "all" else None)
-                          for m in grouped]  # fmt: skip
+                cells += [
+                    _cell(units.metric(m), index.row(model, m, set=name, subset="") if part == "all" else None)
+                    for m in grouped
+                ]
                 label = Cell(model, "" if part == "all" else f"{part}, n = {units.count(n)}")
                 rows.append([label, *cells])
     if not rows:
@@ -93,19 +108,20 @@ def corrupted(index: Index) -> list[Grid]:
     out = []
     for name, corruption in index.corrupted:
         here = {"set": name, "corruption": corruption}
-        columns: list[tuple[str, int]] = [(metric, severity) for metric in ("top1", "ece")
-                                          for severity in index.severities(name, corruption)]  # fmt: skip
+        columns: list[tuple[str, int]] = [
+            (metric, severity) for metric in ("top1", "ece") for severity in index.severities(name, corruption)
+        ]
         columns += [(metric, 0) for metric in ("mean_top1", "mean_ece")]
-        columns = [(m, s) for m, s in columns
-                   if any(index.row(model, m, severity=s, **here) for model in index.models)]  # fmt: skip
+        columns = [(m, s) for m, s in columns if any(index.row(model, m, severity=s, **here) for model in index.models)]
         rows = []
         for model in index.models:
             found = [index.row(model, m, severity=s, **here) for m, s in columns]
             if any(found):
                 cells = [_cell(units.metric(m), row) for (m, _), row in zip(columns, found, strict=True)]
                 rows.append([Cell(model), *cells])
-        head = [Cell("Model")] + [Cell(_short(m), "mean, 1 and above" if m.startswith("mean_") else f"severity {s}")
-                                  for m, s in columns]  # fmt: skip
+        head = [Cell("Model")] + [
+            Cell(_short(m), "mean, 1 and above" if m.startswith("mean_") else f"severity {s}") for m, s in columns
+        ]
         n = index.n(name, corruption)
         out.append(Grid(f"{units.title(corruption)} on {name}", head, rows, f"n = {units.count(n)}" if n else ""))
     return out
@@ -118,9 +134,14 @@ def _short(metric: str) -> str:
 def agreement(index: Index) -> list[Grid]:
     """How near each model's outputs are to its reference's, image by image."""
     metrics = ("cosine_mean", "cosine_min", "agreement", "flips_lost", "flips_won", "mcnemar_p")
-    heads = {"agreement": Cell("Same prediction"), "flips_lost": Cell("Lost", "right to wrong"),
-             "flips_won": Cell("Won", "wrong to right"), "mcnemar_p": Cell("McNemar", "mid-p"),
-             "cosine_mean": Cell("Mean cosine", "of embeddings"), "cosine_min": Cell("Smallest", "cosine")}  # fmt: skip
+    heads = {
+        "agreement": Cell("Same prediction"),
+        "flips_lost": Cell("Lost", "right to wrong"),
+        "flips_won": Cell("Won", "wrong to right"),
+        "mcnemar_p": Cell("McNemar", "mid-p"),
+        "cosine_mean": Cell("Mean cosine", "of embeddings"),
+        "cosine_min": Cell("Smallest", "cosine"),
+    }
     out = []
     sets = list(dict.fromkeys(row["set"] for row in index.rows("agreement", "cosine_mean")))
     for name in sets:
@@ -156,10 +177,19 @@ def ranks(index: Index) -> list[Grid]:
             numbers = [index.value(model, m, set=tower, subset="") for m in ("effective_rank", "stable_rank")]
             energies = [index.value(model, "band_energy", set=tower, subset=band) for band in bands]
             if finite(*numbers):
-                rows.append([Cell(model, f"{tower} tower"), *(Cell(f"{v:.1f}") for v in numbers),
-                             *(Cell(units.percent(v, 2)) for v in energies)])  # fmt: skip
-    head = [Cell("Model"), Cell("Effective rank"), Cell("Stable rank"),
-            *(Cell("Energy", band.replace("-", units.RANGE)) for band in bands)]  # fmt: skip
+                rows.append(
+                    [
+                        Cell(model, f"{tower} tower"),
+                        *(Cell(f"{v:.1f}") for v in numbers),
+                        *(Cell(units.percent(v, 2)) for v in energies),
+                    ]
+                )
+    head = [
+        Cell("Model"),
+        Cell("Effective rank"),
+        Cell("Stable rank"),
+        *(Cell("Energy", band.replace("-", units.RANGE)) for band in bands),
+    ]
     return [Grid("Mean over the weights of each tower", head, rows)] if rows else []
 
 
@@ -168,11 +198,20 @@ def last_bands(index: Index) -> list[Grid]:
     gain = units.metric("gain")
     rows = []
     for tail in tails(index):
-        difference = Cell(gain.difference(tail.difference["value"]),
-                          gain.difference_interval(tail.difference["low"], tail.difference["high"]))  # fmt: skip
+        difference = Cell(
+            gain.difference(tail.difference["value"]),
+            gain.difference_interval(tail.difference["low"], tail.difference["high"]),
+        )
         band = tail.band.replace("-", units.RANGE)
-        rows.append([Cell(tail.model, f"{tail.tower} tower, {band}"), _cell(gain, tail.gain), _cell(gain, tail.white),
-                     difference, Cell(tail.said)])  # fmt: skip
+        rows.append(
+            [
+                Cell(tail.model, f"{tail.tower} tower, {band}"),
+                _cell(gain, tail.gain),
+                _cell(gain, tail.white),
+                difference,
+                Cell(tail.said),
+            ]
+        )
     head = [Cell("Model"), Cell("Gain"), Cell("White noise", "of equal norm"), Cell("Difference"), Cell("Damping")]
     return [Grid("The last rank band, mean over weights", head, rows)] if rows else []
 
@@ -188,11 +227,25 @@ def sites(index: Index) -> list[Grid]:
         rows = []
         for row in found[:MOST_SITES]:
             share = row["value"] / total if finite(row["value"]) else None
-            texts = [row["set"], row["subset"], row["bits"], row["score"], units.count(row["value"]),
-                     units.percent(share, 2), units.count(row["n"])]  # fmt: skip
+            texts = [
+                row["set"],
+                row["subset"],
+                row["bits"],
+                row["score"],
+                units.count(row["value"]),
+                units.percent(share, 2),
+                units.count(row["n"]),
+            ]
             rows.append([Cell(text or units.ABSENT) for text in texts])
-        head = [Cell("Site"), Cell("Computed"), Cell("Bits", "weights / activations"), Cell("Backend"), Cell("MACs"),
-                Cell("Share"), Cell("Parameters")]  # fmt: skip
+        head = [
+            Cell("Site"),
+            Cell("Computed"),
+            Cell("Bits", "weights / activations"),
+            Cell("Backend"),
+            Cell("MACs"),
+            Cell("Share"),
+            Cell("Parameters"),
+        ]
         rest = len(found) - MOST_SITES
         left_out = f", {rest} left out" if rest > 0 else ""
         out.append(Grid(model, head, rows, f"{units.count(len(found))} sites{left_out}"))

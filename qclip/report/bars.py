@@ -74,8 +74,11 @@ def size_and_speed(index: Index) -> list[Panel]:
     figures = []
     for metric, name, shown in kinds:
         for where in dict.fromkeys(row["set"] for row in index.rows(metric)):
-            rows = [(row["model"], row["value"], shown(row["value"]) + _ratio(index, row))
-                    for row in index.rows(metric) if row["set"] == where and svg.finite(row["value"])]  # fmt: skip
+            rows = [
+                (row["model"], row["value"], shown(row["value"]) + _ratio(index, row))
+                for row in index.rows(metric)
+                if row["set"] == where and svg.finite(row["value"])
+            ]
             if rows:
                 figures.append(bars(f"{name}, {where}" if where else name, rows))
     return panel("", figures)

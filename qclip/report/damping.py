@@ -41,8 +41,13 @@ def tails(index: Index) -> list[Tail]:
         if gain is not None and gain["value"] is not None and row["value"] is not None:
             said = UNCLEAR
             if svg.finite(gain["low"], gain["high"], row["low"], row["high"]):
-                said = DAMPED if row["high"] < 0 and gain["high"] < 1 else \
-                    RAISED if row["low"] > 0 and gain["low"] > 1 else UNCLEAR  # fmt: skip
+                said = (
+                    DAMPED
+                    if row["high"] < 0 and gain["high"] < 1
+                    else RAISED
+                    if row["low"] > 0 and gain["low"] > 1
+                    else UNCLEAR
+                )
             out.append(Tail(model, tower, row["subset"], gain, white, row, said))
     return out
 
@@ -52,13 +57,15 @@ def damping(index: Index) -> list[str]:
     found = tails(index)
     ends = {
         DAMPED: "That is a sign of filtering, not proof: the other controls and the effect on reliability are not "
-                "looked at here.",
+        "looked at here.",
         RAISED: "That is the opposite of filtering.",
         UNCLEAR: "It shows nothing that white noise of equal norm would not.",
-    }  # fmt: skip
-    leads = {DAMPED: "The last rank band is damped beyond the control in",
-             RAISED: "The last rank band is raised beyond the control in",
-             UNCLEAR: "Whether the last rank band is damped cannot be told in"}  # fmt: skip
+    }
+    leads = {
+        DAMPED: "The last rank band is damped beyond the control in",
+        RAISED: "The last rank band is raised beyond the control in",
+        UNCLEAR: "Whether the last rank band is damped cannot be told in",
+    }
     out = []
     for finding, end in ends.items():
         towers: dict[str, list[str]] = {}

@@ -49,8 +49,13 @@ def series_of(family: Family) -> list[tuple[str, int]]:
     return [(model, first + k) for k, model in enumerate(family.models)]
 
 
-def panel(title: str, figures: list[Figure], legend: list[tuple[Markup, str]] | None = None, open_ones: int = MOST,
-          small: bool = False) -> list[Panel]:  # fmt: skip
+def panel(
+    title: str,
+    figures: list[Figure],
+    legend: list[tuple[Markup, str]] | None = None,
+    open_ones: int = MOST,
+    small: bool = False,
+) -> list[Panel]:
     """One panel, or none without figures. At most `open_ones` are shown openly and `MOST` in all."""
     if not figures:
         return []
@@ -102,15 +107,29 @@ def _diagram(index: Index, model: str, name: str) -> Figure:
     floor = chance_ece([(images, accuracy) for _, images, accuracy, _ in bins])
     said.append(f"perfect calibration would show about {units.percent(floor)} by chance")
     told = f"Accuracy against confidence in {BINS} bins, {units.count(total)} images; {'; '.join(said)}."
-    axes = svg.Axes(f"Reliability of {model} on {name}", told, (0, 1), (0, 1), y_label="accuracy (%)", width=240,
-                    height=300, x_ticks=_HALVES, y_ticks=_HALVES, x_text=_hundred, y_text=_hundred, left=44, right=14,
-                    bottom=106)  # fmt: skip
+    axes = svg.Axes(
+        f"Reliability of {model} on {name}",
+        told,
+        (0, 1),
+        (0, 1),
+        y_label="accuracy (%)",
+        width=240,
+        height=300,
+        x_ticks=_HALVES,
+        y_ticks=_HALVES,
+        x_text=_hundred,
+        y_text=_hundred,
+        left=44,
+        right=14,
+        bottom=106,
+    )
     strip = axes.height - 20.0  # the foot of the histogram below the diagram
     room = 40.0
     for b, images, accuracy, confidence in bins:
         left, right = b / BINS + 0.004, (b + 1) / BINS - 0.004
-        tip = (f"confidence {units.percent(confidence)}, accuracy {units.percent(accuracy)}, "
-               f"{units.count(images)} images")  # fmt: skip
+        tip = (
+            f"confidence {units.percent(confidence)}, accuracy {units.percent(accuracy)}, {units.count(images)} images"
+        )
         axes.bar(left, right, 0, accuracy, "hit", tip)
         axes.bar(left, right, accuracy, confidence, "over" if confidence > accuracy else "under", tip)
         x0, x1 = axes.at_x(left), axes.at_x(right)
@@ -118,9 +137,11 @@ def _diagram(index: Index, model: str, name: str) -> Figure:
         axes.draw(svg.rect(x0, strip - tall, x1 - x0, tall, "count", tip))
     axes.guide((0, 0), (1, 1))
     middle = (axes.left + axes.right) / 2
-    axes.draw(svg.element("line", x1=axes.left, x2=axes.right, y1=strip, y2=strip, class_="axis"),
-              svg.text(middle, axes.bottom + 33, "confidence (%)", "label", "middle"),
-              svg.text(middle, strip + 16, f"images in each bin (most {units.count(most)})", "label", "middle"))
+    axes.draw(
+        svg.element("line", x1=axes.left, x2=axes.right, y1=strip, y2=strip, class_="axis"),
+        svg.text(middle, axes.bottom + 33, "confidence (%)", "label", "middle"),
+        svg.text(middle, strip + 16, f"images in each bin (most {units.count(most)})", "label", "middle"),
+    )
     return Figure(model, axes.render(), units.title("; ".join(said)) + ".")
 
 
@@ -158,16 +179,30 @@ def roc(index: Index) -> list[Panel]:
     return out
 
 
-def _roc_figure(index: Index, family: Family, name: str, kind: str, score: str,
-                lines: dict[str, list[svg.Point]]) -> Figure:  # fmt: skip
+def _roc_figure(
+    index: Index, family: Family, name: str, kind: str, score: str, lines: dict[str, list[svg.Point]]
+) -> Figure:
     shown = f"{name} ({kind} OOD)" if kind and kind not in name.lower() else name
-    areas = [f"{family.short(m)} {100 * v:.1f}" for m in lines
-             if (v := index.value(m, "auroc", set=name, subset=kind, score=score)) is not None]  # fmt: skip
+    areas = [
+        f"{family.short(m)} {100 * v:.1f}"
+        for m in lines
+        if (v := index.value(m, "auroc", set=name, subset=kind, score=score)) is not None
+    ]
     caption = f"AUROC in percent: {', '.join(areas)}." if areas else ""
-    axes = svg.Axes(f"ROC of OOD detection on {shown}",
-                    f"Share of ID images accepted against share of OOD images accepted. {caption}",
-                    (0, 1), (0, 1), x_label="OOD images accepted (%)", y_label="ID images accepted (%)", width=340,
-                    height=300, x_ticks=_FIFTHS, y_ticks=_FIFTHS, x_text=_hundred, y_text=_hundred)  # fmt: skip
+    axes = svg.Axes(
+        f"ROC of OOD detection on {shown}",
+        f"Share of ID images accepted against share of OOD images accepted. {caption}",
+        (0, 1),
+        (0, 1),
+        x_label="OOD images accepted (%)",
+        y_label="ID images accepted (%)",
+        width=340,
+        height=300,
+        x_ticks=_FIFTHS,
+        y_ticks=_FIFTHS,
+        x_text=_hundred,
+        y_text=_hundred,
+    )
     axes.guide((0, 0), (1, 1))
     for model, series in series_of(family):
         if model in lines:
@@ -190,21 +225,30 @@ def noise(index: Index) -> list[Panel]:
     return out
 
 
-def _severity_figure(index: Index, family: Family, name: str, corruption: str, severities: list[int],
-                     metric: str) -> Figure | None:  # fmt: skip
-    rows = {(m, s): index.row(m, metric, set=name, corruption=corruption, severity=s)
-            for m in family.models for s in severities}  # fmt: skip
+def _severity_figure(
+    index: Index, family: Family, name: str, corruption: str, severities: list[int], metric: str
+) -> Figure | None:
+    rows = {
+        (m, s): index.row(m, metric, set=name, corruption=corruption, severity=s)
+        for m in family.models
+        for s in severities
+    }
     known = {at: row for at, row in rows.items() if row is not None and row["value"] is not None}
     if not known:
         return None
     measure = units.metric(metric)
     bounds = [row[column] for row in known.values() for column in ("value", "low", "high")]
-    axes = svg.Axes(f"{measure.name} under {units.title(corruption).lower()}, {name}",
-                    f"{measure.name} of {units.words(list(family.models))} at severities {severities[0]} to "
-                    f"{severities[-1]}; bars are 95 % intervals.",
-                    (severities[0] - 0.3, severities[-1] + 0.3), svg.padded(bounds, floor=0, ceiling=1),
-                    x_label="severity (0 = without corruption)" if severities[0] == 0 else "severity",
-                    y_label=f"{measure.name} (%)", x_ticks=severities, y_text=_hundred)  # fmt: skip
+    axes = svg.Axes(
+        f"{measure.name} under {units.title(corruption).lower()}, {name}",
+        f"{measure.name} of {units.words(list(family.models))} at severities {severities[0]} to "
+        f"{severities[-1]}; bars are 95 % intervals.",
+        (severities[0] - 0.3, severities[-1] + 0.3),
+        svg.padded(bounds, floor=0, ceiling=1),
+        x_label="severity (0 = without corruption)" if severities[0] == 0 else "severity",
+        y_label=f"{measure.name} (%)",
+        x_ticks=severities,
+        y_text=_hundred,
+    )
     count = len(family.models)
     for place, (model, series) in enumerate(series_of(family)):
         aside = (place - (count - 1) / 2) * min(0.09, 0.5 / max(count, 1))  # side by side, so that intervals are seen

@@ -52,13 +52,30 @@ class Index:
         self._rows: dict[Key, Row] = {}
         self.repeated = 0
         for row in results.rows:
-            key: Key = (row["model"], row["metric"], row["set"], row["subset"], row["corruption"], row["severity"],
-                        row["score"], row["reference"])  # fmt: skip
+            key: Key = (
+                row["model"],
+                row["metric"],
+                row["set"],
+                row["subset"],
+                row["corruption"],
+                row["severity"],
+                row["score"],
+                row["reference"],
+            )
             self.repeated += key in self._rows
             self._rows[key] = row
 
-    def row(self, model: str, metric: str, set: str = "", subset: str = "all", corruption: str = "",
-            severity: int = 0, score: str = "", reference: str = "") -> Row | None:  # fmt: skip
+    def row(
+        self,
+        model: str,
+        metric: str,
+        set: str = "",
+        subset: str = "all",
+        corruption: str = "",
+        severity: int = 0,
+        score: str = "",
+        reference: str = "",
+    ) -> Row | None:
         return self._rows.get((model, metric, set, subset, corruption, severity, score, reference))
 
     def value(self, model: str, metric: str, **key: str | int) -> float | None:
@@ -131,12 +148,16 @@ class Index:
 
     def subsets(self, name: str) -> list[str]:
         """Subsets of a labelled set other than the whole."""
-        return list(dict.fromkeys(row["subset"] for row in self.rows("top1")
-                                  if row["set"] == name and row["subset"] not in ("", "all")))  # fmt: skip
+        return list(
+            dict.fromkeys(
+                row["subset"] for row in self.rows("top1") if row["set"] == name and row["subset"] not in ("", "all")
+            )
+        )
 
     def severities(self, name: str, corruption: str) -> list[int]:
-        return sorted({row["severity"] for row in self.rows("top1")
-                       if row["set"] == name and row["corruption"] == corruption})  # fmt: skip
+        return sorted(
+            {row["severity"] for row in self.rows("top1") if row["set"] == name and row["corruption"] == corruption}
+        )
 
     def n(self, name: str, corruption: str = "", subset: str = "all") -> int | None:
         """Images behind the rows of a set."""
@@ -145,8 +166,11 @@ class Index:
     @functools.cached_property
     def _sizes(self) -> dict[tuple[str, str, str], int]:
         rows = self.rows("mean_top1", "top1", "auroc")
-        return {(r["set"], r["corruption"], "all" if r["metric"] == "auroc" else r["subset"]): r["n"]
-                for r in rows if r["n"]}  # fmt: skip
+        return {
+            (r["set"], r["corruption"], "all" if r["metric"] == "auroc" else r["subset"]): r["n"]
+            for r in rows
+            if r["n"]
+        }
 
     @functools.cached_property
     def described(self) -> dict[str, dict[str, str]]:

@@ -158,8 +158,10 @@ def lead(index: Index) -> str:
     for family in families:
         pair = f"{units.words([family.short(m) for m in family.variants])} with {family.short(family.reference)}"
         pairs.setdefault(pair, []).append(family.label)
-    told = [pair if pair.endswith(f" with {labels[0]}") else f"{pair} of {units.words(labels)}"
-            for pair, labels in pairs.items()]  # fmt: skip
+    told = [
+        pair if pair.endswith(f" with {labels[0]}") else f"{pair} of {units.words(labels)}"
+        for pair, labels in pairs.items()
+    ]
     said = f"Compared {'; '.join(told)}."
     if len(said) > 360:
         said = f"Compared {sum(len(family.variants) for family in families)} models with their references."
@@ -187,15 +189,19 @@ def facts(index: Index) -> list[tuple[str, str]]:
     host = str(meta.get("cpu") or next((row["host"] for row in index.results.rows if row["host"]), ""))
     threads = f", {meta['threads']} threads" if meta.get("threads") else ""
     date = str(meta.get("created") or meta.get("date") or datetime.date.today().isoformat())
-    return [(name, text) for name, text in (
-        ("Data (images)", ", ".join(named)),
-        ("Host", host + threads if host else ""),
-        ("Versions", shown),
-        ("Intervals", f"95 %, {meta['replicates']} paired bootstrap replicates" if meta.get("replicates") else ""),
-        ("Seed", str(meta["seed"]) if meta.get("seed") is not None else ""),
-        ("Command", str(meta.get("command") or "")),
-        ("Date" if meta.get("created") or meta.get("date") else "Page written", date),
-    ) if text]  # fmt: skip
+    return [
+        (name, text)
+        for name, text in (
+            ("Data (images)", ", ".join(named)),
+            ("Host", host + threads if host else ""),
+            ("Versions", shown),
+            ("Intervals", f"95 %, {meta['replicates']} paired bootstrap replicates" if meta.get("replicates") else ""),
+            ("Seed", str(meta["seed"]) if meta.get("seed") is not None else ""),
+            ("Command", str(meta.get("command") or "")),
+            ("Date" if meta.get("created") or meta.get("date") else "Page written", date),
+        )
+        if text
+    ]
 
 
 def model_grid(index: Index) -> absolute.Grid | None:
@@ -205,8 +211,10 @@ def model_grid(index: Index) -> absolute.Grid | None:
     columns = ("source", "recipe", "method", "bits", "recipe_hash")
     used = [column for column in columns if any(index.described[model].get(column) for model in index.models)]
     heads = {"source": "Source", "recipe": "Recipe", "method": "Method", "bits": "Bits", "recipe_hash": "Recipe hash"}
-    rows = [[absolute.Cell(model), *(absolute.Cell(index.described[model].get(c) or units.ABSENT) for c in used)]
-            for model in index.models]  # fmt: skip
+    rows = [
+        [absolute.Cell(model), *(absolute.Cell(index.described[model].get(c) or units.ABSENT) for c in used)]
+        for model in index.models
+    ]
     return absolute.Grid("Models", [absolute.Cell("Model"), *(absolute.Cell(heads[c]) for c in used)], rows)
 
 
@@ -220,8 +228,10 @@ def notes(index: Index) -> list[str]:
 def _judged(index: Index, family: Family, answers: dict[Question, dict[str, Comparison]]) -> Judged:
     if not answers:
         return Judged(family, [], [])
-    cards = [Card(model, _card_facts(index, family, model), verdicts.about(index, family, model, answers))
-             for model in family.variants]  # fmt: skip
+    cards = [
+        Card(model, _card_facts(index, family, model), verdicts.about(index, family, model, answers))
+        for model in family.variants
+    ]
     tables = []
     for part in family.chunks(COLUMNS):
         lines, last = [], ""
@@ -230,8 +240,14 @@ def _judged(index: Index, family: Family, answers: dict[Question, dict[str, Comp
             reach = max((abs(v) for a in shown for v in (a.value, a.low, a.high) if svg.finite(v)), default=0.0)  # type: ignore[arg-type]
             measure = question.measure
             n = index.n(question.set, question.corruption, question.subset if question.axis == "Accuracy" else "all")
-            cells = [Answer(a, measure.value(verdicts.absolute(index, a.model, question)),
-                            svg.interval_bar(a.value, a.low, a.high, reach, a.verdict.css)) for a in shown]  # fmt: skip
+            cells = [
+                Answer(
+                    a,
+                    measure.value(verdicts.absolute(index, a.model, question)),
+                    svg.interval_bar(a.value, a.low, a.high, reach, a.verdict.css),
+                )
+                for a in shown
+            ]
             base = measure.value(verdicts.absolute(index, family.reference, question))
             axis = "" if question.axis == last else question.axis
             lines.append(Line(axis, question, units.count(n) if n else "", base, cells))

@@ -111,5 +111,16 @@ class Section:
 
 def sections(index: Index) -> list[Section]:
     """The parts of the page below the verdicts, in order."""
-    return [Section(plan.anchor, plan.title, plan.intro, plan.draw(index), plan.tabulate(index), plan.absent,
-                    plan.sentences(index), plan.grids_title) for plan in PLANS]  # fmt: skip
+    return [
+        Section(
+            plan.anchor,
+            plan.title,
+            plan.intro,
+            plan.draw(index),
+            plan.tabulate(index),
+            plan.absent,
+            plan.sentences(index),
+            plan.grids_title,
+        )
+        for plan in PLANS
+    ]

@@ -40,9 +40,15 @@ def _spread(sites: list[str]) -> list[str]:
 def _singular_figure(family: Family, site: str, lines: dict[str, list[svg.Point]]) -> Figure:
     points = [point for line in lines.values() for point in line]
     ranks, sizes = [x for x, _ in points], [y for _, y in points]
-    axes = svg.Axes(f"Singular values of {site}", f"By rank, for {units.words(list(lines))}, log scale.",
-                    (min(ranks), max(ranks)), (min(sizes) / 1.2, max(sizes) * 1.2), x_label="rank",
-                    y_label="singular value", log_y=True)  # fmt: skip
+    axes = svg.Axes(
+        f"Singular values of {site}",
+        f"By rank, for {units.words(list(lines))}, log scale.",
+        (min(ranks), max(ranks)),
+        (min(sizes) / 1.2, max(sizes) * 1.2),
+        x_label="rank",
+        y_label="singular value",
+        log_y=True,
+    )
     for model, series in series_of(family):
         if model in lines:
             axes.line(lines[model], series, "fine")
@@ -81,15 +87,27 @@ def _band_figure(index: Index, family: Family, site: str, metric: str) -> Figure
     white = {(r["model"], r["subset"]): r for r in index.rows(f"{metric}_white") if r["set"] == site}
     names = sorted({band for model, band in here if model in family.models}, key=band_start)
     drawn = [(m, s) for m, s in series_of(family) if any(model == m for model, _ in here)]
-    bounds = [row[column] for found in (here, white) for (model, _), row in found.items() if model in family.models
-              for column in ("value", "low", "high")]  # fmt: skip
+    bounds = [
+        row[column]
+        for found in (here, white)
+        for (model, _), row in found.items()
+        if model in family.models
+        for column in ("value", "low", "high")
+    ]
     span = [name.removeprefix("ranks ").replace("-", units.RANGE) for name in names]
     single = "." in site  # one weight, not the mean over a tower
     what, where = (label, site) if single else (f"Mean {label}", f"{site} tower")
-    axes = svg.Axes(f"{what} of {where} by rank band",
-                    f"Rank bands {units.words(span)}; grey boxes are white noise of equal norm.",
-                    (-0.5, len(names) - 0.5), svg.padded([*bounds, rule], share=0.1), x_label="ranks", y_label=label,
-                    x_ticks=range(len(names)), x_text=lambda k: span[int(k)], left=60)  # fmt: skip
+    axes = svg.Axes(
+        f"{what} of {where} by rank band",
+        f"Rank bands {units.words(span)}; grey boxes are white noise of equal norm.",
+        (-0.5, len(names) - 0.5),
+        svg.padded([*bounds, rule], share=0.1),
+        x_label="ranks",
+        y_label=label,
+        x_ticks=range(len(names)),
+        x_text=lambda k: span[int(k)],
+        left=60,
+    )
     if rule is not None:
         axes.guide((-0.5, rule), (len(names) - 0.5, rule))
     step = min(0.2, 0.8 / max(len(drawn), 1))

@@ -30,8 +30,9 @@ def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:
     return [round(k * step, 12) for k in range(first, math.floor(high / step + 1e-9) + 1)]
 
 
-def padded(values: Iterable[float | None], share: float = 0.06, floor: float = -math.inf,
-           ceiling: float = math.inf) -> tuple[float, float]:  # fmt: skip
+def padded(
+    values: Iterable[float | None], share: float = 0.06, floor: float = -math.inf, ceiling: float = math.inf
+) -> tuple[float, float]:
     """The range of the finite values, a little wider, within [floor, ceiling]; (0, 1) where there are none."""
     known = [v for v in values if v is not None and math.isfinite(v)]
     if not known:
@@ -72,11 +73,27 @@ class Axes:
     None for round numbers. x_text, y_text: how a tick is printed.
     """
 
-    def __init__(self, title: str, description: str, x: Point, y: Point, *, x_label: str = "", y_label: str = "",
-                 width: float = 360, height: float = 270, log_y: bool = False, x_ticks: Sequence[float] | None = None,
-                 y_ticks: Sequence[float] | None = None, x_text: Callable[[float], str] | None = None,
-                 y_text: Callable[[float], str] | None = None, left: float = 50, right: float = 12,
-                 top: float = 10, bottom: float = 44) -> None:  # fmt: skip
+    def __init__(
+        self,
+        title: str,
+        description: str,
+        x: Point,
+        y: Point,
+        *,
+        x_label: str = "",
+        y_label: str = "",
+        width: float = 360,
+        height: float = 270,
+        log_y: bool = False,
+        x_ticks: Sequence[float] | None = None,
+        y_ticks: Sequence[float] | None = None,
+        x_text: Callable[[float], str] | None = None,
+        y_text: Callable[[float], str] | None = None,
+        left: float = 50,
+        right: float = 12,
+        top: float = 10,
+        bottom: float = 44,
+    ) -> None:
         self.title, self.description = title, description
         self.width, self.height = width, height
         self.left, self.right, self.top, self.bottom = left, width - right, top, height - bottom
@@ -95,8 +112,15 @@ class Axes:
         value = min(max(value, low), high)
         return self.bottom - (value - low) / (high - low) * (self.bottom - self.top)
 
-    def _frame(self, x_label: str, y_label: str, x_ticks: Sequence[float] | None, y_ticks: Sequence[float] | None,
-               x_text: Callable[[float], str], y_text: Callable[[float], str]) -> None:  # fmt: skip
+    def _frame(
+        self,
+        x_label: str,
+        y_label: str,
+        x_ticks: Sequence[float] | None,
+        y_ticks: Sequence[float] | None,
+        x_text: Callable[[float], str],
+        y_text: Callable[[float], str],
+    ) -> None:
         if y_ticks is None:
             y_ticks = _decades(*self.y_range) if self.log_y else nice_ticks(*self.y_range)
         for tick in y_ticks:
@@ -129,8 +153,9 @@ class Axes:
     def guide(self, start: Point, end: Point) -> None:
         """A dashed grey line that means something fixed: chance, equality, zero."""
         (x1, y1), (x2, y2) = start, end
-        self._body.append(element("line", x1=self.at_x(x1), y1=self.at_y(y1), x2=self.at_x(x2), y2=self.at_y(y2),
-                                  class_="guide"))  # fmt: skip
+        self._body.append(
+            element("line", x1=self.at_x(x1), y1=self.at_y(y1), x2=self.at_x(x2), y2=self.at_y(y2), class_="guide")
+        )
 
     def mark(self, x: float, y: float, series: int, tip: str = "", size: float = 3.6) -> None:
         """The series' own marker, with a tooltip."""
@@ -141,8 +166,16 @@ class Axes:
         """A vertical interval."""
         if finite(x, low, high):
             at = self.at_x(x)
-            self._body.append(element("line", x1=at, x2=at, y1=self.at_y(low), y2=self.at_y(high),  # type: ignore[arg-type]
-                                      class_=f"whisker s{series % SERIES}"))  # fmt: skip
+            self._body.append(
+                element(
+                    "line",
+                    x1=at,
+                    x2=at,
+                    y1=self.at_y(low),
+                    y2=self.at_y(high),  # type: ignore[arg-type]
+                    class_=f"whisker s{series % SERIES}",
+                )
+            )
 
     def bar(self, x0: float, x1: float, y0: float, y1: float, class_: str, tip: str = "") -> None:
         """A rectangle between two data corners."""
@@ -161,8 +194,9 @@ class Axes:
 
 def rect(x: float, y: float, width: float, height: float, class_: str, tip: str = "", radius: float = 0) -> Markup:
     inner = element("title", escape(tip)) if tip else ""
-    return element("rect", inner, x=x, y=y, width=max(width, 0.0), height=max(height, 0.0), class_=class_,
-                   rx=radius or None)  # fmt: skip
+    return element(
+        "rect", inner, x=x, y=y, width=max(width, 0.0), height=max(height, 0.0), class_=class_, rx=radius or None
+    )
 
 
 def marker(x: float, y: float, series: int, size: float = 3.6, tip: str = "") -> Markup:
@@ -174,11 +208,23 @@ def marker(x: float, y: float, series: int, size: float = 3.6, tip: str = "") ->
         2: ((0, -1.25), (1.2, 0.95), (-1.2, 0.95)),
         3: ((0, -1.4), (1.4, 0), (0, 1.4), (-1.4, 0)),
         4: ((0, 1.25), (1.2, -0.95), (-1.2, -0.95)),
-        5: ((-1.3, -0.5), (-0.5, -0.5), (-0.5, -1.3), (0.5, -1.3), (0.5, -0.5), (1.3, -0.5), (1.3, 0.5), (0.5, 0.5),
-            (0.5, 1.3), (-0.5, 1.3), (-0.5, 0.5), (-1.3, 0.5)),
+        5: (
+            (-1.3, -0.5),
+            (-0.5, -0.5),
+            (-0.5, -1.3),
+            (0.5, -1.3),
+            (0.5, -0.5),
+            (1.3, -0.5),
+            (1.3, 0.5),
+            (0.5, 0.5),
+            (0.5, 1.3),
+            (-0.5, 1.3),
+            (-0.5, 0.5),
+            (-1.3, 0.5),
+        ),
         6: ((-1.3, 0), (-0.6, -1.1), (0.6, -1.1), (1.3, 0), (0.6, 1.1), (-0.6, 1.1)),
         7: ((0, -1.3), (0.4, -0.4), (1.3, 0), (0.4, 0.4), (0, 1.3), (-0.4, 0.4), (-1.3, 0), (-0.4, -0.4)),
-    }.get(series % SERIES)  # fmt: skip
+    }.get(series % SERIES)
     if corners is None:
         return element("circle", inner, cx=x, cy=y, r=size, class_=class_)
     shape = " ".join(f"{x + size * dx:.1f},{y + size * dy:.1f}" for dx, dy in corners)

@@ -21,19 +21,36 @@ from .verdicts import Comparison, Question, Verdict
 WIDTH = 100
 COLUMNS = 4  # variants side by side: more do not fit with their intervals
 STYLES = {Verdict.BETTER: "bold blue", Verdict.WORSE: "bold dark_orange3", Verdict.UP: "bold", Verdict.DOWN: "bold"}
-PLAIN = str.maketrans({
-    "\N{CHECK MARK}": "+", "\N{BALLOT X}": "x", "\N{WHITE CIRCLE}": "o", "\N{UPWARDS ARROW}": "^",
-    "\N{DOWNWARDS ARROW}": "v", "\N{MIDDLE DOT}": "-", "\N{MULTIPLICATION SIGN}": "x", "\N{INFINITY}": "inf",
-    "\N{BULLET}": "*", "\N{BOX DRAWINGS LIGHT HORIZONTAL}": "-", units.MINUS: "-", units.ABSENT: "-",
-})  # fmt: skip
+PLAIN = str.maketrans(
+    {
+        "\N{CHECK MARK}": "+",
+        "\N{BALLOT X}": "x",
+        "\N{WHITE CIRCLE}": "o",
+        "\N{UPWARDS ARROW}": "^",
+        "\N{DOWNWARDS ARROW}": "v",
+        "\N{MIDDLE DOT}": "-",
+        "\N{MULTIPLICATION SIGN}": "x",
+        "\N{INFINITY}": "inf",
+        "\N{BULLET}": "*",
+        "\N{BOX DRAWINGS LIGHT HORIZONTAL}": "-",
+        units.MINUS: "-",
+        units.ABSENT: "-",
+    }
+)
 
 
 def table(results: Results) -> str:
     """The results as text of at most 100 columns; in colour where stdout is a terminal (and `NO_COLOR` is not set)."""
     colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
     out = io.StringIO()
-    console = Console(file=out, width=WIDTH, force_terminal=colour, color_system="256" if colour else None,
-                      highlight=False, legacy_windows=False)  # fmt: skip
+    console = Console(
+        file=out,
+        width=WIDTH,
+        force_terminal=colour,
+        color_system="256" if colour else None,
+        highlight=False,
+        legacy_windows=False,
+    )
     _print(console, Index(results))
     lines = "\n".join(line.rstrip() for line in out.getvalue().splitlines()).strip("\n")
     return _encodable(lines)
@@ -74,8 +91,15 @@ def _print(console: Console, index: Index) -> None:
 
 
 def _new_table(title: str) -> Table:
-    return Table(title=escape(title), title_style="bold", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False,
-                 collapse_padding=True, show_edge=False)  # fmt: skip
+    return Table(
+        title=escape(title),
+        title_style="bold",
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        collapse_padding=True,
+        show_edge=False,
+    )
 
 
 def _verdicts(console: Console, index: Index, part: Family, answers: dict[Question, dict[str, Comparison]]) -> None:
@@ -142,8 +166,15 @@ def _shares(console: Console, index: Index) -> None:
     for model in index.models:
         shares = [index.value(model, "coverage_macs", subset=state) for state in bars.STATES]
         size = index.value(model, "model_bytes", subset="")
-        time = next((v for s in times for part in ("", "all")
-                     if (v := index.value(model, "ms_per_image", set=s, subset=part)) is not None), None)  # fmt: skip
+        time = next(
+            (
+                v
+                for s in times
+                for part in ("", "all")
+                if (v := index.value(model, "ms_per_image", set=s, subset=part)) is not None
+            ),
+            None,
+        )
         if any(v is not None for v in (*shares, size, time)):
             known = any(v is not None for v in shares)
             covered = " / ".join(units.percent(v or 0.0, 0) for v in shares) if known else units.ABSENT

@@ -117,8 +117,10 @@ def questions(index: Index) -> list[Question]:
         if name not in index.spurious_sets and len(parts) <= MOST_SUBSETS:
             out += [Question("Accuracy", "top1", name, part) for part in parts]
     for name in index.id_sets:
-        out += [Question("Calibration", metric, name, leading=metric == "ece")
-                for metric in ("ece", "ece_ts", "signed_gap", "nll", "brier")]  # fmt: skip
+        out += [
+            Question("Calibration", metric, name, leading=metric == "ece")
+            for metric in ("ece", "ece_ts", "signed_gap", "nll", "brier")
+        ]
     score = SCORE if SCORE in index.ood_scores else next(iter(index.ood_scores), "")
     axes = {"near": "Near OOD detection", "far": "Far OOD detection"}
     for name, kind in index.ood_sets:
@@ -154,8 +156,11 @@ def absolute(index: Index, model: str, question: Question) -> float | None:
     row = index.row(model, question.metric, **_key(question))  # type: ignore[arg-type]
     value = None if row is None else row["value"]
     if row is None and question.metric == "mean_top1":
-        found = [index.value(model, "top1", **(_key(question) | {"severity": s}))
-                 for s in index.severities(question.set, question.corruption) if s]  # fmt: skip
+        found = [
+            index.value(model, "top1", **(_key(question) | {"severity": s}))
+            for s in index.severities(question.set, question.corruption)
+            if s
+        ]
         known = [v for v in found if v is not None]
         value = sum(known) / len(known) if known and len(known) == len(found) else None
     return value
@@ -221,8 +226,9 @@ def about(index: Index, family: Family, model: str, answers: dict[Question, dict
         if sentences or same:
             sentences.append(f"Cannot be told: {units.words(unsure)}.")
         else:
-            sentences.append(f"No difference to {family.reference} can be told in anything measured: "
-                             f"{units.words(unsure)}.")  # fmt: skip
+            sentences.append(
+                f"No difference to {family.reference} can be told in anything measured: {units.words(unsure)}."
+            )
     if same:
         sentences.append(f"No difference at all in {units.words(same)}.")
     if not mine or not sentences:
@@ -248,8 +254,10 @@ def _bound(mine: list[Comparison]) -> list[str]:
         if answer.question.metric == "top1" and answer.question.axis == "Accuracy" and answer.verdict is Verdict.OPEN:
             if answer.low is not None and answer.low < 0:
                 worst = units.metric("top1").difference(answer.low).lstrip(units.MINUS)
-                return [f"A loss of top-1 on {answer.question.where} beyond {worst} points is unlikely "
-                        "(lower end of its interval)."]  # fmt: skip
+                return [
+                    f"A loss of top-1 on {answer.question.where} beyond {worst} points is unlikely "
+                    "(lower end of its interval)."
+                ]
     return []
 
 
@@ -260,16 +268,20 @@ def _calibration(index: Index, family: Family, model: str, answers: dict[Questio
     for name in index.id_sets[:1]:
         gap = index.row(model, "signed_gap", set=name)
         if gap is not None and gap["value"] is not None:
-            out.append(f"It is {confidence_said(gap['value'], gap['low'], gap['high'])}; "
-                       f"{family.reference} is {_reference_confidence(index, family, name)}.")  # fmt: skip
+            out.append(
+                f"It is {confidence_said(gap['value'], gap['low'], gap['high'])}; "
+                f"{family.reference} is {_reference_confidence(index, family, name)}."
+            )
         ece, fitted = found.get(("ece", name)), found.get(("ece_ts", name))
         if ece is None or ece.verdict not in (Verdict.BETTER, Verdict.WORSE):
             continue
         if fitted is None or fitted.verdict is Verdict.MISSING:
             out.append("Whether a fitted temperature would undo the change of ECE is open: none was fitted.")
         elif fitted.verdict in (Verdict.OPEN, Verdict.SAME):
-            out.append("With a temperature fitted to each model the difference in ECE can no longer be told: "
-                       "one scalar may explain it.")  # fmt: skip
+            out.append(
+                "With a temperature fitted to each model the difference in ECE can no longer be told: "
+                "one scalar may explain it."
+            )
         elif fitted.verdict is ece.verdict:
             out.append("The difference in ECE stays with a temperature fitted to each model.")
         else:
@@ -301,7 +313,9 @@ def multiplicity(answers: list[dict[Question, dict[str, Comparison]]]) -> str:
     asked = better + worse + counts[Verdict.OPEN] + counts[Verdict.SAME]
     if not asked:
         return ""
-    return (f"{better} better and {worse} worse among {asked} comparisons. If nothing had changed at all, about "
-            f"{0.05 * asked:.1f} intervals of 95 % would still be clear of 0 by chance, half of them as wins. The "
-            "comparisons share images, so they are not independent, and the intervals are not widened for their "
-            "number: read a single narrow win or loss with doubt.")  # fmt: skip
+    return (
+        f"{better} better and {worse} worse among {asked} comparisons. If nothing had changed at all, about "
+        f"{0.05 * asked:.1f} intervals of 95 % would still be clear of 0 by chance, half of them as wins. The "
+        "comparisons share images, so they are not independent, and the intervals are not widened for their "
+        "number: read a single narrow win or loss with doubt."
+    )

@@ -235,8 +235,17 @@ class _Measured:
                 draws = self.white[metric][band]
                 mean, low, high = prediction_interval(draws)
                 out.append(common | {"metric": metric, "subset": band, "value": value})
-                out.append(common | {"metric": f"{metric}_white", "subset": band, "value": mean, "low": low,
-                                     "high": high, "n": len(draws)})  # fmt: skip
+                out.append(
+                    common
+                    | {
+                        "metric": f"{metric}_white",
+                        "subset": band,
+                        "value": mean,
+                        "low": low,
+                        "high": high,
+                        "n": len(draws),
+                    }
+                )
         return out
 
 
@@ -253,8 +262,10 @@ def _beside_white(basis: Basis, residuals: Mapping[str, Tensor], site: Site, see
     out = []
     for name, residual in residuals.items():
         gain, sqnr = basis.response(residual @ basis.v)
-        white = {metric: {band: np.array([draw[k][band] for draw in draws[name]]) for band in gain}
-                 for k, metric in enumerate(("gain", "sqnr"))}  # fmt: skip
+        white = {
+            metric: {band: np.array([draw[k][band] for draw in draws[name]]) for band in gain}
+            for k, metric in enumerate(("gain", "sqnr"))
+        }
         out.append(_Measured(name, site, {"gain": gain, "sqnr": sqnr}, white))
     return out
 
@@ -267,8 +278,16 @@ def _tower_rows(rows: list[Row], measured: list[_Measured], label: str, seed: in
             key = (row["model"], row["set"].split(".", 1)[0], row["metric"], row.get("subset", ""))
             by_tower.setdefault(key, []).append(row["value"])
     for (model, tower, metric, subset), values in by_tower.items():
-        out.append({"model": model, "set": tower, "metric": metric, "subset": subset, "value": float(np.mean(values)),
-                    "n": len(values)})  # fmt: skip
+        out.append(
+            {
+                "model": model,
+                "set": tower,
+                "metric": metric,
+                "subset": subset,
+                "value": float(np.mean(values)),
+                "n": len(values),
+            }
+        )
     groups: dict[tuple[str, str], list[_Measured]] = {}
     for each in measured:
         groups.setdefault((each.model, each.site.tower), []).append(each)
@@ -328,8 +347,10 @@ def verdict(rows: Iterable[Mapping[str, Any]]) -> list[str]:
         else:
             said = "whether the tail is damped cannot be told"
         above = "" if excess is None else f"; SQNR {_shown(excess, 2)} dB above white"
-        out.append(f"{model}, {tower} tower, {tail}: {said}; gain {_shown(gain, 4)}, white noise of equal norm "
-                   f"{_shown(white, 4)}, difference {_shown(difference, 4)}{above} ({gain['n']} sites).")  # fmt: skip
+        out.append(
+            f"{model}, {tower} tower, {tail}: {said}; gain {_shown(gain, 4)}, white noise of equal norm "
+            f"{_shown(white, 4)}, difference {_shown(difference, 4)}{above} ({gain['n']} sites)."
+        )
     return out
 
 

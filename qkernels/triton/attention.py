@@ -48,8 +48,24 @@ FAR = 2**31  # offsets within a head are 32 bits
 
 _LOG2E: tl.constexpr = tl.constexpr(LOG2E)
 _LOWEST: tl.constexpr = tl.constexpr(float("-inf"))
-_UNSPECIALIZED = ["q_batch", "q_row", "q_head", "k_batch", "k_row", "k_head", "v_batch", "v_row", "v_head",
-                  "mask_batch", "mask_head", "mask_row", "mask_key", "queries", "keys", "heads"]  # fmt: skip
+_UNSPECIALIZED = [
+    "q_batch",
+    "q_row",
+    "q_head",
+    "k_batch",
+    "k_row",
+    "k_head",
+    "v_batch",
+    "v_row",
+    "v_head",
+    "mask_batch",
+    "mask_head",
+    "mask_row",
+    "mask_key",
+    "queries",
+    "keys",
+    "heads",
+]
 
 
 @triton.jit
@@ -61,12 +77,41 @@ def _product(a, b, acc, PRECISION: tl.constexpr, WIDEN: tl.constexpr):
 
 
 @triton.jit(do_not_specialize=_UNSPECIALIZED)
-def attention_kernel(q_ptr, k_ptr, v_ptr, mask_ptr, out_ptr, out_scale_ptr,
-                     q_batch, q_row, q_head, k_batch, k_row, k_head, v_batch, v_row, v_head,
-                     mask_batch, mask_head, mask_row, mask_key, queries, keys, heads, scale,
-                     WIDTH: tl.constexpr, PADDED: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr,
-                     MASK: tl.constexpr, CAUSAL: tl.constexpr, STATIC: tl.constexpr,
-                     ALIGN: tl.constexpr, PRECISION: tl.constexpr, WIDEN: tl.constexpr):  # fmt: skip
+def attention_kernel(
+    q_ptr,
+    k_ptr,
+    v_ptr,
+    mask_ptr,
+    out_ptr,
+    out_scale_ptr,
+    q_batch,
+    q_row,
+    q_head,
+    k_batch,
+    k_row,
+    k_head,
+    v_batch,
+    v_row,
+    v_head,
+    mask_batch,
+    mask_head,
+    mask_row,
+    mask_key,
+    queries,
+    keys,
+    heads,
+    scale,
+    WIDTH: tl.constexpr,
+    PADDED: tl.constexpr,
+    ROWS: tl.constexpr,
+    KEYS: tl.constexpr,
+    MASK: tl.constexpr,
+    CAUSAL: tl.constexpr,
+    STATIC: tl.constexpr,
+    ALIGN: tl.constexpr,
+    PRECISION: tl.constexpr,
+    WIDEN: tl.constexpr,
+):
     """Strides of q, k and v are in units of ALIGN values: so the compiler knows what they are multiples of.
     `scale` holds the factor log2(e), but beside a float mask: the lowest float32 must stay one there."""
     tiles = tl.cdiv(queries, ROWS)
@@ -218,8 +263,9 @@ def attention(
     """See `qkernels.ops.attention`."""
     (batch, queries, heads, d), keys = q.shape, k.shape[1]
     if out is None:
-        out = torch.empty(q.shape, dtype=q.dtype if out_scale is None and not out_dynamic else torch.int8,
-                          device=q.device)  # fmt: skip
+        out = torch.empty(
+            q.shape, dtype=q.dtype if out_scale is None and not out_dynamic else torch.int8, device=q.device
+        )
         out = (out, torch.empty(batch, queries, dtype=torch.float32, device=q.device)) if out_dynamic else out
     if out_dynamic:
         y = attention(q, k, v, mask, causal, scale).view(batch, queries, heads * d)
@@ -317,6 +363,14 @@ def _case(name: str, v: Variant, capability: int, chip: Chip) -> AotCase:
     signature |= dict.fromkeys(_UNSPECIALIZED, "i32") | {"scale": "fp32"}
     product = "HGMMA" if capability == 90 and chosen.rows >= 64 else "HMMA"
     loads = ("LDGSTS",) if v.aligned else ()  # asynchronous copies
-    return AotCase(f"{name}-{capability}", attention_kernel, signature, constants, pointers if v.aligned else (),
-                   {"num_warps": chosen.warps, "num_stages": 2}, {capability: (product, *loads)}, (),
-                   (capability,))  # fmt: skip
+    return AotCase(
+        f"{name}-{capability}",
+        attention_kernel,
+        signature,
+        constants,
+        pointers if v.aligned else (),
+        {"num_warps": chosen.warps, "num_stages": 2},
+        {capability: (product, *loads)},
+        (),
+        (capability,),
+    )

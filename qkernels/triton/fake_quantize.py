@@ -102,9 +102,25 @@ def _place(program, across, steps, step, COLUMNS: tl.constexpr, WIDTH: tl.conste
 
 @triton.jit
 def _forward(
-    x, scale, zero, out, runs, length, period, last, scales, across, steps, low, high,
-    OFFSET: tl.constexpr, SMALL: tl.constexpr, COLUMNS: tl.constexpr, HEIGHT: tl.constexpr, WIDTH: tl.constexpr,
-):  # fmt: skip
+    x,
+    scale,
+    zero,
+    out,
+    runs,
+    length,
+    period,
+    last,
+    scales,
+    across,
+    steps,
+    low,
+    high,
+    OFFSET: tl.constexpr,
+    SMALL: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    HEIGHT: tl.constexpr,
+    WIDTH: tl.constexpr,
+):
     """`SMALL`: what is rounded is below 2^22 once it is clamped."""
     program = tl.program_id(0)
     block, first = _place(program, across, steps, 0, COLUMNS, WIDTH)
@@ -150,10 +166,30 @@ def _slopes(g, v, z, low, high, bend, ESTIMATOR: tl.constexpr, SMALL: tl.constex
 
 @triton.jit
 def _backward(
-    grad, x, scale, zero, dx, dscale, doffset, runs, length, period, last, scales, across, steps, low, high, bend,
-    factor, ESTIMATOR: tl.constexpr, SMALL: tl.constexpr, COLUMNS: tl.constexpr, HEIGHT: tl.constexpr,
+    grad,
+    x,
+    scale,
+    zero,
+    dx,
+    dscale,
+    doffset,
+    runs,
+    length,
+    period,
+    last,
+    scales,
+    across,
+    steps,
+    low,
+    high,
+    bend,
+    factor,
+    ESTIMATOR: tl.constexpr,
+    SMALL: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    HEIGHT: tl.constexpr,
     WIDTH: tl.constexpr,
-):  # fmt: skip
+):
     """`dscale` and `doffset` (None where the estimator has none): the gradients, or `[terms, scales]` partial sums."""
     OFFSET: tl.constexpr = ESTIMATOR == "lsq_plus" or ESTIMATOR == "ewgs"
     program = tl.program_id(0)
@@ -200,9 +236,7 @@ def _column_sum(partial, column, there, terms, scales, HEIGHT: tl.constexpr, WID
 
 
 @triton.jit
-def _reduce(
-    of_scales, of_offsets, dscale, doffset, terms, scales, factor, HEIGHT: tl.constexpr, WIDTH: tl.constexpr
-):  # fmt: skip
+def _reduce(of_scales, of_offsets, dscale, doffset, terms, scales, factor, HEIGHT: tl.constexpr, WIDTH: tl.constexpr):
     """`[terms, scales]` partial sums -> `factor` times their sums over the terms."""
     column = tl.program_id(0) * WIDTH + tl.arange(0, WIDTH)
     there = column < scales
@@ -268,9 +302,17 @@ def _layout(share: Sharing) -> tuple[int, int, int, int, int]:
 
 
 def fake_quantize_limits(
-    x: Tensor, scale: Tensor, zero_point: Tensor | None, qmin: int, qmax: int, estimator: str,
-    axis: int | None = None, group: int | None = None, *_: Any, **__: Any,
-) -> str | None:  # fmt: skip
+    x: Tensor,
+    scale: Tensor,
+    zero_point: Tensor | None,
+    qmin: int,
+    qmax: int,
+    estimator: str,
+    axis: int | None = None,
+    group: int | None = None,
+    *_: Any,
+    **__: Any,
+) -> str | None:
     """What the kernels cannot take, worded to follow "the triton backend"."""
     if not x.numel():
         return None

@@ -91,9 +91,25 @@ def product(a, b, acc, SWAP: tl.constexpr):
 
 @triton.jit
 def fold(
-    scaled, sums, total, rows, columns, M, N, K, k, scales, zeros, x_scale, groups, x_groups, group, factor,
-    X_SCALE: tl.constexpr, SWAP: tl.constexpr,
-):  # fmt: skip
+    scaled,
+    sums,
+    total,
+    rows,
+    columns,
+    M,
+    N,
+    K,
+    k,
+    scales,
+    zeros,
+    x_scale,
+    groups,
+    x_groups,
+    group,
+    factor,
+    X_SCALE: tl.constexpr,
+    SWAP: tl.constexpr,
+):
     """`scaled + sums * scale` (less the zero's part) for the group of K that k lies in; beyond K there is none."""
     at = columns * groups + k // group
     inside = (columns < N) & (k < K)
@@ -193,32 +209,110 @@ def int4_linear_kernel(
                 total += low_sum + high_sum
             elif BYTES == 32 or GROUP == 64:
                 scaled = fold(
-                    scaled, product(low, w_low, zero, SWAP), low_sum, rows, columns, M, N, K, k, scales, zeros, x_scale,
-                    groups, x_groups, group, factor, X_SCALE, SWAP,
-                )  # fmt: skip
+                    scaled,
+                    product(low, w_low, zero, SWAP),
+                    low_sum,
+                    rows,
+                    columns,
+                    M,
+                    N,
+                    K,
+                    k,
+                    scales,
+                    zeros,
+                    x_scale,
+                    groups,
+                    x_groups,
+                    group,
+                    factor,
+                    X_SCALE,
+                    SWAP,
+                )
                 scaled = fold(
-                    scaled, product(high, w_high, zero, SWAP), high_sum, rows, columns, M, N, K, k + 64, scales, zeros,
-                    x_scale, groups, x_groups, group, factor, X_SCALE, SWAP,
-                )  # fmt: skip
+                    scaled,
+                    product(high, w_high, zero, SWAP),
+                    high_sum,
+                    rows,
+                    columns,
+                    M,
+                    N,
+                    K,
+                    k + 64,
+                    scales,
+                    zeros,
+                    x_scale,
+                    groups,
+                    x_groups,
+                    group,
+                    factor,
+                    X_SCALE,
+                    SWAP,
+                )
             else:
                 both = product(high, w_high, product(low, w_low, zero, SWAP), SWAP)
                 scaled = fold(
-                    scaled, both, low_sum + high_sum, rows, columns, M, N, K, k, scales, zeros, x_scale, groups,
-                    x_groups, group, factor, X_SCALE, SWAP,
-                )  # fmt: skip
+                    scaled,
+                    both,
+                    low_sum + high_sum,
+                    rows,
+                    columns,
+                    M,
+                    N,
+                    K,
+                    k,
+                    scales,
+                    zeros,
+                    x_scale,
+                    groups,
+                    x_groups,
+                    group,
+                    factor,
+                    X_SCALE,
+                    SWAP,
+                )
         if ONCE:
             scaled = fold(
-                scaled, sums, total, rows, columns, M, N, K, 0, scales, zeros, x_scale, groups, x_groups, group, factor,
-                X_SCALE, SWAP,
-            )  # fmt: skip
+                scaled,
+                sums,
+                total,
+                rows,
+                columns,
+                M,
+                N,
+                K,
+                0,
+                scales,
+                zeros,
+                x_scale,
+                groups,
+                x_groups,
+                group,
+                factor,
+                X_SCALE,
+                SWAP,
+            )
         acc = scaled.T if SWAP else scaled
         if SPLIT > 1:
             store_partial(partial, acc, part, rows, columns, M, N)
         else:
             write_tile(
-                acc, row_tile * BLOCK_M, column_tile * BLOCK_N, M, N, x_scale, None, bias, residual, out, out_scale,
-                out_zero, group_scales, X_SCALE, ACTIVATION, OUT,
-            )  # fmt: skip
+                acc,
+                row_tile * BLOCK_M,
+                column_tile * BLOCK_N,
+                M,
+                N,
+                x_scale,
+                None,
+                bias,
+                residual,
+                out,
+                out_scale,
+                out_zero,
+                group_scales,
+                X_SCALE,
+                ACTIVATION,
+                OUT,
+            )
 
 
 X_TYPES = {torch.int8: "i8", torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}

@@ -102,7 +102,7 @@ def test_noise_depends_on_the_image_and_not_on_its_company():
 
 def test_noise_acts_on_the_crop_in_eight_bits():
     data = picture_set(grey(100, 100, side=64))
-    (_, found), = batches(data, PREPROCESS, corruption="gaussian_noise", severity=2)
+    ((_, found),) = batches(data, PREPROCESS, corruption="gaussian_noise", severity=2)
     shown = pixels(found)
     torch.testing.assert_close(shown, shown.round(), atol=1e-3, rtol=0)
     expected = corruptions.apply(np.full((32, 32, 3), 100, np.uint8), "gaussian_noise", 2, 0, image_id=1)

@@ -33,10 +33,15 @@ def write(path, n=12, metadata=None, row_group_size=5, **columns):
 
 @pytest.fixture
 def file(tmp_path):
-    return write(tmp_path / "set.parquet", metadata={"classes": ["a", "b", "c"]}, label=[i % 3 for i in range(12)],
-                 captions=[[f"c{i}", "x"] for i in range(12)], good=[i % 4 == 0 for i in range(12)],
-                 place=["land" if i < 6 else "water" for i in range(12)],
-                 split=["train" if i < 9 else "test" for i in range(12)])  # fmt: skip
+    return write(
+        tmp_path / "set.parquet",
+        metadata={"classes": ["a", "b", "c"]},
+        label=[i % 3 for i in range(12)],
+        captions=[[f"c{i}", "x"] for i in range(12)],
+        good=[i % 4 == 0 for i in range(12)],
+        place=["land" if i < 6 else "water" for i in range(12)],
+        split=["train" if i < 9 else "test" for i in range(12)],
+    )
 
 
 def values(data) -> list[int]:

@@ -57,8 +57,22 @@ def test_one_s_own_pictures_classes_and_templates(
     (tmp_path / "pictures" / "1" / "broken.png").write_bytes(b"no image")
     Path("classes.txt").write_text("red thing\nblue thing\n")
     Path("templates.txt").write_text("a picture of a {}.\n{}\n")
-    line = ["evaluate", tiny_model, "--recipe", "float", "--recipe", "w8a8", "--data", "folder:pictures", "--classes",
-            "classes.txt", "--templates", "templates.txt", "--no-cache", "--json"]  # fmt: skip
+    line = [
+        "evaluate",
+        tiny_model,
+        "--recipe",
+        "float",
+        "--recipe",
+        "w8a8",
+        "--data",
+        "folder:pictures",
+        "--classes",
+        "classes.txt",
+        "--templates",
+        "templates.txt",
+        "--no-cache",
+        "--json",
+    ]
     assert main(line) == 0
     found = json.loads(capsys.readouterr().out)
     assert any("broken.png" in note for note in found["notes"])
@@ -113,10 +127,30 @@ def test_demo_on_a_small_sample(tmp_path: Path, capsys: pytest.CaptureFixture) -
 
 
 def test_ctrl_c_leaves_nothing_half_written(tiny_model: str, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "qclip", "evaluate", tiny_model, "--recipe", "float", "--recipe", "w8a8", "--data",
-               "scenes:test?samples=50000", "--no-cache", "--output", "out"]  # fmt: skip
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=tmp_path,
-                               env={**os.environ, "PYTHONPATH": str(ROOT)})  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "qclip",
+        "evaluate",
+        tiny_model,
+        "--recipe",
+        "float",
+        "--recipe",
+        "w8a8",
+        "--data",
+        "scenes:test?samples=50000",
+        "--no-cache",
+        "--output",
+        "out",
+    ]
+    process = subprocess.Popen(
+        command,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
     assert process.stderr is not None
     for line in process.stderr:
         if "%" in line:  # the first images are being embedded

@@ -28,8 +28,13 @@ def test_every_python_block_runs(number: int, tmp_path: Path) -> None:
         tmp_path / "picture.jpg"
     )
     code = re.sub(r'"(scenes:[a-z-]+)"', r'"\1?samples=20"', blocks()[number])
-    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], cwd=tmp_path, capture_output=True, text=True,
-                          env={**os.environ, "PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(tmp_path)})  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(tmp_path)},
+    )
     assert done.returncode == 0, done.stderr
 
 

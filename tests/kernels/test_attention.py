@@ -68,9 +68,16 @@ def test_attention(backend, seed, dtype, kind, causal, scale):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(
     "queries,keys,d,causal",
-    [(50, 50, 64, False), (77, 77, 64, True), (3, 257, 88, False), (9, 197, 32, False), (7, 577, 64, False),
-     (5, 729, 72, False), (577, 577, 64, False)],
-)  # fmt: skip
+    [
+        (50, 50, 64, False),
+        (77, 77, 64, True),
+        (3, 257, 88, False),
+        (9, 197, 32, False),
+        (7, 577, 64, False),
+        (5, 729, 72, False),
+        (577, 577, 64, False),
+    ],
+)
 def test_shapes_of_clip(backend, queries, keys, d, causal, dtype):
     q, k, v = case(3, dtype, batch=1, queries=queries, keys=keys, heads=2, d=d)
     compare(qkernels.attention(q, k, v, causal=causal), oracles.attention(f64(q), f64(k), f64(v), None, causal), dtype)

@@ -96,9 +96,12 @@ def test_calls_on_another_stream_wait_for_the_last(cuda: EmulatedCuda) -> None:
         program(x)
     program(x)
     assert cuda.log[1:] == [
-        f"{other.name} waits for what default did", f"replayed on {other.name}", f"replayed on {other.name}",
-        f"default waits for what {other.name} did", "replayed on default",
-    ]  # fmt: skip
+        f"{other.name} waits for what default did",
+        f"replayed on {other.name}",
+        f"replayed on {other.name}",
+        f"default waits for what {other.name} did",
+        "replayed on default",
+    ]
 
 
 def test_a_dropped_program_gives_its_memory_back_once_it_has_run(cuda: EmulatedCuda) -> None:

@@ -29,8 +29,12 @@ def int8(n=N, k=K, bias=True, smooth=False, static=False, seed=0):
     weight = torch.randn(n, k, generator=g) / k**0.5
     factor = torch.rand(k, generator=g) + 0.5 if smooth else None
     stored = weight if factor is None else weight / factor
-    layer = Int8Linear(Int8Weight.quantize(stored), torch.randn(n, generator=g) if bias else None, factor,
-                       torch.tensor(0.03) if static else None)  # fmt: skip
+    layer = Int8Linear(
+        Int8Weight.quantize(stored),
+        torch.randn(n, generator=g) if bias else None,
+        factor,
+        torch.tensor(0.03) if static else None,
+    )
     return layer, weight
 
 
@@ -48,11 +52,13 @@ def relative(got, want):
 
 def made(kind):
     return {
-        "int8": lambda: int8()[0], "int8-smooth": lambda: int8(smooth=True)[0],
+        "int8": lambda: int8()[0],
+        "int8-smooth": lambda: int8(smooth=True)[0],
         "int8-static": lambda: int8(static=True)[0],
-        "int4": lambda: int4()[0], "int4-float": lambda: int4(float_input=True)[0],
+        "int4": lambda: int4()[0],
+        "int4-float": lambda: int4(float_input=True)[0],
         "simulated": lambda: SimulatedLinear(Int8Weight.quantize(int8()[1]), torch.ones(N), 8),
-    }[kind]()  # fmt: skip
+    }[kind]()
 
 
 KINDS = ["int8", "int8-smooth", "int8-static", "int4", "int4-float", "simulated"]
@@ -305,8 +311,9 @@ def test_groups_are_only_for_inputs_that_fc2_would_quantize_plainly(monkeypatch,
             made = copy.deepcopy(core)
             for name in ("fc1", "fc2"):
                 site = getattr(core, name)
-                setattr(made, name, Int4Linear(Int4Weight.quantize(site.weight.detach(), 64), site.bias.detach(),
-                                               **kwargs))  # fmt: skip
+                setattr(
+                    made, name, Int4Linear(Int4Weight.quantize(site.weight.detach(), 64), site.bias.detach(), **kwargs)
+                )
             made = QuantizedMlp.fuse(made)
         return made
 

@@ -15,15 +15,20 @@ VISION = {"image_size": 32, "layers": 2, "width": 48, "head_width": 12, "patch_s
 TEXT = {"context_length": 16, "vocab_size": 100, "width": 32, "heads": 4, "layers": 2}
 BASE = {"embed_dim": 24, "vision_cfg": VISION, "text_cfg": TEXT}
 CUSTOM = {"qk_norm": True, "scale_heads": True, "scale_attn_inner": True, "scale_attn": True, "scale_fc": True}
-SIGLIP_TEXT = TEXT | {"no_causal_mask": True, "pool_type": "last", "proj_bias": True,
-                      "act_kwargs": {"approximate": "tanh"}, "norm_kwargs": {"eps": 1e-6}}  # fmt: skip
+SIGLIP_TEXT = TEXT | {
+    "no_causal_mask": True,
+    "pool_type": "last",
+    "proj_bias": True,
+    "act_kwargs": {"approximate": "tanh"},
+    "norm_kwargs": {"eps": 1e-6},
+}
 COCA = {
     "embed_dim": 24,
-    "vision_cfg": VISION | {"attentional_pool": True, "attn_pooler_queries": 6, "attn_pooler_heads": 4,
-                            "output_tokens": True},
+    "vision_cfg": VISION
+    | {"attentional_pool": True, "attn_pooler_queries": 6, "attn_pooler_heads": 4, "output_tokens": True},
     "text_cfg": TEXT | {"width": 24, "embed_cls": True, "output_tokens": True},
     "multimodal_cfg": {"context_length": 16, "vocab_size": 100, "width": 24, "heads": 2, "layers": 1},
-}  # fmt: skip
+}
 
 
 def clip(vision: dict | None = None, text: dict | None = None, custom: bool = False, **settings: Any) -> nn.Module:
@@ -44,11 +49,16 @@ OPEN_CLIP: dict[str, Callable[[], nn.Module]] = {
     "no_text_projection": lambda: clip(text={"proj_type": "none", "width": 24}, custom=True),
     "no_causal_mask": lambda: clip(custom=True, text={"no_causal_mask": True}),
     "coca": lambda: open_clip.CoCa(**COCA),
-    "coca_parallel_pools": lambda: open_clip.CoCa(**COCA | {  # open_clip's norm behind the pools asks for equal widths
-        "embed_dim": 48, "vision_cfg": COCA["vision_cfg"] | {"attentional_pool": "parallel"}}),
+    "coca_parallel_pools": lambda: open_clip.CoCa(
+        **COCA
+        | {  # open_clip's norm behind the pools asks for equal widths
+            "embed_dim": 48,
+            "vision_cfg": COCA["vision_cfg"] | {"attentional_pool": "parallel"},
+        }
+    ),
     "nonscalar_scale": lambda: clip(nonscalar_logit_scale=True, init_logit_bias=0.0, output_dict=True),
     "float32_norms": lambda: clip(cast_dtype=torch.float16),
-}  # fmt: skip
+}
 
 
 def with_trunk(trunk: nn.Module, proj: str = "none", width: int = 24) -> nn.Module:
@@ -73,8 +83,16 @@ def _other_pool() -> nn.Module:
     """A SigLIP tower whose pool has what open_clip's do not use: norms, positions, several queries."""
     trunk = TIMM["vit_siglip"]()
     pool = timm.layers.AttentionPoolLatent
-    trunk.attn_pool = pool(24, num_heads=4, qk_norm=True, latent_len=2, pool_type="avg",
-                           pos_embed="abs", feat_size=16, norm_layer=nn.LayerNorm)  # fmt: skip
+    trunk.attn_pool = pool(
+        24,
+        num_heads=4,
+        qk_norm=True,
+        latent_len=2,
+        pool_type="avg",
+        pos_embed="abs",
+        feat_size=16,
+        norm_layer=nn.LayerNorm,
+    )
     return trunk
 
 
@@ -87,22 +105,27 @@ def _conv_stem() -> nn.Module:
 
 
 SMALL_VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 4}
-SMALL_CONVNEXT = {"depths": (1, 1, 2, 1), "dims": (8, 16, 24, 32),
-                  "pretrained_cfg_overlay": {"input_size": (3, 32, 32)}}  # fmt: skip
+SMALL_CONVNEXT = {
+    "depths": (1, 1, 2, 1),
+    "dims": (8, 16, 24, 32),
+    "pretrained_cfg_overlay": {"input_size": (3, 32, 32)},
+}
 
 TIMM: dict[str, Callable[[], nn.Module]] = {
     "vit_clip": lambda: timm.create_model("vit_base_patch32_clip_224", **SMALL_VIT, num_classes=10),
-    "vit_qk_norm_layer_scale": lambda: timm.create_model("vit_base_patch32_clip_quickgelu_224", **SMALL_VIT,
-                                                         num_classes=10, qk_norm=True, init_values=0.1),
-    "vit_inner_norms": lambda: timm.create_model("vit_base_patch32_clip_224", **SMALL_VIT, num_classes=0,
-                                                 scale_attn_norm=True, scale_mlp_norm=True),
+    "vit_qk_norm_layer_scale": lambda: timm.create_model(
+        "vit_base_patch32_clip_quickgelu_224", **SMALL_VIT, num_classes=10, qk_norm=True, init_values=0.1
+    ),
+    "vit_inner_norms": lambda: timm.create_model(
+        "vit_base_patch32_clip_224", **SMALL_VIT, num_classes=0, scale_attn_norm=True, scale_mlp_norm=True
+    ),
     "vit_siglip": lambda: timm.create_model("vit_base_patch16_siglip_224", **SMALL_VIT, num_classes=0),
     "vit_other_pool": _other_pool,
     "vit_conv_stem": _conv_stem,
     "convnext": lambda: timm.create_model("convnext_tiny", **SMALL_CONVNEXT, num_classes=10),
     "convnext_1x1": lambda: timm.create_model("convnext_atto", **SMALL_CONVNEXT, num_classes=10, conv_mlp=True),
     "convnext_grn": lambda: timm.create_model("convnextv2_atto", **SMALL_CONVNEXT, num_classes=10, conv_mlp=False),
-}  # fmt: skip
+}
 
 
 def perturb(model: nn.Module, seed: int = 0) -> nn.Module:

@@ -60,8 +60,11 @@ def test_a_description_downloads_nothing(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr("timm.create_model", lambda *args, **kwargs: asked.append((args, kwargs)) or nn.Identity())
     config = open_clip.get_model_config("convnext_base")
     config["vision_cfg"]["timm_model_pretrained"] = True
-    described = {"family": "open_clip", "class": "CLIP", "config": {k: config[k] for k in ("embed_dim", "vision_cfg",
-                                                                                          "text_cfg")}}  # fmt: skip
+    described = {
+        "family": "open_clip",
+        "class": "CLIP",
+        "config": {k: config[k] for k in ("embed_dim", "vision_cfg", "text_cfg")},
+    }
     for wanted in (config, described):
         with pytest.raises((ModelError, AttributeError)):  # the trunk here is none
             models.create_from_config(wanted, device="meta")
@@ -103,8 +106,9 @@ def test_timm_towers_inside_open_clip_round_trip() -> None:
 def test_what_cannot_be_described_says_so_when_asked() -> None:
     import timm
 
-    trunk = timm.create_model("vit_base_patch16_siglip_224", img_size=32, patch_size=8, embed_dim=24, depth=1,
-                              num_heads=4, num_classes=0)  # fmt: skip
+    trunk = timm.create_model(
+        "vit_base_patch16_siglip_224", img_size=32, patch_size=8, embed_dim=24, depth=1, num_heads=4, num_classes=0
+    )
     model = with_trunk(trunk)
     models.towers(model)
     for m in (model, copy.deepcopy(model)):
@@ -115,10 +119,13 @@ def test_what_cannot_be_described_says_so_when_asked() -> None:
 
 
 def test_descriptions_that_build_nothing_are_refused() -> None:
-    for bad, match in (({"family": "other", "class": "CLIP", "config": {}}, "family 'other'"),
-                       ({"family": "open_clip", "class": "System", "config": {}}, "class 'System'"),
-                       ({"family": "huggingface", "class": "BertModel", "config": {}}, "BertModel"),
-                       (BASE | {"surprise": 1}, "surprise"), ({"embed_dim": 3}, "cannot be built")):  # fmt: skip
+    for bad, match in (
+        ({"family": "other", "class": "CLIP", "config": {}}, "family 'other'"),
+        ({"family": "open_clip", "class": "System", "config": {}}, "class 'System'"),
+        ({"family": "huggingface", "class": "BertModel", "config": {}}, "BertModel"),
+        (BASE | {"surprise": 1}, "surprise"),
+        ({"embed_dim": 3}, "cannot be built"),
+    ):
         with pytest.raises(ModelError, match=match):
             models.create_from_config(bad)
 
@@ -146,21 +153,26 @@ def test_preprocessing_follows_open_clip() -> None:
     settings = {"mean": [0.5, 0.4, 0.3], "std": [0.2, 0.3, 0.5], "interpolation": "bilinear"}
     for size, mode in ((32, "shortest"), ([32, 24], "squash"), (32, "longest")):
         ours = models.preprocess_from_config({"image_size": size, "resize_mode": mode} | settings)
-        theirs = open_clip.image_transform(size if isinstance(size, int) else tuple(size), is_train=False,
-                                           resize_mode=mode, **settings)  # fmt: skip
+        theirs = open_clip.image_transform(
+            size if isinstance(size, int) else tuple(size), is_train=False, resize_mode=mode, **settings
+        )
         assert torch.equal(ours(PICTURE), theirs(PICTURE))
         assert models.preprocess_from_config(json.loads(json.dumps(ours.config))).config == ours.config
     raw = open_clip.CLIP(**BASE)
-    open_clip.model.set_model_preprocess_cfg(raw, {"size": 32, "mean": (0.1,) * 3, "std": (1.0,) * 3,
-                                                   "interpolation": "bilinear", "resize_mode": "squash"})  # fmt: skip
+    open_clip.model.set_model_preprocess_cfg(
+        raw, {"size": 32, "mean": (0.1,) * 3, "std": (1.0,) * 3, "interpolation": "bilinear", "resize_mode": "squash"}
+    )
     described = models.preprocess_config(raw)
     assert described["mean"] == [0.1] * 3 and described["resize_mode"] == "squash"
 
 
 def test_bad_preprocessing_and_tokenizers_are_named() -> None:
-    for bad, match in (({"mean": [0, 0, 0]}, "image_size"), ({"image_size": 8, "colour": 1}, "colour"),
-                       ({"image_size": 8, "resize_mode": "wild"}, "wild"),
-                       ({"image_size": 8, "interpolation": "lanczos"}, "lanczos")):  # fmt: skip
+    for bad, match in (
+        ({"mean": [0, 0, 0]}, "image_size"),
+        ({"image_size": 8, "colour": 1}, "colour"),
+        ({"image_size": 8, "resize_mode": "wild"}, "wild"),
+        ({"image_size": 8, "interpolation": "lanczos"}, "lanczos"),
+    ):
         with pytest.raises(ModelError, match=match):
             models.preprocess_from_config(bad)
     with pytest.raises(ModelError, match="'bytes'"):

@@ -10,8 +10,10 @@ from qclip import models
 from qclip.models.tower import FEEDS, KINDS, Attention, Mlp
 from tests.models.architectures import OPEN_CLIP, TIMM, images, perturb, tokens, with_trunk
 
-TRUNKS = {f"trunk_{name}_{proj}": (name, proj) for name, proj in
-          [("vit_siglip", "none"), ("convnext", "linear"), ("convnext_1x1", "mlp"), ("vit_clip", "none")]}  # fmt: skip
+TRUNKS = {
+    f"trunk_{name}_{proj}": (name, proj)
+    for name, proj in [("vit_siglip", "none"), ("convnext", "linear"), ("convnext_1x1", "mlp"), ("vit_clip", "none")]
+}
 
 
 def build(name: str) -> nn.Module:

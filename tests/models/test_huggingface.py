@@ -15,10 +15,25 @@ from tests.models.architectures import images, perturb, tokens
 
 transformers = pytest.importorskip("transformers", reason="needs transformers (extra hf)")
 
-VISION = {"hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
-          "image_size": 32, "patch_size": 8}  # fmt: skip
-TEXT = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 100,
-        "max_position_embeddings": 16, "bos_token_id": 98, "eos_token_id": 99, "pad_token_id": 0}  # fmt: skip
+VISION = {
+    "hidden_size": 48,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "image_size": 32,
+    "patch_size": 8,
+}
+TEXT = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "vocab_size": 100,
+    "max_position_embeddings": 16,
+    "bos_token_id": 98,
+    "eos_token_id": 99,
+    "pad_token_id": 0,
+}
 
 
 def build(name: str, attention: str = "sdpa") -> nn.Module:
@@ -32,8 +47,10 @@ def build(name: str, attention: str = "sdpa") -> nn.Module:
 
 
 def features(model: nn.Module, mask: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
-    found = (model.get_image_features(pixel_values=images()),
-             model.get_text_features(input_ids=tokens(), attention_mask=mask))  # fmt: skip
+    found = (
+        model.get_image_features(pixel_values=images()),
+        model.get_text_features(input_ids=tokens(), attention_mask=mask),
+    )
     return tuple(f if isinstance(f, torch.Tensor) else f.pooler_output for f in found)
 
 
@@ -114,8 +131,9 @@ def test_version_4_hands_over_two_masks() -> None:
     causal = torch.full((1, 1, 5, 5), float("-inf")).triu_(1)
     padding = torch.zeros(2, 1, 1, 5)
     padding[1, ..., 4] = torch.finfo(torch.float32).min
-    out, weights = attention(hidden_states=x, attention_mask=padding, causal_attention_mask=causal,
-                             output_attentions=False)  # fmt: skip
+    out, weights = attention(
+        hidden_states=x, attention_mask=padding, causal_attention_mask=causal, output_attentions=False
+    )
     torch.testing.assert_close(out, attention.core(x, mask=causal + padding))
     alone, _ = attention(hidden_states=x, attention_mask=None, causal_attention_mask=causal)
     torch.testing.assert_close(alone, attention(x, is_causal=True)[0])
@@ -147,8 +165,13 @@ def test_dtypes_follow() -> None:
 
 
 def test_align_and_others_are_refused_by_name() -> None:
-    tiny = {"hidden_size": 8, "num_attention_heads": 2, "num_hidden_layers": 1, "intermediate_size": 8,
-            "vocab_size": 10}  # fmt: skip
+    tiny = {
+        "hidden_size": 8,
+        "num_attention_heads": 2,
+        "num_hidden_layers": 1,
+        "intermediate_size": 8,
+        "vocab_size": 10,
+    }
     with torch.device("meta"):
         align = transformers.AlignModel(transformers.AlignConfig(text_config=tiny))
         bert = transformers.BertModel(transformers.BertConfig(**tiny))
@@ -162,8 +185,12 @@ def test_align_and_others_are_refused_by_name() -> None:
 def folder(tmp_path: Path) -> Path:
     """A CLIP as `save_pretrained` writes it, with its image processor and a small word tokenizer."""
     build("clip").save_pretrained(tmp_path)
-    processor = transformers.CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32},
-                                                image_mean=[0.1, 0.2, 0.3], image_std=[0.5, 0.6, 0.7])  # fmt: skip
+    processor = transformers.CLIPImageProcessor(
+        size={"shortest_edge": 32},
+        crop_size={"height": 32, "width": 32},
+        image_mean=[0.1, 0.2, 0.3],
+        image_std=[0.5, 0.6, 0.7],
+    )
     processor.save_pretrained(tmp_path)
     tokenizers = pytest.importorskip("tokenizers")
     words = {"[PAD]": 0, "a": 1, "dog": 2, "<eos>": 99}

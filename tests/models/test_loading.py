@@ -152,8 +152,11 @@ def test_unpickling_is_refused(tmp_path: Path, original: nn.Module) -> None:
 def test_other_bad_files(tmp_path: Path, folder: Path) -> None:
     (tmp_path / "text.pt").write_text("not a checkpoint")
     torch.save({"a": 1}, tmp_path / "numbers.pt")
-    for name, match in (("text.pt", "unpickling|not a readable"), ("numbers.pt", "no state dict"),
-                        ("absent.safetensors", "there is no file")):  # fmt: skip
+    for name, match in (
+        ("text.pt", "unpickling|not a readable"),
+        ("numbers.pt", "no state dict"),
+        ("absent.safetensors", "there is no file"),
+    ):
         with pytest.raises(ModelError, match=match):
             models.load(str(tmp_path / name), arch=CONFIG)
     with pytest.raises(ModelError, match="did you mean 'ViT-B-32'"):
@@ -211,8 +214,9 @@ def test_weights_that_cannot_be_downloaded(small_registry: None, monkeypatch: py
         models.load("Tiny:t1")
 
 
-def test_downloaded_weights_and_their_activation(small_registry: None, monkeypatch: pytest.MonkeyPatch, folder: Path,
-                                                 original: nn.Module) -> None:  # fmt: skip
+def test_downloaded_weights_and_their_activation(
+    small_registry: None, monkeypatch: pytest.MonkeyPatch, folder: Path, original: nn.Module
+) -> None:
     monkeypatch.setattr(family, "download_pretrained", lambda *_: str(folder / "open_clip_model.safetensors"))
     with pytest.warns(UserWarning, match="trained with QuickGELU"):
         model = models.load("Tiny:t1")
@@ -237,7 +241,8 @@ def test_import_without_transformers() -> None:
         "try: models.load('hf:anything')\n"
         "except models.huggingface.ModelError as e: print(e)\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False,
-                          cwd=Path(__file__).parents[2])  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=Path(__file__).parents[2]
+    )
     assert done.returncode == 0, done.stderr
     assert "install qclip[hf]" in done.stdout

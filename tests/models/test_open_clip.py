@@ -34,8 +34,9 @@ def test_the_callers_interface_is_unchanged(name: str) -> None:
     torch.testing.assert_close(ours.encode_image(x, normalize=True), model.encode_image(x, normalize=True))
     torch.testing.assert_close(ours.encode_text(t, normalize=True), model.encode_text(t, normalize=True))
     torch.testing.assert_close(ours(x, t), model(x, t))
-    torch.testing.assert_close(ours(image=x)[0] if name == "clip" else ours.visual(x),
-                               model(image=x)[0] if name == "clip" else model.visual(x))  # fmt: skip
+    torch.testing.assert_close(
+        ours(image=x)[0] if name == "clip" else ours.visual(x), model(image=x)[0] if name == "clip" else model.visual(x)
+    )
     torch.testing.assert_close(ours.get_logits(x, t), model.get_logits(x, t))
 
 
@@ -160,8 +161,18 @@ def lengths_seen(model: nn.Module, run=None) -> list[int]:
     return seen
 
 
-@pytest.mark.parametrize(("name", "length"), [("clip", 9), ("custom_text", 9), ("eos_pool", 9), ("own_attention", 9),
-                                              ("siglip_text", 16), ("no_causal_mask", 16), ("coca", 17)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "length"),
+    [
+        ("clip", 9),
+        ("custom_text", 9),
+        ("eos_pool", 9),
+        ("own_attention", 9),
+        ("siglip_text", 16),
+        ("no_causal_mask", 16),
+        ("coca", 17),
+    ],
+)
 @torch.no_grad()
 def test_text_stops_at_the_last_eot_where_that_is_exact(name: str, length: int) -> None:
     model, ours = twins(name)
@@ -208,7 +219,8 @@ def test_the_triangular_mask_reaches_the_cores_as_causal() -> None:
         text = getattr(ours, "text", ours)
         seen = []
         text.transformer.resblocks[0].attn.register_forward_pre_hook(
-            lambda m, args, kwargs, s=seen: s.append((kwargs["mask"], kwargs["causal"])), with_kwargs=True)  # fmt: skip
+            lambda m, args, kwargs, s=seen: s.append((kwargs["mask"], kwargs["causal"])), with_kwargs=True
+        )
         ours.encode_text(tokens())
         assert seen == [want]
 
@@ -229,12 +241,14 @@ def test_masks_handed_to_the_transformer_by_the_caller() -> None:
     model, ours = twins()
     x = torch.randn(2, 16, 32)
     for mask in (None, model.attn_mask, torch.randn(16, 16), torch.randn(8, 16, 16)):
-        torch.testing.assert_close(ours.transformer(x, attn_mask=mask), model.transformer(x, attn_mask=mask),
-                                   rtol=0, atol=1e-5)  # fmt: skip
+        torch.testing.assert_close(
+            ours.transformer(x, attn_mask=mask), model.transformer(x, attn_mask=mask), rtol=0, atol=1e-5
+        )
     own, ours = twins("own_attention")
     hidden = torch.ones(16, 16, dtype=torch.bool).triu(1)
-    torch.testing.assert_close(ours.transformer(x, attn_mask=hidden), own.transformer(x, attn_mask=hidden),
-                               rtol=0, atol=1e-5)  # fmt: skip
+    torch.testing.assert_close(
+        ours.transformer(x, attn_mask=hidden), own.transformer(x, attn_mask=hidden), rtol=0, atol=1e-5
+    )
 
 
 # ---- refusals --------------------------------------------------------------------------------------------------------

@@ -26,14 +26,12 @@ def model() -> torch.nn.Module:
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """"module" for every run of a block's modules, "program" for every replay."""
+    """ "module" for every run of a block's modules, "program" for every replay."""
     seen: list[str] = []
     replay = programmed.Program.__call__
     monkeypatch.setattr(programmed.Program, "__call__", lambda *a: (seen.append("program"), replay(*a))[1])
     fused = QuantizedAttention.forward
-    monkeypatch.setattr(
-        QuantizedAttention, "forward", lambda *a, **k: (seen.append("module"), fused(*a, **k))[1]
-    )
+    monkeypatch.setattr(QuantizedAttention, "forward", lambda *a, **k: (seen.append("module"), fused(*a, **k))[1])
     return seen
 
 

@@ -255,11 +255,20 @@ def coca():
     text = {"context_length": 16, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1}
     model = open_clip.CoCa(
         embed_dim=32,
-        vision_cfg={"image_size": 32, "layers": 1, "width": 32, "head_width": 16, "patch_size": 8,
-                    "attentional_pool": True, "attn_pooler_queries": 4, "attn_pooler_heads": 2, "output_tokens": True},
+        vision_cfg={
+            "image_size": 32,
+            "layers": 1,
+            "width": 32,
+            "head_width": 16,
+            "patch_size": 8,
+            "attentional_pool": True,
+            "attn_pooler_queries": 4,
+            "attn_pooler_heads": 2,
+            "output_tokens": True,
+        },
         text_cfg=text | {"embed_cls": True, "output_tokens": True},
         multimodal_cfg=text,
-    ).eval()  # fmt: skip
+    ).eval()
     with torch.no_grad():
         model.text.cls_emb.normal_()
         model.text.text_projection.normal_(std=0.1)
@@ -311,8 +320,12 @@ def test_channel_maxima_against_a_hook(model):
 
 @pytest.mark.parametrize("kind", ["tensor", "loader", "tuples", "set"])
 def test_calibration_takes_what_users_have(model, kind):
-    data = {"tensor": IMAGES, "loader": [IMAGES[:2], IMAGES[2:]], "tuples": [(IMAGES, torch.zeros(6))],
-            "set": "scenes:dev?samples=8"}[kind]  # fmt: skip
+    data = {
+        "tensor": IMAGES,
+        "loader": [IMAGES[:2], IMAGES[2:]],
+        "tuples": [(IMAGES, torch.zeros(6))],
+        "set": "scenes:dev?samples=8",
+    }[kind]
     small = qclip.quantize(model, "w8a8-static", calibration=data)
     facts = small.qclip_quantization.provenance["calibration"]
     assert facts["images"] == (8 if kind == "set" else 6) and len(facts["sha256"]) == 64
@@ -427,14 +440,20 @@ def test_progress_of_every_stage_runs_from_0_to_its_end(model, recipe, stages):
         (lambda m: qclip.quantize(m, "w8a8-static", calibration=7), DataError, "not int"),
         (lambda m: qclip.quantize(m, "w8a8-static", calibration=[1, 2]), DataError, "gives int"),
         (lambda m: qclip.quantize(m, "w8a8-static", calibration=(IMAGES * 50).byte()), DataError, "floating point"),
-        (lambda m: qclip.quantize(m, "w8a8-static", calibration=torch.zeros(2, 3, 48, 48)), DataError,
-         r"\(3, 48, 48\), but the model takes \(3, 32, 32\)"),
+        (
+            lambda m: qclip.quantize(m, "w8a8-static", calibration=torch.zeros(2, 3, 48, 48)),
+            DataError,
+            r"\(3, 48, 48\), but the model takes \(3, 32, 32\)",
+        ),
         (lambda m: qclip.quantize(m, "w8a8-static", calibration=torch.zeros(2, 1, 32, 32)), DataError, "takes"),
-        (lambda m: qclip.quantize(m, "w8a8-static", calibration=[IMAGES, IMAGES[..., :8]]), DataError,
-         r"\(3, 32, 32\) and of shape \(3, 32, 8\)"),
+        (
+            lambda m: qclip.quantize(m, "w8a8-static", calibration=[IMAGES, IMAGES[..., :8]]),
+            DataError,
+            r"\(3, 32, 32\) and of shape \(3, 32, 8\)",
+        ),
         (lambda m: qclip.quantize(qclip.quantize(m, "w8a8"), "w4a8"), ModelError, "already"),
         (lambda m: qclip.quantize(nn.Linear(2, 2), "w8a8"), ModelError, "Linear"),
-    ],  # fmt: skip
+    ],
 )
 def test_refusals(model, call, error, word):
     with pytest.raises(error, match=word):

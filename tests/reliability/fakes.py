@@ -34,8 +34,14 @@ class Pictures:
         ]
 
 
-def pictures(name: str = "pets", n: int = 90, seed: int = 0, groups: dict | None = None, bad: Sequence[int] = (),
-             strange: bool = False) -> ImageSet:  # fmt: skip
+def pictures(
+    name: str = "pets",
+    n: int = 90,
+    seed: int = 0,
+    groups: dict | None = None,
+    bad: Sequence[int] = (),
+    strange: bool = False,
+) -> ImageSet:
     """`strange`: an OOD set, without labels."""
     labels = np.full(n, len(CLASSES)) if strange else np.arange(n) % len(CLASSES)
     source = Pictures(labels, seed, bad)

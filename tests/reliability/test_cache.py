@@ -142,16 +142,19 @@ class Layered(nn.Module):
         self.register_buffer("hidden", torch.ones(2), persistent=False)
 
 
-@pytest.mark.parametrize("change", [
-    lambda m: m.linear.weight.data.__setitem__((1, 2), 3.0),
-    lambda m: m.linear.bias.data.neg_(),
-    lambda m: m.hidden.mul_(2),
-    lambda m: m.half(),
-    lambda m: setattr(m, "heads", 4),
-    lambda m: setattr(m.norm, "eps", 1e-3),
-    lambda m: setattr(m, "norm", nn.BatchNorm1d(4)),
-    lambda m: setattr(m, "act", torch.nn.functional.gelu),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda m: m.linear.weight.data.__setitem__((1, 2), 3.0),
+        lambda m: m.linear.bias.data.neg_(),
+        lambda m: m.hidden.mul_(2),
+        lambda m: m.half(),
+        lambda m: setattr(m, "heads", 4),
+        lambda m: setattr(m.norm, "eps", 1e-3),
+        lambda m: setattr(m, "norm", nn.BatchNorm1d(4)),
+        lambda m: setattr(m, "act", torch.nn.functional.gelu),
+    ],
+)
 def test_the_fingerprint_sees_every_change_of_a_model(change) -> None:
     model, changed = Layered(), Layered()
     assert model_fingerprint(model) == model_fingerprint(changed)

@@ -89,16 +89,21 @@ def test_every_difference_is_paired_and_has_an_interval() -> None:
     models = {"float": Tiny(), "worse": Tiny(0.3)}
     results = run(models, ood=pictures("noise", 30, seed=3, strange=True), dev=pictures("dev", 60, seed=5))
     wanted = [{"set": "pets", "subset": "all", "metric": name} for name in METRICS]
-    wanted += [{"set": "noise", "score": score, "metric": name}
-               for score in ("mcm", "maxlogit", "energy") for name in ("auroc", "fpr95")]  # fmt: skip
+    wanted += [
+        {"set": "noise", "score": score, "metric": name}
+        for score in ("mcm", "maxlogit", "energy")
+        for name in ("auroc", "fpr95")
+    ]
     for row in wanted:
         one, other = (results.row(model=label, **row) for label in ("float", "worse"))
         gap = results.row(model="worse", reference="float", **row)
         assert gap["value"] == pytest.approx(other["value"] - one["value"], abs=1e-12)
         assert gap["low"] <= gap["value"] <= gap["high"] and one["low"] <= one["value"] <= one["high"]
         assert results.row(model="float", reference="float", **row) is None
-    one, other, gap = (results.row(model=m, reference=r, set="pets", subset="all", metric="nll")
-                       for m, r in (("float", ""), ("worse", ""), ("worse", "float")))  # fmt: skip
+    one, other, gap = (
+        results.row(model=m, reference=r, set="pets", subset="all", metric="nll")
+        for m, r in (("float", ""), ("worse", ""), ("worse", "float"))
+    )
     width = lambda row: row["high"] - row["low"]  # noqa: E731
     assert 0 < width(gap) < 0.8 * math.hypot(width(one), width(other))  # narrower than if they were not paired
 
@@ -239,12 +244,15 @@ def test_parts_of_a_set_fit_together(monkeypatch) -> None:
         assert one["value"] == pytest.approx(other["value"], rel=1e-5, abs=1e-6) and one["n"] == other["n"]
 
 
-@pytest.mark.parametrize(("change", "message"), [
-    ({"labels": None}, "has no labels"),
-    ({"classes": None}, "no class names"),
-    ({"classes": ["ant"]}, "has one class"),
-    ({"labels": np.full(90, 6)}, "90 labels are outside its 6 classes"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"labels": None}, "has no labels"),
+        ({"classes": None}, "no class names"),
+        ({"classes": ["ant"]}, "has one class"),
+        ({"labels": np.full(90, 6)}, "90 labels are outside its 6 classes"),
+    ],
+)
 def test_unusable_data_is_refused_with_the_reason(change: dict, message: str) -> None:
     with pytest.raises(DataError, match=message):
         run(data=dataclasses.replace(pictures(), **change))
@@ -305,8 +313,11 @@ def test_what_the_model_is_goes_on_its_rows() -> None:
 
     recipe = SimpleNamespace(name="w8a16", method="rtn", bits="8/float", hash="abc")
     small = Tiny()
-    small.qclip_quantization = SimpleNamespace(recipe=recipe, source="tiny",
-        coverage=SimpleNamespace(rows=[site("vision.a", "real", 30), site("vision.b", "float", 10)]))  # fmt: skip
+    small.qclip_quantization = SimpleNamespace(
+        recipe=recipe,
+        source="tiny",
+        coverage=SimpleNamespace(rows=[site("vision.a", "real", 30), site("vision.b", "float", 10)]),
+    )
     results = run({"float": Tiny(), "small": small})
     row = results.row(model="small", set="pets", subset="all", metric="top1")
     assert (row["recipe"], row["method"], row["bits"], row["recipe_hash"], row["source"]) == (

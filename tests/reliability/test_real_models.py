@@ -73,8 +73,12 @@ def test_spectra_of_quantized_models(compared: dict[str, nn.Module]) -> None:
         fine, coarse = (results.value(model=m, metric="sqnr", set="vision", subset=band) for m in ("w8a8", "w4a4"))
         assert 30 < fine < 60 and coarse == pytest.approx(fine - 20 * np.log10(127 / 7), abs=2.5)  # 17 times the step
     starts = {sentence.split(":")[0] for sentence in verdict(results)}
-    assert starts == {"w8a8, vision tower, ranks 8-64", "w4a4, vision tower, ranks 8-64",
-                      "w8a8, text tower, ranks 8-64", "w4a4, text tower, ranks 8-64"}  # fmt: skip
+    assert starts == {
+        "w8a8, vision tower, ranks 8-64",
+        "w4a4, vision tower, ranks 8-64",
+        "w8a8, text tower, ranks 8-64",
+        "w4a4, text tower, ranks 8-64",
+    }
 
 
 def test_photographs(shared_data: Path, compared: dict[str, nn.Module], tmp_path: Path) -> None:

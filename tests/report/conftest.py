@@ -9,8 +9,12 @@ import pytest
 
 from qclip.reliability.results import Results
 
-RECIPES = {"w8a8": ("8/8", "rtn", 0.0), "w8a8-smoothquant": ("8/8", "smoothquant", 0.001),
-           "w4a8": ("4/8", "rtn", 0.012), "w4a4": ("4/4", "rtn", 0.06)}  # fmt: skip
+RECIPES = {
+    "w8a8": ("8/8", "rtn", 0.0),
+    "w8a8-smoothquant": ("8/8", "smoothquant", 0.001),
+    "w4a8": ("4/8", "rtn", 0.012),
+    "w4a4": ("4/4", "rtn", 0.06),
+}
 BANDS = ("ranks 0-8", "ranks 8-64", "ranks 64-")
 
 
@@ -41,8 +45,14 @@ class Maker:
         if not recipe:
             return {"model": model, "source": self.source}
         bits, method, _ = RECIPES[recipe]
-        return {"model": model, "source": self.source, "recipe": recipe, "method": method, "bits": bits,
-                "recipe_hash": f"{len(recipe):012x}"}  # fmt: skip
+        return {
+            "model": model,
+            "source": self.source,
+            "recipe": recipe,
+            "method": method,
+            "bits": bits,
+            "recipe_hash": f"{len(recipe):012x}",
+        }
 
     def harm(self, model: str) -> float:
         return RECIPES[self.labels[model]][2] if self.labels[model] else 0.0
@@ -53,12 +63,27 @@ class Maker:
         for model in self.labels:
             change = effect * self.harm(model) + (self.draw.normal(0, width / 12) if self.labels[model] else 0)
             value = base + change
-            self.results.add(**self.describe(model), metric=name, value=value, low=value - width, high=value + width,
-                             seed=0, **fields)  # fmt: skip
+            self.results.add(
+                **self.describe(model),
+                metric=name,
+                value=value,
+                low=value - width,
+                high=value + width,
+                seed=0,
+                **fields,
+            )
             if model != self.reference:
                 half = width / 4 + 0.15 * abs(change)
-                self.results.add(**self.describe(model), metric=name, value=change, low=change - half,
-                                 high=change + half, reference=self.reference, seed=0, **fields)  # fmt: skip
+                self.results.add(
+                    **self.describe(model),
+                    metric=name,
+                    value=change,
+                    low=change - half,
+                    high=change + half,
+                    reference=self.reference,
+                    seed=0,
+                    **fields,
+                )
 
     def labelled(self, name: str, n: int, top1: float, gap: float, bins: bool = False) -> None:
         where = {"set": name, "subset": "all", "n": n}
@@ -72,15 +97,23 @@ class Maker:
         self.metric("signed_gap", gap, -0.3, **where)
         self.metric("mean_confidence", top1 + gap, -1.3, **where)
         for model in self.labels:
-            self.results.add(**self.describe(model), metric="temperature", value=1.2 - self.harm(model), set=name,
-                             subset="all", n=n)  # fmt: skip
+            self.results.add(
+                **self.describe(model), metric="temperature", value=1.2 - self.harm(model), set=name, subset="all", n=n
+            )
             if bins:
                 self.bins(model, name, n, gap)
         if name == "scenes-test":
             for model in self.labels:
                 time = 0.9 if self.labels[model] else 2.4
-                self.results.add(**self.describe(model), metric="ms_per_image", value=time, set=name, n=n, seconds=1.0,
-                                 host="An ordinary CPU")  # fmt: skip
+                self.results.add(
+                    **self.describe(model),
+                    metric="ms_per_image",
+                    value=time,
+                    set=name,
+                    n=n,
+                    seconds=1.0,
+                    host="An ordinary CPU",
+                )
 
     def bins(self, model: str, name: str, n: int, gap: float) -> None:
         share = np.exp(np.linspace(0, 4, 15))
@@ -89,8 +122,14 @@ class Maker:
                 confidence = (b + 0.55) / 15
                 accuracy = float(np.clip(confidence - gap + self.draw.normal(0, 0.4 / np.sqrt(count)), 0, 1))
                 for metric, value in (("bin_accuracy", accuracy), ("bin_confidence", confidence), ("bin_count", count)):
-                    self.results.add(**self.describe(model), metric=metric, value=value, set=name,
-                                     subset=f"bin {b:02d}", n=int(count))  # fmt: skip
+                    self.results.add(
+                        **self.describe(model),
+                        metric=metric,
+                        value=value,
+                        set=name,
+                        subset=f"bin {b:02d}",
+                        n=int(count),
+                    )
 
     def detection(self, name: str, kind: str, auroc: float) -> None:
         for score, worse in (("mcm", 0.0), ("maxlogit", 0.02), ("energy", 0.04)):
@@ -100,8 +139,15 @@ class Maker:
             for model in self.labels:
                 power = (1 - auroc + worse + 0.3 * self.harm(model)) / (auroc - worse)
                 for at in np.unique(np.round([*np.arange(0, 0.1, 0.005), *np.arange(0.1, 1.001, 0.02), 1.0], 3)):
-                    self.results.add(**self.describe(model), metric="roc_tpr", value=float(at**power), set=name,
-                                     subset=f"fpr {at:.3f}", score=score, n=1500)  # fmt: skip
+                    self.results.add(
+                        **self.describe(model),
+                        metric="roc_tpr",
+                        value=float(at**power),
+                        set=name,
+                        subset=f"fpr {at:.3f}",
+                        score=score,
+                        n=1500,
+                    )
 
     def noise(self, name: str, top1: float) -> None:
         where = {"set": name, "subset": "all", "corruption": "gaussian_noise", "n": 1000}
@@ -137,8 +183,15 @@ class Maker:
                 self.results.add(**self.describe(model), metric="coverage_params", subset=state, value=share)
             for site in sites():
                 state = "simulated" if recipe == "w4a4" else "real"
-                self.results.add(**self.describe(model) | {"bits": RECIPES[recipe][0]}, metric="site_macs", set=site,
-                                 subset=state, score="cpu:avx512vnni", value=192 * 192 * 64, n=192 * 192)  # fmt: skip
+                self.results.add(
+                    **self.describe(model) | {"bits": RECIPES[recipe][0]},
+                    metric="site_macs",
+                    set=site,
+                    subset=state,
+                    score="cpu:avx512vnni",
+                    value=192 * 192 * 64,
+                    n=192 * 192,
+                )
 
     def spectra(self) -> None:
         ranks = sorted({int(k) for k in np.round(np.geomspace(1, 192, 24)) - 1})
@@ -172,8 +225,9 @@ class Maker:
         self.results.add(metric="sqnr", value=40 - loss, **common)
         self.results.add(metric="sqnr_white", value=40.4 - loss, low=40 - loss, high=41 - loss, **common)
         if ends:
-            self.results.add(metric="gain", reference="white", value=value - 1, low=value - 1 - half,
-                             high=value - 1 + half, **common)  # fmt: skip
+            self.results.add(
+                metric="gain", reference="white", value=value - 1, low=value - 1 - half, high=value - 1 + half, **common
+            )
 
 
 def sites() -> list[str]:
@@ -183,8 +237,14 @@ def sites() -> list[str]:
 def made_up(families: tuple[str, ...] = ("scenes-clean", "scenes-noisy")) -> Results:
     """One family of models for each name, all recipes of `RECIPES`."""
     versions = {"python": "3.12.3", "torch": "2.14.1", "qclip": "0.1.0"}
-    meta = {"versions": versions, "cpu": "An ordinary CPU", "threads": 2, "seed": 0, "replicates": 1000,
-            "command": "qclip demo"}  # fmt: skip
+    meta = {
+        "versions": versions,
+        "cpu": "An ordinary CPU",
+        "threads": 2,
+        "seed": 0,
+        "replicates": 1000,
+        "command": "qclip demo",
+    }
     results = Results(meta=meta, notes=["temperatures were fitted on scenes-dev (1000 images), one for each model"])
     for k, family in enumerate(families):
         prefix = f"{family} " if len(families) > 1 else ""

@@ -49,12 +49,32 @@ document.getElementById("page").onload = function () {{
 def browse(folder: Path, page: Path, *flags: str) -> tuple[str, list[str]]:
     """The document after scripts ran, and what was written to the console."""
     done = subprocess.run(
-        [str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-         "--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage",
-         f"--user-data-dir={folder / 'profile'}", "--allow-file-access-from-files", "--enable-logging=stderr", "--v=0",
-         "--window-size=1400,900", "--virtual-time-budget=20000", *flags, "--dump-dom", page.as_uri()],
-        capture_output=True, text=True, timeout=180, check=True,
-    )  # fmt: skip
+        [
+            str(CHROMIUM),
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--disable-quic",
+            "--no-first-run",
+            "--disable-background-networking",
+            "--disable-component-update",
+            "--disable-sync",
+            "--disable-dev-shm-usage",
+            f"--user-data-dir={folder / 'profile'}",
+            "--allow-file-access-from-files",
+            "--enable-logging=stderr",
+            "--v=0",
+            "--window-size=1400,900",
+            "--virtual-time-budget=20000",
+            *flags,
+            "--dump-dom",
+            page.as_uri(),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=180,
+        check=True,
+    )
     return done.stdout, [line for line in done.stderr.splitlines() if "CONSOLE" in line]
 
 

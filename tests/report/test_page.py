@@ -57,8 +57,14 @@ def test_a_whole_page_is_well_formed_and_self_contained(make_results) -> None:
     assert len(structure.ids) == len(set(structure.ids))
     assert not re.search(r"https?:|//cdn|@import|url\((?!#)", page)
     assert structure.tags.count("script") == 1  # ours, for print
-    for part in ("Reliability of scenes-clean and scenes-noisy", "An ordinary CPU", "qclip demo", "torch 2.14.1",
-                 "scenes-test (2,000)", "temperatures were fitted"):  # fmt: skip
+    for part in (
+        "Reliability of scenes-clean and scenes-noisy",
+        "An ordinary CPU",
+        "qclip demo",
+        "torch 2.14.1",
+        "scenes-test (2,000)",
+        "temperatures were fitted",
+    ):
         assert part in re.sub(r"</?span>", "", page), part
 
 

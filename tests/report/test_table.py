@@ -15,8 +15,18 @@ def test_it_fits_and_carries_verdicts_differences_and_intervals(make_results) ->
     text = table(make_results())
     assert max(len(line) for line in text.splitlines()) <= 100
     assert "\x1b" not in text  # not a terminal: no colour codes
-    for part in ("Against scenes-clean float", "Against scenes-noisy float", "Covariate shift", "✗ ", "✓ ", "○ ",
-                 "points [", "comparisons", "simulated", "note: temperatures were fitted"):  # fmt: skip
+    for part in (
+        "Against scenes-clean float",
+        "Against scenes-noisy float",
+        "Covariate shift",
+        "✗ ",
+        "✓ ",
+        "○ ",
+        "points [",
+        "comparisons",
+        "simulated",
+        "note: temperatures were fitted",
+    ):
         assert part in text, part
 
 
@@ -43,8 +53,16 @@ def test_many_models_are_split_into_tables_that_fit() -> None:
     results = Results()
     results.add(model="float", set="cifar", subset="all", metric="top1", value=0.7)
     for k in range(9):
-        results.add(model=f"variant-with-a-long-name-{k}", set="cifar", subset="all", metric="top1", value=-0.02,
-                    low=-0.03, high=-0.01, reference="float")  # fmt: skip
+        results.add(
+            model=f"variant-with-a-long-name-{k}",
+            set="cifar",
+            subset="all",
+            metric="top1",
+            value=-0.02,
+            low=-0.03,
+            high=-0.01,
+            reference="float",
+        )
     text = table(results)
     assert max(len(line) for line in text.splitlines()) <= 100 and text.count("Against float") == 3
 

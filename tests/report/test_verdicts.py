@@ -34,8 +34,11 @@ def test_judge(better, value, low, high, wanted) -> None:
 
 @pytest.mark.parametrize(("n", "wanted"), [(12, Verdict.OPEN), (30, Verdict.BETTER), (None, Verdict.BETTER)])
 def test_an_interval_without_width_on_a_few_images_decides_nothing(n, wanted) -> None:
-    index, family = pair({"metric": "top1", "value": 0.5, "n": n, "model": "float"},
-                         {"metric": "top1", "value": 0.6, "n": n}, difference("top1", 0.1, 0.1, 0.1, n=n))  # fmt: skip
+    index, family = pair(
+        {"metric": "top1", "value": 0.5, "n": n, "model": "float"},
+        {"metric": "top1", "value": 0.6, "n": n},
+        difference("top1", 0.1, 0.1, 0.1, n=n),
+    )
     (by_model,) = verdicts.compare(index, family).values()
     assert by_model["w8a8"].verdict is wanted
 
@@ -91,9 +94,12 @@ def test_an_open_accuracy_says_how_large_a_loss_it_still_allows() -> None:
 
 @pytest.mark.parametrize(
     ("fitted", "wanted"),
-    [((-0.001, -0.004, 0.002), "can no longer be told"), ((-0.01, -0.02, -0.001), "stays"),
-     ((0.01, 0.001, 0.02), "turns round")],
-)  # fmt: skip
+    [
+        ((-0.001, -0.004, 0.002), "can no longer be told"),
+        ((-0.01, -0.02, -0.001), "stays"),
+        ((0.01, 0.001, 0.02), "turns round"),
+    ],
+)
 def test_whether_a_temperature_explains_the_change_of_ece(fitted, wanted) -> None:
     said = told({"metric": "top1", "value": 0.5}, difference("ece", -0.02, -0.03, -0.01), difference("ece_ts", *fitted))
     assert wanted in said
@@ -107,8 +113,11 @@ def test_several_ood_sets_are_told_apart_and_mean_rows_are_not_judged() -> None:
 
 
 def test_noise_without_a_mean_row_has_a_difference_but_no_verdict() -> None:
-    rows = [{"metric": "top1", "corruption": "gaussian_noise", "severity": s, "model": m, "value": v - 0.1 * s}
-            for s in (1, 2) for m, v in (("float", 0.9), ("w8a8", 0.8))]  # fmt: skip
+    rows = [
+        {"metric": "top1", "corruption": "gaussian_noise", "severity": s, "model": m, "value": v - 0.1 * s}
+        for s in (1, 2)
+        for m, v in (("float", 0.9), ("w8a8", 0.8))
+    ]
     index, family = pair(*rows, difference("top1", -0.1, -0.2, -0.05))
     answers = {q.axis: a["w8a8"] for q, a in verdicts.compare(index, family).items() if q.metric == "mean_top1"}
     answer = answers["Noise robustness"]
@@ -127,18 +136,28 @@ def test_multiplicity_counts_and_expects() -> None:
 
 @pytest.mark.parametrize(
     ("gain", "gap", "wanted"),
-    [((0.98, 0.97, 0.99), (-0.02, -0.03, -0.01), damping.DAMPED),
-     ((0.98, 0.97, 1.01), (-0.02, -0.03, -0.01), damping.UNCLEAR),
-     ((0.98, 0.97, 0.99), (-0.02, -0.03, 0.01), damping.UNCLEAR),
-     ((1.02, 1.01, 1.03), (0.02, 0.01, 0.03), damping.RAISED)],
-)  # fmt: skip
+    [
+        ((0.98, 0.97, 0.99), (-0.02, -0.03, -0.01), damping.DAMPED),
+        ((0.98, 0.97, 1.01), (-0.02, -0.03, -0.01), damping.UNCLEAR),
+        ((0.98, 0.97, 0.99), (-0.02, -0.03, 0.01), damping.UNCLEAR),
+        ((1.02, 1.01, 1.03), (0.02, 0.01, 0.03), damping.RAISED),
+    ],
+)
 def test_damping_needs_the_gain_and_the_difference_to_white_clear(gain, gap, wanted) -> None:
     results = Results()
     for band in ("ranks 8-64", "ranks 64-"):
         shift = 0 if band == "ranks 64-" else 0.5  # only the last band is asked
         for reference, (value, low, high) in (("", gain), ("white", gap)):
-            results.add(model="w8a8", set="vision", subset=band, metric="gain", reference=reference,
-                        value=value + shift, low=low + shift, high=high + shift)  # fmt: skip
+            results.add(
+                model="w8a8",
+                set="vision",
+                subset=band,
+                metric="gain",
+                reference=reference,
+                value=value + shift,
+                low=low + shift,
+                high=high + shift,
+            )
     (tail,) = damping.tails(Index(results))
     assert (tail.said, tail.band) == (wanted, "ranks 64-")
     assert "w8a8 (vision)" in damping.damping(Index(results))[0]

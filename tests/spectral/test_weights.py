@@ -245,8 +245,17 @@ def test_sites_are_chosen_by_pattern_and_a_low_rank_tail_is_left_out() -> None:
 def test_a_claim_needs_both_intervals_clear(gain: tuple, difference: tuple, said: str) -> None:
     def row(metric: str, reference: str, ends: tuple, subset: str = "ranks 64-") -> dict:
         low, high = ends
-        return {"model": "q", "set": "vision", "metric": metric, "reference": reference, "subset": subset,
-                "value": (low + high) / 2, "low": low, "high": high, "n": 9}  # fmt: skip
+        return {
+            "model": "q",
+            "set": "vision",
+            "metric": metric,
+            "reference": reference,
+            "subset": subset,
+            "value": (low + high) / 2,
+            "low": low,
+            "high": high,
+            "n": 9,
+        }
 
     tail = [row("gain", "", gain), row("gain", "white", difference), row("gain_white", "", (0.96, 1.0))]
     other = [row("gain", r, (0.5, 0.6), "ranks 8-64") for r in ("", "white")]  # not the tail: not asked

@@ -80,8 +80,16 @@ def test_every_configuration_is_legal_and_compiled_ahead_of_time():
     compiled = set()
     for c in file.aot_cases():
         itemsize = 4 if c.signature["q_ptr"] == "*fp32" else 2
-        compiled.add((c.capabilities[0], itemsize, c.constexprs["ALIGN"] > 1, c.constexprs["ROWS"],
-                      c.constexprs["KEYS"], c.options["num_warps"]))  # fmt: skip
+        compiled.add(
+            (
+                c.capabilities[0],
+                itemsize,
+                c.constexprs["ALIGN"] > 1,
+                c.constexprs["ROWS"],
+                c.constexprs["KEYS"],
+                c.options["num_warps"],
+            )
+        )
     for v, chip in _variants():
         chosen = file.configuration(v, chip)
         assert chosen.legal(max(16, v.width), v.dtype.itemsize, chip)

@@ -127,9 +127,11 @@ REFUSED = {
         "attention",
         (*(torch.zeros(1, 1, 1, 1).expand(1, 2**16, 1, 8),) * 3, torch.zeros(1, 1, 1, 1)),
     ),
-    "runs": ("fake_quantize", (torch.zeros(1, 1).expand(FAR // 2, 4), torch.zeros(1, 1).expand(FAR // 2, 4), None,
-                               -8, 7, "ste", None, 1)),
-}  # fmt: skip
+    "runs": (
+        "fake_quantize",
+        (torch.zeros(1, 1).expand(FAR // 2, 4), torch.zeros(1, 1).expand(FAR // 2, 4), None, -8, 7, "ste", None, 1),
+    ),
+}
 
 
 @pytest.mark.parametrize("name", REFUSED)
