@@ -17,6 +17,16 @@ TINY = {
 }
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--full", action="store_true", help="hostile tests in full: more kill moments, more kernel calls")
+
+
+@pytest.fixture(scope="session")
+def full(request: pytest.FixtureRequest) -> bool:
+    """Whether `--full` was given: tests that sample hostile cases then take all of them."""
+    return bool(request.config.getoption("--full"))
+
+
 @pytest.fixture(autouse=True)
 def seeded() -> None:
     """Each test draws the same numbers alone, in any order and in every run."""
