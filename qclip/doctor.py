@@ -85,7 +85,7 @@ def _costs(name: str | None) -> dict[str, Any]:
     import torch
 
     from qclip import models, ptq, zoo
-    from qclip.models import programmed
+    from qclip.models import replay
 
     model = zoo.load_model(name)
     began = time.perf_counter()
@@ -99,7 +99,7 @@ def _costs(name: str | None) -> dict[str, Any]:
             encoders.encode_image(images)
             found[what] = _since(began)
     tower = models.towers(model)["vision"]
-    program = next(iter(programmed.programs(tower.module)), None)
+    program = next(iter(replay.programs(tower.module)), None)
     if program is None:
         return found
     return found | {f"program_{key}": value for key, value in program.describe().items()}

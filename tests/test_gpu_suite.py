@@ -22,7 +22,7 @@ from benchmarks.gpu import checks, ops, oracle, table, timing
 from benchmarks.gpu.machine import ROOT, Machine
 from benchmarks.gpu.parts import Part, SkipError, parts
 from qkernels import reference
-from tests.kernels.emulated_graphs import EmulatedCuda
+from tests.kernels.emulated_cuda_graph import EmulatedCuda
 
 DRY = Machine(dry=True)
 SUITE = [sys.executable, str(ROOT / "benchmarks/gpu_suite.py")]

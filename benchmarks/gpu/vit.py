@@ -54,7 +54,7 @@ CONFIGS = {
 def image_tower(config: Config, seed: int = 0) -> nn.Module:
     """Float32, in eval mode. `tower(x)`: `[B, 3, S, S]` -> `[B, out]`."""
     reachable()
-    from qclip.models import programmed
+    from qclip.models import replay
     from qclip.models.tower import Attention, Mlp
 
     class Block(nn.Module):
@@ -81,7 +81,7 @@ def image_tower(config: Config, seed: int = 0) -> nn.Module:
             self.projection = nn.Linear(w, config.out, bias=False)
 
         def forward(self, x: Tensor) -> Tensor:
-            return programmed.run(self, self.encode, x)
+            return replay.run(self, self.encode, x)
 
         def encode(self, x: Tensor) -> Tensor:
             x = self.patch(x).flatten(2).transpose(1, 2)

@@ -1,5 +1,5 @@
-// A tape: op calls with their arguments as 64-bit words, made once and replayed in one call (qkernels/program.py), step
-// by step or, in segments, tile by tile (qkernels/tiling.py).
+// A tape: op calls with their arguments as 64-bit words, made once and replayed in one call (qkernels/recording), step
+// by step or, in segments, tile by tile (qkernels/recording/tiling.py).
 #pragma once
 
 #include <atomic>

@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from ..errors import ModelError
-from . import programmed
+from . import replay
 from .explicit import (
     Form,
     activation_name,
@@ -90,7 +90,7 @@ class ExplicitTower(Form):
         simple = all(isinstance(value, bool | None) for value in rest.values())
         if not isinstance(inputs, Tensor) or len(args) > 1 or not simple:
             return whole(*args, **kwargs)
-        return programmed.run(self, lambda x: whole(x, **rest), inputs, settings=tuple(sorted(rest.items())))
+        return replay.run(self, lambda x: whole(x, **rest), inputs, settings=tuple(sorted(rest.items())))
 
 
 class ExplicitPoolingHead(Form):

@@ -16,7 +16,7 @@ from open_clip.transformer import (
 )
 from torch import Tensor, nn
 
-from . import programmed
+from . import replay
 from .explicit import (
     Form,
     activation_name,
@@ -161,7 +161,7 @@ class ExplicitVision(Form):
     """open_clip's VisionTransformer with its projection as a linear module."""
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-        return programmed.run(self, self._encode, x)
+        return replay.run(self, self._encode, x)
 
     def _encode(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         pooled, tokens = self._pool(self.transformer(self._embeds(x)))
@@ -264,7 +264,7 @@ class ExplicitFlatText(ExplicitText):
     def encode_text(self, text: Tensor, normalize: bool = False) -> Tensor:
         children = (self.token_embedding, self.transformer, self.ln_final, self.text_projection)
         below = [child for child in children if isinstance(child, nn.Module)]
-        x = programmed.run(self, self._encode_text, self.visible_tokens(text), below=below)
+        x = replay.run(self, self._encode_text, self.visible_tokens(text), below=below)
         return F.normalize(x, dim=-1) if normalize else x
 
     def _encode_text(self, text: Tensor) -> Tensor:
@@ -292,7 +292,7 @@ class ExplicitTextTransformer(ExplicitText):
         return super().visible_tokens(tokens)
 
     def forward(self, text: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-        return programmed.run(self, self._encode, self.visible_tokens(text))
+        return replay.run(self, self._encode, self.visible_tokens(text))
 
     def _encode(self, text: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         x, mask = self._embeds(text)

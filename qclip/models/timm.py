@@ -12,7 +12,7 @@ from timm.models.vision_transformer import Block as TimmBlock
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from . import programmed
+from . import replay
 from .explicit import (
     Form,
     activation_name,
@@ -75,7 +75,7 @@ class ExplicitTower(Form):
         whole = super().forward  # type: ignore[misc]
         if args or kwargs:
             return whole(x, *args, **kwargs)
-        return programmed.run(self, whole, x)
+        return replay.run(self, whole, x)
 
 
 def _attention(attention: Any) -> Attention:

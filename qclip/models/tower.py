@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import programmed
+from . import replay
 
 KINDS = (
     "patch",
@@ -178,14 +178,14 @@ class Tower:
     blocks: list[Block]
     sites: dict[str, Site]  # by name, in the order in which they run
     tokens: int  # sequence length at the model's own resolution / context
-    runner: nn.Module | None = None  # what `programmed.run` is called with, where that is not `module`
+    runner: nn.Module | None = None  # what `replay.run` is called with, where that is not `module`
 
     def __iter__(self) -> Iterator[Site]:
         return iter(self.sites.values())
 
     def use_programs(self, use: bool = True) -> None:
         """From now on the tower runs from recorded programs where nothing asks for its modules, or no longer."""
-        (programmed.enable if use else programmed.disable)(self.module if self.runner is None else self.runner)
+        (replay.enable if use else replay.disable)(self.module if self.runner is None else self.runner)
 
     def weight(self, site: Site) -> Tensor:
         """The float weight as `[N, K]` (a convolution's flattened over (C, kh, kw); an embedding's `[rows, width]`)."""

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 import qkernels
-from qkernels import cpu, tiling
+from qkernels import cpu
+from qkernels.recording import tiling
 
 pytestmark = pytest.mark.skipif(cpu.native is None, reason=str(cpu.missing))
 

@@ -5,10 +5,11 @@ import torch
 from torch import Tensor
 
 import qkernels
-from qkernels import cpu, tiling
-from qkernels.program import Program, _Tiled, record
+from qkernels import cpu
+from qkernels.recording import Program, record, tiling
+from qkernels.recording.tape import _Tiled
 
-from .test_program import Block, linear, weight
+from .test_recording import Block, linear, weight
 
 pytestmark = pytest.mark.skipif(cpu.native is None, reason=f"needs the native kernels: {cpu.missing}")
 
@@ -114,10 +115,10 @@ def test_the_residual_stream_stays_in_one_place() -> None:
     x = torch.randn(16, 8, 64)
     stream = 4 * x.numel()
     program = record(tower, x)
-    assert program.workspace_bytes - program._arena_bytes <= 3 * stream, "before, within and after the stretch"
+    assert program.workspace_bytes - program._arena_bytes <= 3 * stream, "before, within and after the region"
 
 
-def test_matrices_between_segments_live_as_long_as_the_stretch() -> None:
+def test_matrices_between_segments_live_as_long_as_the_region() -> None:
     """Another thread may still be at the segment before: no place is given to a second matrix."""
     w, x = weight(64, 64), torch.randn(40, 64)
 
@@ -133,7 +134,7 @@ def test_matrices_between_segments_live_as_long_as_the_stretch() -> None:
     assert program.workspace_bytes - 2 * program._arena_bytes >= 6 * 4 * x.numel()
 
 
-def test_what_does_not_go_row_by_row_ends_a_stretch() -> None:
+def test_what_does_not_go_row_by_row_ends_a_region() -> None:
     w = weight(64, 64)
 
     def function(x: Tensor) -> Tensor:

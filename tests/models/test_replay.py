@@ -9,10 +9,10 @@ import torch
 import qclip
 from qclip import models
 from qclip.layers import QuantizedAttention
-from qclip.models import programmed
+from qclip.models import replay
 from qkernels import cpu
-from qkernels.graphs import GraphProgram, capture
-from tests.kernels.emulated_graphs import EmulatedCuda
+from qkernels.recording import GraphProgram, capture
+from tests.kernels.emulated_cuda_graph import EmulatedCuda
 
 from ..small import IMAGES, TEXTS, small_clip
 
@@ -28,8 +28,8 @@ def model() -> torch.nn.Module:
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """ "module" for every run of a block's modules, "program" for every replay."""
     seen: list[str] = []
-    replay = programmed.Program.__call__
-    monkeypatch.setattr(programmed.Program, "__call__", lambda *a: (seen.append("program"), replay(*a))[1])
+    call = replay.Program.__call__
+    monkeypatch.setattr(replay.Program, "__call__", lambda *a: (seen.append("program"), call(*a))[1])
     fused = QuantizedAttention.forward
     monkeypatch.setattr(QuantizedAttention, "forward", lambda *a, **k: (seen.append("module"), fused(*a, **k))[1])
     return seen
@@ -181,7 +181,7 @@ def test_few_programs_are_kept(model: torch.nn.Module) -> None:
     for count in (1, 2, 3, 4, 5, 6):
         for _ in range(3):
             model.encode_image(IMAGES[:count])
-    assert len(programs.programs) == programmed.KEPT
+    assert len(programs.programs) == replay.KEPT
 
 
 def test_a_float_model_has_none() -> None:
@@ -200,7 +200,7 @@ def graphs(model: torch.nn.Module, monkeypatch: pytest.MonkeyPatch) -> EmulatedC
     """The GPU's programs, on the CPU."""
     emulated = EmulatedCuda()
     emulated.install(monkeypatch)
-    monkeypatch.setattr(programmed, "record", capture)
+    monkeypatch.setattr(replay, "record", capture)
     return emulated
 
 
@@ -238,15 +238,15 @@ def test_where_memory_runs_out_the_modules_run(model: torch.nn.Module, graphs: E
 def test_which_device_and_backend_have_programs(monkeypatch: pytest.MonkeyPatch) -> None:
     cuda, capturing = torch.device("cuda", 1), False
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: capturing)
-    monkeypatch.setattr(programmed.dispatch, "backend_for", lambda device: cpu)  # any that is not the reference
-    assert programmed._recordable(cuda)
+    monkeypatch.setattr(replay.dispatch, "backend_for", lambda device: cpu)  # any that is not the reference
+    assert replay._recordable(cuda)
     capturing = True  # by whoever captures the whole model: our modules go into that graph
-    assert not programmed._recordable(cuda)
+    assert not replay._recordable(cuda)
     capturing = False
-    monkeypatch.setattr(programmed.dispatch, "backend_for", lambda device: programmed.reference)
-    assert not programmed._recordable(cuda)
-    assert not programmed._possible((torch.empty(2, device="meta"),))
-    assert not programmed._possible((IMAGES, torch.empty(2, device="meta")))
+    monkeypatch.setattr(replay.dispatch, "backend_for", lambda device: replay.reference)
+    assert not replay._recordable(cuda)
+    assert not replay._possible((torch.empty(2, device="meta"),))
+    assert not replay._possible((IMAGES, torch.empty(2, device="meta")))
 
 
 def _by_modules(model: torch.nn.Module, images: torch.Tensor) -> torch.Tensor:

@@ -1,10 +1,10 @@
 """Programs played depth first: a task takes some rows through several steps instead of a step through all rows.
 
 Between two steps of a tower lies a matrix of all tokens, far larger than the second cache. Most steps treat every row
-alone, and attention every image, so a *stretch* of such steps may go tile by tile: what passes between its steps then
-stays in a small arena of the thread that works on the tile. A stretch is cut into *segments* where only one matrix (the
-residual stream) crosses; a tile of a segment starts when the tiles of the segment before that hold its rows are done.
-There is no barrier, and every row meets the same arithmetic as before.
+alone, and attention every image, so such steps form a *fused region* that may go tile by tile: what passes between its
+steps then stays in a small arena of the thread that works on the tile. A region is cut into *segments* where only one
+matrix (the residual stream) crosses; a tile of a segment starts when the tiles of the segment before that hold its rows
+are done. There is no barrier, and every row meets the same arithmetic as before.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ class Segment:
 
 
 @dataclasses.dataclass
-class Stretch:
+class FusedRegion:
     begin: int  # steps
     end: int
     segments: list[Segment]
@@ -105,7 +105,7 @@ def _moves(step: Any) -> Iterator[tuple[str, Any, int, bool]]:
 
 
 class _Fit:
-    """Which steps can go on a stretch: all matrices that it writes are touched by whole rows, the same for all."""
+    """Which steps can join a fused region: all matrices that it writes are touched by whole rows, the same for all."""
 
     def __init__(self, rows: int) -> None:
         self.rows = rows
@@ -138,9 +138,9 @@ class _Fit:
         return True
 
 
-def stretches(steps: list[Any], native: Callable[[Any], bool], touching: dict, threads: int) -> list[Stretch]:
-    """The stretches of `steps` that are worth it: at least a tile for every thread, and two."""
-    found: list[Stretch] = []
+def regions(steps: list[Any], native: Callable[[Any], bool], touching: dict, threads: int) -> list[FusedRegion]:
+    """The regions of `steps` that are worth it: at least a tile for every thread, and two."""
+    found: list[FusedRegion] = []
     begin, fit = 0, None
     for number, step in enumerate([*steps, None]):
         rows = _rows_of(step, native)
@@ -166,7 +166,7 @@ def _rows_of(step: Any, native: Callable[[Any], bool]) -> int:
     return int(step.arguments[items.count] * items.rows(step.arguments))
 
 
-def _cut(steps: list[Any], begin: int, end: int, rows: int, touching: dict, threads: int) -> Stretch:
+def _cut(steps: list[Any], begin: int, end: int, rows: int, touching: dict, threads: int) -> FusedRegion:
     """Segments: cut wherever one temporary crosses."""
     crossing = [0] * (end - begin)  # temporaries alive between step begin + i and the next
     seen: set[int] = set()
@@ -183,7 +183,7 @@ def _cut(steps: list[Any], begin: int, end: int, rows: int, touching: dict, thre
             items = math.lcm(*(OPS[s.name].rows(s.arguments) for s in steps[first : number + 1]))
             segments.append(Segment(first, number + 1, items, _bounds(rows // items, items)))
             first = number + 1
-    return Stretch(begin, end, segments)
+    return FusedRegion(begin, end, segments)
 
 
 def _bounds(items: int, rows: int) -> list[int]:
@@ -192,10 +192,10 @@ def _bounds(items: int, rows: int) -> list[int]:
     return [items * i // tiles for i in range(tiles + 1)]
 
 
-def settle(stretch: Stretch, steps: list[Any], touching: dict) -> None:
-    """Say of each temporary of a stretch where it lives: in the arena of a tile if one segment alone touches it; else
-    in the workspace, where the result of a linear op takes the place of a residual that nobody needs after it."""
-    for segment in stretch.segments:
+def settle(region: FusedRegion, steps: list[Any], touching: dict) -> None:
+    """Say of each temporary of a fused region where it lives: in the arena of a tile if one segment alone touches it,
+    else in the workspace, where the result of a linear op takes the place of a residual that nobody needs after it."""
+    for segment in region.segments:
         most = max(end - begin for begin, end in zip(segment.bounds, segment.bounds[1:], strict=False)) * segment.rows
         for number in range(segment.begin, segment.end):
             step = steps[number]

@@ -12,9 +12,8 @@ from torch import Tensor
 
 import qkernels
 from qkernels import Int8Weight
-from qkernels.graphs import GraphProgram, capture
-from qkernels.program import UnrecordableError
-from tests.kernels.emulated_graphs import EmulatedCuda
+from qkernels.recording import GraphProgram, UnrecordableError, capture
+from tests.kernels.emulated_cuda_graph import EmulatedCuda
 
 
 @pytest.fixture

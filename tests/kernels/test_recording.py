@@ -6,7 +6,7 @@ from torch import Tensor
 
 import qkernels
 from qkernels import Int4Weight, Int8Weight, cpu
-from qkernels.program import Program, UnrecordableError, record
+from qkernels.recording import Program, UnrecordableError, record
 
 pytestmark = pytest.mark.skipif(cpu.native is None, reason=f"needs the native kernels: {cpu.missing}")
 

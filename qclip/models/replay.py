@@ -1,4 +1,4 @@
-"""Runs a tower's function from programs (`qkernels.program`) while nothing asks for its modules.
+"""Runs a tower's function from programs (`qkernels.recording`) while nothing asks for its modules.
 
 A program is replayed only where the modules would do the same again: eval mode, no gradients, no hooks, no tracing, no
 autocast, the same modules, parameters and settings as when it was recorded. Everything else runs the modules.
@@ -15,8 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from qkernels import cpu, dispatch, reference
-from qkernels.graphs import GraphProgram
-from qkernels.program import Program, UnrecordableError, record
+from qkernels.recording import GraphProgram, Program, UnrecordableError, record
 
 KEPT = 4  # programs a thread and function: each holds a workspace
 HOOKS = ("_forward_hooks", "_forward_pre_hooks")
@@ -57,11 +56,11 @@ class Programs:
     ) -> Any:
         if not _possible(inputs):
             return function(*inputs)
-        entries, held = self._entries(), self._thread.__dict__.get("state")
-        if held is None or not held.same():
+        entries, guards = self._entries(), self._thread.__dict__.get("guards")
+        if guards is None or not guards.hold():
             entries.clear()
-            held = self._thread.state = _State(owner, below)
-        if not held.plain or any(held.hooks):
+            guards = self._thread.guards = Guards(owner, below)
+        if not guards.plain or any(guards.hooks):
             return function(*inputs)
         key = (
             settings,
@@ -83,7 +82,7 @@ class Programs:
         return entry(*inputs) if isinstance(entry, Program | GraphProgram) else function(*inputs)
 
 
-class _State:
+class Guards:
     """What a recording depends on besides its inputs: modules, parameters and their versions, hooks, settings."""
 
     def __init__(self, owner: nn.Module, below: Iterable[nn.Module]) -> None:
@@ -104,7 +103,7 @@ class _State:
             self.places += [(t, t.data_ptr()) for t in tensors]
         self.plain = not any(m.training or "forward" in m.__dict__ for m in found)
 
-    def same(self) -> bool:
+    def hold(self) -> bool:
         for owner, name, value in self.entries:
             now = owner.get(name)
             if now is not value and (isinstance(value, Tensor | nn.Module) or now != value):

@@ -1,4 +1,4 @@
-"""Programs on a GPU: a function captured in a CUDA graph, with the interface of `qkernels.program`.
+"""Programs on a GPU: a function captured in a CUDA graph, with the interface of a tape's `Program`.
 
 A replay copies the inputs into buffers of the graph, launches every kernel of the function in one call, and copies
 the results out. The graph has a memory pool of its own, which goes back to torch when the program is dropped.
@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from .program import UnrecordableError, depends_on_values, same_numbers
+from .limits import UnrecordableError, depends_on_values, same_numbers
 
 COPIES = ("aten::_to_copy", "aten::copy_")
 
