@@ -107,6 +107,8 @@ def samples(
                 "pass a tensor of preprocessed images, or set model.preprocess"
             )
         stack = torch.cat([batch for _, batch in batches(data, encoders.preprocess, strict=strict)])
+        for note in data.notes:
+            warnings.warn(note, stacklevel=2)
         if unreadable := [why for _, why in data.unreadable]:
             shown = "; ".join(unreadable[:5]) + (" ..." if len(unreadable) > 5 else "")
             warnings.warn(

@@ -135,20 +135,6 @@ def whole_files(folder: Path) -> Iterator[Path]:
         shutil.rmtree(part, ignore_errors=True)
 
 
-def read_lines(path: Path | None, what: str) -> list[str] | None:
-    """The non-empty lines of a text file; None stays None. Raises InputError naming the file."""
-    if path is None:
-        return None
-    try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{what} file {str(path)!r} cannot be read ({error}); give UTF-8 text, one a line") from None
-    lines = [line for line in lines if line]
-    if not lines:
-        raise InputError(f"{what} file {str(path)!r} is empty; give one a line")
-    return lines
-
-
 def command_line() -> str:
     """How this was called, for provenance."""
     import shlex

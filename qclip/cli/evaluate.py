@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from . import common, lineup
+
+if TYPE_CHECKING:
+    from qclip.data import ImageSet
 
 EXAMPLES = (
     "[bold]Examples[/]\n\n"
@@ -54,18 +57,22 @@ def command(
 ) -> None:
     """Evaluate models, or one model under several recipes: differences are paired and have 95 % intervals."""
     import qclip
-    from qclip.data import load
+    from qclip.data import load, read_lines
 
     if output is not None:
         common.refuse_existing(output, force)
     common.set_threads(threads)
-    prompts = common.read_lines(templates, "templates")
-    labelled = [load(name, classes_file=classes) for name in data]
+    prompts = None if templates is None else read_lines(templates, "templates")
+
+    def labelled(names: list[str]) -> list[ImageSet]:
+        with common.progress() as progress:
+            return [load(name, classes_file=classes, progress=progress) for name in names]
+
     settings = {
-        "data": labelled,
+        "data": labelled(data),
         "ood": ood or [],
-        "shift": [load(n, classes_file=classes) for n in shift or []],
-        "dev": None if dev is None else load(dev, classes_file=classes),
+        "shift": labelled(shift or []),
+        "dev": None if dev is None else labelled([dev])[0],
         "templates": prompts,
         "full": full,
         "seed": seed,

@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from qclip.data import corruptions
+from qclip.data.decoding import too_large
 from qclip.data.imageset import ImageSet, UnreadableImage
 from qclip.errors import DataError
 
@@ -52,6 +53,8 @@ def _prefetched(data: ImageSet, preprocess: Preprocess, size: int, strict: bool,
         positions, tensors, faults = [], [], []
         indices = range(start, min(start + size, len(data)))
         for index, image in zip(indices, data.read(indices), strict=True):
+            if not isinstance(image, UnreadableImage) and (reason := too_large(image.size)):  # of a foreign source
+                image = UnreadableImage(f"image {index}: {reason}.")
             if isinstance(image, UnreadableImage):
                 if strict:
                     raise image

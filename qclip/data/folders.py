@@ -3,104 +3,170 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from qclip.data import classes as class_names
 from qclip.data.decoding import LARGEST_BYTES, decode
+from qclip.data.files import open_regular, shown, some
 from qclip.data.imageset import ImageSet, UnreadableImage
+from qclip.data.listing import (
+    LeftOut,
+    entries,
+    has_suffix,
+    images_below,
+    is_folder,
+    is_image,
+    is_leftover,
+    unreadable_folder,
+)
 from qclip.errors import DataError, nearest
 
-SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
+Progress = Callable[[str, int, int], None]  # (what, done, in all)
 
 
 class _Files:
-    def __init__(self, root: Path, files: list[Path]) -> None:
+    def __init__(self, root: str, files: list[str]) -> None:
         self.root, self.files = root, files
 
-    def read(self, rows: Sequence[int]) -> list[Image.Image | UnreadableImage]:
-        return [self._one(self.files[row]) for row in rows]
+    def read(self, rows: Sequence[int]) -> Iterator[Image.Image | UnreadableImage]:
+        return (self._one(self.files[row]) for row in rows)
 
-    def _one(self, path: Path) -> Image.Image | UnreadableImage:
-        where = str(path.relative_to(self.root))
+    def _one(self, path: str) -> Image.Image | UnreadableImage:
+        where = shown(os.path.relpath(path, self.root))
         try:
-            if path.stat().st_size > LARGEST_BYTES:
-                return UnreadableImage(f"{where}: more than the {LARGEST_BYTES} bytes an image may have.")
-            return decode(path.read_bytes(), where)
+            with open_regular(path) as stream:
+                encoded = stream.read(LARGEST_BYTES + 1)
         except OSError as error:
-            return UnreadableImage(f"{where}: cannot be read ({error.strerror}).")
+            return UnreadableImage(f"{where}: {error.strerror}.")
+        return decode(encoded, where)
 
 
-def load_folder(root: Path, spec: str, classes: list[str] | None = None, split: str | None = None) -> ImageSet:
+def load_folder(
+    root: Path,
+    spec: str,
+    classes: list[str] | None = None,
+    split: str | None = None,
+    progress: Progress | None = None,
+) -> ImageSet:
     """Images below `root` (or below `root/split`), in sorted order.
 
     With sub-folders each is a class; names that are all integers sort as integers (ImageNet-V2 has folders 0..999).
-    `classes` names them in that order, or, where it contains every sub-folder's name, gives the label's position.
-    Raises DataError where there is no image, or where `classes` does not fit the sub-folders.
+    `classes` are the lines of a classes file: `classes.renamed` says which label a sub-folder then has. `progress` is
+    called as (what, done, in all). What is left out is in the set's `notes`.
+
+    Raises DataError where there is no image, `classes` does not fit the sub-folders, two of them have the same name but
+    for its spelling, or one cannot be read.
     """
+    say = progress or (lambda what, done, total: None)
+    say(f"listing {spec}", 0, 0)
+    left_out = LeftOut()
+    top = os.fspath(root)
     if split is not None:
-        names = [p.name for p in root.iterdir() if p.is_dir()]
+        names = [entry.name for entry in _top(top) if is_folder(entry, links=True) and not is_leftover(entry.name)]
         if split not in names:
             hint = nearest(split, names) if names else "it has no sub-folders."
-            raise DataError(f"{root}: no split {split!r}; {hint}")
-        root = root / split
-    folders = [p for p in root.iterdir() if p.is_dir() and not p.name.startswith(".")]
-    numbered = bool(folders) and all(p.name.isdecimal() for p in folders)
-    folders.sort(key=lambda p: int(p.name) if numbered else p.name)
-    loose = _images(root, deep=False)
-    if folders and loose:
-        raise DataError(
-            f"{root}: {len(loose)} images lie beside the class folders (the first is {loose[0].name}); "
-            "move them into one."
-        )
-    labels: list[int] | None = None
-    files = loose
+            raise DataError(f"{shown(top)}: no split {split!r}; {hint}")
+        top = os.path.join(top, split)
+    folders, loose = _sorted_out(top, left_out)
+    labels: np.ndarray | None = None
+    notes: list[str] = []
+    files = [entry.path for entry in loose]
     if folders:
-        files, labels = [], []
-        positions = _positions(root, [p.name for p in folders], classes)
-        for folder, position in zip(folders, positions, strict=True):
-            inside = _images(folder, deep=True)
+        names = [shown(entry.name) for entry in folders]
+        class_names.refuse_twins(names, shown(top))
+        places = np.arange(len(names))
+        if classes is not None:
+            places, notes = class_names.renamed(names, classes, shown(top))
+        files, counts = [], []
+        for done, entry in enumerate(folders):
+            inside = list(images_below(entry.path, top, left_out))
             files += inside
-            labels += [position] * len(inside)
-        classes = classes or [p.name for p in folders]
+            counts.append(len(inside))
+            say(f"listing {spec}", done + 1, len(folders))
+        if empty := [repr(name) for name, count in zip(names, counts, strict=True) if not count]:
+            notes.append(f"{spec}: {len(empty)} class folders hold no image: {some(empty)}")
+        labels = np.repeat(places, counts).astype(np.int64)
+        classes = classes or names
     if not files:
-        raise DataError(f"{root}: no images ({', '.join(sorted(SUFFIXES))}) in it or its sub-folders.")
-    digest = hashlib.sha256()
-    for path in files:
-        digest.update(f"{path.relative_to(root).as_posix()}\0".encode())
-        if path.stat().st_size <= LARGEST_BYTES:  # a larger one is refused when it is read
-            with path.open("rb") as stream:
-                digest.update(hashlib.file_digest(stream, "sha256").digest())
+        lines = "; ".join(left_out.notes("in it"))
+        raise DataError(f"{shown(top)}: no images in it or its sub-folders{f' ({lines})' if lines else ''}.")
     return ImageSet(
-        name=root.resolve().name,
+        name=shown(os.path.basename(os.path.realpath(top))),
         spec=spec,
         classes=classes,
-        labels=None if labels is None else np.array(labels, np.int64),
+        labels=labels,
         captions=None,
         groups={},
-        digest=digest.hexdigest(),
+        digest=_digest(top, files, lambda done: say(f"reading {spec}", done, len(files))),
         prompts=None,
-        source=_Files(root, files),
+        source=_Files(top, files),
         rows=np.arange(len(files), dtype=np.int64),
+        notes=left_out.notes(spec),
+        label_notes=notes,
     )
 
 
-def _images(folder: Path, deep: bool) -> list[Path]:
-    found = folder.rglob("*") if deep else folder.iterdir()
-    return sorted(p for p in found if p.suffix.lower() in SUFFIXES and not p.name.startswith(".") and p.is_file())
+def _top(path: str) -> list[os.DirEntry[str]]:
+    try:
+        return entries(path)
+    except OSError as error:
+        raise unreadable_folder(path, error) from None
 
 
-def _positions(root: Path, folders: list[str], classes: list[str] | None) -> list[int]:
-    """Label of each sub-folder."""
-    if classes is None:
-        return list(range(len(folders)))
-    if set(folders) <= set(classes):
-        return [classes.index(name) for name in folders]
-    if len(folders) != len(classes):
-        raise DataError(
-            f"{root}: {len(folders)} sub-folders, but the classes file names {len(classes)} classes; "
-            "it needs one line for each sub-folder, in sorted order."
-        )
-    return list(range(len(folders)))
+def _sorted_out(top: str, left_out: LeftOut) -> tuple[list[os.DirEntry[str]], list[os.DirEntry[str]]]:
+    """Class folders in the order of their labels, or else the images that lie in `top`."""
+    folders, loose = [], []
+    real = os.path.realpath(top)
+    for entry in _top(top):
+        if is_leftover(entry.name):
+            left_out.add("which systems and editors leave behind", entry.name)
+        elif is_folder(entry, links=True):
+            target = os.path.realpath(entry.path) if entry.is_symlink() else None
+            if target is not None and os.path.commonpath([target, real]) == target:
+                left_out.add("links to a folder that they lie in", entry.name)
+            elif has_suffix(entry.name) and not _top(entry.path):
+                loose.append(entry)  # an empty folder called x.png was to be an image
+            else:
+                folders.append(entry)
+        elif is_image(entry):
+            loose.append(entry)
+        else:
+            left_out.add("no images", entry.name)
+    if folders and loose:
+        if stray := [entry for entry in loose if _is_file(entry)]:
+            raise DataError(
+                f"{shown(top)}: {len(stray)} images lie beside the class folders (the first is "
+                f"{shown(stray[0].name)}); move them into one."
+            )
+        for entry in loose:
+            left_out.add("no files, beside the class folders", entry.name)
+    numbered = all(entry.name.isdecimal() for entry in folders)
+    folders.sort(key=lambda entry: (int(entry.name) if numbered else 0, entry.name))
+    return folders, loose
+
+
+def _is_file(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_file()
+    except OSError:  # a link in a circle
+        return False
+
+
+def _digest(root: str, files: list[str], progress: Callable[[int], None]) -> str:
+    """sha256 (hex) of names and contents; of what cannot be read, why."""
+    digest = hashlib.sha256()
+    for done, path in enumerate(files):
+        digest.update(os.fsencode(os.path.relpath(path, root)) + b"\0")
+        try:
+            with open_regular(path) as stream:
+                if os.fstat(stream.fileno()).st_size <= LARGEST_BYTES:  # a larger one is refused when it is read
+                    digest.update(hashlib.file_digest(stream, "sha256").digest())
+        except OSError as error:
+            digest.update(str(error.strerror).encode())
+        progress(done + 1)
+    return digest.hexdigest()

@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from qclip.data import classes as class_names
 from qclip.errors import DataError
 
 
@@ -22,14 +23,18 @@ class UnreadableImage(DataError):
 class Source(Protocol):
     """Where pixels come from."""
 
-    def read(self, rows: Sequence[int]) -> list[Image.Image | UnreadableImage]:
-        """RGB images of these rows, in this order; an unreadable one is returned as its error, not raised."""
+    def read(self, rows: Sequence[int]) -> Iterable[Image.Image | UnreadableImage]:
+        """RGB images of these rows, in this order, decoded one at a time where that saves memory; an unreadable one is
+        given as its error, not raised."""
         ...
 
 
 @dataclasses.dataclass
 class ImageSet:
-    """A selection of images. `labels` int64 `[n]`, `captions` lists of texts, `groups` arrays `[n]` (bool, str)."""
+    """A selection of images. `labels` int64 `[n]`, `captions` lists of texts, `groups` arrays `[n]` (bool, str).
+
+    `notes`: what was left out; `label_notes`: how labels and class names were come by, and what is odd about them.
+    """
 
     name: str
     spec: str
@@ -42,6 +47,8 @@ class ImageSet:
     source: Source = dataclasses.field(repr=False)
     rows: NDArray[np.int64] = dataclasses.field(repr=False)  # row of each image in `source`
     unreadable: list[tuple[int, str]] = dataclasses.field(default_factory=list, repr=False)  # filled by `batches`
+    notes: list[str] = dataclasses.field(default_factory=list, repr=False)
+    label_notes: list[str] = dataclasses.field(default_factory=list, repr=False)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -52,14 +59,15 @@ class ImageSet:
 
     def images(self, indices: Sequence[int]) -> list[Image.Image]:
         """Several images in RGB. Raises UnreadableImage at the first that cannot be decoded."""
-        found = self.read(indices)
-        for image in found:
+        found = []
+        for image in self.read(indices):
             if isinstance(image, UnreadableImage):
                 raise image
-        return found  # type: ignore[return-value]
+            found.append(image)
+        return found
 
-    def read(self, indices: Sequence[int]) -> list[Image.Image | UnreadableImage]:
-        """Like `images`, but an unreadable one is its error instead of raising it."""
+    def read(self, indices: Sequence[int]) -> Iterable[Image.Image | UnreadableImage]:
+        """Like `images`, but one after the other, and an unreadable one is its error instead of raising it."""
         return self.source.read([int(self.rows[i]) for i in indices])
 
     def labelled(self) -> tuple[NDArray[np.int64], list[str]]:
@@ -69,17 +77,50 @@ class ImageSet:
         """
         if self.labels is None:
             raise DataError(f"{self.spec} has no labels, so that accuracy is not defined; use it as an OOD set.")
-        if self.classes is None:
-            raise DataError(f"{self.spec} has labels but no class names; give a classes file, one name a line.")
+        if not self.classes:
+            raise DataError(f"{self.spec} has labels but no class names; give a classes file (--classes FILE).")
         if len(self.classes) < 2:
-            raise DataError(f"{self.spec} has {len(self.classes)} class; zero-shot classification needs at least two.")
-        wrong = np.flatnonzero((self.labels < 0) | (self.labels >= len(self.classes)))
-        if len(wrong):
+            raise DataError(f"{self.spec} has one class ({self.classes[0]!r}); a classifier needs at least two.")
+        if not len(self):
+            raise DataError(f"{self.spec} is empty; give a set with images.")
+        outside = np.flatnonzero((self.labels < 0) | (self.labels >= len(self.classes)))
+        if len(outside):
             raise DataError(
-                f"{self.spec}: {len(wrong)} labels have no name, the first is {self.labels[wrong[0]]} at image "
-                f"{wrong[0]}, with {len(self.classes)} class names; give a classes file that fits."
+                f"{self.spec}: {len(outside)} labels are outside its {len(self.classes)} classes, the first is "
+                f"{self.labels[outside[0]]} at image {outside[0]}; select labelled rows with ?where=, or give "
+                "a classes file that fits."
             )
         return self.labels, self.classes
+
+    def labels_in(self, reference: ImageSet) -> NDArray[np.int64]:
+        """Labels `[n]` as positions in the classes of `reference`, found by name.
+
+        Raises DataError where a class is not among them, and what `labelled` raises.
+        """
+        labels, classes = self.labelled()
+        _, wanted = reference.labelled()
+        places = class_names.positions(classes, wanted, self.spec, reference.spec)
+        if places is None:
+            raise DataError(
+                f"{self.spec}: class {classes[0]!r} is not a class of {reference.spec}, nor is any other of its "
+                "classes; a shift or dev set has the same classes or some of them."
+            )
+        return places[labels]
+
+    def name_classes(self, file: list[str]) -> None:
+        """Gives the classes the names that a classes file holds, by name or, with a note, by position (see
+        `classes.renamed`). Raises DataError where the file does not fit."""
+        if self.labels is not None and self.classes is not None:
+            places, notes = class_names.renamed(self.classes, file, self.spec)
+            named = (self.labels >= 0) & (self.labels < len(places))
+            self.labels = np.where(named, places[np.where(named, self.labels, 0)], -1)
+            self.label_notes += notes
+        elif self.labels is not None:
+            self.label_notes.append(
+                f"{self.spec} names no classes, so the lines of the classes file name its labels by position: 0 is "
+                f"{file[0]!r}"
+            )
+        self.classes = file
 
     def select(self, indices: Sequence[int] | NDArray) -> ImageSet:
         """The images at these positions (or where a bool mask `[n]` is true), in this order."""

@@ -1,19 +1,26 @@
-"""Data names: KIND:PATH[?samples=N&seed=S&split=NAME&where=COLUMN]."""
+"""Data names: KIND:PATH[?samples=N&seed=S&split=NAME&where=COLUMN], and for Parquet image=, label=, captions=COLUMN."""
 
 from __future__ import annotations
 
 import dataclasses
+import os
+from collections.abc import Callable
 from pathlib import Path
-from urllib.parse import unquote
+from urllib.parse import unquote, unquote_to_bytes
 
+from qclip.data import classes as class_names
 from qclip.data import scenes
+from qclip.data.files import shown
 from qclip.data.folders import load_folder
 from qclip.data.imageset import ImageSet
 from qclip.data.parquet import load_parquet
+from qclip.data.parquet_columns import Columns
 from qclip.errors import DataError, nearest
 
 KINDS = ("scenes", "parquet", "folder")
-_OPTIONS = ("samples", "seed", "split", "where", "side")
+_COLUMNS = ("image", "label", "captions")
+_OPTIONS = ("samples", "seed", "split", "where", "side", *_COLUMNS)
+_DIGITS = 18  # of a number that somebody means
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,15 +34,20 @@ class Spec:
     split: str | None = None
     where: str | None = None
     side: int | None = None  # scenes only
+    columns: Columns = Columns()  # Parquet only
 
 
 def parse(spec: str) -> Spec:
-    """Raises DataError naming what is unknown and what is near it."""
+    """What a data name says. In a path `%3F` is a question mark, as in a URL; a path that exists as it is written is
+    taken as it is written, with its question marks and percent signs.
+
+    Raises DataError naming what is unknown and what is near it.
+    """
     kind, colon, rest = spec.partition(":")
     if not colon or kind not in KINDS:
         hint = _guess(spec) or f"write KIND:PATH. For the kind {kind!r}: {nearest(kind, KINDS)}"
         raise DataError(f"{spec!r} is no data set name; {hint}")
-    path, _, query = rest.partition("?")
+    path, query = rest.partition("?")[::2] if kind == "scenes" else _path_and_query(rest)
     options: dict[str, str] = {}
     for part in filter(None, query.split("&")):
         key, equals, value = part.partition("=")
@@ -51,33 +63,49 @@ def parse(spec: str) -> Spec:
         raise DataError(f"{spec!r}: samples={samples}; ask for at least one image.")
     if side is not None and kind != "scenes":
         raise DataError(f"{spec!r}: only scenes are drawn to a side; images of a {kind} are resized by the model.")
-    return Spec(kind, path, samples, seed or 0, options.get("split"), options.get("where"), side)
+    named = {key: options[key] for key in _COLUMNS if key in options}
+    if named and kind != "parquet":
+        raise DataError(f"{spec!r}: only a Parquet file has columns to name; leave {next(iter(named))}= out.")
+    return Spec(kind, path, samples, seed or 0, options.get("split"), options.get("where"), side, Columns(**named))
 
 
-def load(spec: str, classes_file: Path | None = None, need: int = 1) -> ImageSet:
+def load(
+    spec: str,
+    classes_file: Path | None = None,
+    need: int = 1,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> ImageSet:
     """The images that a data name stands for.
 
     `samples=N` draws N images without replacement (`seed`), or the first N of scenes, whose `seed` draws other images;
-    `split` is a scenes split, a value of the column `split`, or a sub-folder; `where` names a bool column.
-    `classes_file` holds one class name a line. Raises DataError for a name that is unknown, missing data, or fewer
-    than `need` images.
+    `split` is a scenes split, a value of the column `split` or of a shard's name, or a sub-folder; `where` names a bool
+    column; `image`, `label` and `captions` name the columns of a Parquet file. `classes_file` holds one class name a
+    line: classes of the set that have a name get the line of that name, else line N names label N, and `label_notes`
+    say so. `progress` is called as (what, done, in all) while files are listed and read.
+
+    Raises DataError for a name that is unknown, missing data, classes that do not fit, or fewer than `need` images.
     """
     found = parse(spec)
-    classes = None if classes_file is None else read_classes(Path(classes_file))
+    classes = None if classes_file is None else class_names.read_lines(classes_file, "classes")
     if found.kind == "scenes":
         if found.path and found.split:
             raise DataError(f"{spec!r}: a split is given twice; write scenes:{found.split}.")
         split = found.path or found.split or "test"
-        data = scenes.load_scenes(split, found.samples, found.seed, found.side or scenes.SIDE)
+        side = scenes.SIDE if found.side is None else found.side
+        data = scenes.load_scenes(split, found.samples, found.seed, side)
         data.spec = spec
+    elif not found.path:
+        raise DataError(f"{spec!r}: no path; write {found.kind}:PATH.")
+    elif found.kind == "parquet":
+        path = _existing(found.path, spec, want_folder=False)
+        data = load_parquet(path, spec, found.split, found.columns, progress)
     else:
-        path = _existing(found, spec)
-        if found.kind == "parquet":
-            data = load_parquet(path, spec, found.split)
-        else:
-            data = load_folder(path, spec, classes, found.split)
+        path = _existing(found.path, spec, want_folder=True)
+        data = load_folder(path, spec, classes, found.split, progress)
     if classes is not None and found.kind != "folder":
-        data.classes = classes
+        data.name_classes(classes)
+    if data.labels is not None and data.classes is not None and found.kind != "scenes":
+        data.label_notes += class_names.remarks(data.classes, spec)
     if found.where is not None:
         column = data.groups.get(found.where)
         if column is None or column.dtype != bool:
@@ -96,52 +124,49 @@ def load(spec: str, classes_file: Path | None = None, need: int = 1) -> ImageSet
     return data
 
 
-def read_classes(path: Path) -> list[str]:
-    """Class names, one a line; blank lines are left out. Raises DataError where there are none, or one twice."""
-    if not path.is_file():
-        raise DataError(f"classes file {path} does not exist.")
-    try:
-        names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except UnicodeDecodeError as error:
-        raise DataError(f"classes file {path} is not UTF-8 text ({error.reason} at byte {error.start}).") from error
-    if not names:
-        raise DataError(f"classes file {path} names no class; write one name a line.")
-    twice = sorted({n for n in names if names.count(n) > 1})
-    if twice:
-        raise DataError(f"classes file {path} names {twice[0]!r} twice.")
-    return names
+def _path_and_query(rest: str) -> tuple[str, str]:
+    """A path that exists as it is written, else what stands before the first question mark, as in a URL."""
+    cuts = [k for k, c in enumerate(rest) if c == "?"]
+    for cut in (len(rest), *reversed(cuts)):
+        if os.path.lexists(_home(rest[:cut])):
+            return rest[:cut], rest[cut + 1 :]
+    path, _, query = rest.partition("?")
+    return os.fsdecode(unquote_to_bytes(path)), query
+
+
+def _home(path: str) -> str:
+    return os.path.expanduser(path).replace("\0", "\ufffd")  # no path holds NUL, and none is looked up
 
 
 def _whole(spec: str, key: str, options: dict[str, str]) -> int | None:
     if key not in options:
         return None
-    if not options[key].isdecimal():
+    if not (options[key].isascii() and options[key].isdecimal()):
         raise DataError(f"{spec!r}: {key}={options[key]} is not a whole number.")
+    if len(options[key]) > _DIGITS:
+        raise DataError(f"{spec!r}: {key} has {len(options[key])} digits; take a smaller number.")
     return int(options[key])
 
 
-def _existing(found: Spec, spec: str) -> Path:
-    path, wants_folder = Path(found.path).expanduser(), found.kind == "folder"
-    if not found.path:
-        raise DataError(f"{spec!r}: no path; write {found.kind}:PATH.")
-    if path.is_dir() and not wants_folder:
-        raise DataError(f"{path} is a folder; write folder:{path}, or name a Parquet file in it.")
-    if path.is_file() and wants_folder:
-        raise DataError(f"{path} is a file; a folder of images is needed (parquet:PATH reads a Parquet file).")
-    if not path.exists():
-        beside = sorted(p.name for p in path.parent.iterdir()) if path.parent.is_dir() else []
-        beside = [n for n in beside if n.endswith(".parquet")] if not wants_folder else beside
-        raise DataError(f"{path} does not exist; " + (nearest(path.name, beside) if beside else "check the path."))
-    return path
+def _existing(name: str, spec: str, want_folder: bool) -> Path:
+    """Raises DataError where there is no such folder, or no such Parquet file, folder of them or pattern."""
+    path = Path(_home(name))
+    if want_folder and os.path.lexists(path) and not os.path.isdir(path):
+        raise DataError(f"{shown(path)} is a file; a folder of images is needed (parquet:PATH reads a Parquet file).")
+    if os.path.lexists(path) or (not want_folder and any(c in name for c in "*[")):
+        return path
+    beside = sorted(os.listdir(path.parent)) if os.path.isdir(path.parent) and os.access(path.parent, os.R_OK) else []
+    beside = [n for n in beside if n.endswith(".parquet")] if not want_folder else beside
+    raise DataError(f"{shown(path)} does not exist; " + (nearest(path.name, beside) if beside else "check the path."))
 
 
 def _guess(spec: str) -> str | None:
     """What somebody meant who wrote a bare path or a bare split."""
-    path = Path(spec.partition("?")[0])
-    if path.suffix == ".parquet":
+    path = spec.partition("?")[0]
+    if path.endswith(".parquet"):
         return f"did you mean 'parquet:{spec}'?"
-    if path.is_dir():
+    if os.path.isdir(path):
         return f"did you mean 'folder:{spec}'?"
-    if spec.partition("?")[0] in scenes.SIZES:
+    if path in scenes.SIZES:
         return f"did you mean 'scenes:{spec}'?"
     return None

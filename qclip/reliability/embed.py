@@ -98,8 +98,11 @@ class Embedder:
 
     def _advance(self, name: str, steps: int) -> None:
         self.done += steps
+        self._say(name, self.done, self.total)
+
+    def _say(self, what: str, done: int, total: int) -> None:
         if self.progress is not None:
-            self.progress(name, self.done, self.total)
+            self.progress(what, done, total)
 
     def expect(self, stages: Sequence[Stage]) -> None:
         """Say what will be embedded, so that progress has an end."""
@@ -196,6 +199,8 @@ class Embedder:
 
     def texts(self, view: View, prompts: list[str]) -> np.ndarray:
         """Unit text embeddings float64 `[len(prompts), E]`."""
+        what = f"{view.label}: class names"
+        self._say(what, 0, len(prompts))
         tokens = view.tokenizer(prompts)
         if not isinstance(tokens, Tensor):
             raise InputError(
@@ -204,8 +209,11 @@ class Embedder:
         key = self._key(view, tokens=key_of(shape=list(tokens.shape), ids=tokens.tolist()), texts=TEXTS)
         stored = self.cache.load(key)
         if stored is None:
+            found = []
             with evaluating(view.model):
-                found = [view.encoders.encode_text(part).float().cpu().numpy() for part in tokens.split(TEXTS)]
+                for part in tokens.split(TEXTS):
+                    found.append(view.encoders.encode_text(part).float().cpu().numpy())
+                    self._say(what, min(TEXTS * len(found), len(prompts)), len(prompts))
             stored = {"vectors": np.concatenate(found)}, {}
             self.cache.store(key, *stored)
         return unit(stored[0]["vectors"], f"text embeddings of {view.label!r}")

@@ -13,7 +13,7 @@ from torch import nn
 
 from qclip import data as qdata
 from qclip import metrics
-from qclip.errors import DataError, InputError
+from qclip.errors import InputError
 from qclip.models import class_names
 
 from .cache import Cache
@@ -68,11 +68,11 @@ def evaluate(
     models = {"model": models} if isinstance(models, nn.Module) else dict(models)
     if not models:
         raise InputError("no model to evaluate; pass a model or a dict {label: model}")
-    id_sets, shift_sets = [_load(d) for d in _listed(data)], [_load(d) for d in _listed(shift)]
+    id_sets, shift_sets = [_load(d, progress) for d in _listed(data)], [_load(d, progress) for d in _listed(shift)]
     if not id_sets:
         raise InputError("no data to evaluate on; pass the name of at least one labelled set")
-    ood_sets = [(kind, _load(d)) for kind, d in _kinds(ood)]
-    dev_set = None if dev is None else _load(dev)
+    ood_sets = [(kind, _load(d, progress)) for kind, d in _kinds(ood)]
+    dev_set = None if dev is None else _load(dev, progress)
     _name_apart([*id_sets, *shift_sets, *(found for _, found in ood_sets)])
     results = Results(meta=environment(seed, batch, REPLICATES))
     run = _Run(results, Embedder(models, Cache.of(cache), batch, strict, seed, device, progress), seed, full, templates)
@@ -98,10 +98,15 @@ class _Run:
         shift_sets: list[qdata.ImageSet],
         dev_set: qdata.ImageSet | None,
     ) -> None:
-        for labelled in (*id_sets, *shift_sets, *([dev_set] if dev_set else [])):
-            _check_labelled(labelled)
-        first = id_sets[0]
-        relabelled = {id(s): _labels_in(s, first) for s in (*shift_sets, *([dev_set] if dev_set else []))}
+        first, others = id_sets[0], [*shift_sets, *([dev_set] if dev_set else [])]
+        for labelled in (*id_sets, *others):
+            labelled.labelled()
+            for note in (*labelled.notes, *labelled.label_notes):
+                self.results.note(note)
+        for _, ood in ood_sets:
+            for note in ood.notes:
+                self.results.note(note)
+        relabelled = {id(s): s.labels_in(first) for s in others}
         noise = [(s, self._sample(s)) for s in id_sets]
         stages = [Stage(s) for s in (*id_sets, *shift_sets, *(s for _, s in ood_sets), *([dev_set] if dev_set else []))]
         stages += [Stage(s.select(rows), NOISE, severity) for s, rows in noise for severity in SEVERITIES]
@@ -272,8 +277,10 @@ def _kinds(ood: Any) -> list[tuple[str, Any]]:
     return out
 
 
-def _load(data: Any) -> qdata.ImageSet:
-    return dataclasses.replace(data) if isinstance(data, qdata.ImageSet) else qdata.load(os.fspath(data))
+def _load(data: Any, progress: Progress | None) -> qdata.ImageSet:
+    if isinstance(data, qdata.ImageSet):
+        return dataclasses.replace(data)
+    return qdata.load(os.fspath(data), progress=progress)
 
 
 def _name_apart(sets: list[qdata.ImageSet]) -> None:
@@ -285,36 +292,6 @@ def _name_apart(sets: list[qdata.ImageSet]) -> None:
             count += 1
             found.name = f"{name} ({count})"
         taken.add(found.name)
-
-
-def _check_labelled(data: qdata.ImageSet) -> None:
-    if data.labels is None:
-        raise DataError(f"{data.spec} has no labels; accuracy needs a labelled set")
-    if not data.classes:
-        raise DataError(f"{data.spec} has no class names; give them with classes_file= (--classes FILE)")
-    if len(data.classes) < 2:
-        raise DataError(f"{data.spec} has one class ({data.classes[0]!r}); a classifier needs at least two")
-    if not len(data):
-        raise DataError(f"{data.spec} is empty; give a set with images")
-    outside = np.flatnonzero((data.labels < 0) | (data.labels >= len(data.classes)))
-    if len(outside):
-        raise DataError(
-            f"{data.spec}: {len(outside)} labels are outside its {len(data.classes)} classes, the first is "
-            f"{data.labels[outside[0]]} at image {outside[0]}; select labelled rows with ?where="
-        )
-
-
-def _labels_in(data: qdata.ImageSet, reference: qdata.ImageSet) -> np.ndarray:
-    """Labels of `data` as positions in the classes of `reference`."""
-    assert data.classes is not None and reference.classes is not None and data.labels is not None
-    position = {name: k for k, name in enumerate(reference.classes)}
-    strange = [name for name in data.classes if name not in position]
-    if strange:
-        raise DataError(
-            f"{data.spec}: class {strange[0]!r} is not a class of {reference.spec}; a shift or dev set has the "
-            "same classes or some of them"
-        )
-    return np.array([position[name] for name in data.classes])[data.labels]
 
 
 def prompt_templates(templates: str | Sequence[str] | None) -> list[str]:

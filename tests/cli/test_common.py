@@ -55,22 +55,6 @@ def test_existing_output_needs_force(tmp_path: Path) -> None:
     common.refuse_existing(tmp_path, force=True)
 
 
-@pytest.mark.parametrize("content", [None, b"", b"\n \n", b"\xff\xfe\xff"])
-def test_unusable_text_files_are_named(tmp_path: Path, content: bytes | None) -> None:
-    file = tmp_path / "prompts.txt"
-    if content is not None:
-        file.write_bytes(content)
-    with pytest.raises(InputError, match="prompts.txt"):
-        common.read_lines(file, "templates")
-
-
-def test_lines_are_stripped_and_blank_ones_dropped(tmp_path: Path) -> None:
-    file = tmp_path / "prompts.txt"
-    file.write_text("a photo of a {}.\r\n\n  {} \n", encoding="utf-8")
-    assert common.read_lines(file, "templates") == ["a photo of a {}.", "{}"]
-    assert common.read_lines(None, "templates") is None
-
-
 @pytest.mark.parametrize(("step", "lines"), [(1.0, 11), (0.02, 3), (0.0, 1)])
 def test_progress_without_a_terminal_is_lines_on_stderr(
     step: float, lines: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture

@@ -152,5 +152,5 @@ def test_apply_is_deterministic_and_checks_its_input():
 def test_decode_gives_rgb_for_every_mode():
     for mode, kind in (("L", "PNG"), ("P", "GIF"), ("RGBA", "PNG"), ("CMYK", "JPEG"), ("1", "PNG")):
         stream = io.BytesIO()
-        Image.new(mode, (4, 4)).save(stream, kind)
+        Image.new(mode, (4, 4), "red" if mode == "RGBA" else 0).save(stream, kind)
         assert decoding.decode(stream.getvalue(), "x").mode == "RGB"

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from qclip.data import UnreadableImage, decoding, load, parquet
+from qclip.data import UnreadableImage, decoding, load, parquet, parquet_columns
 from qclip.errors import DataError
 
 
@@ -102,7 +102,7 @@ def test_hugging_face_struct_and_single_captions(tmp_path):
 
 
 def test_text_with_many_values_is_no_group(tmp_path):
-    n = parquet.MOST_GROUP_VALUES + 1
+    n = parquet_columns.MOST_GROUP_VALUES + 1
     path = write(tmp_path / "names.parquet", n=n, file=[str(i) for i in range(n)], index=list(range(n)))
     assert load(f"parquet:{path}").groups == {}
 
@@ -112,7 +112,7 @@ def test_damaged_images_are_named_and_the_rest_is_read(tmp_path):
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)).save(stream, "PNG")
     images = [encoded(0), b"", b"not an image", stream.getvalue()[:400], None, encoded(5)]
     path = write(tmp_path / "bad.parquet", n=6, image=images)
-    found = load(f"parquet:{path}").read(range(6))
+    found = list(load(f"parquet:{path}").read(range(6)))
     assert [isinstance(f, UnreadableImage) for f in found] == [False, True, True, True, True, False]
     assert "bad.parquet row 2: cannot be decoded" in str(found[2]) and "row 4: no image" in str(found[4])
     with pytest.raises(UnreadableImage, match="bad.parquet row 1"):
@@ -125,9 +125,9 @@ def test_a_picture_that_claims_a_huge_size_is_refused_before_it_is_decoded(tmp_p
     assert len(bomb.getvalue()) < 20_000
     monkeypatch.setattr(Image.Image, "convert", lambda *a: pytest.fail("was decoded"))
     path = write(tmp_path / "bomb.parquet", n=1, image=[bomb.getvalue()])
-    assert "9000 x 9000 pixels" in str(load(f"parquet:{path}").read([0])[0])
+    assert "9000 x 9000 pixels" in str(next(iter(load(f"parquet:{path}").read([0]))))
     monkeypatch.setattr(decoding, "LARGEST_BYTES", 5)
-    assert "bytes are more than" in str(load(f"parquet:{path}").read([0])[0])
+    assert "bytes are more than" in str(next(iter(load(f"parquet:{path}").read([0]))))
 
 
 def test_parquet_refusals(tmp_path, monkeypatch, file):
@@ -157,11 +157,11 @@ def test_labels_and_classes_must_fit_when_they_are_asked_for(tmp_path, file):
     labels, classes = load(f"parquet:{file}").labelled()
     assert labels.max() == 2 and classes == ["a", "b", "c"]
     ood = write(tmp_path / "ood.parquet", n=3, metadata={"classes": ["a", "b"]}, label=[0, 900, 1])
-    with pytest.raises(DataError, match="1 labels have no name, the first is 900 at image 1"):
+    with pytest.raises(DataError, match="1 labels are outside its 2 classes, the first is 900 at image 1"):
         load(f"parquet:{ood}").labelled()
     with pytest.raises(DataError, match="no class names; give a classes file"):
         load(f"parquet:{write(tmp_path / 'u.parquet', n=2, label=[0, 1])}").labelled()
-    with pytest.raises(DataError, match="has 1 class; .* at least two"):
+    with pytest.raises(DataError, match="has one class.* at least two"):
         load(f"parquet:{write(tmp_path / 'one.parquet', n=2, metadata={'classes': ['a']}, label=[0, 0])}").labelled()
 
 
@@ -200,17 +200,8 @@ def test_classes_file_names_or_orders_the_sub_folders(tmp_path):
     names.write_text("n02\nn03\nn01\n")
     assert load(f"folder:{root}", names).labels.tolist() == [2, 0]
     names.write_text("one\ntwo\nthree\n")
-    with pytest.raises(DataError, match="2 sub-folders, but the classes file names 3"):
+    with pytest.raises(DataError, match="2 classes .*but the classes file names 3"):
         load(f"folder:{root}", names)
-    for text, match in (("a\na\n", "'a' twice"), ("\n", "names no class")):
-        names.write_text(text)
-        with pytest.raises(DataError, match=match):
-            load(f"folder:{root}", names)
-    names.write_bytes(b"\xff\xfe")
-    with pytest.raises(DataError, match="not UTF-8"):
-        load(f"folder:{root}", names)
-    with pytest.raises(DataError, match="does not exist"):
-        load(f"folder:{root}", tmp_path / "gone.txt")
 
 
 def test_a_flat_folder_has_images_without_labels(tmp_path):
@@ -258,7 +249,6 @@ def test_bad_names_say_what_is_near(file, tmp_path):
         str(tmp_path): "did you mean 'folder:",
         "far-ood": "did you mean 'scenes:far-ood'",
         f"parquet:{tmp_path}/sett.parquet": "does not exist; did you mean 'set.parquet'",
-        f"parquet:{tmp_path}": "is a folder",
         f"folder:{file}": "is a file",
         "parquet:": "no path",
         "parquet:/nowhere/at/all.parquet": "check the path",

@@ -1,0 +1,116 @@
+"""What lies in a folder: images, folders, and what is left out and why."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Iterator
+
+from qclip.data.decoding import looks_encoded, suffixes
+from qclip.data.files import open_regular, shown, some
+from qclip.errors import DataError
+
+# What operating systems, archives and editors leave behind; so is every name that begins with a dot.
+_LEFTOVERS = {
+    "__macosx",
+    "__pycache__",
+    "@eadir",
+    "#recycle",
+    "@recycle",
+    "$recycle.bin",
+    "recycler",
+    "system volume information",
+    "lost+found",
+    "thumbs.db",
+    "ehthumbs.db",
+    "desktop.ini",
+    "icon\r",
+}
+
+
+@dataclasses.dataclass
+class LeftOut:
+    """Names that are no part of a set, by reason."""
+
+    names: dict[str, list[str]] = dataclasses.field(default_factory=dict)
+
+    def add(self, why: str, name: str) -> None:
+        self.names.setdefault(why, []).append(shown(name))
+
+    def notes(self, where: str) -> list[str]:
+        return [f"{where}: {len(names)} left out, {why}: {some(names)}" for why, names in self.names.items()]
+
+
+def is_leftover(name: str) -> bool:
+    return name.startswith(".") or name.lower() in _LEFTOVERS
+
+
+def has_suffix(name: str) -> bool:
+    """Whether a file is called as an image is."""
+    return os.path.splitext(name)[1].lower() in suffixes()
+
+
+def entries(folder: str) -> list[os.DirEntry[str]]:
+    """What lies in a folder, by name. Raises OSError."""
+    with os.scandir(folder) as found:
+        return sorted(found, key=lambda entry: entry.name)
+
+
+def is_folder(entry: os.DirEntry[str], links: bool) -> bool:
+    try:
+        return entry.is_dir(follow_symlinks=links)
+    except OSError:  # a link in a circle
+        return False
+
+
+def images_below(folder: str, root: str, left_out: LeftOut) -> Iterator[str]:
+    """Paths of the images in `folder` and the folders in it, in the order of their names. What is called like an
+    image and is none (a broken link, a pipe) is among them: reading it says what it is.
+
+    Links to folders are not followed: they can lead in circles. Raises DataError where a folder cannot be read.
+    """
+    pending = [(folder, True)]
+    while pending:
+        path, is_dir = pending.pop()
+        if not is_dir:
+            yield path
+            continue
+        try:
+            found = entries(path)
+        except PermissionError as error:
+            raise unreadable_folder(path, error) from None
+        except OSError as error:
+            left_out.add(f"folders that cannot be read ({error.strerror})", os.path.relpath(path, root))
+            continue
+        if not found and path != folder and has_suffix(path):
+            yield path  # an empty folder called x.png was to be an image
+        for entry in reversed(found):
+            name = os.path.relpath(entry.path, root)
+            if is_leftover(entry.name):
+                left_out.add("which systems and editors leave behind", name)
+            elif is_folder(entry, links=False):
+                pending.append((entry.path, True))
+            elif is_folder(entry, links=True):
+                left_out.add("links to folders, which are not followed inside a class", name)
+            elif is_image(entry):
+                pending.append((entry.path, False))
+            else:
+                left_out.add("no images", name)
+
+
+def is_image(entry: os.DirEntry[str]) -> bool:
+    """Called like an image, or begins like one."""
+    if has_suffix(entry.name):
+        return True
+    try:
+        with open_regular(entry.path) as stream:
+            return looks_encoded(stream.read(16))
+    except OSError:
+        return False
+
+
+def unreadable_folder(path: str, error: OSError) -> DataError:
+    return DataError(
+        f"folder {shown(path)} cannot be read ({error.strerror}); give yourself the right to read it, or take it out "
+        "of the set."
+    )
