@@ -1,4 +1,4 @@
-"""Class files: labels by name where names match, refused where only some do, by position with a note where none does."""
+"""Class files: labels by name where names match, refused where some do, by position with a note where none does."""
 
 from __future__ import annotations
 
