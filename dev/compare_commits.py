@@ -77,9 +77,9 @@ def worker(out: Path, checkpoints: list[str]) -> None:
             dev="scenes:dev?samples=200",
             cache=False,
         )
-        results.to_json(out.with_suffix(".results.json"))
-        content = json.loads(out.with_suffix(".results.json").read_text())
-        found["rows"].append(values(content))
+        written = out.with_suffix(f".{name}.json")
+        results.to_json(written)
+        found["rows"].append(str(written))
         print(f"{name} evaluated", file=sys.stderr, flush=True)
     out.write_text(json.dumps(found))
 
@@ -91,17 +91,22 @@ def raw(tensor) -> bytes:  # noqa: ANN001
     return flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b""
 
 
-def values(content: dict) -> dict[str, list]:
-    """key -> sorted [value, low, high] of all rows with that key."""
-    rows = content["rows"]
-    if rows and isinstance(rows[0], list):  # columns stand once
-        rows = [dict(zip(content["columns"], row, strict=True)) for row in rows]
+def values(path: str) -> dict[str, list]:
+    """key -> sorted [value, low, high] of all rows with that key, and [number] of all curves. This checkout reads both
+    files: results of an older version come upgraded."""
+    sys.path.insert(0, str(ROOT))
+    from qclip.results import Results
+
+    results = Results.from_json(path)
     found: dict[str, list] = defaultdict(list)
-    for row in rows:
-        if row["metric"] in MEASURED:
-            continue
-        key = [str(row.get(c, "")) for c in ("model", "set", "corruption", "severity", "metric", "reference")]
-        found[" | ".join(key)].append([row.get("value"), row.get("low"), row.get("high")])
+    for row in results.rows:
+        if row["metric"] not in MEASURED:
+            key = [str(row[c]) for c in ("model", "set", "corruption", "severity", "metric", "reference")]
+            found[" | ".join(key)].append([row["value"], row["low"], row["high"]])
+    for curve in results.curves:
+        for name, column in curve["points"].items():
+            key = [str(curve[c]) for c in ("model", "set", "corruption", "score", "metric")] + [name]
+            found[" | ".join(key)] += [[number] for number in column]
     return {
         key: sorted(listed, key=lambda v: [(x is None, x if x is not None else 0.0) for x in v])
         for key, listed in found.items()
@@ -154,7 +159,7 @@ def compare(old: dict, new: dict) -> int:
                 print(f"codes of {label}: {len(odd)} of {len(facts)} tensors differ, the first is {odd[0]}")
             else:
                 print(f"embeddings of {label} differ in some bit")
-    for before, after in zip(old["rows"], new["rows"], strict=True):
+    for before, after in zip(map(values, old["rows"]), map(values, new["rows"]), strict=True):
         for key, listed in before.items():
             if key not in after:
                 bad += 1
@@ -186,9 +191,9 @@ def main() -> int:
         try:
             old = run(there, folder / "old.json", checkpoints)
             new = run(ROOT, folder / "new.json", checkpoints)
+            bad = compare(old, new)
         finally:
             subprocess.run(["git", "worktree", "remove", "--force", str(there)], cwd=ROOT)
-    bad = compare(old, new)
     print("everything is equal" if bad == 0 else f"{bad} things differ")
     return 1 if bad else 0
 

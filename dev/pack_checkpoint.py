@@ -15,6 +15,7 @@ import open_clip
 import torch
 
 from qclip import zoo
+from qclip.results import Results
 
 DATA = {
     "photos": "CIFAR-10 train (45,000 images), Tiny ImageNet train (40,000 of it, 32 px), Flickr8k train (6,000, "
@@ -65,12 +66,9 @@ def measured(file: Path) -> list[dict]:
     """The rows of a results file that go onto the card."""
     wanted = {"top1", "ece", "signed_gap", "nll"}
     return [
-        {k: row.get(k) for k in ("set", "subset", "metric", "value", "low", "high", "n")}
-        for row in json.loads(file.read_text())["rows"]
-        if not row.get("reference")
-        and row["metric"] in wanted
-        and not row.get("corruption")
-        and row.get("value") is not None
+        {k: row[k] for k in ("set", "subset", "metric", "value", "low", "high", "n")}
+        for row in Results.from_json(file).where(metric=wanted, reference="", corruption="", axis="")
+        if row["value"] is not None
     ]
 
 

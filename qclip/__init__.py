@@ -20,9 +20,10 @@ if TYPE_CHECKING:
     from .models import encoders, towers
     from .ptq import quantize, quantize_
     from .recipes import Recipe
-    from .reliability import Results, evaluate
+    from .reliability import evaluate
     from .report.page import report
     from .report.table import table
+    from .results import Results
     from .rewrite import Coverage, coverage, dequantize_
     from .spectral import weight_spectrum
     from .zoo import load_model
@@ -45,7 +46,7 @@ _PUBLIC = {
     "towers": "models",
     "encoders": "models",
     "evaluate": "reliability",
-    "Results": "reliability",
+    "Results": "results",
     "report": "report",
     "table": "report",
     "Recipe": "recipes",

@@ -63,7 +63,7 @@ def evaluate(group: dict[str, Any], spectra: bool, **settings: Any) -> Any:
         results = qclip.evaluate(group, progress=progress, **settings)
     if spectra:
         try:
-            results.extend(spectrum(group))
+            results = results.merge(results, spectrum(group))
         except InputError as error:  # the models differ in shape: everything else can be compared
             results.note(f"weight spectra were not compared: {error}")
     return results
@@ -75,18 +75,14 @@ def spectrum(group: dict[str, Any]) -> Any:
 
     (label, first), *others = group.items()
     with common.progress() as progress:
-        rows = qclip.weight_spectrum(first, dict(others), label=label, progress=progress)
-    return qclip.Results(rows)
+        return qclip.weight_spectrum(first, dict(others), label=label, progress=progress)
 
 
 def join(parts: list[Any]) -> Any:
-    """One table from several; facts that differ in kind (what each model is) are joined, the rest is the first's."""
-    whole, *others = parts
-    for other in others:
-        whole.extend(other)
-        for key, value in other.meta.items():
-            if isinstance(value, dict):
-                whole.meta[key] = {**whole.meta.get(key, {}), **value}
+    """One table from several, made by this command line."""
+    import qclip
+
+    whole = qclip.Results.merge(*parts)
     whole.meta["command"] = common.command_line()
     return whole
 

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from .results import Results
-
 if TYPE_CHECKING:
     from .engine import evaluate
 
-__all__ = ["Results", "evaluate"]
+__all__ = ["evaluate"]
 
 
 def __getattr__(name: str) -> Any:
-    # The engine imports the model libraries: reading a results file does without them.
+    # The engine imports the model libraries: a metric on arrays does without them.
     if name == "evaluate":
         from .engine import evaluate
 

@@ -15,11 +15,11 @@ from qclip import data as qdata
 from qclip import metrics
 from qclip.errors import InputError
 from qclip.models import class_names
+from qclip.results import Results
 
 from .cache import Cache
 from .classification import Outputs, read_out
 from .embed import Embedded, Embedder, Progress, Stage, View
-from .results import Results
 from .tables import DetectionTable, Setting, Table, about_model, environment
 
 NOISE = "gaussian_noise"
@@ -120,11 +120,11 @@ class _Run:
         for k, (labelled, rows) in enumerate(noise):
             own = classifiers if k == 0 else self._classifiers(labelled)
             assert labelled.labels is not None
-            clean = self._labelled(labelled, labelled.labels, own, timed=True)
+            clean = self._labelled(labelled, "id", labelled.labels, own)
             self._noise(labelled, rows, own, clean)
             id_outputs = id_outputs or {label: outputs for label, (_, outputs) in clean.items()}
         for labelled in shift_sets:
-            self._labelled(labelled, relabelled[id(labelled)], classifiers)
+            self._labelled(labelled, "shift", relabelled[id(labelled)], classifiers)
         self._ood(first, id_outputs, ood_sets, classifiers)
 
     def _sample(self, data: qdata.ImageSet) -> np.ndarray:
@@ -188,20 +188,20 @@ class _Run:
             self.results.note(f"{dev.name} is evaluated too: its ece_ts is of the images that fitted the temperature")
 
     def _labelled(
-        self, data: qdata.ImageSet, labels: np.ndarray, classifiers: dict[str, np.ndarray], timed: bool = False
+        self, data: qdata.ImageSet, role: str, labels: np.ndarray, classifiers: dict[str, np.ndarray]
     ) -> dict[str, tuple[Embedded, Outputs]]:
         """Rows of a clean labelled set."""
         embedded = self._embed(Stage(data))
         outputs = self._read(embedded, classifiers, labels)
         kept = next(iter(embedded.values())).indices
-        setting = Setting(data.name, data.digest, len(kept), len(next(iter(classifiers.values()))), self.seed)
+        setting = Setting(data.name, role, data.digest, len(kept), len(next(iter(classifiers.values()))), self.seed)
         table = Table(self.results, setting, list(self.embedder.views), REPLICATES)
         groups = {name: values[kept] for name, values in data.groups.items()}
         table.metrics(outputs, groups)
         table.temperatures(self.temperatures)
         table.agreement({label: e.vectors for label, e in embedded.items()}, outputs)
         table.bins(outputs)
-        if timed:
+        if role == "id":
             table.speed({label: e.seconds for label, e in embedded.items()})
         return {label: (embedded[label], outputs[label]) for label in outputs}
 
@@ -227,7 +227,7 @@ class _Run:
                 f"{data.name}: {NOISE} is on a fixed sample of {len(rows)} of {len(data)} images (seed {self.seed})"
             )
         n, classes = len(next(iter(severities[0].values()))), len(next(iter(classifiers.values())))
-        setting = Setting(data.name, sample.digest, n, classes, self.seed, NOISE)
+        setting = Setting(data.name, "corrupted", sample.digest, n, classes, self.seed, NOISE)
         Table(self.results, setting, list(self.embedder.views), REPLICATES).severities(severities)
 
     def _ood(

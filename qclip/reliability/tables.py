@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import platform
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,10 @@ import numpy as np
 import torch
 from torch import nn
 
+from qclip.results import Results
+
 from .classification import METRICS, Outputs, reliability_diagram, statistics
 from .ood import Detection, detection
-from .results import Results
 from .statistics import Estimate, Resampling, Statistic, bca, evaluate_on, mcnemar, mean_of, percentile, seeded
 
 SMALL_GROUP = 10  # a group of fewer images is flagged
@@ -29,11 +30,28 @@ class Setting:
     """What the rows of one table have in common."""
 
     set: str
+    role: str  # one of `qclip.results.ROLES`
     digest: str  # seeds the resampling: equal for all models, different between sets
     n: int  # images
     classes: int
     seed: int
     corruption: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """Images of a set: a named subset of them, or a group."""
+
+    subset: str = ""
+    group: str = ""
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        return {"axis": "group", "at": self.group} if self.group else {"subset": self.subset}
+
+
+WHOLE = Part()
+Drawn = dict[str, dict[tuple[Part, str], np.ndarray]]  # model -> (part, metric) -> resamples
 
 
 @dataclasses.dataclass
@@ -55,6 +73,7 @@ class Table:
             **{
                 "model": model,
                 "set": self.setting.set,
+                "role": self.setting.role,
                 "corruption": self.setting.corruption,
                 "metric": metric,
                 "seed": self.setting.seed,
@@ -62,6 +81,12 @@ class Table:
             | described
             | fields
         )
+
+    def _curve(self, model: str, name: str, points: Mapping[str, Iterable[float | None]], **fields: Any) -> None:
+        described = self.results.meta.get("models", {}).get(model, {})
+        own: dict[str, Any] = {"model": model, "metric": name, "set": self.setting.set, "role": self.setting.role}
+        own |= {"corruption": self.setting.corruption, "seed": self.setting.seed}
+        self.results.add_curve(points, **described | own | fields)
 
     def _estimates(self, metric: str, drawn: Mapping[str, np.ndarray], skewed: bool, **fields: Any) -> None:
         """Rows of a metric for all models, and of the differences to the first."""
@@ -79,39 +104,41 @@ class Table:
     def metrics(self, outputs: dict[str, Outputs], groups: dict[str, np.ndarray]) -> None:
         """Every metric of `METRICS` on all images and on each subset; worst group and gap where there are groups."""
         n = self.setting.n
-        subsets = {"all": np.ones(n, bool)}
         named = self._group_names(groups)
-        subsets |= {name: values for name, values in groups.items() if values.dtype == bool and values.any()}
-        subsets |= {name: groups["group"] == name for name in named}
-        drawn = self._draw(outputs, subsets)
-        for subset, mask in subsets.items():
-            self._subset(drawn, subset, int(mask.sum()))
+        parts = {WHOLE: np.ones(n, bool)}
+        parts |= {Part(subset=k): values for k, values in groups.items() if values.dtype == bool and values.any()}
+        by_group = {name: Part(group=name) for name in named}
+        parts |= {part: groups["group"] == name for name, part in by_group.items()}
+        drawn = self._draw(outputs, parts)
+        for part, mask in parts.items():
+            self._part(drawn, part, int(mask.sum()))
         if len(named) > 1:
-            self._worst_group({name: {label: drawn[label][name, "top1"] for label in self.labels} for name in named}, n)
+            self._worst_group(
+                {name: {label: drawn[label][p, "top1"] for label in self.labels} for name, p in by_group.items()}, n
+            )
 
-    def _subset(self, drawn: dict[str, dict[tuple[str, str], np.ndarray]], subset: str, n: int, **fields: Any) -> None:
+    def _part(self, drawn: Drawn, part: Part, n: int, **fields: Any) -> None:
+        fields = part.fields | {"n": n} | fields
         for metric in METRICS:
-            if all((subset, metric) in drawn[label] for label in self.labels):
-                values = {label: drawn[label][subset, metric] for label in self.labels}
-                self._estimates(metric, values, metric in ("ece", "ece_ts"), subset=subset, n=n, **fields)
+            if all((part, metric) in drawn[label] for label in self.labels):
+                values = {label: drawn[label][part, metric] for label in self.labels}
+                self._estimates(metric, values, metric in ("ece", "ece_ts"), **fields)
             else:
                 for label in self.labels:
-                    self._add(label, metric, value=None, subset=subset, n=n, **fields)
+                    self._add(label, metric, value=None, **fields)
                 if metric == "top5":
                     self.results.note(f"{self.setting.set}: top5 is undefined with {self.setting.classes} classes")
 
-    def _draw(
-        self, outputs: dict[str, Outputs], subsets: dict[str, np.ndarray]
-    ) -> dict[str, dict[tuple[str, str], np.ndarray]]:
-        wanted: dict[tuple[str, str, str], Statistic] = {}
+    def _draw(self, outputs: dict[str, Outputs], parts: dict[Part, np.ndarray]) -> Drawn:
+        wanted: dict[tuple[str, Part, str], Statistic] = {}
         for label in self.labels:
-            for subset, mask in subsets.items():
+            for part, mask in parts.items():
                 for metric, statistic in statistics(outputs[label], self.setting.classes, mask).items():
-                    wanted[label, subset, metric] = statistic
+                    wanted[label, part, metric] = statistic
         values = evaluate_on(list(wanted.values()), self.resampling.counts)
-        out: dict[str, dict[tuple[str, str], np.ndarray]] = {label: {} for label in self.labels}
-        for (label, subset, metric), value in zip(wanted, values, strict=True):
-            out[label][subset, metric] = value
+        out: Drawn = {label: {} for label in self.labels}
+        for (label, part, metric), value in zip(wanted, values, strict=True):
+            out[label][part, metric] = value
         return out
 
     def _group_names(self, groups: dict[str, np.ndarray]) -> list[str]:
@@ -145,19 +172,19 @@ class Table:
         """Metrics at each severity, and `mean_top1`, `mean_ece`, `mean_nll` over the severities above 0. One
         resampling serves all: they are the same images."""
         n = self.setting.n
-        everything = {"all": np.ones(n, bool)}
+        everything = {WHOLE: np.ones(n, bool)}
         drawn = {severity: self._draw(found, everything) for severity, found in outputs.items()}
         for severity, values in drawn.items():
-            self._subset(values, "all", n, severity=severity)
+            self._part(values, WHOLE, n, severity=severity)
         for metric in ("top1", "ece", "nll"):
             means = {
-                label: np.mean([drawn[s][label]["all", metric] for s in drawn if s], axis=0) for label in self.labels
+                label: np.mean([drawn[s][label][WHOLE, metric] for s in drawn if s], axis=0) for label in self.labels
             }
-            self._estimates(f"mean_{metric}", means, metric == "ece", subset="all", n=n)
+            self._estimates(f"mean_{metric}", means, metric == "ece", n=n)
 
     def temperatures(self, fitted: Mapping[str, float | None]) -> None:
         for label in self.labels:
-            self._add(label, "temperature", value=fitted[label], subset="all", n=self.setting.n)
+            self._add(label, "temperature", value=fitted[label], n=self.setting.n)
 
     def agreement(self, vectors: dict[str, np.ndarray], outputs: dict[str, Outputs]) -> None:
         """Cosine between a model's image embeddings and the reference's, equal predictions, and McNemar's flips."""
@@ -168,7 +195,7 @@ class Table:
             if vectors[label].shape == vectors[reference].shape:  # else their embeddings live in different spaces
                 wanted[label, "cosine_mean"] = mean_of(np.einsum("ne,ne->n", vectors[label], vectors[reference]))
         drawn = evaluate_on(list(wanted.values()), self.resampling.bootstrap()) if wanted else []
-        common: dict[str, Any] = {"reference": reference, "subset": "all", "n": n}
+        common: dict[str, Any] = {"reference": reference, "n": n}
         for (label, metric), values in zip(wanted, drawn, strict=True):
             self._estimate(label, metric, percentile(values, self.replicates), **common)
         for label in self.labels[1:]:
@@ -181,9 +208,10 @@ class Table:
 
     def bins(self, outputs: dict[str, Outputs]) -> None:
         for label in self.labels:
-            for index, accuracy, confidence, count in reliability_diagram(outputs[label]):
-                for metric, value in (("bin_accuracy", accuracy), ("bin_confidence", confidence), ("bin_count", count)):
-                    self._add(label, metric, value=value, subset=f"bin {index:02d}", n=count)
+            found = reliability_diagram(outputs[label])
+            columns = ("bin", "accuracy", "confidence", "count")
+            points = dict(zip(columns, zip(*found, strict=True), strict=True))
+            self._curve(label, "reliability", points, n=self.setting.n)
 
     def speed(self, seconds: Mapping[str, float]) -> None:
         for label in self.labels:
@@ -222,17 +250,18 @@ class DetectionTable:
         n_ood = len(ood_scores[self.labels[0]]["mcm"])
         # the word keeps an OOD set that equals the ID set from being resampled like it
         ood_counts = Resampling.draw(n_ood, seeded(self.seed, f"ood {digest}"), self.replicates).bootstrap()
-        table = Table(self.results, Setting(name, digest, n_ood, 0, self.seed), self.labels, self.replicates)
+        role = f"ood-{kind}" if kind else "ood"
+        table = Table(self.results, Setting(name, role, digest, n_ood, 0, self.seed), self.labels, self.replicates)
         found = {
             (label, score): detection(self.id_scores[label][score], values, self.id_counts, ood_counts)
             for label in self.labels
             for score, values in ood_scores[label].items()
         }
         self.drawn.append(found)
-        self._rows(table, found, n=n_ood, subset=kind)
+        self._rows(table, found, n=n_ood)
         for label, score in found:
-            for at, tpr in roc_points(self.id_scores[label][score], ood_scores[label][score]):
-                table._add(label, "roc_tpr", value=tpr, subset=f"fpr {at:.3f}", score=score, n=n_ood)
+            fpr, tpr = zip(*roc_points(self.id_scores[label][score], ood_scores[label][score]), strict=True)
+            table._curve(label, "roc", {"fpr": fpr, "tpr": tpr}, score=score, n=n_ood)
 
     def _rows(self, table: Table, found: dict[tuple[str, str], Detection], **fields: Any) -> None:
         for score in dict.fromkeys(score for _, score in found):
@@ -254,7 +283,9 @@ class DetectionTable:
             for key in self.drawn[0]
         }
         name = f"mean of {len(self.drawn)} OOD sets"
-        self._rows(Table(self.results, Setting(name, "", 0, 0, self.seed), self.labels, self.replicates), mean)
+        self._rows(
+            Table(self.results, Setting(name, "ood-mean", "", 0, 0, self.seed), self.labels, self.replicates), mean
+        )
 
 
 def roc_points(id_scores: np.ndarray, ood_scores: np.ndarray) -> list[tuple[float, float]]:
@@ -283,7 +314,7 @@ def about_model(results: Results, label: str, model: nn.Module) -> None:
     results.meta.setdefault("models", {})[label] = described
     tensors = {t.data_ptr() or id(t): t for t in (*model.parameters(), *model.buffers())}  # tied weights once
     size = sum(t.numel() * t.element_size() for t in tensors.values())
-    results.add(model=label, metric="model_bytes", value=size, **described)
+    results.add(model=label, metric="model_bytes", role="model", value=size, **described)
     if quantization is None:
         return
     coverage = quantization.coverage
@@ -291,7 +322,7 @@ def about_model(results: Results, label: str, model: nn.Module) -> None:
         for metric, counted in (("coverage_macs", "macs"), ("coverage_params", "parameters")):
             total = sum(getattr(row, counted) for row in coverage.rows)
             value = sum(getattr(row, counted) for row in coverage.rows if row.state == state) / max(total, 1)
-            results.add(model=label, metric=metric, subset=state, value=value, **described)
+            results.add(model=label, metric=metric, role="model", axis="state", at=state, value=value, **described)
     for row in coverage.rows:
         activation = "float" if row.activation_bits in (None, 16) else row.activation_bits
         bits = "" if row.weight_bits is None else f"{row.weight_bits}/{activation}"
@@ -301,8 +332,10 @@ def about_model(results: Results, label: str, model: nn.Module) -> None:
                 "model": label,
                 "metric": "site_macs",
                 "set": row.site,
-                "subset": row.state,
-                "score": row.backend,
+                "role": "site",
+                "axis": "state",
+                "at": row.state,
+                "backend": row.backend,
                 "bits": bits,
                 "value": row.macs,
                 "n": row.parameters,

@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 
 from . import units
-from .damping import tails
-from .index import Index, is_mean
+from .damping import in_band, tails
+from .index import WHOLE, Index
 from .svg import finite
 
 LABELLED = (
@@ -66,17 +66,16 @@ def _labelled(index: Index, name: str) -> Grid | None:
     ]
     grouped = [m for m in ("worst_group_top1", "group_gap") if any(row["set"] == name for row in index.rows(m))]
     rows = []
-    for part in ["all", *index.subsets(name)]:
-        n = index.n(name, subset=part)
+    for part in [WHOLE, *index.parts(name)]:
+        n = index.n(name, part=part)
         for model in index.models:
-            found = [index.row(model, metric, set=name, subset=part) for metric in columns]
+            found = [index.row(model, metric, set=name, **part.key) for metric in columns]
             if any(row is not None and row["value"] is not None for row in found):
                 cells = [_cell(units.metric(metric), row) for metric, row in zip(columns, found, strict=True)]
                 cells += [
-                    _cell(units.metric(m), index.row(model, m, set=name, subset="") if part == "all" else None)
-                    for m in grouped
+                    _cell(units.metric(m), index.row(model, m, set=name) if part == WHOLE else None) for m in grouped
                 ]
-                label = Cell(model, "" if part == "all" else f"{part}, n = {units.count(n)}")
+                label = Cell(model, f"{part.name}, n = {units.count(n)}" if part.name else "")
                 rows.append([label, *cells])
     if not rows:
         return None
@@ -88,16 +87,16 @@ def _labelled(index: Index, name: str) -> Grid | None:
 def detection(index: Index) -> list[Grid]:
     """A grid for each OOD set: AUROC and FPR95 by score."""
     out = []
-    for name, kind in index.ood_sets:
+    for name, kind in [*index.ood_sets, *((name, "") for name in index.ood_means)]:
         columns = [(score, metric) for score in index.ood_scores for metric in ("auroc", "fpr95")]
         rows = []
         for model in index.models:
-            found = [index.row(model, metric, set=name, subset=kind, score=score) for score, metric in columns]
+            found = [index.row(model, metric, set=name, score=score) for score, metric in columns]
             if any(found):
                 cells = [_cell(units.metric(metric), row) for (_, metric), row in zip(columns, found, strict=True)]
                 rows.append([Cell(model), *cells])
         head = [Cell(units.metric(metric).name, units.SCORES.get(score, score)) for score, metric in columns]
-        n = None if is_mean(name) else index.n(name)
+        n = None if name in index.ood_means else index.n(name)
         notes = [f"{kind} OOD"] * bool(kind) + [f"n = {units.count(n)}"] * bool(n)
         out.append(Grid(name, [Cell("Model"), *head], rows, ", ".join(notes)))
     return out
@@ -170,12 +169,12 @@ def _agreement_cell(metric: str, row: dict | None) -> Cell:
 def ranks(index: Index) -> list[Grid]:
     """Effective and stable rank, and energy by band, as means over each tower."""
     rows = []
-    towers = list(dict.fromkeys(row["set"] for row in index.rows("effective_rank") if "." not in row["set"]))
-    bands = list(dict.fromkeys(row["subset"] for row in index.rows("band_energy") if row["set"] in towers))
+    towers = list(dict.fromkeys(row["set"] for row in index.rows("effective_rank") if row["role"] == "tower"))
+    bands = {row["at"]: row["subset"] for row in index.rows("band_energy") if row["set"] in towers}
     for tower in towers:
         for model in index.models:
-            numbers = [index.value(model, m, set=tower, subset="") for m in ("effective_rank", "stable_rank")]
-            energies = [index.value(model, "band_energy", set=tower, subset=band) for band in bands]
+            numbers = [index.value(model, m, set=tower) for m in ("effective_rank", "stable_rank")]
+            energies = [index.value(model, "band_energy", set=tower, **in_band(at, bands[at])) for at in bands]
             if finite(*numbers):
                 rows.append(
                     [
@@ -188,7 +187,7 @@ def ranks(index: Index) -> list[Grid]:
         Cell("Model"),
         Cell("Effective rank"),
         Cell("Stable rank"),
-        *(Cell("Energy", band.replace("-", units.RANGE)) for band in bands),
+        *(Cell("Energy", band.replace("-", units.RANGE)) for band in bands.values()),
     ]
     return [Grid("Mean over the weights of each tower", head, rows)] if rows else []
 
@@ -229,9 +228,9 @@ def sites(index: Index) -> list[Grid]:
             share = row["value"] / total if finite(row["value"]) else None
             texts = [
                 row["set"],
-                row["subset"],
+                row["at"],
                 row["bits"],
-                row["score"],
+                row["backend"],
                 units.count(row["value"]),
                 units.percent(share, 2),
                 units.count(row["n"]),

@@ -18,7 +18,7 @@ def coverage(index: Index) -> list[Panel]:
     """Stacked shares of MACs and parameters, a bar for each model."""
     figures = []
     for metric, name in (("coverage_macs", "Multiply-accumulates"), ("coverage_params", "Parameters")):
-        found = [m for m in index.models if any(index.value(m, metric, subset=s) is not None for s in STATES)]
+        found = [m for m in index.models if any(index.value(m, metric, axis="state", at=s) is not None for s in STATES)]
         if found:
             figures.append(_stacked(index, metric, name, found))
     return panel("", figures, [(_swatch(state), state) for state in STATES])
@@ -33,7 +33,7 @@ def _stacked(index: Index, metric: str, name: str, found: list[str]) -> Figure:
     row, body, told = 42.0, [], []
     for k, model in enumerate(found):
         top, left = k * row + 4, 0.0
-        shares = {state: index.value(model, metric, subset=state) or 0.0 for state in STATES}
+        shares = {state: index.value(model, metric, axis="state", at=state) or 0.0 for state in STATES}
         told.append(f"{model}: {units.words([f'{state} {units.percent(v)}' for state, v in shares.items() if v])}")
         body.append(svg.text(0, top + 11, shorten(model, 48), "name"))
         for state, share in shares.items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 from qclip.spectral import verdict
 
@@ -31,12 +32,11 @@ def tails(index: Index) -> list[Tail]:
     last: dict[tuple[str, str], dict] = {}
     for row in index.rows("gain"):
         at = (row["model"], row["set"])
-        known = last.get(at, {"subset": ""})
-        if row["reference"] == CONTROL and band_start(row["subset"]) > band_start(known["subset"]):
+        if row["role"] == "tower" and row["reference"] == CONTROL and row["at"] > last.get(at, {"at": -1})["at"]:
             last[at] = row
     out = []
     for (model, tower), row in last.items():
-        where = {"set": tower, "subset": row["subset"]}
+        where = {"set": tower, **in_band(row["at"], row["subset"])}
         gain, white = index.row(model, "gain", **where), index.row(model, "gain_white", **where)
         if gain is not None and gain["value"] is not None and row["value"] is not None:
             said = UNCLEAR
@@ -78,7 +78,6 @@ def damping(index: Index) -> list[str]:
     return out + verdict(index.results.rows)
 
 
-def band_start(name: str) -> float:
-    """The first rank of a band's name: 8 for "ranks 8-64"."""
-    head = name.removeprefix("ranks ").split("-")[0]
-    return float(head) if head.isdigit() else -1.0
+def in_band(start: float, name: str) -> dict[str, Any]:
+    """The columns of a row that say its rank band: `at` is its first rank, `subset` its name."""
+    return {"axis": "band", "at": start, "subset": name}

@@ -7,8 +7,10 @@ import math
 
 from markupsafe import Markup
 
+from qclip.results import Curve
+
 from . import svg, units
-from .index import Family, Index, after, is_mean
+from .index import Family, Index
 from .verdicts import SCORE, confidence_said
 
 MODELS = 7  # variants in one figure: as many as there are distinct series beside the reference
@@ -77,29 +79,20 @@ def titled(family: Family, what: str, several: bool) -> str:
 def reliability(index: Index) -> list[Panel]:
     """One diagram a model and set: accuracy against confidence in 15 bins, and how many images are in each."""
     out: list[Panel] = []
-    sets = list(dict.fromkeys(row["set"] for row in index.rows("bin_count")))
-    for name in sorted(sets, key=lambda s: s not in index.id_sets):
-        found = [model for model in index.models if _bins(index, model, name)]
-        open_ones = MOST if name in index.id_sets else 0
-        out += panel(name, [_diagram(index, model, name) for model in found], open_ones=open_ones, small=True)
+    found = {(c["set"], c["model"]): bins for c in index.curves("reliability") if (bins := _bins(c))}
+    for name in sorted(dict.fromkeys(name for name, _ in found), key=lambda s: s not in index.id_sets):
+        figures = [_diagram(index, m, name, found[name, m]) for m in index.models if (name, m) in found]
+        out += panel(name, figures, open_ones=MOST if name in index.id_sets else 0, small=True)
     return out
 
 
-def _bins(index: Index, model: str, name: str) -> list[tuple[int, float, float, float]]:
+def _bins(curve: Curve) -> list[tuple[int, float, float, float]]:
     """(bin, images, accuracy, mean confidence) of every bin that holds an image."""
-    bins = []
-    for b in range(BINS):
-        here = {"set": name, "subset": f"bin {b:02d}"}
-        images = index.value(model, "bin_count", **here)
-        accuracy = index.value(model, "bin_accuracy", **here)
-        confidence = index.value(model, "bin_confidence", **here)
-        if images and accuracy is not None and confidence is not None:
-            bins.append((b, images, accuracy, confidence))
-    return bins
+    columns = [curve["points"][name] for name in ("bin", "count", "accuracy", "confidence")]
+    return [row for row in zip(*columns, strict=True) if svg.finite(*row) and row[1]]
 
 
-def _diagram(index: Index, model: str, name: str) -> Figure:
-    bins = _bins(index, model, name)
+def _diagram(index: Index, model: str, name: str, bins: list[tuple[int, float, float, float]]) -> Figure:
     ece, gap = index.row(model, "ece", set=name), index.row(model, "signed_gap", set=name)
     total, most = sum(b[1] for b in bins), max((b[1] for b in bins), default=1)
     said = [f"ECE {units.metric('ece').value(ece['value'])}"] if ece else []
@@ -157,16 +150,15 @@ def chance_ece(bins: list[tuple[float, float]]) -> float:
 def roc(index: Index) -> list[Panel]:
     """One ROC curve panel a family: a figure for each OOD set, by the score that is judged."""
     curves: dict[tuple[str, str, str], list[svg.Point]] = {}
-    for row in index.rows("roc_tpr"):
-        at = after("fpr", row["subset"])
-        if at is not None and svg.finite(row["value"]):
-            curves.setdefault((row["model"], row["set"], row["score"]), []).append((at, row["value"]))
+    for curve in index.curves("roc"):
+        pairs = zip(curve["points"]["fpr"], curve["points"]["tpr"], strict=True)
+        curves[curve["model"], curve["set"], curve["score"]] = [pair for pair in pairs if svg.finite(*pair)]
     scores = list(dict.fromkeys(score for _, _, score in curves))
     if not curves:
         return []
     score = SCORE if SCORE in scores else scores[0]
     kinds = dict(index.ood_sets)
-    sets = [s for s, _ in index.ood_sets if not is_mean(s)]
+    sets = [s for s, _ in index.ood_sets]
     sets += [s for s in dict.fromkeys(s for _, s, _ in curves) if s not in sets]
     out, parts = [], portions(index)
     for family in parts:
@@ -186,7 +178,7 @@ def _roc_figure(
     areas = [
         f"{family.short(m)} {100 * v:.1f}"
         for m in lines
-        if (v := index.value(m, "auroc", set=name, subset=kind, score=score)) is not None
+        if (v := index.value(m, "auroc", set=name, score=score)) is not None
     ]
     caption = f"AUROC in percent: {', '.join(areas)}." if areas else ""
     axes = svg.Axes(

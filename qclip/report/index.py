@@ -4,15 +4,37 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import re
+from typing import Any
 
-from qclip.reliability.results import Results, Row
+from qclip.results import KEY, Curve, Results, Row
 
 from .svg import finite
 
-Key = tuple[str, str, str, str, str, int, str, str]
-
 CONTROL = "white"  # the reference of rows that compare with noise, not with a model
+
+
+KINDS = {"ood-near": "near", "ood-far": "far"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """Images of a set: all, a named subset, or a group."""
+
+    subset: str = "all"
+    group: str | float | None = None
+
+    @property
+    def key(self) -> dict[str, Any]:
+        """The columns of a row that say it."""
+        return {"subset": self.subset} | ({} if self.group is None else {"axis": "group", "at": self.group})
+
+    @property
+    def name(self) -> str:
+        named = [] if self.subset == "all" else [self.subset]
+        return ", ".join(named + ([] if self.group is None else [str(self.group)]))
+
+
+WHOLE = Part()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,19 +71,10 @@ class Index:
     def __init__(self, results: Results) -> None:
         self.results = results
         self.meta = results.meta
-        self._rows: dict[Key, Row] = {}
+        self._rows: dict[tuple[Any, ...], Row] = {}
         self.repeated = 0
         for row in results.rows:
-            key: Key = (
-                row["model"],
-                row["metric"],
-                row["set"],
-                row["subset"],
-                row["corruption"],
-                row["severity"],
-                row["score"],
-                row["reference"],
-            )
+            key = tuple(row[column] for column in KEY)
             self.repeated += key in self._rows
             self._rows[key] = row
 
@@ -71,16 +84,19 @@ class Index:
         metric: str,
         set: str = "",
         subset: str = "all",
+        axis: str = "",
+        at: float | str | None = None,
         corruption: str = "",
         severity: int = 0,
         score: str = "",
         reference: str = "",
     ) -> Row | None:
-        return self._rows.get((model, metric, set, subset, corruption, severity, score, reference))
+        """The row of this key (`KEY`); what is not named is the whole set, clean, absolute."""
+        return self._rows.get((model, metric, set, subset, axis, at, corruption, severity, score, reference))
 
-    def value(self, model: str, metric: str, **key: str | int) -> float | None:
+    def value(self, model: str, metric: str, **key: Any) -> float | None:
         """The value where it is there and finite: what can be drawn and reckoned with."""
-        row = self.row(model, metric, **key)  # type: ignore[arg-type]
+        row = self.row(model, metric, **key)
         return row["value"] if row is not None and finite(row["value"]) else None
 
     @functools.cached_property
@@ -93,6 +109,14 @@ class Index:
 
     def rows(self, *metrics: str) -> list[Row]:
         return [row for name in metrics for row in self.by_metric.get(name, [])]
+
+    def curves(self, name: str) -> list[Curve]:
+        return [curve for curve in self.results.curves if curve["metric"] == name]
+
+    @functools.cached_property
+    def roles(self) -> dict[str, str]:
+        """What each set is for: the role of its clean rows."""
+        return {row["set"]: row["role"] for row in self._rows.values() if row["set"] and not row["corruption"]}
 
     @functools.cached_property
     def models(self) -> list[str]:
@@ -126,9 +150,8 @@ class Index:
 
     @functools.cached_property
     def id_sets(self) -> list[str]:
-        """Sets that were corrupted or timed: `evaluate` does that with ID sets only. Else the first labelled one."""
-        marked = {name for name, _ in self.corrupted} | {row["set"] for row in self.rows("ms_per_image") if row["set"]}
-        found = [name for name in self.labelled_sets if name in marked]
+        """The first labelled set where no role is told."""
+        found = [name for name in self.labelled_sets if self.roles.get(name) == "id"]
         return found or self.labelled_sets[:1]
 
     @functools.cached_property
@@ -137,38 +160,43 @@ class Index:
 
     @functools.cached_property
     def ood_sets(self) -> list[tuple[str, str]]:
-        """(set, "near" | "far" | "") pairs; near ones first, means over sets last."""
-        found = dict.fromkeys((row["set"], row["subset"]) for row in self.rows("auroc"))
+        """(set, "near" | "far" | "") pairs; near ones first. The mean over sets is not among them."""
+        found = {row["set"]: KINDS.get(row["role"], "") for row in self.rows("auroc") if row["role"] != "ood-mean"}
         order = {"near": 0, "far": 1}
-        return sorted(found, key=lambda pair: (is_mean(pair[0]), order.get(pair[1], 2)))
+        return sorted(found.items(), key=lambda pair: order.get(pair[1], 2))
+
+    @functools.cached_property
+    def ood_means(self) -> list[str]:
+        """The name under which the mean over OOD sets stands."""
+        return list(dict.fromkeys(row["set"] for row in self.rows("auroc") if row["role"] == "ood-mean"))
 
     @functools.cached_property
     def ood_scores(self) -> list[str]:
         return list(dict.fromkeys(row["score"] for row in self.rows("auroc")))
 
-    def subsets(self, name: str) -> list[str]:
-        """Subsets of a labelled set other than the whole."""
-        return list(
-            dict.fromkeys(
-                row["subset"] for row in self.rows("top1") if row["set"] == name and row["subset"] not in ("", "all")
-            )
+    def parts(self, name: str) -> list[Part]:
+        """Subsets and groups of a labelled set."""
+        found = dict.fromkeys(
+            Part(row["subset"], row["at"] if row["axis"] == "group" else None)
+            for row in self.rows("top1")
+            if row["set"] == name and not row["corruption"]
         )
+        return [part for part in found if part != WHOLE]
 
     def severities(self, name: str, corruption: str) -> list[int]:
         return sorted(
             {row["severity"] for row in self.rows("top1") if row["set"] == name and row["corruption"] == corruption}
         )
 
-    def n(self, name: str, corruption: str = "", subset: str = "all") -> int | None:
+    def n(self, name: str, corruption: str = "", part: Part | None = None) -> int | None:
         """Images behind the rows of a set."""
-        return self._sizes.get((name, corruption, subset))
+        return self._sizes.get((name, corruption, part or WHOLE))
 
     @functools.cached_property
-    def _sizes(self) -> dict[tuple[str, str, str], int]:
-        rows = self.rows("mean_top1", "top1", "auroc")
+    def _sizes(self) -> dict[tuple[str, str, Part], int]:
         return {
-            (r["set"], r["corruption"], "all" if r["metric"] == "auroc" else r["subset"]): r["n"]
-            for r in rows
+            (r["set"], r["corruption"], Part(r["subset"], r["at"])): r["n"]
+            for r in self.rows("mean_top1", "top1", "auroc")
             if r["n"]
         }
 
@@ -186,18 +214,4 @@ class Index:
 
     def simulated(self, model: str) -> bool:
         """Whether some of the model's arithmetic is only simulated: then its time says nothing."""
-        return bool(self.value(model, "coverage_macs", subset="simulated"))
-
-
-def is_mean(set_name: str) -> bool:
-    """Whether rows of this "set" are the mean over several ("mean of 3 OOD sets")."""
-    return re.fullmatch(r"mean of \d+ OOD sets", set_name) is not None
-
-
-def after(prefix: str, subset: str) -> float | None:
-    """The number in a subset's name: after("bin", "bin 07") is 7."""
-    head, _, tail = subset.partition(" ")
-    try:
-        return float(tail) if head == prefix else None
-    except ValueError:
-        return None
+        return bool(self.value(model, "coverage_macs", axis="state", at="simulated"))

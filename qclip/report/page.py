@@ -14,10 +14,10 @@ import jinja2
 from markupsafe import Markup
 
 from qclip.errors import InputError, OutputExistsError
-from qclip.reliability.results import Results, write_atomic
+from qclip.results import Results, write_atomic
 
 from . import absolute, bars, svg, units, verdicts
-from .index import Family, Index, is_mean
+from .index import Family, Index
 from .sections import sections
 from .verdicts import Comparison, Question, Verdict
 
@@ -176,8 +176,7 @@ def short_facts(index: Index) -> list[str]:
 
 
 def _sets(index: Index) -> list[str]:
-    ood = [name for name, _ in index.ood_sets if not is_mean(name)]
-    return list(dict.fromkeys([*index.labelled_sets, *ood]))
+    return list(dict.fromkeys([*index.labelled_sets, *(name for name, _ in index.ood_sets)]))
 
 
 def facts(index: Index) -> list[tuple[str, str]]:
@@ -239,7 +238,7 @@ def _judged(index: Index, family: Family, answers: dict[Question, dict[str, Comp
             shown = [by_model[model] for model in part.variants]
             reach = max((abs(v) for a in shown for v in (a.value, a.low, a.high) if svg.finite(v)), default=0.0)  # type: ignore[arg-type]
             measure = question.measure
-            n = index.n(question.set, question.corruption, question.subset if question.axis == "Accuracy" else "all")
+            n = index.n(question.set, question.corruption, question.part)
             cells = [
                 Answer(
                     a,
@@ -260,9 +259,9 @@ def _card_facts(index: Index, family: Family, model: str) -> list[str]:
     described = index.described[model]
     out = [f"{described['bits']} bits"] if described.get("bits") else []
     out += [described["method"]] if described.get("method") else []
-    shares = {state: index.value(model, "coverage_macs", subset=state) for state in bars.STATES}
+    shares = {state: index.value(model, "coverage_macs", axis="state", at=state) for state in bars.STATES}
     out += [f"{units.percent(share, 0)} of MACs {state}" for state, share in shares.items() if share]
-    ours, theirs = (index.value(m, "model_bytes", subset="") for m in (model, family.reference))
+    ours, theirs = (index.value(m, "model_bytes") for m in (model, family.reference))
     if ours and theirs:
         out.append(f"{ours / theirs:.2f}\N{MULTIPLICATION SIGN} the size")
     return out

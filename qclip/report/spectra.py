@@ -5,9 +5,8 @@ from __future__ import annotations
 from markupsafe import Markup
 
 from . import svg, units
-from .damping import band_start
 from .figures import Figure, Panel, legend_of, panel, portions, series_of, titled
-from .index import Family, Index, after
+from .index import Family, Index
 
 SHOWN = 3  # weights drawn openly; the others are folded away
 
@@ -15,10 +14,11 @@ SHOWN = 3  # weights drawn openly; the others are folded away
 def singular_values(index: Index) -> list[Panel]:
     """Singular values by rank, log scale, a figure for each weight."""
     values: dict[tuple[str, str], list[svg.Point]] = {}
-    for row in index.rows("singular_value"):
-        rank = after("rank", row["subset"])
-        if rank is not None and svg.finite(row["value"]) and row["value"] > 0:
-            values.setdefault((row["model"], row["set"]), []).append((rank + 1, row["value"]))
+    for curve in index.curves("singular_values"):
+        pairs = zip(curve["points"]["rank"], curve["points"]["value"], strict=True)
+        points = [(rank + 1, value) for rank, value in pairs if svg.finite(rank, value) and value > 0]
+        if points:
+            values[curve["model"], curve["set"]] = points
     out: list[Panel] = []
     parts = portions(index)
     for family in parts:
@@ -62,13 +62,13 @@ def gains(index: Index) -> list[Panel]:
     parts = portions(index)
     for family in parts:
         rows = [r for r in index.rows("gain") if r["model"] in family.models and not r["reference"]]
-        sites = list(dict.fromkeys(row["set"] for row in rows))
-        towers, single = [s for s in sites if "." not in s], [s for s in sites if "." in s]
+        roles = {row["set"]: row["role"] for row in rows}
+        towers, single = ([s for s in roles if (roles[s] == "tower") is whole] for whole in (True, False))
         figures = []
         for site in towers:
-            figures += [_band_figure(index, family, site, metric) for metric in ("gain", "sqnr")]
+            figures += [_band_figure(index, family, site, metric, True) for metric in ("gain", "sqnr")]
         open_ones = len(figures) or SHOWN
-        figures += [_band_figure(index, family, site, "gain") for site in _spread(single)]
+        figures += [_band_figure(index, family, site, "gain", False) for site in _spread(single)]
         present = {family.short(row["model"]) for row in rows}
         legend = [entry for entry in legend_of(family) if entry[1] in present]
         legend.append((_white_key(), "white noise of equal norm (control)"))
@@ -81,11 +81,12 @@ def _white_key() -> Markup:
     return svg.element("svg", body, viewBox="0 0 30 14", class_="key", aria_hidden="true")
 
 
-def _band_figure(index: Index, family: Family, site: str, metric: str) -> Figure:
+def _band_figure(index: Index, family: Family, site: str, metric: str, tower: bool) -> Figure:
     label, rule = ("gain", 1.0) if metric == "gain" else ("SQNR (dB)", None)
-    here = {(r["model"], r["subset"]): r for r in index.rows(metric) if r["set"] == site and not r["reference"]}
-    white = {(r["model"], r["subset"]): r for r in index.rows(f"{metric}_white") if r["set"] == site}
-    names = sorted({band for model, band in here if model in family.models}, key=band_start)
+    here = {(r["model"], r["at"]): r for r in index.rows(metric) if r["set"] == site and not r["reference"]}
+    white = {(r["model"], r["at"]): r for r in index.rows(f"{metric}_white") if r["set"] == site}
+    bands = {band: row["subset"] for (model, band), row in here.items() if model in family.models}
+    starts = sorted(bands)
     drawn = [(m, s) for m, s in series_of(family) if any(model == m for model, _ in here)]
     bounds = [
         row[column]
@@ -94,33 +95,32 @@ def _band_figure(index: Index, family: Family, site: str, metric: str) -> Figure
         if model in family.models
         for column in ("value", "low", "high")
     ]
-    span = [name.removeprefix("ranks ").replace("-", units.RANGE) for name in names]
-    single = "." in site  # one weight, not the mean over a tower
-    what, where = (label, site) if single else (f"Mean {label}", f"{site} tower")
+    span = [bands[start].removeprefix("ranks ").replace("-", units.RANGE) for start in starts]
+    what, where = (f"Mean {label}", f"{site} tower") if tower else (label, site)
     axes = svg.Axes(
         f"{what} of {where} by rank band",
         f"Rank bands {units.words(span)}; grey boxes are white noise of equal norm.",
-        (-0.5, len(names) - 0.5),
+        (-0.5, len(starts) - 0.5),
         svg.padded([*bounds, rule], share=0.1),
         x_label="ranks",
         y_label=label,
-        x_ticks=range(len(names)),
+        x_ticks=range(len(starts)),
         x_text=lambda k: span[int(k)],
         left=60,
     )
     if rule is not None:
-        axes.guide((-0.5, rule), (len(names) - 0.5, rule))
+        axes.guide((-0.5, rule), (len(starts) - 0.5, rule))
     step = min(0.2, 0.8 / max(len(drawn), 1))
     for place, (model, series) in enumerate(drawn):
-        for k, name in enumerate(names):
+        for k, start in enumerate(starts):
             x = k + (place - (len(drawn) - 1) / 2) * step
-            control, row = white.get((model, name)), here.get((model, name))
+            control, row = white.get((model, start)), here.get((model, start))
             if control is not None:
                 _white(axes, x, step, control)
             if row is not None and row["value"] is not None:
                 axes.whisker(x, row["low"], row["high"], series)
                 axes.mark(x, row["value"], series, f"{model}, ranks {span[k]}: {row['value']:.4g}")
-    return Figure(f"{where if single else units.title(where)}: {label}", axes.render())
+    return Figure(f"{units.title(where) if tower else where}: {label}", axes.render())
 
 
 def _white(axes: svg.Axes, x: float, step: float, row: dict) -> None:

@@ -171,7 +171,7 @@ class Axes:
                     "line",
                     x1=at,
                     x2=at,
-                    y1=self.at_y(low),
+                    y1=self.at_y(low),  # type: ignore[arg-type]
                     y2=self.at_y(high),  # type: ignore[arg-type]
                     class_=f"whisker s{series % SERIES}",
                 )

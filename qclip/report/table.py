@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from qclip.reliability.results import Results
+from qclip.results import Results
 
 from . import absolute, bars, damping, units, verdicts
 from .index import Family, Index
@@ -164,17 +164,9 @@ def _shares(console: Console, index: Index) -> None:
         grid.add_column(name, justify="right")
     rows = 0
     for model in index.models:
-        shares = [index.value(model, "coverage_macs", subset=state) for state in bars.STATES]
-        size = index.value(model, "model_bytes", subset="")
-        time = next(
-            (
-                v
-                for s in times
-                for part in ("", "all")
-                if (v := index.value(model, "ms_per_image", set=s, subset=part)) is not None
-            ),
-            None,
-        )
+        shares = [index.value(model, "coverage_macs", axis="state", at=state) for state in bars.STATES]
+        size = index.value(model, "model_bytes")
+        time = next((v for s in times if (v := index.value(model, "ms_per_image", set=s)) is not None), None)
         if any(v is not None for v in (*shares, size, time)):
             known = any(v is not None for v in shares)
             covered = " / ".join(units.percent(v or 0.0, 0) for v in shares) if known else units.ABSENT

@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 import enum
 import math
+from typing import Any
 
 from . import units
-from .index import Family, Index, is_mean
+from .index import WHOLE, Family, Index, Part
 
 SCORE = "mcm"  # the OOD score that is judged, named beforehand; the others stand in the tables
 MOST_SUBSETS = 4
@@ -45,7 +46,7 @@ class Question:
     axis: str
     metric: str
     set: str
-    subset: str = "all"
+    part: Part = WHOLE
     corruption: str = ""
     score: str = ""
     leading: bool = False
@@ -62,8 +63,7 @@ class Question:
     @property
     def where(self) -> str:
         """The set, and its part where it is not the whole."""
-        part = "" if self.subset in ("all", "", "near", "far") else f" \N{MIDDLE DOT} {self.subset}"
-        return self.set + part
+        return f"{self.set} \N{MIDDLE DOT} {self.part.name}" if self.part.name else self.set
 
     @property
     def direction(self) -> str:
@@ -113,7 +113,7 @@ def questions(index: Index) -> list[Question]:
     out: list[Question] = []
     for name in index.id_sets:
         out += [Question("Accuracy", "top1", name, leading=True), Question("Accuracy", "balanced_accuracy", name)]
-        parts = index.subsets(name)
+        parts = index.parts(name)
         if name not in index.spurious_sets and len(parts) <= MOST_SUBSETS:
             out += [Question("Accuracy", "top1", name, part) for part in parts]
     for name in index.id_sets:
@@ -124,10 +124,9 @@ def questions(index: Index) -> list[Question]:
     score = SCORE if SCORE in index.ood_scores else next(iter(index.ood_scores), "")
     axes = {"near": "Near OOD detection", "far": "Far OOD detection"}
     for name, kind in index.ood_sets:
-        if not is_mean(name):
-            axis = axes.get(kind, "OOD detection")
-            out.append(Question(axis, "auroc", name, kind, score=score, leading=True))
-            out.append(Question(axis, "fpr95", name, kind, score=score))
+        axis = axes.get(kind, "OOD detection")
+        out.append(Question(axis, "auroc", name, score=score, leading=True))
+        out.append(Question(axis, "fpr95", name, score=score))
     for name, corruption in index.corrupted:
         axis = "Noise robustness" if "noise" in corruption else "Corruption robustness"
         out.append(Question(axis, "mean_top1", name, corruption=corruption, leading=True))
@@ -136,8 +135,8 @@ def questions(index: Index) -> list[Question]:
         out.append(Question("Covariate shift", "top1", name, leading=True))
         out.append(Question("Covariate shift", "ece", name))
     for name in index.spurious_sets:
-        out.append(Question("Spurious correlation", "worst_group_top1", name, "", leading=True))
-        out.append(Question("Spurious correlation", "group_gap", name, ""))
+        out.append(Question("Spurious correlation", "worst_group_top1", name, leading=True))
+        out.append(Question("Spurious correlation", "group_gap", name))
     return out
 
 
@@ -153,7 +152,7 @@ def compare(index: Index, family: Family) -> dict[Question, dict[str, Comparison
 
 def absolute(index: Index, model: str, question: Question) -> float | None:
     """The model's own value behind a question."""
-    row = index.row(model, question.metric, **_key(question))  # type: ignore[arg-type]
+    row = index.row(model, question.metric, **_key(question))
     value = None if row is None else row["value"]
     if row is None and question.metric == "mean_top1":
         found = [
@@ -166,12 +165,12 @@ def absolute(index: Index, model: str, question: Question) -> float | None:
     return value
 
 
-def _key(question: Question) -> dict[str, str | int]:
-    return {"set": question.set, "subset": question.subset, "corruption": question.corruption, "score": question.score}
+def _key(question: Question) -> dict[str, Any]:
+    return {"set": question.set, "corruption": question.corruption, "score": question.score} | question.part.key
 
 
 def _answer(index: Index, reference: str, model: str, question: Question) -> Comparison:
-    row = index.row(model, question.metric, reference=reference, **_key(question))  # type: ignore[arg-type]
+    row = index.row(model, question.metric, reference=reference, **_key(question))
     if row is None:
         value, low, high = None, None, None
         if question.metric == "mean_top1":  # without the mean's own row there is a difference, but no interval
@@ -192,11 +191,11 @@ def _few(n: int | None) -> bool:
 def few_images(index: Index) -> list[str]:
     """A note for every set, or part of one, that has few images."""
     out = []
-    for name in dict.fromkeys([*index.labelled_sets, *(name for name, _ in index.ood_sets if not is_mean(name))]):
-        for part in ("all", *index.subsets(name)):
-            n = index.n(name, subset=part)
+    for name in dict.fromkeys([*index.labelled_sets, *(name for name, _ in index.ood_sets)]):
+        for part in (WHOLE, *index.parts(name)):
+            n = index.n(name, part=part)
             if _few(n):
-                where = name if part == "all" else f"{name}, {part}"
+                where = f"{name}, {part.name}" if part.name else name
                 images = "1 image" if n == 1 else f"{units.count(n)} images"
                 out.append(f"{where}: {images}; intervals from fewer than {FEW} mean little")
     return out

@@ -20,10 +20,11 @@ from torch import Tensor, nn
 from qclip import models as qmodels
 from qclip.errors import InputError, NonFiniteError, nearest
 from qclip.models.tower import Site, Tower
+from qclip.results import Results
 
 from .controls import MIN_SEEDS, generator, prediction_interval, white_directions
 
-EDGES = (0, 8, 64)
+BANDS: dict[str, tuple[int, int | None]] = {"ranks 0-8": (0, 8), "ranks 8-64": (8, 64), "ranks 64-": (64, None)}
 EMPTY = 1e-24  # share of the energy below which a band of a float64 SVD is rounding noise
 RANKS_SHOWN = 24  # singular values in the rows of one site, log-spaced over its ranks
 RESAMPLES = 2000
@@ -32,13 +33,17 @@ Progress = Callable[[str, int, int], None]
 
 
 def bands(rank: int) -> dict[str, slice]:
-    """The bands [0, 8), [8, 64), [64, r) that a matrix of this rank has, by the name used in rows."""
-    ends = [*EDGES[1:], rank]
+    """The bands of `BANDS` that a matrix of this rank has."""
     return {
-        f"ranks {start}-{'' if start == EDGES[-1] else end}": slice(start, min(end, rank))
-        for start, end in zip(EDGES, ends, strict=True)
+        name: slice(start, rank if end is None else min(end, rank))
+        for name, (start, end) in BANDS.items()
         if start < rank
     }
+
+
+def in_band(name: str) -> dict[str, Any]:
+    """The columns of a row that say its band: `at` is the band's first rank, counted from 0."""
+    return {"subset": name, "axis": "band", "at": BANDS[name][0]}
 
 
 def effective_rank(singular: Tensor) -> float:
@@ -129,14 +134,15 @@ def weight_spectrum(
     seed: int = 0,
     label: str = "float",
     progress: Progress | None = None,
-) -> list[Row]:
-    """Rows (columns of `Results`) of every chosen site, then of every tower, for the float and the quantized models.
+) -> Results:
+    """Rows of every chosen site, then of every tower, for the float and the quantized models.
 
-    `singular_value` (subset "rank 012", counted from 0), `band_energy`, `effective_rank`, `stable_rank` are of each
-    weight's own spectrum; `gain` and `sqnr` of a quantized weight on the float basis, `gain_white` and `sqnr_white` of
-    white residuals of equal norm per output channel (`seeds` of them; low and high: where one more would fall). A
-    site that was not changed has no gain. Tower rows are means over sites with intervals from resampled sites; those
-    with `reference="white"` are the paired difference to the control. Models come into explicit form in place.
+    The curve `singular_values` (rank, counted from 0, and value), `band_energy`, `effective_rank`, `stable_rank` are of
+    each weight's own spectrum; `gain` and `sqnr` of a quantized weight on the float basis, `gain_white` and
+    `sqnr_white` of white residuals of equal norm per output channel (`seeds` of them; low and high: where one more
+    would fall). Rows of a band (`axis` "band") have its first rank in `at`. A site that was not changed has no gain.
+    Tower rows are means over sites with intervals from resampled sites; those with `reference="white"` are the paired
+    difference to the control. Models come into explicit form in place.
 
     Raises InputError on fewer than 8 seeds, a pattern that fits no site, or models of different shape.
     """
@@ -154,32 +160,33 @@ def _weight_spectrum(
     seed: int,
     label: str,
     progress: Progress | None,
-) -> list[Row]:
+) -> Results:
     chosen = choose_sites(qmodels.towers(float_model), sites)
     others = {name: qmodels.towers(model) for name, model in quantized_models.items()}
-    rows: list[Row] = []
+    results = Results()
     measured: list[_Measured] = []
     for done, (tower, site) in enumerate(chosen):
         if progress is not None:
             progress(site.name, done, len(chosen))
         weight = effective_weight(tower, site)
         basis = Basis.of(weight)
-        rows += _own_spectrum(label, site.name, basis.s)
+        _own_spectrum(results, label, site.name, basis.s)
         residuals = {}
         for name, towers in others.items():
             other = _same_site(towers, site, name, weight.shape)
             residual = other - weight
             changed = bool(residual.any())
-            rows += _own_spectrum(name, site.name, torch.linalg.svdvals(other) if changed else basis.s)
+            _own_spectrum(results, name, site.name, torch.linalg.svdvals(other) if changed else basis.s)
             if changed:
                 residuals[name] = residual
         found = _beside_white(basis, residuals, site, seeds, seed)
-        rows += [row for each in found for row in each.rows()]
+        for each in found:
+            each.write(results)
         measured += found
-    rows += _tower_rows(rows, measured, label, seed)
+    _tower_rows(results, measured, seed)
     if progress is not None:
         progress("spectra", len(chosen), len(chosen))
-    return rows
+    return results
 
 
 @contextlib.contextmanager
@@ -206,16 +213,17 @@ def _same_site(towers: Mapping[str, Tower], site: Site, model: str, shape: torch
     return weight
 
 
-def _own_spectrum(model: str, site: str, singular: Tensor) -> list[Row]:
-    common = {"model": model, "set": site}
+def _own_spectrum(results: Results, model: str, site: str, singular: Tensor) -> None:
+    common = {"model": model, "set": site, "role": "site"}
     shown = sorted({int(k) for k in np.round(np.geomspace(1, len(singular), min(RANKS_SHOWN, len(singular)))) - 1})
-    out = [common | {"metric": "singular_value", "subset": f"rank {k:03d}", "value": float(singular[k])} for k in shown]
+    points: dict[str, list[float]] = {"rank": [*shown], "value": [float(singular[k]) for k in shown]}
+    results.add_curve(points, **common, metric="singular_values", n=len(singular))
     if float(singular[0]) == 0:
-        return out
-    out += [common | {"metric": "band_energy", "subset": band, "value": v} for band, v in band_energy(singular).items()]
-    out.append(common | {"metric": "effective_rank", "value": effective_rank(singular)})
-    out.append(common | {"metric": "stable_rank", "value": stable_rank(singular)})
-    return out
+        return
+    for band, value in band_energy(singular).items():
+        results.add(**common, **in_band(band), metric="band_energy", value=value)
+    results.add(**common, metric="effective_rank", value=effective_rank(singular))
+    results.add(**common, metric="stable_rank", value=stable_rank(singular))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -227,26 +235,14 @@ class _Measured:
     values: dict[str, dict[str, float]]  # "gain" / "sqnr" -> band -> value
     white: dict[str, dict[str, np.ndarray]]  # the same -> [seeds]
 
-    def rows(self) -> list[Row]:
-        out = []
-        common = {"model": self.model, "set": self.site.name}
+    def write(self, results: Results) -> None:
         for metric, by_band in self.values.items():
             for band, value in by_band.items():
+                common = {"model": self.model, "set": self.site.name, "role": "site"} | in_band(band)
                 draws = self.white[metric][band]
                 mean, low, high = prediction_interval(draws)
-                out.append(common | {"metric": metric, "subset": band, "value": value})
-                out.append(
-                    common
-                    | {
-                        "metric": f"{metric}_white",
-                        "subset": band,
-                        "value": mean,
-                        "low": low,
-                        "high": high,
-                        "n": len(draws),
-                    }
-                )
-        return out
+                results.add(**common, metric=metric, value=value)
+                results.add(**common, metric=f"{metric}_white", value=mean, low=low, high=high, n=len(draws))
 
 
 def _beside_white(basis: Basis, residuals: Mapping[str, Tensor], site: Site, seeds: int, seed: int) -> list[_Measured]:
@@ -270,24 +266,15 @@ def _beside_white(basis: Basis, residuals: Mapping[str, Tensor], site: Site, see
     return out
 
 
-def _tower_rows(rows: list[Row], measured: list[_Measured], label: str, seed: int) -> list[Row]:
-    out = []
+def _tower_rows(results: Results, measured: list[_Measured], seed: int) -> None:
     by_tower: dict[tuple[str, str, str, str], list[float]] = {}
-    for row in rows:
+    for row in results.rows:
         if row["metric"] in ("band_energy", "effective_rank", "stable_rank"):
-            key = (row["model"], row["set"].split(".", 1)[0], row["metric"], row.get("subset", ""))
+            key = (row["model"], row["set"].split(".", 1)[0], row["metric"], row["subset"] if row["axis"] else "")
             by_tower.setdefault(key, []).append(row["value"])
-    for (model, tower, metric, subset), values in by_tower.items():
-        out.append(
-            {
-                "model": model,
-                "set": tower,
-                "metric": metric,
-                "subset": subset,
-                "value": float(np.mean(values)),
-                "n": len(values),
-            }
-        )
+    for (model, tower, metric, band), values in by_tower.items():
+        where = {"model": model, "set": tower, "role": "tower"} | (in_band(band) if band else {})
+        results.add(**where, metric=metric, value=float(np.mean(values)), n=len(values))
     groups: dict[tuple[str, str], list[_Measured]] = {}
     for each in measured:
         groups.setdefault((each.model, each.site.tower), []).append(each)
@@ -297,10 +284,9 @@ def _tower_rows(rows: list[Row], measured: list[_Measured], label: str, seed: in
                 there = [each for each in found if band in each.values[metric]]
                 values = np.array([each.values[metric][band] for each in there])
                 white = np.array([each.white[metric][band] for each in there])
-                common = {"model": model, "set": tower, "subset": band, "n": len(there)}
-                draw = generator(seed, f"{tower} {band}")
-                out += [common | row for row in _over_sites(metric, values, white, draw)]
-    return out
+                common = {"model": model, "set": tower, "role": "tower", "n": len(there)} | in_band(band)
+                for row in _over_sites(metric, values, white, generator(seed, f"{tower} {band}")):
+                    results.add(**common, **row)
 
 
 def _over_sites(metric: str, values: np.ndarray, white: np.ndarray, draw: np.random.Generator) -> list[Row]:
@@ -326,16 +312,15 @@ def verdict(rows: Iterable[Mapping[str, Any]]) -> list[str]:
     damped. "Damped" needs a gain whose interval lies below 1 and a difference to white noise whose interval lies below
     0; a difference that straddles 0 is "cannot be told". None of them is about reliability. A tower whose rows
     lack one of these intervals is left out."""
-    found: dict[tuple[str, str], dict[tuple[str, str, str], Mapping[str, Any]]] = {}
+    found: dict[tuple[str, str], dict[tuple[str, str, float], Mapping[str, Any]]] = {}
     for row in rows:
         known = all(isinstance(row.get(bound), int | float) for bound in ("value", "low", "high"))
-        if known and row.get("metric") in ("gain", "gain_white", "sqnr") and "." not in row.get("set", "."):
-            key = (row["metric"], row.get("reference") or "", row["subset"])
+        if known and row.get("metric") in ("gain", "gain_white", "sqnr") and row.get("role") == "tower":
+            key = (row["metric"], row.get("reference") or "", row["at"])
             found.setdefault((row["model"], row["set"]), {})[key] = row
     out = []
     for (model, tower), by_key in found.items():
-        tails = [subset for metric, reference, subset in by_key if (metric, reference) == ("gain", "white")]
-        tail = max(tails, key=lambda subset: int(subset.split()[1].split("-")[0]), default="")
+        tail = max((at for metric, reference, at in by_key if (metric, reference) == ("gain", "white")), default=-1)
         if not {("gain", "", tail), ("gain_white", "", tail)} <= by_key.keys():
             continue
         gain, white = by_key["gain", "", tail], by_key["gain_white", "", tail]
@@ -348,7 +333,7 @@ def verdict(rows: Iterable[Mapping[str, Any]]) -> list[str]:
             said = "whether the tail is damped cannot be told"
         above = "" if excess is None else f"; SQNR {_shown(excess, 2)} dB above white"
         out.append(
-            f"{model}, {tower} tower, {tail}: {said}; gain {_shown(gain, 4)}, white noise of equal norm "
+            f"{model}, {tower} tower, {gain['subset']}: {said}; gain {_shown(gain, 4)}, white noise of equal norm "
             f"{_shown(white, 4)}, difference {_shown(difference, 4)}{above} ({gain['n']} sites)."
         )
     return out

@@ -5,8 +5,9 @@ import pytest
 import torch
 from torch import nn
 
-from qclip.reliability import Results, evaluate
+from qclip.reliability import evaluate
 from qclip.reliability.cache import Cache, default_folder, key_of, model_fingerprint, preprocess_fingerprint
+from qclip.results import Results
 from tests.reliability.fakes import Tiny, pictures, preprocess
 
 ALL = 90 + 5 * 90  # images of one run: clean, and five severities

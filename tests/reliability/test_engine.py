@@ -11,8 +11,9 @@ import torch
 from qclip import data as qdata
 from qclip import metrics
 from qclip.errors import DataError, InputError, NonFiniteError
-from qclip.reliability import Results, evaluate
+from qclip.reliability import evaluate
 from qclip.reliability.classification import METRICS
+from qclip.results import Results
 from tests.reliability.fakes import CLASSES, Tiny, pictures, preprocess, tokenizer
 
 TEMPLATES = ["a {}", "a drawing of a {}"]
@@ -65,24 +66,28 @@ def test_values_equal_an_evaluation_by_hand() -> None:
         }
         found = {name: results.value(model=label, set="pets", subset="all", metric=name) for name in expected}
         assert found == pytest.approx(expected, rel=1e-4)
-        for strange, kind in ((near, "near"), (far, "")):
+        for strange, kind in ((near, "ood-near"), (far, "ood")):
             out = logits(model, strange)
             for score, of in {
                 "maxlogit": lambda z: z.max(1),
                 "mcm": lambda z: metrics.softmax(z / 20).max(1),
                 "energy": lambda z: np.log(np.exp(z).sum(1)),
             }.items():
-                where = {"model": label, "set": strange.name, "subset": kind, "score": score}
+                where = {"model": label, "set": strange.name, "role": kind, "score": score}
                 assert results.value(metric="auroc", **where) == pytest.approx(metrics.auroc(of(z), of(out)), abs=1e-3)
                 assert results.value(metric="fpr95", **where) == pytest.approx(
                     metrics.fpr_at_tpr(of(z), of(out)), abs=0.04
                 )
     bins = metrics.reliability_bins(metrics.softmax(logits(models["worse"], data)), data.labels)
-    for index in np.flatnonzero(bins.count):
-        where = {"model": "worse", "set": "pets", "subset": f"bin {index:02d}"}
-        assert results.value(metric="bin_count", **where) == bins.count[index]
-        assert results.value(metric="bin_accuracy", **where) == pytest.approx(bins.accuracy[index])
-        assert results.value(metric="bin_confidence", **where) == pytest.approx(bins.confidence[index], rel=1e-4)
+    filled = np.flatnonzero(bins.count)
+    curve = results.curve(model="worse", set="pets", metric="reliability")
+    assert curve["bin"] == filled.tolist() and curve["count"] == bins.count[filled].tolist()
+    assert curve["accuracy"] == pytest.approx(bins.accuracy[filled])
+    assert curve["confidence"] == pytest.approx(bins.confidence[filled], rel=1e-4)
+    roc = results.curve(model="worse", set="noise", score="mcm", metric="roc")
+    fpr, tpr = metrics.roc_curve_points(*(metrics.softmax(logits(models["worse"], s) / 20).max(1) for s in (data, far)))
+    reached = [tpr[fpr <= at + 1e-12].max() for at in roc["fpr"]]
+    assert roc["tpr"] == pytest.approx(reached, abs=0.04) and roc["tpr"] == sorted(roc["tpr"])
 
 
 def test_every_difference_is_paired_and_has_an_interval() -> None:
@@ -177,14 +182,14 @@ def test_groups_give_subsets_the_worst_group_and_the_gap() -> None:
     assert abs(by_group["land"] - by_group["sea"]) > 0.01
     value = lambda **f: results.value(model="worse", set="pets", **f)  # noqa: E731
     for name, accuracy in by_group.items():
-        assert value(subset=name, metric="top1") == pytest.approx(accuracy)
+        assert value(axis="group", at=name, metric="top1") == pytest.approx(accuracy)
     assert value(subset="lossless", metric="top1") == pytest.approx(right[groups["lossless"]].mean())
     assert results.row(model="worse", set="pets", subset="lossless", metric="ece")["n"] == groups["lossless"].sum()
     assert value(metric="worst_group_top1") == pytest.approx(min(by_group.values()))
     assert value(metric="group_gap") == pytest.approx(max(by_group.values()) - min(by_group.values()))
     gap = results.row(model="worse", set="pets", metric="group_gap", reference="float")
     assert gap["low"] <= gap["value"] <= gap["high"]
-    assert "x" not in results.unique("subset")  # another text column makes no groups
+    assert "x" not in results.unique("at")  # another text column makes no groups
 
 
 def test_a_shift_set_may_have_some_of_the_classes_in_another_order() -> None:
@@ -289,8 +294,8 @@ def test_nan_in_a_model_is_an_error_that_names_it() -> None:
 def test_ood_kinds_come_from_keys_prefixes_or_names() -> None:
     sets = [pictures(name, 20, seed=k, strange=True) for k, name in enumerate(("a", "b"))]
     results = run(ood={"near": sets[0], "far": [sets[1]]})
-    kinds = {(row["set"], row["subset"]) for row in results.where(metric="auroc")}
-    assert kinds == {("a", "near"), ("b", "far"), ("mean of 2 OOD sets", "")}
+    kinds = {(row["set"], row["role"]) for row in results.where(metric="auroc")}
+    assert kinds == {("a", "ood-near"), ("b", "ood-far"), ("mean of 2 OOD sets", "ood-mean")}
     mean = results.value(set="mean of 2 OOD sets", model="worse", score="mcm", metric="auroc")
     both = [results.value(set=name, model="worse", score="mcm", metric="auroc") for name in ("a", "b")]
     assert mean == pytest.approx(np.mean(both))
@@ -328,14 +333,13 @@ def test_what_the_model_is_goes_on_its_rows() -> None:
         "tiny",
     )
     share = {
-        state: results.value(model="small", metric="coverage_macs", subset=state)
+        state: results.value(model="small", metric="coverage_macs", axis="state", at=state)
         for state in ("real", "simulated", "float")
     }
     assert share == {"real": 0.75, "simulated": 0, "float": 0.25}
-    assert results.value(model="small", metric="coverage_params", subset="real") == 0.5
+    assert results.value(model="small", metric="coverage_params", axis="state", at="real") == 0.5
     assert (
-        results.value(model="small", metric="site_macs", set="vision.a", subset="real", score="cpu", bits="8/float")
-        == 30
+        results.value(model="small", metric="site_macs", set="vision.a", at="real", backend="cpu", bits="8/float") == 30
     )
     size = 4 * (16 * 192 + 6 * 16)
     assert results.value(model="float", metric="model_bytes") == size

@@ -11,7 +11,8 @@ from torch import nn
 
 from qclip import models as qmodels
 from qclip import quantize
-from qclip.reliability import Results, evaluate
+from qclip.reliability import evaluate
+from qclip.results import Results
 from qclip.spectral import verdict, weight_spectrum
 
 CONFIG = {
@@ -45,16 +46,18 @@ def test_scenes_with_quantized_models(compared: dict[str, nn.Module], tmp_path: 
     close, coarse = (results.value(model=name, metric="cosine_mean", **where) for name in ("w8a8", "w4a4"))
     assert 0.999 < close <= 1 and 0.5 < coarse < close
     assert results.value(model="w8a8", metric="agreement", **where) > 0.7
-    kinds = {(row["set"], row["subset"]) for row in results.where(metric="auroc", reference="").rows}
-    assert {("scenes-near-ood", "near"), ("scenes-far-ood", "far")} < kinds
+    kinds = {(row["set"], row["role"]) for row in results.where(metric="auroc", reference="").rows}
+    assert {("scenes-near-ood", "ood-near"), ("scenes-far-ood", "ood-far")} < kinds
     groups = [
-        results.row(model="w4a4", set="scenes-spurious-test", subset=g, metric="top1") for g in ("aligned", "conflict")
+        results.row(model="w4a4", set="scenes-spurious-test", axis="group", at=g, metric="top1")
+        for g in ("aligned", "conflict")
     ]
     assert sum(row["n"] for row in groups) == 24
     assert results.value(model="w4a4", set="scenes-spurious-test", metric="group_gap") is not None
     for metric in ("coverage_macs", "coverage_params"):
         shares = {
-            state: results.value(model="w4a4", metric=metric, subset=state) for state in ("real", "simulated", "float")
+            state: results.value(model="w4a4", metric=metric, axis="state", at=state)
+            for state in ("real", "simulated", "float")
         }
         assert sum(shares.values()) == pytest.approx(1) and shares["simulated"] > 0.05
     assert results.value(model="w8a8", metric="model_bytes") < 0.3 * results.value(model="float", metric="model_bytes")
@@ -67,10 +70,12 @@ def test_scenes_with_quantized_models(compared: dict[str, nn.Module], tmp_path: 
 
 def test_spectra_of_quantized_models(compared: dict[str, nn.Module]) -> None:
     others = {name: model for name, model in compared.items() if name != "float"}
-    results = Results(weight_spectrum(compared["float"], others, sites=["vision.blocks.0.*", "text.projection"]))
+    results = weight_spectrum(compared["float"], others, sites=["vision.blocks.0.*", "text.projection"])
     assert len(results.where(model="float", metric="effective_rank", set="vision.blocks.0.mlp.fc1")) == 1
     for band in ("ranks 0-8", "ranks 8-64"):
-        fine, coarse = (results.value(model=m, metric="sqnr", set="vision", subset=band) for m in ("w8a8", "w4a4"))
+        fine, coarse = (
+            results.value(model=m, metric="sqnr", set="vision", axis="band", subset=band) for m in ("w8a8", "w4a4")
+        )
         assert 30 < fine < 60 and coarse == pytest.approx(fine - 20 * np.log10(127 / 7), abs=2.5)  # 17 times the step
     starts = {sentence.split(":")[0] for sentence in verdict(results)}
     assert starts == {
@@ -93,4 +98,4 @@ def test_photographs(shared_data: Path, compared: dict[str, nn.Module], tmp_path
     assert results.row(model="w8a8", set="cinic10_shift_32", subset="all", metric="ece")["n"] == 20
     sets = {"imagenet_near_64", "mnist_test", "dtd10_64", "mean of 3 OOD sets"}
     assert set(results.where(metric="auroc").unique("set")) == sets
-    assert results.value(model="float", set="mnist_test", subset="far", score="energy", metric="auroc") is not None
+    assert results.value(model="float", set="mnist_test", score="energy", metric="auroc") is not None

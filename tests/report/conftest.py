@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from qclip.reliability.results import Results
+from qclip.results import Results
 
 RECIPES = {
     "w8a8": ("8/8", "rtn", 0.0),
@@ -15,7 +15,7 @@ RECIPES = {
     "w4a8": ("4/8", "rtn", 0.012),
     "w4a4": ("4/4", "rtn", 0.06),
 }
-BANDS = ("ranks 0-8", "ranks 8-64", "ranks 64-")
+BANDS = {"ranks 0-8": 0, "ranks 8-64": 8, "ranks 64-": 64}  # name -> first rank
 
 
 class Maker:
@@ -26,13 +26,14 @@ class Maker:
         self.draw = np.random.default_rng(seed)
 
     def all(self) -> None:
-        self.labelled("scenes-test", 2000, 0.88, 0.035, bins=True)
-        self.labelled("style-shift", 1500, 0.61, 0.11, bins=True)
-        self.labelled("spurious-test", 1500, 0.72, 0.08)
+        self.labelled("scenes-test", "id", 2000, 0.88, 0.035, bins=True)
+        self.labelled("style-shift", "shift", 1500, 0.61, 0.11, bins=True)
+        self.labelled("spurious-test", "shift", 1500, 0.72, 0.08)
+        spurious = {"set": "spurious-test", "role": "shift"}
         for group, top1 in (("aligned", 0.85), ("conflict", 0.59)):
-            self.metric("top1", top1, -0.5, set="spurious-test", subset=group, n=750)
-        self.metric("worst_group_top1", 0.59, -0.9, set="spurious-test", subset="", n=1500)
-        self.metric("group_gap", 0.26, 0.5, set="spurious-test", subset="", n=1500)
+            self.metric("top1", top1, -0.5, **spurious, axis="group", at=group, n=750)
+        self.metric("worst_group_top1", 0.59, -0.9, **spurious, n=1500)
+        self.metric("group_gap", 0.26, 0.5, **spurious, n=1500)
         self.detection("near-ood", "near", 0.81)
         self.detection("far-ood", "far", 0.94)
         self.noise("scenes-test", 0.88)
@@ -85,8 +86,8 @@ class Maker:
                     **fields,
                 )
 
-    def labelled(self, name: str, n: int, top1: float, gap: float, bins: bool = False) -> None:
-        where = {"set": name, "subset": "all", "n": n}
+    def labelled(self, name: str, role: str, n: int, top1: float, gap: float, bins: bool = False) -> None:
+        where = {"set": name, "role": role, "n": n}
         self.metric("top1", top1, -1, **where)
         self.metric("top5", min(0.995, top1 + 0.1), -0.3, **where)
         self.metric("balanced_accuracy", top1 - 0.004, -1, **where)
@@ -97,11 +98,9 @@ class Maker:
         self.metric("signed_gap", gap, -0.3, **where)
         self.metric("mean_confidence", top1 + gap, -1.3, **where)
         for model in self.labels:
-            self.results.add(
-                **self.describe(model), metric="temperature", value=1.2 - self.harm(model), set=name, subset="all", n=n
-            )
+            self.results.add(**self.describe(model), metric="temperature", value=1.2 - self.harm(model), **where)
             if bins:
-                self.bins(model, name, n, gap)
+                self.bins(model, where, n, gap)
         if name == "scenes-test":
             for model in self.labels:
                 time = 0.9 if self.labels[model] else 2.4
@@ -109,48 +108,34 @@ class Maker:
                     **self.describe(model),
                     metric="ms_per_image",
                     value=time,
-                    set=name,
-                    n=n,
+                    **where,
                     seconds=1.0,
                     host="An ordinary CPU",
                 )
 
-    def bins(self, model: str, name: str, n: int, gap: float) -> None:
+    def bins(self, model: str, where: dict, n: int, gap: float) -> None:
         share = np.exp(np.linspace(0, 4, 15))
+        points: dict[str, list[float]] = {"bin": [], "accuracy": [], "confidence": [], "count": []}
         for b, count in enumerate((n * share / share.sum()).astype(int)):
             if count:
                 confidence = (b + 0.55) / 15
                 accuracy = float(np.clip(confidence - gap + self.draw.normal(0, 0.4 / np.sqrt(count)), 0, 1))
-                for metric, value in (("bin_accuracy", accuracy), ("bin_confidence", confidence), ("bin_count", count)):
-                    self.results.add(
-                        **self.describe(model),
-                        metric=metric,
-                        value=value,
-                        set=name,
-                        subset=f"bin {b:02d}",
-                        n=int(count),
-                    )
+                for column, value in zip(points, (b, accuracy, confidence, count), strict=True):
+                    points[column].append(value)
+        self.results.add_curve(points, **self.describe(model), metric="reliability", **where)
 
     def detection(self, name: str, kind: str, auroc: float) -> None:
         for score, worse in (("mcm", 0.0), ("maxlogit", 0.02), ("energy", 0.04)):
-            where = {"set": name, "subset": kind, "score": score, "n": 1500}
+            where = {"set": name, "role": f"ood-{kind}", "score": score, "n": 1500}
             self.metric("auroc", auroc - worse, 0.4 if kind == "near" else -0.6, **where)
             self.metric("fpr95", 2.4 * (1 - auroc) + worse, -0.5, **where)
             for model in self.labels:
                 power = (1 - auroc + worse + 0.3 * self.harm(model)) / (auroc - worse)
-                for at in np.unique(np.round([*np.arange(0, 0.1, 0.005), *np.arange(0.1, 1.001, 0.02), 1.0], 3)):
-                    self.results.add(
-                        **self.describe(model),
-                        metric="roc_tpr",
-                        value=float(at**power),
-                        set=name,
-                        subset=f"fpr {at:.3f}",
-                        score=score,
-                        n=1500,
-                    )
+                fpr = np.unique(np.round([*np.arange(0, 0.1, 0.005), *np.arange(0.1, 1.001, 0.02), 1.0], 3))
+                self.results.add_curve({"fpr": fpr, "tpr": fpr**power}, **self.describe(model), metric="roc", **where)
 
     def noise(self, name: str, top1: float) -> None:
-        where = {"set": name, "subset": "all", "corruption": "gaussian_noise", "n": 1000}
+        where = {"set": name, "role": "corrupted", "corruption": "gaussian_noise", "n": 1000}
         for severity in range(6):
             self.metric("top1", top1 - 0.09 * severity, -1 + 0.35 * severity, severity=severity, **where)
             self.metric("ece", 0.035 + 0.03 * severity, -0.4, severity=severity, **where)
@@ -159,7 +144,7 @@ class Maker:
 
     def agreement(self, name: str) -> None:
         for model in list(self.labels)[1:]:
-            where = {"set": name, "subset": "all", "n": 2000, "reference": self.reference, **self.describe(model)}
+            where = {"set": name, "role": "id", "n": 2000, "reference": self.reference, **self.describe(model)}
             harm = 0.002 + self.harm(model)
             for name_, share in (("cosine_mean", 0.2), ("agreement", 1.5)):
                 value, half = 1 - share * harm, 0.1 * share * harm
@@ -172,23 +157,26 @@ class Maker:
     def about(self) -> None:
         for model, recipe in self.labels.items():
             size = {"": 10.4e6, "w8a8": 3.1e6, "w8a8-smoothquant": 3.1e6}.get(recipe, 1.9e6)
-            self.results.add(**self.describe(model), metric="model_bytes", value=size)
+            self.results.add(**self.describe(model), metric="model_bytes", role="model", value=size)
             if not recipe:
                 continue
             shares = {"real": 0.97, "float": 0.03}
             if recipe == "w4a4":
                 shares = {"real": 0.06, "simulated": 0.91, "float": 0.03}
             for state, share in shares.items():
-                self.results.add(**self.describe(model), metric="coverage_macs", subset=state, value=share)
-                self.results.add(**self.describe(model), metric="coverage_params", subset=state, value=share)
+                where = {"role": "model", "axis": "state", "at": state}
+                self.results.add(**self.describe(model), metric="coverage_macs", **where, value=share)
+                self.results.add(**self.describe(model), metric="coverage_params", **where, value=share)
             for site in sites():
                 state = "simulated" if recipe == "w4a4" else "real"
                 self.results.add(
                     **self.describe(model) | {"bits": RECIPES[recipe][0]},
                     metric="site_macs",
                     set=site,
-                    subset=state,
-                    score="cpu:avx512vnni",
+                    role="site",
+                    axis="state",
+                    at=state,
+                    backend="cpu:avx512vnni",
                     value=192 * 192 * 64,
                     n=192 * 192,
                 )
@@ -197,19 +185,18 @@ class Maker:
         ranks = sorted({int(k) for k in np.round(np.geomspace(1, 192, 24)) - 1})
         for site in sites():
             for model in self.labels:
-                for k in ranks:
-                    value = 6 * (k + 1) ** -0.7 + 3 * self.harm(model)
-                    where = {"set": site, "subset": f"rank {k:03d}"}
-                    self.results.add(model=model, metric="singular_value", value=value, **where)
+                points = {"rank": ranks, "value": [6 * (k + 1) ** -0.7 + 3 * self.harm(model) for k in ranks]}
+                self.results.add_curve(points, model=model, metric="singular_values", set=site, role="site")
                 if model != self.reference:
                     for band in BANDS:
                         self.gain(model, site, band)
         for tower in ("vision", "text"):
+            where = {"set": tower, "role": "tower"}
             for model in self.labels:
-                self.results.add(model=model, metric="effective_rank", set=tower, value=90 + 40 * self.harm(model))
-                self.results.add(model=model, metric="stable_rank", set=tower, value=11.0)
+                self.results.add(model=model, metric="effective_rank", **where, value=90 + 40 * self.harm(model))
+                self.results.add(model=model, metric="stable_rank", **where, value=11.0)
                 for band, share in zip(BANDS, (0.5, 0.4, 0.1), strict=True):
-                    self.results.add(model=model, metric="band_energy", set=tower, subset=band, value=share)
+                    self.results.add(model=model, metric="band_energy", **where, **in_band(band), value=share)
                 if model != self.reference:
                     for band in BANDS:
                         self.gain(model, tower, band)
@@ -218,16 +205,21 @@ class Maker:
         harm = 0.004 + self.harm(model)
         value, half = 1 - 0.02 * harm * self.draw.normal(1, 0.2), 0.02 * harm
         ends = {"low": value - half, "high": value + half} if "." not in where else {}
-        common = {"model": model, "set": where, "subset": band, "n": 8}
+        role = "site" if "." in where else "tower"
+        common = {"model": model, "set": where, "role": role, "n": 8} | in_band(band)
         self.results.add(metric="gain", value=value, **ends, **common)
         self.results.add(metric="gain_white", value=1, low=1 - half, high=1 + half, **common)
-        loss = 10 * BANDS.index(band) + 100 * harm
+        loss = 10 * list(BANDS).index(band) + 100 * harm
         self.results.add(metric="sqnr", value=40 - loss, **common)
         self.results.add(metric="sqnr_white", value=40.4 - loss, low=40 - loss, high=41 - loss, **common)
         if ends:
             self.results.add(
                 metric="gain", reference="white", value=value - 1, low=value - 1 - half, high=value - 1 + half, **common
             )
+
+
+def in_band(name: str) -> dict:
+    return {"subset": name, "axis": "band", "at": BANDS[name]}
 
 
 def sites() -> list[str]:

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from qclip.reliability.results import Results
 from qclip.report import report
+from qclip.results import Results
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 CHROMIUM = next((found for name in NAMES if (found := shutil.which(name))), None)

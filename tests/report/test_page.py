@@ -7,9 +7,9 @@ from html.parser import HTMLParser
 import pytest
 
 from qclip.errors import InputError, OutputExistsError
-from qclip.reliability.results import Results
 from qclip.report import html, report
 from qclip.report.index import Index
+from qclip.results import Results
 
 HOSTILE = '<script>alert("x")</script>&"\'</style>'
 
@@ -108,12 +108,12 @@ def test_a_single_model_has_no_verdict_but_numbers() -> None:
 
 def test_hostile_names_are_text(make_results) -> None:
     results = make_results(families=("photos",))
-    for row in results.rows:
+    for row in (*results.rows, *results.curves):
         for column in ("model", "source", "recipe", "set", "host", "reference"):
-            if row[column] not in ("", "white", "vision", "text"):
+            if row.get(column, "") not in ("", "white", "vision", "text"):
                 row[column] += HOSTILE
-        if row["subset"] in ("aligned", "conflict"):
-            row["subset"] += HOSTILE
+        if row["axis"] == "group":
+            row["at"] += HOSTILE
     results.notes.append(HOSTILE)
     results.meta.update(command=HOSTILE, cpu=HOSTILE, versions={HOSTILE: HOSTILE}, created=HOSTILE)
     page = html(results)
@@ -128,6 +128,10 @@ def test_undefined_and_infinite_values_are_shown_as_such(make_results) -> None:
             row["value"] = row["low"] = row["high"] = None
         elif k % 7 == 0:
             row["value"], row["high"] = float("inf"), float("inf")
+    for curve in results.curves:
+        for column in curve["points"].values():
+            column[1::5] = [None] * len(column[1::5])
+            column[2::5] = [float("inf")] * len(column[2::5])
     page = html(results)
     parsed(page)
     assert not re.search(r'="(nan|inf|-inf)', page) and ">nan" not in page and "None" not in page
@@ -138,20 +142,19 @@ def test_a_huge_table_is_bounded_and_quick() -> None:
     models = [f"variant {k}" for k in range(60)]
     for name in ("a", "b"):
         for model in ["float", *models]:
-            common = {"model": model, "set": name, "subset": "all", "n": 100}
+            common = {"model": model, "set": name, "n": 100}
             for metric in ("top1", "ece", "nll"):
                 results.add(metric=metric, value=0.5, low=0.4, high=0.6, **common)
                 if model != "float":
                     results.add(metric=metric, value=0.0, low=-0.1, high=0.1, reference="float", **common)
-            for b in range(15):
-                for metric in ("bin_accuracy", "bin_confidence", "bin_count"):
-                    results.add(metric=metric, value=1.0, **common | {"subset": f"bin {b:02d}"})
+            ones = dict.fromkeys(("accuracy", "confidence", "count"), [1.0] * 15)
+            results.add_curve({"bin": range(15)} | ones, metric="reliability", **common)
     for model in models[:4]:
         for site in range(300):
             common = {"model": model, "set": f"vision.blocks.{site}.q"}
-            for rank in range(24):
-                results.add(metric="singular_value", subset=f"rank {rank:03d}", value=1.0 + rank, **common)
-            results.add(metric="site_macs", subset="real", value=10, n=10, **common)
+            points = {"rank": range(24), "value": range(1, 25)}
+            results.add_curve(points, metric="singular_values", role="site", **common)
+            results.add(metric="site_macs", role="site", axis="state", at="real", value=10, n=10, **common)
     start = time.perf_counter()
     page = html(results)
     assert time.perf_counter() - start < 60 and len(page) < 12e6
@@ -197,6 +200,7 @@ def test_sets_are_told_apart_by_what_was_done_with_them(make_results) -> None:
     index = Index(make_results())
     assert index.id_sets == ["scenes-test"] and index.shift_sets == ["style-shift"]
     assert index.spurious_sets == ["spurious-test"] and index.ood_sets == [("near-ood", "near"), ("far-ood", "far")]
+    assert index.corrupted == [("scenes-test", "gaussian_noise")]
     assert [family.reference for family in index.families] == ["scenes-clean float", "scenes-noisy float"]
     assert index.families[0].short("scenes-clean w8a8") == "w8a8"
 

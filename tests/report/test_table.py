@@ -6,8 +6,8 @@ from html import unescape
 
 import pytest
 
-from qclip.reliability.results import Results
 from qclip.report import html, table
+from qclip.results import Results
 from qclip.spectral import verdict
 
 

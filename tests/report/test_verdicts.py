@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from qclip.reliability.results import Results
 from qclip.report import damping, page, table, units, verdicts
 from qclip.report.figures import chance_ece
 from qclip.report.index import Family, Index
 from qclip.report.verdicts import Verdict, judge
+from qclip.results import Results
 
 
 @pytest.mark.parametrize(
@@ -46,8 +46,8 @@ def test_an_interval_without_width_on_a_few_images_decides_nothing(n, wanted) ->
 def test_sets_and_parts_of_few_images_are_named() -> None:
     index, _ = pair(
         {"metric": "top1", "value": 0.5, "n": 40},
-        {"metric": "top1", "value": 0.5, "n": 12, "subset": "conflict"},
-        {"metric": "auroc", "value": 0.5, "n": 1, "subset": "far", "set": "pictures", "score": "mcm"},
+        {"metric": "top1", "value": 0.5, "n": 12, "axis": "group", "at": "conflict"},
+        {"metric": "auroc", "value": 0.5, "n": 1, "role": "ood-far", "set": "pictures", "score": "mcm"},
         difference("top1", 0.1, 0.0, 0.2, n=40),
     )
     said = verdicts.few_images(index)
@@ -58,7 +58,7 @@ def test_sets_and_parts_of_few_images_are_named() -> None:
 def pair(*rows: dict, reference: str = "float") -> tuple[Index, Family]:
     results = Results()
     for row in rows:
-        base = {"set": "test", "subset": "all", "model": "w8a8"}
+        base = {"set": "test", "model": "w8a8"}
         results.add(**base | row)
     index = Index(results)
     return index, next(family for family in index.families if family.reference == reference)
@@ -78,7 +78,7 @@ def test_sentences_name_what_is_better_worse_and_open() -> None:
         {"metric": "top1", "value": 0.5},
         difference("top1", -0.012, -0.02, -0.004),
         difference("ece", -0.01, -0.02, -0.005),
-        difference("auroc", 0.001, -0.01, 0.012, set="far", subset="far", score="mcm"),
+        difference("auroc", 0.001, -0.01, 0.012, set="far", role="ood-far", score="mcm"),
     )
     assert "Worse in top-1 accuracy (−1.20 points [−2.00, −0.40])." in said
     assert "Better in calibration (−1.00 points [−2.00, −0.50])." in said
@@ -106,8 +106,8 @@ def test_whether_a_temperature_explains_the_change_of_ece(fitted, wanted) -> Non
 
 
 def test_several_ood_sets_are_told_apart_and_mean_rows_are_not_judged() -> None:
-    rows = [difference("auroc", 0.1, 0.05, 0.2, set=name, subset="far", score="mcm") for name in ("dtd", "mnist")]
-    mean = difference("auroc", 0.1, 0.05, 0.2, set="mean of 2 OOD sets", subset="", score="mcm")
+    rows = [difference("auroc", 0.1, 0.05, 0.2, set=name, role="ood-far", score="mcm") for name in ("dtd", "mnist")]
+    mean = difference("auroc", 0.1, 0.05, 0.2, set="mean of 2 OOD sets", role="ood-mean", score="mcm")
     said = told(*rows, mean)
     assert "far OOD detection on dtd" in said and "far OOD detection on mnist" in said and "mean of" not in said
 
@@ -145,13 +145,16 @@ def test_multiplicity_counts_and_expects() -> None:
 )
 def test_damping_needs_the_gain_and_the_difference_to_white_clear(gain, gap, wanted) -> None:
     results = Results()
-    for band in ("ranks 8-64", "ranks 64-"):
-        shift = 0 if band == "ranks 64-" else 0.5  # only the last band is asked
+    for band, start in (("ranks 8-64", 8), ("ranks 64-", 64)):
+        shift = 0 if start == 64 else 0.5  # only the last band is asked
         for reference, (value, low, high) in (("", gain), ("white", gap)):
             results.add(
                 model="w8a8",
                 set="vision",
+                role="tower",
                 subset=band,
+                axis="band",
+                at=start,
                 metric="gain",
                 reference=reference,
                 value=value + shift,

@@ -10,6 +10,7 @@ from torch import nn
 
 from qclip.errors import InputError, NonFiniteError
 from qclip.models.tower import Site, Tower
+from qclip.results import Results
 from qclip.spectral import controls, verdict, weight_spectrum, weights
 
 BANDS = ("ranks 0-8", "ranks 8-64", "ranks 64-")
@@ -65,8 +66,8 @@ def fake_towers(monkeypatch) -> None:
     monkeypatch.setattr("qclip.spectral.weights.qmodels.towers", Model.towers)
 
 
-def pick(rows: list[dict], **wanted: str) -> dict:
-    found = [r for r in rows if all(r.get(k, "") == v for k, v in ({"reference": "", "subset": ""} | wanted).items())]
+def pick(rows: Results, **wanted: str) -> dict:
+    found = [r for r in rows if all(r[k] == v for k, v in ({"reference": "", "subset": "all"} | wanted).items())]
     assert len(found) == 1, (wanted, len(found))
     return found[0]
 
@@ -111,9 +112,9 @@ def test_gain_and_sqnr_of_rounding_equal_their_definitions_rank_by_rank() -> Non
         sqnr = 10 * math.log10((s[low:high] ** 2).sum() / noise[:, low:high].sum())
         assert pick(rows, metric="sqnr", **common)["value"] == pytest.approx(sqnr, abs=1e-9)
     own = np.linalg.svd(other.numpy(), compute_uv=False)
-    shown = [r for r in rows if r["model"] == "w4" and r["metric"] == "singular_value"]
-    assert [r["value"] for r in shown] == pytest.approx([own[int(r["subset"].split()[1])] for r in shown])
-    assert shown[0]["subset"] == "rank 000" and shown[-1]["subset"] == "rank 095"
+    shown = rows.curve(model="w4", metric="singular_values", set="vision.blocks.0.mlp.fc1")
+    assert shown["value"] == pytest.approx([own[k] for k in shown["rank"]])
+    assert (shown["rank"][0], shown["rank"][-1]) == (0, 95)
 
 
 def test_the_white_control_has_the_residuals_norm_in_every_row_and_no_direction() -> None:
@@ -186,7 +187,7 @@ def test_tower_rows_are_means_over_the_changed_sites() -> None:
     matrices = [power_law(seed=seed) for seed in range(3)]
     changed = [rounded(matrices[0], 4), rounded(matrices[1], 4), matrices[2]]
     rows = weight_spectrum(Model(matrices), {"w4": Model(changed, quantized=True)})
-    by_site = [r["value"] for r in rows if r["metric"] == "gain" and r["subset"] == "ranks 8-64" and "." in r["set"]]
+    by_site = [r["value"] for r in rows if r["metric"] == "gain" and r["at"] == 8 and r["role"] == "site"]
     tower = pick(rows, model="w4", set="vision", metric="gain", subset="ranks 8-64")
     assert len(by_site) == 2 and tower["n"] == 2 and tower["value"] == pytest.approx(np.mean(by_site))
     white = pick(rows, model="w4", set="vision", metric="gain_white", subset="ranks 8-64")
@@ -195,13 +196,12 @@ def test_tower_rows_are_means_over_the_changed_sites() -> None:
     assert pick(rows, model="w4", set="vision", metric="effective_rank")["n"] == 3
 
 
-def test_rows_fit_the_results_table() -> None:
-    from qclip.reliability.results import Results
-
+def test_rows_say_their_band_and_what_they_are_of() -> None:
     matrices = [power_law(seed=1)]
-    rows = weight_spectrum(Model(matrices), {"w4": Model([rounded(matrices[0], 4)], quantized=True)})
-    results = Results(rows)
-    assert verdict(results) == verdict(rows) and len(results.where(metric="gain_white", set="vision")) == 3
+    results = weight_spectrum(Model(matrices), {"w4": Model([rounded(matrices[0], 4)], quantized=True)})
+    assert [row["at"] for row in results.where(metric="gain_white", set="vision")] == [0, 8, 64]
+    assert {(row["set"], row["role"]) for row in results} == {("vision.blocks.0.mlp.fc1", "site"), ("vision", "tower")}
+    assert results.row(model="w4", set="vision", metric="gain", subset="ranks 8-64", at=8) is not None
 
 
 def test_bad_input_is_refused_by_name() -> None:
@@ -228,7 +228,7 @@ def test_sites_are_chosen_by_pattern_and_a_low_rank_tail_is_left_out() -> None:
     low_rank = u * s @ vt
     rows = weight_spectrum(Model([weight, low_rank]), {"q": Model([weight, rounded(low_rank, 4)])}, sites="*.1.*")
     assert {row["set"] for row in rows} == {"vision.blocks.1.mlp.fc1", "vision"}
-    assert {row["subset"] for row in rows if row["metric"] == "gain"} == {"ranks 0-8", "ranks 8-64"}
+    assert {row["at"] for row in rows if row["metric"] == "gain"} == {0, 8}
 
 
 @pytest.mark.parametrize(
@@ -243,14 +243,17 @@ def test_sites_are_chosen_by_pattern_and_a_low_rank_tail_is_left_out() -> None:
     ],
 )
 def test_a_claim_needs_both_intervals_clear(gain: tuple, difference: tuple, said: str) -> None:
-    def row(metric: str, reference: str, ends: tuple, subset: str = "ranks 64-") -> dict:
+    def row(metric: str, reference: str, ends: tuple, subset: str = "ranks 64-", at: int = 64) -> dict:
         low, high = ends
         return {
             "model": "q",
             "set": "vision",
             "metric": metric,
             "reference": reference,
+            "role": "tower",
             "subset": subset,
+            "axis": "band",
+            "at": at,
             "value": (low + high) / 2,
             "low": low,
             "high": high,
@@ -258,6 +261,6 @@ def test_a_claim_needs_both_intervals_clear(gain: tuple, difference: tuple, said
         }
 
     tail = [row("gain", "", gain), row("gain", "white", difference), row("gain_white", "", (0.96, 1.0))]
-    other = [row("gain", r, (0.5, 0.6), "ranks 8-64") for r in ("", "white")]  # not the tail: not asked
+    other = [row("gain", r, (0.5, 0.6), "ranks 8-64", 8) for r in ("", "white")]  # not the tail: not asked
     (sentence,) = verdict([*other, *tail, row("sqnr", "white", (-0.1, 0.1))])
     assert sentence.startswith("q, vision tower, ranks 64-: ") and said in sentence
