@@ -46,7 +46,7 @@ bench: .venv/.installed-bench .venv/.installed-test
 .venv/.installed-%: $(SOURCES) | .venv/bin/python
 	@echo "installing into .venv, with what '$*' needs (torch is a large download the first time)"
 	$(PIP) -e '.[$*]'
-	@touch .venv/.installed $@
+	@touch .venv/.installed $(if $(filter dev,$*),.venv/.installed-test) $@
 
 # transformers 4 wants an older huggingface_hub and tokenizers, so these four are free here and everything else is pinned.
 test-hf4: $(SOURCES)

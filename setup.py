@@ -11,6 +11,7 @@ newer is found (CUDA_HOME, PATH, /usr/local/cuda*) and works. `QKERNELS_CUDA=0` 
 
 from __future__ import annotations
 
+import filecmp
 import os
 import platform
 import re
@@ -25,6 +26,9 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
+# Object files of every kind of installation. setuptools' own folder for an editable one is new each time, and so is the
+# environment of an isolated build: nothing that ninja compares may name either, or each install compiles everything.
+BUILD = ROOT / "build/native"
 MACHINE = platform.machine().lower()
 TIERS = {"scalar": []}
 if MACHINE in ("x86_64", "amd64"):
@@ -90,14 +94,25 @@ def quote(words: list[str]) -> str:
     return shlex.join(words).replace("$", "$$")
 
 
-def ninja_file(cxx: list[str], target: Path, objects: Path, openmp: bool) -> str:
-    """The text of build.ninja: one object a source and tier, then one shared library."""
+def pybind11_headers() -> Path:
+    """A copy of pybind11's headers whose place and times stay while their content does."""
     import pybind11
 
+    source, copy = Path(pybind11.get_include()), BUILD / "include"
+    for header in source.rglob("*.h"):
+        there = copy / header.relative_to(source)
+        if not there.is_file() or not filecmp.cmp(header, there, shallow=False):
+            there.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(header, there)
+    return copy
+
+
+def ninja_file(cxx: list[str], target: Path, objects: Path, openmp: bool) -> str:
+    """The text of build.ninja: one object per source and tier, then one shared library."""
     extra = shlex.split(os.environ.get("CXXFLAGS", ""))
     link = shlex.split(os.environ.get("LDFLAGS", ""))
     parallel = ["-fopenmp"] if openmp else []
-    python = [f"-I{pybind11.get_include()}", f"-I{sysconfig.get_path('include')}"]
+    python = [f"-I{pybind11_headers()}", f"-I{sysconfig.get_path('include')}"]
     undefined = ["-undefined", "dynamic_lookup"] if sys.platform == "darwin" else []
     lines = [
         "ninja_required_version = 1.3",
@@ -161,7 +176,7 @@ def cuda_compiler(directory: Path) -> tuple[str, str | None]:
 
 
 def cuda_ninja_file(nvcc: str, target: Path, objects: Path) -> str:
-    """The text of build.ninja: one object a file of csrc/cuda, then one shared library."""
+    """The text of build.ninja: one object per file of csrc/cuda, then one shared library."""
     lines = [
         "ninja_required_version = 1.3",
         f"nvcc = {quote([nvcc])}",
@@ -200,18 +215,24 @@ class BuildNative(build_ext):
     """build_ext that hands each whole extension to ninja."""
 
     def build_extension(self, ext: Extension) -> None:
-        objects = Path(self.build_temp).resolve() / ext.name.replace(".", "/")
+        objects = BUILD / ext.name.replace(".", "/")
         target = Path(self.get_ext_fullpath(ext.name)).resolve()
-        text = self.cuda(target, objects) if ext.name == "qkernels._cuda" else self.native(target, objects)
+        library = objects / target.name
+        text = self.cuda(library, objects) if ext.name == "qkernels._cuda" else self.native(library, objects)
         if text is None:
             # Optional from here on: setuptools then accepts that there is no file. A compiler that fails stays an
             # error.
             ext.optional = True
             return
-        target.parent.mkdir(parents=True, exist_ok=True)
         objects.mkdir(parents=True, exist_ok=True)
         (objects / "build.ninja").write_text(text)
         subprocess.run([*ninja_command(), "-C", str(objects)], check=True)
+        if target.is_file() and filecmp.cmp(library, target, shallow=False):
+            return
+        target.parent.mkdir(parents=True, exist_ok=True)
+        fresh = target.with_name(f".{target.name}.part")
+        shutil.copy(library, fresh)
+        fresh.replace(target)  # a process that runs the old library keeps it
 
     def native(self, target: Path, objects: Path) -> str | None:
         cxx = compiler()

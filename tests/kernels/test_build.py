@@ -165,3 +165,28 @@ def test_the_cuda_library_loads_without_a_driver(cuda_checkout: Path) -> None:
     code = "import ctypes, glob; print(ctypes.CDLL(glob.glob('qkernels/_cuda*.so')[0]).seven())"
     loaded = subprocess.run([sys.executable, "-c", code], cwd=cuda_checkout, capture_output=True, text=True)
     assert loaded.returncode == 0 and loaded.stdout.strip().isdigit(), loaded.stderr
+
+
+def test_a_second_install_compiles_nothing(checkout: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Editable installs build in folders that are new each time, isolated ones bring new copies of pybind11."""
+    compiler_or_skip()
+    said = []
+    for _ in range(2):
+        headers = tmp_path_factory.mktemp("isolated")
+        shutil.copytree(Path(pytest.importorskip("pybind11").__file__).parent, headers / "pybind11")
+        code = (
+            "import sys; from setuptools import build_meta as b\n"
+            f"b.build_editable({str(tmp_path_factory.mktemp('wheel'))!r})\n"
+        )
+        run = subprocess.run(
+            [sys.executable, "-c", code],
+            cwd=checkout,
+            env={**os.environ, "PYTHONPATH": str(headers), "QKERNELS_CUDA": "0"},
+            capture_output=True,
+            text=True,
+        )
+        assert run.returncode == 0, run.stdout + run.stderr
+        said.append(run.stdout)
+        assert list((checkout / "qkernels").glob("_native*.so")), "an editable install has its library in the sources"
+    assert "] compile " in said[0], said[0]
+    assert "] compile " not in said[1] and "no work to do" in said[1], said[1]
