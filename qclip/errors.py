@@ -40,6 +40,10 @@ class NonFiniteError(QclipError):
     """NaN or Inf where numbers are needed; names the layer."""
 
 
+class GradientError(QclipError, RuntimeError):
+    """A gradient through a layer that has none."""
+
+
 def nearest(name: str, known: Iterable[str], count: int = 3) -> str:
     """A hint for an unknown name: "did you mean 'a', 'b'?", or some of the known names when nothing is near."""
     known = list(known)

@@ -12,9 +12,10 @@ import qkernels
 
 from . import models
 from .layers import QuantizedAttention, QuantizedMlp, QuantizedPatch, QuantizedSite
-from .layers.attention import movable_norm
-from .models.tower import Block, DeferredNorm, Site, Tower
+from .models.tower import Block, Site, Tower
 from .recipes import FLOAT, Recipe, SitePlan
+
+POSITIONS = "qclip_conv_positions"  # at how many positions of an image each convolution is evaluated
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,6 +70,7 @@ def quantization(model: nn.Module) -> Quantization | None:
 def mark(model: nn.Module, recipe: Recipe, plans: dict[str, SitePlan], provenance: dict, source: str) -> nn.Module:
     # Straight into __dict__: as an attribute of nn.Module it would be looked at as a child.
     model.__dict__["qclip_quantization"] = Quantization(recipe, plans, provenance, source, model)
+    model.__dict__[POSITIONS] = {}
     return model
 
 
@@ -93,6 +95,14 @@ def plans(recipe: Recipe, towers: dict[str, Tower]) -> dict[str, SitePlan]:
                 plan = SitePlan("float")
             out[site.name] = plan
     return out
+
+
+def refuse_hooks(model: nn.Module, towers: dict[str, Tower], plans: dict[str, SitePlan]) -> None:
+    """Raises ModelError naming the first module that is to be replaced and has hooks that cannot go over."""
+    names = {module: name for name, module in model.named_modules()}
+    for site in (site for tower in towers.values() for site in tower):
+        if plans[site.name].state != "float":
+            models.refuse_others(site.module, names.get(site.module, site.name))
 
 
 def write(towers: dict[str, Tower], built: dict[str, nn.Module]) -> None:
@@ -120,30 +130,16 @@ def pack(module: nn.Module) -> None:
 
 
 def _fuse(block: Block) -> None:
-    for place, norm_place, fused in (
-        (block.attention, block.attention_norm, QuantizedAttention),
-        (block.mlp, block.mlp_norm, QuantizedMlp),
-    ):
-        if place is None:
-            continue
-        core = fused.fuse(getattr(*place))
-        if norm_place is None:
-            continue
-        owner, name = norm_place
-        norm = getattr(owner, name)
-        if core.norm is None and movable_norm(core, norm):
-            core.norm = norm
-            setattr(owner, name, DeferredNorm())
+    if block.attention is not None:
+        QuantizedAttention.fuse(getattr(*block.attention))
+    if block.mlp is not None:
+        QuantizedMlp.fuse(getattr(*block.mlp))
 
 
 def _unfuse(block: Block) -> None:
-    for place, norm_place in ((block.attention, block.attention_norm), (block.mlp, block.mlp_norm)):
+    for place in (block.attention, block.mlp):
         core = None if place is None else getattr(*place)
         if isinstance(core, QuantizedAttention | QuantizedMlp):
-            if core.norm is not None and norm_place is not None:
-                owner, name = norm_place
-                setattr(owner, name, core.norm)
-                core.norm = None
             core.unfuse()
 
 
@@ -158,6 +154,7 @@ def dequantize_(model: nn.Module) -> nn.Module:
                 tower.write(site, _float(site))
         tower.use_programs(False)
     model.__dict__.pop("qclip_quantization", None)
+    model.__dict__.pop(POSITIONS, None)
     return model
 
 
@@ -186,32 +183,27 @@ def coverage(model: nn.Module, plans: dict[str, SitePlan] | None = None) -> Cove
 
     `plans`: default is what the model was quantized with.
     """
+    done = quantization(model)
     if plans is None:
-        done = quantization(model)
         plans = {} if done is None else done.plans
-    rows = []
-    for tower in models.towers(model).values():
-        counted = 0
-        for site in tower:
-            plan = plans.get(site.name, SitePlan("float"))
-            rows.append(_site_row(tower, site, plan))
-            counted += rows[-1].parameters
-        for block in tower.blocks:
-            if block.attention is not None:
-                core = getattr(*block.attention)
-                width = _site_shape(block.sites["q"])[0] if "q" in block.sites else 0
-                name = f"{block.name}.attn.scores"
-                rows.append(
-                    SiteCoverage(
-                        name, "attention", "float", None, None, 2 * tower.tokens**2 * width, 0, _attention_backend(core)
-                    )
-                )
-        convolutions = _convolutions(model, tower)
-        rows += convolutions
-        other = sum(p.numel() for p in tower.module.parameters()) - _site_parameters(tower)
-        other -= sum(row.parameters for row in convolutions)
-        rows.append(SiteCoverage(f"{tower.name}.other", "other", "float", None, None, 0, max(0, other), "torch"))
-    return Coverage(rows)
+    with models.explicit_form(model) as towers:
+        return Coverage([row for tower in towers.values() for row in _tower_rows(model, tower, plans)])
+
+
+def _tower_rows(model: nn.Module, tower: Tower, plans: dict[str, SitePlan]) -> list[SiteCoverage]:
+    rows = [_site_row(tower, site, plans.get(site.name, SitePlan("float"))) for site in tower]
+    convolutions = _convolutions(model, tower)
+    other = sum(p.numel() for p in tower.module.parameters()) - _site_parameters(tower)
+    other -= sum(row.parameters for row in convolutions)
+    for block in tower.blocks:
+        if block.attention is not None:
+            core = getattr(*block.attention)
+            width = _site_shape(block.sites["q"])[0] if "q" in block.sites else 0
+            name, macs = f"{block.name}.attn.scores", 2 * tower.tokens**2 * width
+            rows.append(SiteCoverage(name, "attention", "float", None, None, macs, 0, _attention_backend(core)))
+    rows += convolutions
+    rows.append(SiteCoverage(f"{tower.name}.other", "other", "float", None, None, 0, max(0, other), "torch"))
+    return rows
 
 
 def _convolutions(model: nn.Module, tower: Tower) -> list[SiteCoverage]:
@@ -241,21 +233,19 @@ def _convolutions(model: nn.Module, tower: Tower) -> list[SiteCoverage]:
 @torch.no_grad()
 def _positions(model: nn.Module, convolutions: dict[str, nn.Conv2d]) -> dict[str, int]:
     """At how many positions of an image each convolution is evaluated: seen once, on an empty image, and kept."""
-    kept: dict[str, int] = model.__dict__.setdefault("qclip_conv_positions", {})
+    kept: dict[str, int] = model.__dict__.setdefault(POSITIONS, {})
     if not convolutions.keys() <= kept.keys():
-        encoders, training = models.encoders(model), [m for m in model.modules() if m.training]
+        encoders = models.encoders(model)
         handles = [
             conv.register_forward_hook(lambda _, __, y, name=name: kept.update({name: y[0, 0].numel()}))
             for name, conv in convolutions.items()
         ]
         try:
-            model.eval()  # batch norm would learn from it
-            encoders.encode_image(torch.zeros(1, 3, encoders.image_size, encoders.image_size))
+            with models.evaluating(model):  # batch norm would learn from it
+                encoders.encode_image(torch.zeros(1, 3, encoders.image_size, encoders.image_size))
         finally:
             for handle in handles:
                 handle.remove()
-            for module in training:
-                module.training = True
     return {name: kept.get(name, 0) for name in convolutions}
 
 

@@ -9,8 +9,10 @@ from torch import Tensor, nn
 
 import qkernels
 
+from ..models.hooks import watched
 from ..models.tower import Attention
-from .linear import QuantizedLinear, join, products
+from .gradients import refuse_gradients
+from .linear import fusable, join, products, takes_codes
 
 
 class QuantizedAttention(Attention):
@@ -29,9 +31,9 @@ class QuantizedAttention(Attention):
         """Turn a core whose sites have been written into this class, in place: whoever holds it goes on holding it."""
         core.__class__ = cls
         q, k, v, out = core.q, core.k, core.v, core.out
-        core.shares_input = _takes_codes(q) and q.same_input(k) and q.same_input(v)  # type: ignore[operator, assignment]
-        core.shares_pool_input = _takes_codes(k) and k.same_input(v)  # type: ignore[operator, assignment]
-        core.codes_out = _takes_codes(out) and out.smooth is None and core.inner_norm is None  # type: ignore[assignment]
+        core.shares_input = takes_codes(q) and q.same_input(k) and q.same_input(v)  # type: ignore[operator, assignment]
+        core.shares_pool_input = takes_codes(k) and k.same_input(v)  # type: ignore[operator, assignment]
+        core.codes_out = takes_codes(out) and out.smooth is None and core.inner_norm is None  # type: ignore[assignment]
         return core  # type: ignore[return-value]
 
     def join(self) -> None:
@@ -49,17 +51,31 @@ class QuantizedAttention(Attention):
     def unfuse(self) -> None:
         self.__class__ = Attention  # type: ignore[assignment]
 
+    def fuses(self, norm: nn.Module) -> bool:
+        """Whether `forward` can take `norm` and run it in one pass with the quantization."""
+        return self.shares_input and not watched(self.q, self.k, self.v, self.out) and fusable(norm)
+
     def forward(
-        self, x: Tensor, mask: Tensor | None = None, causal: bool = False, query: Tensor | None = None
+        self,
+        x: Tensor,
+        mask: Tensor | None = None,
+        causal: bool = False,
+        query: Tensor | None = None,
+        norm: nn.LayerNorm | None = None,
     ) -> Tensor:
-        if query is None and self.shares_input:
-            codes, scale = self.q.quantize(x, self.norm)  # type: ignore[operator]
+        return refuse_gradients(self._forward(x, mask, causal, query, norm), x, query, self, norm)
+
+    def _forward(
+        self, x: Tensor, mask: Tensor | None, causal: bool, query: Tensor | None, norm: nn.LayerNorm | None
+    ) -> Tensor:
+        one_by_one = watched(self.q, self.k, self.v, self.out)
+        if query is None and self.shares_input and not one_by_one:
+            codes, scale = self.q.quantize(x, norm)  # type: ignore[operator]
             dtype = self._product_dtype(x)
             q, k, v = products((self.q, self.k, self.v), codes, scale, dtype)
         else:
-            x = x if self.norm is None else self.norm(x)
             q = self.q(x if query is None else query)
-            if self.shares_pool_input:
+            if self.shares_pool_input and not one_by_one:
                 codes, scale = self.k.quantize(x)  # type: ignore[operator]
                 k, v = products((self.k, self.v), codes, scale)
             else:
@@ -69,7 +85,7 @@ class QuantizedAttention(Attention):
             q = self.q_norm(q)
         if self.k_norm is not None:
             k = self.k_norm(k)
-        if not self.codes_out:
+        if not self.codes_out or one_by_one:
             y = qkernels.attention(q, k, v, mask, causal=causal, scale=self.scale).flatten(-2)
             return self.out(y if self.inner_norm is None else self.inner_norm(y))
         static = self.out.input_scale
@@ -85,21 +101,3 @@ class QuantizedAttention(Attention):
         if not self.codes_out or self.q_norm is not None or self.k_norm is not None:
             return dtype
         return qkernels.attention_dtype(x.device, dtype)
-
-
-def _takes_codes(site: nn.Module) -> bool:
-    return isinstance(site, QuantizedLinear) and site.takes_codes()
-
-
-def movable_norm(core: nn.Module, norm: nn.Module | None) -> bool:
-    """Whether `norm` can run inside `core`, fused with the quantization of its first site."""
-    if (
-        not isinstance(norm, nn.LayerNorm)
-        or norm.weight is None
-        or norm.bias is None
-        or len(norm.normalized_shape) != 1
-    ):
-        return False  # subclasses of it (open_clip's, timm's) differ in dtypes only; ours is float32 inside anyway
-    if isinstance(core, QuantizedAttention):
-        return core.shares_input
-    return _takes_codes(core.fc1)  # type: ignore[arg-type]

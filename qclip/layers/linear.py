@@ -12,6 +12,8 @@ import qkernels
 from qkernels import Int4Weight, Int8Weight
 from qkernels.weights import lay_side_by_side, side_by_side
 
+from ..models.hooks import runs_library_code
+from .gradients import refuse_gradients
 from .site import QuantizedSite
 
 
@@ -52,7 +54,23 @@ class QuantizedLinear(QuantizedSite):
         return True
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.linear(*self.quantize(x))  # type: ignore[no-any-return]
+        return refuse_gradients(self.linear(*self.quantize(x)), x, self)
+
+
+def takes_codes(site: nn.Module) -> bool:
+    return isinstance(site, QuantizedLinear) and site.takes_codes()
+
+
+def fusable(norm: nn.Module) -> bool:
+    """Whether `layer_norm_quantize` can run `norm`. open_clip's and timm's subclasses differ in dtypes only; inside
+    the kernel all is float32 anyway."""
+    return (
+        isinstance(norm, nn.LayerNorm)
+        and norm.weight is not None
+        and norm.bias is not None
+        and len(norm.normalized_shape) == 1
+        and runs_library_code(norm)
+    )
 
 
 ROWS = ("rows16", "halves128")  # layouts in which a weight is one row behind the other

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from torch import Tensor
+from torch import Tensor, nn
 
 import qkernels
 
+from ..models.hooks import watched
 from ..models.tower import Mlp, activate
-from .linear import QuantizedLinear
+from .gradients import refuse_gradients
+from .linear import QuantizedLinear, fusable, takes_codes
 
 
 class QuantizedMlp(Mlp):
@@ -33,12 +35,19 @@ class QuantizedMlp(Mlp):
     def unfuse(self) -> None:
         self.__class__ = Mlp  # type: ignore[assignment]
 
-    def forward(self, x: Tensor) -> Tensor:
+    def fuses(self, norm: nn.Module) -> bool:
+        """Whether `forward` can take `norm` and run it in one pass with the quantization."""
+        return takes_codes(self.fc1) and not watched(self.fc1, self.fc2) and fusable(norm)
+
+    def forward(self, x: Tensor, norm: nn.LayerNorm | None = None) -> Tensor:
+        return refuse_gradients(self._forward(x, norm), x, self, norm)
+
+    def _forward(self, x: Tensor, norm: nn.LayerNorm | None) -> Tensor:
         fc1, fc2 = self.fc1, self.fc2
-        if not isinstance(fc1, QuantizedLinear):
-            x = activate(fc1(x if self.norm is None else self.norm(x)), self.activation)
+        if not isinstance(fc1, QuantizedLinear) or watched(fc1, fc2):
+            x = activate(fc1(x), self.activation)
         else:
-            codes, scale = fc1.quantize(x, self.norm)  # type: ignore[arg-type]
+            codes, scale = fc1.quantize(x, norm)
             if self.codes_between and isinstance(fc2, QuantizedLinear):
                 static, group = fc2.input_scale, qkernels.handover_group(x.device)
                 if static is not None:

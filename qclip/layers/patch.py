@@ -6,6 +6,8 @@ from torch import Tensor, nn
 
 import qkernels
 
+from ..models.hooks import watched
+from .gradients import refuse_gradients
 from .linear import QuantizedLinear
 
 
@@ -45,8 +47,9 @@ class QuantizedPatch(nn.Module):
         ph, pw = self.patch
         rows, columns = height // ph, width // pw
         site = self.site
-        if isinstance(site, QuantizedLinear) and site.takes_codes():
+        if isinstance(site, QuantizedLinear) and site.takes_codes() and not watched(site):
             y = site.linear(*qkernels.quantize_patches(x, self.patch, site.smooth, site.input_scale))
+            y = refuse_gradients(y, x, site)
         else:
             x = x[:, :, : rows * ph, : columns * pw].reshape(batch, channels, rows, ph, columns, pw)
             y = site(x.permute(0, 2, 4, 1, 3, 5).reshape(batch, rows * columns, channels * ph * pw))

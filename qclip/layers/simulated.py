@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .gradients import refuse_gradients
 from .site import QuantizedSite, Weight
 
 TINY = 2.0**-100  # below it a row counts as zero (DESIGN 4, number rules)
@@ -48,7 +49,8 @@ class SimulatedLinear(QuantizedSite):
         y = x if self.smooth is None else x.float() * self.smooth
         if self.activation_bits < 16:
             y = quantize_dequantize(y, self.activation_bits, self.input_scale)
-        return F.linear(y.to(x.dtype), self.quantized.dequantize().to(x.dtype), self.bias)
+        y = F.linear(y.to(x.dtype), self.quantized.dequantize().to(x.dtype), self.bias)
+        return refuse_gradients(y, x, self)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, activation_bits={self.activation_bits}"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +13,10 @@ from torch import nn
 from . import huggingface, local, open_clip, timm
 from .encoders import Encoders, encoders
 from .explicit import unsupported
+from .hooks import refuse_layer, refuse_others
 from .inputs import Preprocess, Tokenizer, preprocess_from_config, tokenizer_from_config
 from .open_clip import UnknownModelError, attach, create, materialize_buffers, names
+from .structure import Structure, evaluating
 from .tower import Block, Site, Tower
 
 FILES = local.SUFFIXES
@@ -22,9 +26,33 @@ def towers(model: nn.Module) -> dict[str, Tower]:
     """The towers of `model` by name, "vision" and "text" (a timm model has "vision" alone).
 
     Brings the model into explicit form in place: every site a module of its own, attention and MLP as the cores of
-    `tower`. Its outputs change by rounding only. Calling it again describes the model as it is then. Raises ModelError
-    naming the class that no adapter knows.
+    `tower`. Its outputs change by rounding only. Calling it again describes the model as it is then; whoever only looks
+    uses `explicit_form`. Raises ModelError naming the class that no adapter knows, or the module with code, hooks or
+    weights of its own that would be lost; the model is as before then.
     """
+    before = Structure(model)
+    with before.kept_on_error():
+        found = _towers(model)
+        before.refuse_losses()
+        names = {module: name for name, module in model.named_modules()}
+        for site in (site for tower in found.values() for site in tower):
+            if not type(site.module).__module__.startswith("qclip."):
+                refuse_layer(site.module, names.get(site.module, site.name))
+    return found
+
+
+@contextlib.contextmanager
+def explicit_form(model: nn.Module) -> Iterator[dict[str, Tower]]:
+    """`towers(model)` while the block runs; then the model is what it was: the same modules, parameters and hooks. It
+    costs no second copy of the weights, but the block must not replace them."""
+    before = Structure(model)
+    try:
+        yield towers(model)
+    finally:
+        before.restore()
+
+
+def _towers(model: nn.Module) -> dict[str, Tower]:
     if open_clip.owns(model):
         return open_clip.towers(model)
     if huggingface.owns(model):
@@ -79,6 +107,7 @@ __all__ = [
     "Encoders",
     "Preprocess",
     "Site",
+    "Structure",
     "Tokenizer",
     "Tower",
     "UnknownModelError",
@@ -87,11 +116,14 @@ __all__ = [
     "create",
     "create_from_config",
     "encoders",
+    "evaluating",
+    "explicit_form",
     "load",
     "materialize_buffers",
     "names",
     "preprocess_config",
     "preprocess_from_config",
+    "refuse_others",
     "tokenizer_config",
     "tokenizer_from_config",
     "towers",

@@ -5,13 +5,14 @@ from __future__ import annotations
 
 import functools
 import warnings
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import ModelError
-from .tower import ACTIVATIONS, Attention, Block, DeferredNorm, Mlp, Site, activate
+from .hooks import carry
+from .tower import ACTIVATIONS, Attention, Block, Mlp, Site, activate
 
 Place = tuple[nn.Module, str]  # getattr(*place) is the module
 
@@ -19,9 +20,21 @@ Place = tuple[nn.Module, str]  # getattr(*place) is the module
 class Form:
     """What `become` lays over an object: written as if it were the foreign class, whose attributes it reads."""
 
+    #: Methods that call those of the foreign class, so that a subclass may override these.
+    WRAPS: ClassVar[frozenset[str]] = frozenset()
+    #: Methods of the foreign class that do not run any more.
+    REPLACES: ClassVar[frozenset[str]] = frozenset()
+
     if TYPE_CHECKING:
 
         def __getattr__(self, name: str) -> Any: ...
+
+    @classmethod
+    def overridden(cls, base: type) -> list[str]:
+        """The methods of `base` that do not run in this form."""
+        forms = [form for form in cls.__mro__[1:] if issubclass(form, Form) and form is not Form]
+        own = {name for form in forms for name, value in vars(form).items() if callable(value)}
+        return sorted(name for name in (own - cls.WRAPS) | cls.REPLACES if callable(getattr(base, name, None)))
 
     def __reduce_ex__(self, protocol: Any) -> tuple:
         """Copies and pickles name the two classes that the object's own is made of: no module holds that one."""
@@ -35,7 +48,9 @@ def _blank(form: type, base: type) -> Any:
 
 @functools.cache
 def _subclass(form: type, base: type) -> type:
-    return type(f"Explicit{base.__name__}", (form, base), {"__doc__": form.__doc__})
+    # Under the name of the foreign class: transformers, accelerate and FSDP look classes up by their names.
+    names = {"__doc__": form.__doc__, "__module__": base.__module__, "__qualname__": base.__qualname__}
+    return type(base.__name__, (form, base), names)
 
 
 def become(module: nn.Module, form: type) -> None:
@@ -46,14 +61,35 @@ def become(module: nn.Module, form: type) -> None:
 
 
 def linear(weight: Tensor, bias: Tensor | None = None, like: Tensor | None = None) -> nn.Linear:
-    """An nn.Linear `[N, K]` that owns a copy of `weight` and `bias`; trained or frozen as `like` is."""
+    """An nn.Linear `[N, K]` over the memory of `weight` and `bias` (a copy where that is not contiguous); trained or
+    frozen as `like` is."""
     n, k = weight.shape
     new = nn.Linear(k, n, bias=bias is not None, device="meta")
     grad = True if like is None else like.requires_grad
-    new.weight = nn.Parameter(weight.detach().clone(memory_format=torch.contiguous_format), requires_grad=grad)
+    new.weight = nn.Parameter(weight.detach().contiguous(), requires_grad=grad)
     if bias is not None:
-        new.bias = nn.Parameter(bias.detach().clone(), requires_grad=grad)
+        new.bias = nn.Parameter(bias.detach(), requires_grad=grad)
     return new
+
+
+class Projection(nn.Linear):
+    """A linear map that was a parameter `[K, N]`: `x @ projection` goes on working."""
+
+    def __rmatmul__(self, x: Tensor) -> Tensor:
+        return self(x)  # type: ignore[no-any-return]
+
+
+def projection(weight: nn.Parameter, training: bool) -> nn.Linear:
+    """A parameter `[K, N]` as a linear module."""
+    new = linear(weight.detach().T, like=weight)
+    new.__class__ = Projection
+    return new.train(training)
+
+
+def succeed(old: nn.Module, new: Any, positional: bool = False) -> Any:
+    """`new` in the mode of `old` and with its hooks, see `hooks.carry`."""
+    carry(old, new, positional)
+    return new.train(old.training)
 
 
 def split(weight: Tensor, bias: Tensor | None, parts: int, like: Tensor | None = None) -> list[nn.Linear]:
@@ -66,7 +102,7 @@ def activation_name(module: nn.Module) -> str:
     """Which of the kernels' activations this is, told by its values. ModelError for any other."""
     x = torch.linspace(-6, 6, 97, device="cpu")
     with torch.no_grad():
-        y = module(x.clone())
+        y = module.forward(x.clone())  # hooks on it are not asked
     for name in ACTIVATIONS:  # exact and tanh GELU are 5e-4 apart, QuickGELU 2e-2
         if torch.allclose(y, activate(x, name), rtol=0, atol=1e-5):
             return name
@@ -114,8 +150,7 @@ def from_multihead_attention(mha: nn.MultiheadAttention) -> Attention:
         biases = (None,) * 3 if mha.in_proj_bias is None else mha.in_proj_bias.chunk(3)
         weights = (mha.q_proj_weight, mha.k_proj_weight, mha.v_proj_weight)
         q, k, v = (linear(w, b, w) for w, b in zip(weights, biases, strict=True))
-    out = linear(mha.out_proj.weight, mha.out_proj.bias, mha.out_proj.weight)
-    return Attention(q, k, v, out, mha.num_heads).train(mha.training)
+    return Attention(q, k, v, mha.out_proj, mha.num_heads).train(mha.training)
 
 
 def affine(norm: nn.Module | None) -> bool:
@@ -123,20 +158,11 @@ def affine(norm: nn.Module | None) -> bool:
     return getattr(norm, "weight", None) is not None
 
 
-def _norm_before(core: nn.Module, place: Place | None) -> nn.Module | None:
-    """The norm that feeds a core, wherever it stands now."""
-    inside = getattr(core, "norm", None)
-    if inside is not None or place is None:
-        return inside
-    norm = getattr(*place)
-    return None if isinstance(norm, DeferredNorm) else norm
-
-
 def attention_sites(
     name: str, core: Attention, norm: Place | None, rows: int, pool: str = "", queries: int = 0, feed: str = "norm"
 ) -> dict[str, Site]:
     """The four sites of an attention core by kind. With `pool="pool_"` queries are no projection of the same input."""
-    foldable = affine(_norm_before(core, norm))
+    foldable = norm is not None and affine(getattr(*norm))
     sites = {}
     for kind in ("q", "k", "v"):
         own = bool(pool) and kind == "q"
@@ -168,7 +194,7 @@ def attention_sites(
 def mlp_sites(name: str, core: Mlp, norm: Place | None, rows: int, foldable: bool | None = None) -> dict[str, Site]:
     """fc1 and fc2 by kind. A scale cannot pass through the activation, so fc2 is smoothable only behind a norm."""
     inner = getattr(core, "inner_norm", None)
-    first = affine(_norm_before(core, norm)) if foldable is None else foldable
+    first = norm is not None and affine(getattr(*norm)) if foldable is None else foldable
     return {
         "fc1": Site(f"{name}.fc1", "fc1", "norm", f"{name}.in", core, "fc1", first, rows),
         "fc2": Site(

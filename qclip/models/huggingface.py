@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
@@ -26,12 +27,14 @@ from .explicit import (
     no_dropout,
     patch_site,
     projection_site,
+    succeed,
     transformer_block,
     unsupported,
 )
+from .hooks import watched
 from .inputs import Preprocess, Tokenizer, first_line
 from .open_clip_form import visible
-from .tower import Attention, Block, Mlp, Site, Tower
+from .tower import Attention, Block, Mlp, Site, Tower, fuse, normed
 
 ALIGN = "its EfficientNet and BERT towers have no kernels here"
 NAMES = ("CLIPModel", "SiglipModel")
@@ -61,8 +64,28 @@ def _kind(model: nn.Module) -> str:
 # ---- explicit form ---------------------------------------------------------------------------------------------------
 
 
+class ExplicitLayer(Form):
+    """transformers' encoder layer, which hands its norms to the cores."""
+
+    MASKS = ("attention_mask", "causal_attention_mask")
+
+    def forward(self, hidden_states: Tensor, *masks: Tensor | None, **kwargs: Any) -> Any:
+        kwargs |= dict(zip(self.MASKS, masks, strict=False))
+        if fuse(self.layer_norm1, self.self_attn):
+            kwargs |= {"hidden_states": hidden_states, "norm": self.layer_norm1}
+        else:
+            kwargs["hidden_states"] = self.layer_norm1(hidden_states)
+        hidden_states = hidden_states + self.self_attn(**kwargs)[0]
+        hidden_states = hidden_states + normed(self.layer_norm2, self.mlp, hidden_states)
+        return hidden_states if _version() >= 5 else (hidden_states,)
+
+
 class ExplicitAttention(Form):
     """transformers' attention module around the explicit `core`; it gives no attention weights."""
+
+    def fuses(self, norm: nn.Module) -> bool:
+        fuses = getattr(self.core, "fuses", None)
+        return fuses is not None and not watched(self.core) and fuses(norm)
 
     def forward(
         self,
@@ -70,20 +93,36 @@ class ExplicitAttention(Form):
         attention_mask: Tensor | None = None,
         causal_attention_mask: Tensor | None = None,
         is_causal: bool | None = None,
+        norm: nn.Module | None = None,
         **kwargs: object,
     ) -> tuple[Tensor, None]:
         # Version 4 hands over two masks that add up, version 5 one mask or the word that the causal one is meant.
         mask = attention_mask
         if causal_attention_mask is not None:
             mask = causal_attention_mask if mask is None else mask + causal_attention_mask
-        return self.core(hidden_states, mask=mask, causal=bool(is_causal) and mask is None), None
+        fused = {} if norm is None else {"norm": norm}
+        return self.core(hidden_states, mask=mask, causal=bool(is_causal) and mask is None, **fused), None
 
 
 class ExplicitTower(Form):
     """The transformer of one tower."""
 
+    WRAPS = frozenset({"forward"})
+
+    def _asks(self, what: str, kwargs: dict[str, Any]) -> bool:
+        """Whether the caller, or else the configuration, wants `what` in the output."""
+        given = kwargs.get(what)
+        return bool(getattr(self.config, what, False) if given is None else given or isinstance(given, int | list))
+
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         whole = super().forward  # type: ignore[misc]
+        if self._asks("output_attentions", kwargs):
+            raise ModelError(
+                "output_attentions: attention weights are never formed here (one fused kernel); take them from the "
+                "float model, loaded with attn_implementation='eager'"
+            )
+        if self._asks("output_hidden_states", kwargs):
+            return whole(*args, **kwargs)  # recorded by hooks on the layers
         name = "pixel_values" if hasattr(self.embeddings, "patch_embedding") else "input_ids"
         inputs = args[0] if args else kwargs.get(name)
         rest = {key: value for key, value in kwargs.items() if key != name}
@@ -99,7 +138,7 @@ class ExplicitPoolingHead(Form):
     def forward(self, hidden_state: Tensor, *args: object) -> Tensor:
         query = self.probe.expand(hidden_state.shape[0], -1, -1)
         hidden_state = self.attention(hidden_state, query=query)
-        hidden_state = hidden_state + self.mlp(self.layernorm(hidden_state))
+        hidden_state = hidden_state + normed(self.layernorm, self.mlp, hidden_state)
         return hidden_state[:, 0]
 
 
@@ -118,10 +157,11 @@ def _explicit_layer(layer: Any) -> None:
     attention.core = core.train(attention.training)
     become(attention, ExplicitAttention)
     layer.mlp = mlp
+    become(layer, ExplicitLayer)
 
 
 def _mlp(mlp: Any) -> Mlp:
-    return Mlp(mlp.fc1, mlp.fc2, activation_name(mlp.activation_fn)).train(mlp.training)
+    return succeed(mlp, Mlp(mlp.fc1, mlp.fc2, activation_name(mlp.activation_fn)))
 
 
 def _blocks(tower: str, encoder: Any, rows: int) -> list[Block]:
@@ -145,6 +185,7 @@ def towers(model: Any) -> dict[str, Tower]:
     """Both towers of a CLIPModel or SiglipModel, brought into explicit form in place. Raises ModelError for others."""
     siglip = _kind(model) == "SiglipModel"
     vision, text = _inner(model, "vision"), _inner(model, "text")
+    become(model, ExplicitModel)
     become(vision, ExplicitTower)
     become(text, ExplicitTower)
     patches = vision.embeddings.num_patches
@@ -181,6 +222,22 @@ def _pool(head: Any, rows: int) -> Block:
     place = (head, "layernorm")
     sites |= mlp_sites("vision.pool.mlp", head.mlp, place, 1)
     return Block("vision.pool", head, (head, "attention"), None, (head, "mlp"), place, sites)
+
+
+class ExplicitModel(Form):
+    """The whole model: transformers would write names and weights that its own class cannot read again."""
+
+    def save_pretrained(self, *args: object, **kwargs: object) -> None:
+        raise ModelError(
+            f"save_pretrained would write what {type(self).__name__} cannot load (its layers were replaced); write the "
+            "quantized model with qclip.save(model, FOLDER) and read it with qclip.load"
+        )
+
+    def push_to_hub(self, *args: object, **kwargs: object) -> None:
+        raise ModelError(
+            f"push_to_hub would upload what {type(self).__name__} cannot load (its layers were replaced); write the "
+            "quantized model with qclip.save(model, FOLDER) and upload the folder"
+        )
 
 
 class Features(nn.Module):
@@ -225,6 +282,11 @@ def text_features(model: Any, tokens: Tensor) -> Tensor:
 
 
 # ---- descriptions and loading ----------------------------------------------------------------------------------------
+
+
+def _version() -> int:
+    """transformers' major version; something of it is running."""
+    return int(sys.modules["transformers"].__version__.partition(".")[0])
 
 
 def _transformers() -> Any:

@@ -25,16 +25,17 @@ from .explicit import (
     by_name,
     embedding_site,
     from_multihead_attention,
-    linear,
     no_dropout,
     patch_site,
     present,
+    projection,
     projection_site,
     split,
+    succeed,
     transformer_block,
     unsupported,
 )
-from .tower import Attention, Block, Mlp, Tower
+from .tower import Attention, Block, Mlp, Tower, normed
 
 CAUSAL = "causal"  # stands for open_clip's own triangular mask between the text towers and their blocks
 
@@ -54,14 +55,16 @@ class HeadScale(nn.Module):
 class ExplicitBlock(Form):
     """A residual block of open_clip whose `attn` and `mlp` are the explicit cores."""
 
+    REPLACES = frozenset({"attention"})
+
     def _run(self, x: Tensor, attn_mask: Tensor | str | None) -> Tensor:
         causal = isinstance(attn_mask, str)
         mask = None if causal else _core_mask(attn_mask, x, self.attn.heads)
-        y = self.attn(self.ln_1(x), mask=mask, causal=causal)
+        y = normed(self.ln_1, self.attn, x, mask=mask, causal=causal)
         if hasattr(self, "ln_attn"):
             y = self.ln_attn(y)
         x = x + self.ls_1(y)
-        return x + self.ls_2(self.mlp(self.ln_2(x)))
+        return x + self.ls_2(normed(self.ln_2, self.mlp, x))
 
 
 class ExplicitResidualBlock(ExplicitBlock):
@@ -98,8 +101,10 @@ def _explicit_block(block: Any) -> None:
     else:
         raise unsupported(block)
     attention, mlp = block.attn, block.mlp
+    if odd := [name for name, _ in mlp.named_children() if name not in ("c_fc", "ln", "gelu", "c_proj")]:
+        raise unsupported(mlp, f"{odd[0]!r} in it is not open_clip's")
     norm = present(getattr(mlp, "ln", None))
-    explicit = Mlp(mlp.c_fc, mlp.c_proj, activation_name(mlp.gelu), norm).train(mlp.training)
+    explicit = succeed(mlp, Mlp(mlp.c_fc, mlp.c_proj, activation_name(mlp.gelu), norm))
     if isinstance(attention, nn.MultiheadAttention):
         block.attn = from_multihead_attention(attention)
     elif isinstance(attention, OpenClipAttention):
@@ -129,7 +134,7 @@ def _from_own_attention(attention: Any) -> Attention:
         k_norm=present(attention.ln_k),
         inner_norm=inner,
     )
-    return core.train(attention.training)
+    return succeed(attention, core, positional=True)
 
 
 def _explicit_transformer(transformer: Any) -> None:
@@ -159,6 +164,8 @@ class ExplicitPooler(Form):
 
 class ExplicitVision(Form):
     """open_clip's VisionTransformer with its projection as a linear module."""
+
+    WRAPS = frozenset({"forward_intermediates"})
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         return replay.run(self, self._encode, x)
@@ -195,7 +202,7 @@ def vision_tower(visual: Any) -> Tower:
     if isinstance(visual.proj, nn.Parameter):
         weight = visual.proj
         del visual.proj
-        visual.proj = linear(weight.detach().T, like=weight).train(visual.training)
+        visual.proj = projection(weight, visual.training)
     become(visual, ExplicitVision)
 
     patches = visual.grid_size[0] * visual.grid_size[1]
@@ -234,6 +241,8 @@ def visible(tokens: Tensor, pool: str, eos: int | None) -> Tensor:
 
 class ExplicitText(Form):
     """What the two forms of open_clip's text tower share: `qclip_causal` says that the mask is the triangular one."""
+
+    WRAPS = frozenset({"forward_intermediates"})
 
     qclip_causal: bool
 
@@ -350,7 +359,7 @@ def text_tower(text: Any) -> Tower:
     if isinstance(text.text_projection, nn.Parameter):
         weight = text.text_projection
         del text.text_projection
-        text.text_projection = linear(weight.detach().T, like=weight).train(text.training)
+        text.text_projection = projection(weight, text.training)
     if not isinstance(text, ExplicitText):
         text.qclip_causal = _is_triangular(getattr(text, "attn_mask", None))
         become(text, ExplicitFlatText if flat else ExplicitTextTransformer)

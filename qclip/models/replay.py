@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from qkernels import cpu, dispatch, reference
 from qkernels.recording import GraphProgram, Program, UnrecordableError, record
 
+from . import hooks
+
 KEPT = 4  # programs a thread and function: each holds a workspace
-HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 SCALARS = (bool, int, float, str, type(None))
 
 
@@ -60,7 +61,7 @@ class Programs:
         if guards is None or not guards.hold():
             entries.clear()
             guards = self._thread.guards = Guards(owner, below)
-        if not guards.plain or any(guards.hooks):
+        if not guards.plain or (any(guards.hooks) and any(map(hooks.active, guards.hooks))):
             return function(*inputs)
         key = (
             settings,
@@ -90,7 +91,7 @@ class Guards:
         self.entries: list[tuple[dict, str, Any]] = []
         self.versions: list[tuple[Tensor, int]] = []
         self.places: list[tuple[Tensor, int]] = []  # setting `data` changes neither the object nor its version
-        self.hooks = [m.__dict__[name] for m in found for name in HOOKS]
+        self.hooks = [m.__dict__[name] for m in found for name in hooks.FORWARD]
         for m in found:
             for group in (m._modules, m._parameters, m._buffers):
                 self.entries += [(group, name, value) for name, value in group.items()]

@@ -27,19 +27,20 @@ from .explicit import (
     present,
     projection_site,
     split,
+    succeed,
     transformer_block,
     unsupported,
 )
-from .tower import Attention, Block, Mlp, Site, Tower
+from .tower import Attention, Block, Mlp, Site, Tower, normed
 
 
 class ExplicitBlock(Form):
     """timm's pre-norm block with the explicit cores."""
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
-        y = self.attn(self.norm1(x), mask=attn_mask, causal=is_causal)
+        y = normed(self.norm1, self.attn, x, mask=attn_mask, causal=is_causal)
         x = x + self.drop_path1(self.ls1(y))
-        return x + self.drop_path2(self.ls2(self.mlp(self.norm2(x))))
+        return x + self.drop_path2(self.ls2(normed(self.norm2, self.mlp, x)))
 
 
 class ExplicitLatentPool(Form):
@@ -50,7 +51,7 @@ class ExplicitLatentPool(Form):
             x = x + self.pos_embed.unsqueeze(0).to(x.dtype)
         x = self.proj_drop(self.attn(x, mask=attn_mask, query=self.latent.expand(x.shape[0], -1, -1)))
         if self.mlp is not None:
-            x = x + self.mlp(self.norm(x))
+            x = x + normed(self.norm, self.mlp, x)
         if self.pool == "token":
             return x[:, 0]
         return x.mean(1) if self.pool == "avg" else x
@@ -61,8 +62,11 @@ class ExplicitConvBlock(Form):
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.conv_dw(x)
-        y = self.norm(y).permute(0, 2, 3, 1) if self.use_conv_mlp else self.norm(y.permute(0, 2, 3, 1))
-        y = self.mlp(y).permute(0, 3, 1, 2)
+        if self.use_conv_mlp:
+            y = self.mlp(self.norm(y).permute(0, 2, 3, 1))
+        else:
+            y = normed(self.norm, self.mlp, y.permute(0, 2, 3, 1))
+        y = y.permute(0, 3, 1, 2)
         if self.gamma is not None:
             y = y.mul(self.gamma.reshape(1, -1, 1, 1))
         return self.drop_path(y) + self.shortcut(x)
@@ -70,6 +74,8 @@ class ExplicitConvBlock(Form):
 
 class ExplicitTower(Form):
     """A timm model, or open_clip's TimmModel around one."""
+
+    WRAPS = frozenset({"forward"})
 
     def forward(self, x: Tensor, *args: object, **kwargs: object) -> Tensor:
         whole = super().forward  # type: ignore[misc]
@@ -95,7 +101,7 @@ def _attention(attention: Any) -> Attention:
         k_norm=present(attention.k_norm),
         inner_norm=present(getattr(attention, "norm", None)),
     )
-    return core.train(attention.training)
+    return succeed(attention, core, positional=True)
 
 
 def _mlp(mlp: Any) -> Mlp:
@@ -112,7 +118,7 @@ def _mlp(mlp: Any) -> Mlp:
         fc if isinstance(fc, nn.Linear) else linear(fc.weight.flatten(1), fc.bias, fc.weight)
         for fc in (mlp.fc1, mlp.fc2)
     )
-    return Mlp(fc1, fc2, activation_name(mlp.act), inner).train(mlp.training)
+    return succeed(mlp, Mlp(fc1, fc2, activation_name(mlp.act), inner))
 
 
 def tower(visual: Any) -> Tower:

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import replay
+from .hooks import carry, watched
 
 KINDS = (
     "patch",
@@ -52,10 +54,8 @@ def activate(x: Tensor, activation: str | None) -> Tensor:
 class Attention(nn.Module):
     """Explicit multi-head self attention: four linear sites, one softmax. Input and output `[B, L, D]`.
 
-    `norm` is None while the block's own norm runs before this module; a rewrite may move that norm in here, so that
-    it is fused with the quantization (the block then holds a `DeferredNorm`). `q_norm` and `k_norm` act on
-    `[B, L, H, d]`, `inner_norm` on the heads' joined output before `out`. In an attention pool the queries come from
-    elsewhere: `query` of `forward`; keys and values always come from x.
+    `q_norm` and `k_norm` act on `[B, L, H, d]`, `inner_norm` on the heads' joined output before `out`. In an attention
+    pool the queries come from elsewhere: `query` of `forward`; keys and values always come from x.
     """
 
     def __init__(
@@ -73,7 +73,6 @@ class Attention(nn.Module):
         super().__init__()
         self.q, self.k, self.v, self.out = q, k, v, out
         self.heads, self.scale = heads, scale
-        self.norm: nn.Module | None = None
         self.q_norm, self.k_norm, self.inner_norm = q_norm, k_norm, inner_norm
 
     def forward(
@@ -81,8 +80,6 @@ class Attention(nn.Module):
     ) -> Tensor:
         """`mask`: additive float or bool (True = may attend), broadcastable to `[B, H, Lq, Lk]`. `query`: input of q
         where it is not x (attention pools)."""
-        if self.norm is not None:
-            x = self.norm(x)
         source = x if query is None else query
         q, k, v = (t.unflatten(-1, (self.heads, -1)) for t in (self.q(source), self.k(x), self.v(x)))
         if self.q_norm is not None:
@@ -99,12 +96,11 @@ class Attention(nn.Module):
 
 
 class Mlp(nn.Module):
-    """Explicit MLP: fc1, activation, (inner norm), fc2. Input and output `[..., D]`. `norm` as in `Attention`."""
+    """Explicit MLP: fc1, activation, (inner norm), fc2. Input and output `[..., D]`."""
 
     def __init__(self, fc1: nn.Module, fc2: nn.Module, activation: str, inner_norm: nn.Module | None = None) -> None:
         super().__init__()
         self.fc1, self.fc2, self.activation = fc1, fc2, activation
-        self.norm: nn.Module | None = None
         self.inner_norm = inner_norm
 
     @property
@@ -118,19 +114,22 @@ class Mlp(nn.Module):
         return self.fc2
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.norm is not None:
-            x = self.norm(x)
         x = activate(self.fc1(x), self.activation)
         if self.inner_norm is not None:
             x = self.inner_norm(x)
         return self.fc2(x)
 
 
-class DeferredNorm(nn.Module):
-    """Stands where a block's norm stood when the reader's core applies that norm itself, fused with quantization."""
+def fuse(norm: nn.Module, core: Any) -> bool:
+    """Whether `core` takes `norm` as an argument and runs it in one pass with its quantization. Not where someone
+    watches either of the two."""
+    fuses = getattr(core, "fuses", None)
+    return fuses is not None and not watched(norm, core) and bool(fuses(norm))
 
-    def forward(self, x: Tensor) -> Tensor:
-        return x
+
+def normed(norm: nn.Module, core: Any, x: Tensor, **rest: Any) -> Tensor:
+    """`core(norm(x), **rest)`, fused where that is possible."""
+    return core(x, norm=norm, **rest) if fuse(norm, core) else core(norm(x), **rest)  # type: ignore[no-any-return]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -197,7 +196,8 @@ class Tower:
         return None if bias is None else bias.detach()
 
     def write(self, site: Site, module: nn.Module) -> nn.Module:
-        """Put `module` in the site's place and return what was there."""
+        """Put `module` in the site's place, with the forward hooks of what was there, and return that."""
         old = site.module
+        carry(old, module)
         setattr(site.owner, site.attribute, module)
         return old

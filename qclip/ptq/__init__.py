@@ -52,7 +52,7 @@ def quantize_(
     unreadable calibration image stops the run; else it is left out with a warning. `progress`: called as (what, done,
     in all) while samples run, strengths are searched and sites are rounded.
     Raises ModelError (no adapter, or quantized already), RecipeError (unknown, or calibration missing), DataError,
-    NonFiniteError (names the layer). When it raises, the model's numbers are as before.
+    NonFiniteError (names the layer). When it raises, or is interrupted, the model is as before.
     """
     recipe = recipes.get(recipe)
     if (done := rewrite.quantization(model)) is not None:
@@ -63,10 +63,20 @@ def quantize_(
         raise RecipeError(
             f"recipe {recipe.name!r} needs data: pass calibration=... (--calibration DATA on the command line)"
         )
-    training = model.training
-    model.eval()
-    try:
-        towers = models.towers(model)
+    with models.Structure(model).kept_on_error():
+        return _quantize(model, recipe, calibration, seed, strict, progress)
+
+
+def _quantize(
+    model: nn.Module,
+    recipe: recipes.Recipe,
+    calibration: object,
+    seed: int,
+    strict: bool,
+    progress: Progress | None,
+) -> nn.Module:
+    towers = models.towers(model)
+    with models.evaluating(model):
         if missing := [name for name in recipe.towers if name not in towers]:
             raise RecipeError(
                 f"recipe {recipe.name!r} wants the {missing[0]} tower, but this model has only: {', '.join(towers)}"
@@ -78,6 +88,7 @@ def quantize_(
             data = _samples(calibration, encoders, seed, strict)
         sites = {site.name: site for tower in towers.values() for site in tower}
         plans = rewrite.plans(recipe, towers)
+        rewrite.refuse_hooks(model, towers, plans)
         context = Context(
             model,
             recipe,
@@ -101,20 +112,18 @@ def quantize_(
             context.report("rounding", done, len(rounded))
             built[site.name] = build(context, site)
         context.report("rounding", len(rounded), len(rounded))
-        rewrite.write(towers, built)
-        provenance = {
-            "qclip": _version(),
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-            "calibration": None if data is None else data.description,
-            "seed": seed,
-            "source_sha256": source_hash,
-            **context.notes,
-        }
-        source = str(getattr(model, "qclip_source", type(model).__name__))
-        return rewrite.mark(model, recipe, plans, provenance, source)
-    finally:
-        model.train(training)
+    rewrite.write(towers, built)
+    provenance = {
+        "qclip": _version(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "calibration": None if data is None else data.description,
+        "seed": seed,
+        "source_sha256": source_hash,
+        **context.notes,
+    }
+    source = str(getattr(model, "qclip_source", type(model).__name__))
+    return rewrite.mark(model, recipe, plans, provenance, source)
 
 
 def _check_finite(model: nn.Module, towers: dict[str, models.Tower]) -> None:

@@ -178,7 +178,7 @@ class Embedder:
         )
         with contextlib.ExitStack() as stack:
             for view in views:
-                stack.enter_context(evaluating(view.model))
+                stack.enter_context(qmodels.evaluating(view.model))
             for positions, pixels in _readable(stream, stage.data):
                 indices.append(np.asarray(positions, np.int64))
                 for view in views:
@@ -210,7 +210,7 @@ class Embedder:
         stored = self.cache.load(key)
         if stored is None:
             found = []
-            with evaluating(view.model):
+            with qmodels.evaluating(view.model):
                 for part in tokens.split(TEXTS):
                     found.append(view.encoders.encode_text(part).float().cpu().numpy())
                     self._say(what, min(TEXTS * len(found), len(prompts)), len(prompts))
@@ -245,16 +245,3 @@ def unit(vectors: np.ndarray, what: str) -> np.ndarray:
             "check the model's weights and its input"
         )
     return vectors / norms
-
-
-@contextlib.contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients; every module's own mode comes back afterwards."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        with torch.no_grad():  # not inference mode: a layer may keep a packed weight that it makes in here
-            yield
-    finally:
-        for module, mode in modes:
-            module.training = mode

@@ -142,7 +142,7 @@ def weight_spectrum(
     `sqnr_white` of white residuals of equal norm per output channel (`seeds` of them; low and high: where one more
     would fall). Rows of a band (`axis` "band") have its first rank in `at`. A site that was not changed has no gain.
     Tower rows are means over sites with intervals from resampled sites; those with `reference="white"` are the paired
-    difference to the control. Models come into explicit form in place.
+    difference to the control.
 
     Raises InputError on fewer than 8 seeds, a pattern that fits no site, or models of different shape.
     """
@@ -161,8 +161,20 @@ def _weight_spectrum(
     label: str,
     progress: Progress | None,
 ) -> Results:
-    chosen = choose_sites(qmodels.towers(float_model), sites)
-    others = {name: qmodels.towers(model) for name, model in quantized_models.items()}
+    with contextlib.ExitStack() as forms:
+        chosen = choose_sites(forms.enter_context(qmodels.explicit_form(float_model)), sites)
+        others = {name: forms.enter_context(qmodels.explicit_form(m)) for name, m in quantized_models.items()}
+        return _rows_of(chosen, others, seeds, seed, label, progress)
+
+
+def _rows_of(
+    chosen: list[tuple[Tower, Site]],
+    others: dict[str, dict[str, Tower]],
+    seeds: int,
+    seed: int,
+    label: str,
+    progress: Progress | None,
+) -> Results:
     results = Results()
     measured: list[_Measured] = []
     for done, (tower, site) in enumerate(chosen):
