@@ -50,17 +50,20 @@ def rows(op: str, name: str, value: Any, dtypes: Sequence[torch.dtype]) -> Tenso
     return value
 
 
-def patch(op: str, x: Tensor, value: Any) -> tuple[int, int]:
-    """Height and width of a patch that fits into x of shape `[B, C, H, W]`, C >= 1."""
+def patch(op: str, x: Tensor, height: int, width: int) -> None:
+    """A patch that fits into x of shape `[B, C, H, W]`, C >= 1."""
     if x.dim() != 4 or x.shape[1] == 0:
         raise ValueError(f"{op}: x must have shape [B, C, H, W] with C >= 1, got {tuple(x.shape)}")
-    pair = (value, value) if isinstance(value, int) else tuple(value) if isinstance(value, tuple | list) else ()
-    if len(pair) != 2 or not all(isinstance(size, int) for size in pair):
-        raise TypeError(f"{op}: patch must be one integer or two (height, width), got {value!r}")
-    height, width = pair
     if not (1 <= height <= x.shape[2] and 1 <= width <= x.shape[3]):
         raise ValueError(f"{op}: a patch of {height} x {width} does not fit into x of shape {tuple(x.shape)}")
-    return height, width
+
+
+def pair(op: str, name: str, value: Any) -> tuple[int, int]:
+    """Height and width, from two integers or one for both."""
+    sizes = (value, value) if isinstance(value, int) else tuple(value) if isinstance(value, tuple | list) else ()
+    if len(sizes) != 2 or not all(isinstance(size, int) for size in sizes):
+        raise TypeError(f"{op}: {name} must be one integer or two (height, width), got {value!r}")
+    return sizes[0], sizes[1]
 
 
 def vector(
@@ -93,10 +96,14 @@ def zero_point(op: str, value: Any, scale: Any, device: torch.device) -> Tensor 
         return None
     if scale is None:
         raise ValueError(f"{op}: zero_point is for static quantization; give scale as well, or leave both out")
+    return scalar(op, "zero_point", value, device)
+
+
+def whole(op: str, value: Any, when: str = "") -> None:
+    """The zero point that a caller gave, if any, is of an integer type."""
     if isinstance(value, float) or (isinstance(value, Tensor) and value.dtype not in INTEGERS):
         kind = value.dtype if isinstance(value, Tensor) else "float"
-        raise TypeError(f"{op}: zero_point must be an integer, got {kind}")
-    return scalar(op, "zero_point", value, device)
+        raise TypeError(f"{op}: zero_point must be an integer{when}, got {kind}")
 
 
 def outputs(
@@ -116,6 +123,27 @@ def outputs(
         if not target.is_contiguous():
             raise ValueError(f"{op}: out of shape {tuple(shape)} must be contiguous, got strides {target.stride()}")
     return given
+
+
+def apart(op: str, out: Sequence[Tensor], args: Sequence[Any], name: str = "out") -> None:
+    """Refuse an out (called `name`) that shares memory with an argument or another out, which is read meanwhile."""
+    taken = [(*_span(value), value.device, "an argument") for value in args if isinstance(value, Tensor)]
+    for target in out:
+        begin, end = _span(target)
+        for start, stop, device, owner in taken:
+            if begin < stop and start < end and target.device == device:
+                raise ValueError(
+                    f"{op}: {name} of shape {tuple(target.shape)} overlaps {owner} in memory; give it memory of its own"
+                )
+        taken.append((begin, end, target.device, "the other out"))
+
+
+def _span(value: Tensor) -> tuple[int, int]:
+    """The addresses between which the values lie."""
+    if value.numel() == 0:
+        return 0, 0
+    last = sum((size - 1) * stride for size, stride in zip(value.shape, value.stride(), strict=True))
+    return value.data_ptr(), value.data_ptr() + (last + 1) * value.element_size()
 
 
 def x_scale(op: str, x: Tensor, value: Any) -> Tensor:
@@ -270,10 +298,8 @@ def fake_quantize_zero_point(op: str, scale: Tensor, value: Any, estimator: str)
     if value is None:
         return None
     if isinstance(value, int | float):
-        if isinstance(value, float) and estimator not in OFFSET:
-            raise TypeError(f"{op}: zero_point must be an integer for estimator {estimator!r}, got float")
         return torch.full(scale.shape, float(value), dtype=torch.float32, device=scale.device)
-    tensor(op, "zero_point", value, FLOATS if estimator in OFFSET else INTEGERS, scale.device)
+    tensor(op, "zero_point", value, FLOATS if estimator in OFFSET else (*FLOATS, *INTEGERS), scale.device)
     if value.numel() != 1 and value.shape != scale.shape:
         raise ValueError(f"{op}: zero_point must have the scale's shape {tuple(scale.shape)}, got {tuple(value.shape)}")
     value = value.float()

@@ -19,10 +19,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import checks, dispatch
+from . import checks, dispatch, reference
 from .checks import FLOATS, GROUP
+from .derivatives import Derivative, below_autograd
 from .hadamard import base_order
-from .registry import call, library, register
+from .registry import call, library, register, untraced
 from .sharing import learned
 from .weights import Int4Weight, Int8Weight
 
@@ -49,11 +50,16 @@ def quantize_per_token(
 
     Returns: codes int8 `[..., K]` and scales float32 `[...]`, by the rules at the top of this module.
     """
+    checks.whole("quantize_per_token", zero_point)
+    return call("quantize_per_token", out, *_check_quantize_per_token(x, smooth, scale, zero_point))
+
+
+def _check_quantize_per_token(x: Tensor, smooth: Any, scale: Any, zero_point: Any) -> tuple:
     op = "quantize_per_token"
     checks.rows(op, "x", x, FLOATS)
     smooth = checks.vector(op, "smooth", smooth, x.shape[-1], x.device)
     zero_point = checks.zero_point(op, zero_point, scale, x.device)
-    return call(op, out, x, smooth, checks.scalar(op, "scale", scale, x.device), zero_point)
+    return x, smooth, checks.scalar(op, "scale", scale, x.device), zero_point
 
 
 def quantize_patches(
@@ -78,12 +84,18 @@ def quantize_patches(
     Returns: codes int8 `[B, N, C*p*q]` and scales float32 `[B, N]`, N = (H // p) * (W // q) patches, row by row of the
         image; values in the order (channel, line, column).
     """
+    checks.whole("quantize_patches", zero_point)
+    height, width = checks.pair("quantize_patches", "patch", patch)
+    return call("quantize_patches", out, *_check_quantize_patches(x, height, width, smooth, scale, zero_point))
+
+
+def _check_quantize_patches(x: Tensor, height: int, width: int, smooth: Any, scale: Any, zero_point: Any) -> tuple:
     op = "quantize_patches"
     checks.tensor(op, "x", x, FLOATS)
-    height, width = checks.patch(op, x, patch)
+    checks.patch(op, x, height, width)
     smooth = checks.vector(op, "smooth", smooth, x.shape[1] * height * width, x.device)
     zero_point = checks.zero_point(op, zero_point, scale, x.device)
-    return call(op, out, x, height, width, smooth, checks.scalar(op, "scale", scale, x.device), zero_point)
+    return x, height, width, smooth, checks.scalar(op, "scale", scale, x.device), zero_point
 
 
 def layer_norm_quantize(
@@ -105,6 +117,14 @@ def layer_norm_quantize(
 
     Returns: codes int8 `[..., K]` and scales float32 `[...]`.
     """
+    checks.whole("layer_norm_quantize", zero_point)
+    checked = _check_layer_norm_quantize(x, weight, bias, eps, smooth, scale, zero_point)
+    return call("layer_norm_quantize", out, *checked)
+
+
+def _check_layer_norm_quantize(
+    x: Tensor, weight: Any, bias: Any, eps: float, smooth: Any, scale: Any, zero_point: Any
+) -> tuple:
     op = "layer_norm_quantize"
     checks.rows(op, "x", x, FLOATS)
     if not eps >= 0:
@@ -114,7 +134,7 @@ def layer_norm_quantize(
     bias = checks.vector(op, "bias", bias, width, device, None)
     smooth = checks.vector(op, "smooth", smooth, width, device)
     zero_point = checks.zero_point(op, zero_point, scale, device)
-    return call(op, out, x, weight, bias, float(eps), smooth, checks.scalar(op, "scale", scale, device), zero_point)
+    return x, weight, bias, float(eps), smooth, checks.scalar(op, "scale", scale, device), zero_point
 
 
 def _rows_and_scales(x: Tensor, *_: Any) -> list:
@@ -132,18 +152,21 @@ register(
     "Tensor x, Tensor? smooth, Tensor? scale, Tensor? zero_point",
     "(Tensor, Tensor)",
     _rows_and_scales,
+    _check_quantize_per_token,
 )
 register(
     "quantize_patches",
     "Tensor x, int height, int width, Tensor? smooth, Tensor? scale, Tensor? zero_point",
     "(Tensor, Tensor)",
     _patches_and_scales,
+    _check_quantize_patches,
 )
 register(
     "layer_norm_quantize",
     "Tensor x, Tensor? weight, Tensor? bias, float eps, Tensor? smooth, Tensor? scale, Tensor? zero_point",
     "(Tensor, Tensor)",
     _rows_and_scales,
+    _check_layer_norm_quantize,
 )
 
 
@@ -182,13 +205,19 @@ def int8_linear(
         float32 ulp of the largest term.
     """
     op = "int8_linear"
+    checks.whole(op, out_zero_point)
+    x, scale, _, *rest = _check_int8_linear(
+        x, x_scale, weight, bias, activation, residual, out_scale, out_zero_point, out_group, out_dtype
+    )
+    result = call(op, out, x, scale, weight.codes, weight.scales, *weight.shape, weight.layout, *rest)
+    return _unlisted(result, out)
+
+
+def _check_int8_linear(x: Tensor, x_scale: Any, weight: Int8Weight, *epilogue: Any) -> tuple:
+    op = "int8_linear"
     checks.rows(op, "x", x, (torch.int8,))
     checks.weight(op, weight, Int8Weight)
-    x_scale = checks.x_scale(op, x, x_scale)
-    rest = checks.epilogue(op, x, weight, bias, activation, residual, out_scale, out_zero_point, out_group, out_dtype)
-    n, k = weight.shape
-    result = call(op, out, x, x_scale, weight.codes, weight.scales, n, k, weight.layout, *rest)
-    return _unlisted(result, out)
+    return x, checks.x_scale(op, x, x_scale), weight, *checks.epilogue(op, x, weight, *epilogue)
 
 
 def int4_linear(
@@ -212,6 +241,16 @@ def int4_linear(
     magnitudes; W4A16 within 1e-5 (float32 x) or 1e-2.
     """
     op = "int4_linear"
+    checks.whole(op, out_zero_point)
+    x, scale, _, *rest = _check_int4_linear(
+        x, x_scale, weight, bias, activation, residual, out_scale, out_zero_point, out_group, out_dtype
+    )
+    parts = weight.codes, weight.scales, weight.zeros, *weight.shape, weight.group, weight.layout
+    return _unlisted(call(op, out, x, scale, *parts, *rest), out)
+
+
+def _check_int4_linear(x: Tensor, x_scale: Any, weight: Int4Weight, *epilogue: Any) -> tuple:
+    op = "int4_linear"
     checks.rows(op, "x", x, (torch.int8, *FLOATS))
     checks.weight(op, weight, Int4Weight)
     if (x.dtype == torch.int8) != (x_scale is not None):
@@ -220,12 +259,7 @@ def int4_linear(
             f"{'without' if x_scale is None else 'with'} x_scale"
         )
     scale = None if x_scale is None else checks.x_scale(op, x, x_scale)
-    rest = checks.epilogue(op, x, weight, bias, activation, residual, out_scale, out_zero_point, out_group, out_dtype)
-    n, k = weight.shape
-    result = call(
-        op, out, x, scale, weight.codes, weight.scales, weight.zeros, n, k, weight.group, weight.layout, *rest
-    )
-    return _unlisted(result, out)
+    return x, scale, weight, *checks.epilogue(op, x, weight, *epilogue)
 
 
 def _linear_shapes(x: Tensor, n: int, out_scale: Tensor | None, out_group: int | None, out_dtype: torch.dtype) -> list:
@@ -251,6 +285,7 @@ register(
     f"Tensor x, Tensor x_scale, Tensor codes, Tensor scales, SymInt n, SymInt k, str layout, {_EPILOGUE}",
     "Tensor[]",
     lambda x, x_scale, codes, scales, n, k, layout, *rest: _linear_shapes(x, n, rest[3], rest[5], rest[6]),
+    _check_int8_linear,
     lambda x, x_scale, codes, scales, n, k, layout, *rest: (
         x,
         x_scale,
@@ -266,6 +301,7 @@ register(
     lambda x, x_scale, codes, scales, zeros, n, k, group, layout, *rest: _linear_shapes(
         x, n, rest[3], rest[5], rest[6]
     ),
+    _check_int4_linear,
     lambda x, x_scale, codes, scales, zeros, n, k, group, layout, *rest: (
         x,
         x_scale,
@@ -303,6 +339,20 @@ def attention(
     Returns: `[B, Lq, H, d]` of q's dtype, or int8, or with `out_dynamic` int8 and float32 scales `[B, Lq]`. A query
         that may attend nothing gets zeros. Float32: within 1e-5 of float64; 16 bits: within 1e-2 of its norm.
     """
+    checked = _check_attention(q, k, v, mask, causal, scale, out_scale, out_dynamic)
+    return _unlisted(call("attention", out, *checked), out)
+
+
+def _check_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None,
+    causal: bool,
+    scale: float | None,
+    out_scale: Any,
+    out_dynamic: bool,
+) -> tuple:
     op = "attention"
     checks.tensor(op, "q", q, FLOATS)
     for name, value in (("k", k), ("v", v)):
@@ -334,7 +384,7 @@ def attention(
     else:
         out_scale = checks.scalar(op, "out_scale", out_scale, q.device)
     scale = d**-0.5 if scale is None else float(scale)
-    return _unlisted(call(op, out, q, k, v, mask, causal, scale, out_scale, out_dynamic), out)
+    return q, k, v, mask, causal, scale, out_scale, out_dynamic
 
 
 def _attention_shapes(
@@ -350,6 +400,7 @@ register(
     "Tensor q, Tensor k, Tensor v, Tensor? mask, bool causal, float scale, Tensor? out_scale, bool out_dynamic",
     "Tensor[]",
     _attention_shapes,
+    _check_attention,
 )
 
 
@@ -363,28 +414,46 @@ def channel_absmax(x: Tensor, running: Tensor | None = None, *, out: Tensor | No
     With `running` (float32 `[K]`, contiguous) the maximum is taken into it, in place, and nothing is returned.
     """
     op = "channel_absmax"
-    checks.rows(op, "x", x, FLOATS)
     if running is None:
-        return call(op, out, x)
+        return call(op, out, *_check_channel_absmax(x))
     if out is not None:
         raise ValueError(f"{op}: running is updated in place, so out has no meaning; leave it out")
+    _check_running(x, running)
+    torch.ops.qkernels.channel_absmax_(x, running)
+    return None
+
+
+def _check_channel_absmax(x: Tensor) -> tuple:
+    return (checks.rows("channel_absmax", "x", x, FLOATS),)
+
+
+def _check_running(x: Tensor, running: Tensor) -> None:
+    op = "channel_absmax"
+    checks.rows(op, "x", x, FLOATS)
     checks.tensor(op, "running", running, (torch.float32,), x.device)
     if running.shape != x.shape[-1:] or not running.is_contiguous():
         raise ValueError(
             f"{op}: running must be contiguous of shape ({x.shape[-1]},), got shape {tuple(running.shape)}"
         )
-    torch.ops.qkernels.channel_absmax_(x, running)
-    return None
 
 
 def _update_absmax(x: Tensor, running: Tensor) -> None:
+    _check_running(x, running)
+    checks.apart("channel_absmax", [running], [x], "running")
     dispatch.select("channel_absmax", x.device, x, running)(x, running)
     torch.autograd.graph.increment_version(running)
 
 
-register("channel_absmax", "Tensor x", "Tensor", lambda x: [(x.shape[-1:], torch.float32)])
+def _update_absmax_once(x: Tensor, running: Tensor) -> None:
+    """Maxima are statistics: they carry no gradient, whatever x asks for."""
+    with below_autograd():
+        torch.ops.qkernels.channel_absmax_(x, running)
+
+
+register("channel_absmax", "Tensor x", "Tensor", lambda x: [(x.shape[-1:], torch.float32)], _check_channel_absmax)
 library.define("channel_absmax_(Tensor x, Tensor(a!) running) -> ()", tags=(torch.Tag.pt2_compliant_tag,))
-library.impl("channel_absmax_", _update_absmax, "CompositeExplicitAutograd")
+library.impl("channel_absmax_", untraced(_update_absmax), "CompositeExplicitAutograd")
+library.impl("channel_absmax_", untraced(_update_absmax_once), "Autograd")
 torch.library.register_fake("qkernels::channel_absmax_", lambda x, running: None, lib=library)
 
 
@@ -396,6 +465,10 @@ def smooth_scale(act_absmax: Tensor, weight_absmax: Tensor, strength: float, *, 
         1].
     Returns: float32 `[K]`. Activations are divided by s and weights multiplied (Xiao et al. 2022, equation 4).
     """
+    return call("smooth_scale", out, *_check_smooth_scale(act_absmax, weight_absmax, strength))
+
+
+def _check_smooth_scale(act_absmax: Tensor, weight_absmax: Tensor, strength: float) -> tuple:
     op = "smooth_scale"
     checks.tensor(op, "act_absmax", act_absmax, FLOATS)
     if act_absmax.dim() != 1:
@@ -403,7 +476,7 @@ def smooth_scale(act_absmax: Tensor, weight_absmax: Tensor, strength: float, *, 
     if not 0 <= strength <= 1:
         raise ValueError(f"{op}: strength must lie in [0, 1], got {strength}")
     weight = checks.vector(op, "weight_absmax", weight_absmax, act_absmax.shape[0], act_absmax.device)
-    return call(op, out, act_absmax.float().contiguous(), weight, float(strength))
+    return act_absmax.float().contiguous(), weight, float(strength)
 
 
 register(
@@ -411,6 +484,7 @@ register(
     "Tensor act_absmax, Tensor weight_absmax, float strength",
     "Tensor",
     lambda act_absmax, weight_absmax, strength: [(act_absmax.shape, torch.float32)],
+    _check_smooth_scale,
 )
 
 
@@ -466,12 +540,39 @@ def fake_quantize(
 
     Returns: x's shape and dtype.
     """
+    if estimator in ("ste", "lsq"):
+        checks.whole("fake_quantize", zero_point, f" for estimator {estimator!r}")
+    checked = _check_fake_quantize(x, scale, zero_point, qmin, qmax, estimator, axis, group, grad_scale, delta)
+    return call("fake_quantize", None, *checked)
+
+
+def _check_fake_quantize(
+    x: Tensor,
+    scale: Any,
+    zero_point: Any,
+    qmin: int,
+    qmax: int,
+    estimator: str,
+    axis: int | None,
+    group: int | None,
+    grad_scale: float,
+    delta: float,
+) -> tuple:
     op = "fake_quantize"
     checks.tensor(op, "x", x, FLOATS)
     checks.estimator(op, estimator, qmin, qmax, delta)
     scale, axis = checks.fake_quantize_scale(op, x, scale, axis, group)
     zero = checks.fake_quantize_zero_point(op, scale, zero_point, estimator)
-    return call(op, None, x, scale, zero, qmin, qmax, estimator, axis, group, float(grad_scale), float(delta))
+    return x, scale, zero, qmin, qmax, estimator, axis, group, float(grad_scale), float(delta)
+
+
+def _check_fake_quantize_backward(grad: Tensor, *rest: Any) -> tuple:
+    checked = _check_fake_quantize(*rest)
+    x = checked[0]
+    checks.tensor("fake_quantize_backward", "grad", grad, (x.dtype,), x.device)
+    if grad.shape != x.shape:
+        raise ValueError(f"fake_quantize_backward: grad must have x's shape {tuple(x.shape)}, got {tuple(grad.shape)}")
+    return grad, *checked
 
 
 def _gradients(grad: Tensor, x: Tensor, scale: Tensor, zero_point: Tensor | None, *rest: Any) -> list:
@@ -483,25 +584,84 @@ _FAKE_QUANTIZE = (
     "Tensor x, Tensor scale, Tensor? zero_point, int qmin, int qmax, str estimator, "
     "int? axis, int? group, float grad_scale, float delta"
 )
-register("fake_quantize", _FAKE_QUANTIZE, "Tensor", lambda x, *_: [(x.shape, x.dtype)])
-register("fake_quantize_backward", "Tensor grad, " + _FAKE_QUANTIZE, "(Tensor, Tensor, Tensor)", _gradients)
 
 
-def _save_for_fake_quantize(ctx: Any, inputs: tuple, output: Tensor) -> None:
-    x, scale, zero_point, *rest = inputs
-    ctx.save_for_backward(x, scale, zero_point)
-    ctx.rest = rest
+class _FakeQuantizeDerivative(Derivative):
+    """Reverse mode by the estimator, forward mode its transpose."""
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Any) -> None:
+        tensors, ctx.rest = inputs[:3], inputs[3:]
+        ctx.save_for_backward(*tensors)
+        ctx.save_for_forward(*tensors)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> Any:
+        x, scale, zero_point = ctx.saved_tensors
+        dx, *others = call("fake_quantize_backward", None, grads[0], x, scale, zero_point, *ctx.rest)
+        has = learned(zero_point, ctx.rest[2])
+        return dx, *(found if there else None for found, there in zip(others, has, strict=True)), *[None] * 7
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Tensor | None) -> Any:
+        _check_linear("forward-mode", ctx.rest)
+        return reference.fake_quantize_tangent(*tangents[:3], *ctx.saved_tensors, *ctx.rest)
 
 
-def _fake_quantize_gradients(ctx: Any, grad: Tensor) -> tuple:
-    x, scale, zero_point = ctx.saved_tensors
-    dx, *others = call("fake_quantize_backward", None, grad, x, scale, zero_point, *ctx.rest)
-    has = learned(zero_point, ctx.rest[2])
-    return dx, *(found if there else None for found, there in zip(others, has, strict=True)), *[None] * 7
+class _FakeQuantizeSecondDerivative(Derivative):
+    """Of the gradients. They are linear in the incoming gradient ("ewgs" is not), and where x, scale and offset move,
+    rounding and clipping stay as they are, as in the first derivative: so it is 0 by these."""
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Any) -> None:
+        tensors, ctx.rest = inputs[1:4], inputs[4:]
+        ctx.save_for_backward(*tensors)
+        ctx.save_for_forward(*tensors)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> Any:
+        _check_linear("double backward", ctx.rest)
+        tensors = x, scale, zero_point = ctx.saved_tensors
+        has = (True, *learned(zero_point, ctx.rest[2]))
+        tangents = (grad if there else None for grad, there in zip(grads, has, strict=True))
+        constant = (
+            torch.zeros_like(t) if needed else None
+            for t, needed in zip(tensors, ctx.needs_input_grad[1:4], strict=True)
+        )
+        return reference.fake_quantize_tangent(*tangents, *tensors, *ctx.rest), *constant, *[None] * 7
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Tensor | None) -> Any:
+        _check_linear("forward-mode", ctx.rest)
+        x, scale, zero_point = ctx.saved_tensors
+        grad = torch.zeros_like(x) if tangents[0] is None else tangents[0]
+        return call("fake_quantize_backward", None, grad, x, scale, zero_point, *ctx.rest)
 
 
-torch.library.register_autograd(
-    "qkernels::fake_quantize", _fake_quantize_gradients, setup_context=_save_for_fake_quantize, lib=library
+def _check_linear(mode: str, rest: tuple) -> None:
+    estimator, delta = rest[2], rest[6]
+    if estimator == "ewgs" and delta:
+        raise RuntimeError(
+            f"fake_quantize: 'ewgs' has no {mode} derivative, because its gradient depends on the sign of the incoming "
+            "one; take another estimator, or delta=0"
+        )
+
+
+register(
+    "fake_quantize",
+    _FAKE_QUANTIZE,
+    "Tensor",
+    lambda x, *_: [(x.shape, x.dtype)],
+    _check_fake_quantize,
+    derivative=_FakeQuantizeDerivative,
+)
+register(
+    "fake_quantize_backward",
+    "Tensor grad, " + _FAKE_QUANTIZE,
+    "(Tensor, Tensor, Tensor)",
+    _gradients,
+    _check_fake_quantize_backward,
+    derivative=_FakeQuantizeSecondDerivative,
 )
 
 
@@ -516,13 +676,33 @@ def hadamard_transform(x: Tensor, transpose: bool = False, *, out: Tensor | None
     the same T turns x and the rows of the weight. Computed in float32, returned in x's dtype; T then the transpose is
     the identity to 1e-5.
     """
+    return call("hadamard_transform", out, *_check_hadamard_transform(x, transpose))
+
+
+def _check_hadamard_transform(x: Tensor, transpose: bool) -> tuple:
     op = "hadamard_transform"
     checks.rows(op, "x", x, FLOATS)
     if base_order(int(x.shape[-1])) is None:
         raise ValueError(
             f"{op}: no Hadamard matrix of width {x.shape[-1]} is known; widths are 2^k * 1, 12, 20, 28, 36, 44, ..."
         )
-    return call(op, out, x, transpose)
+    return x, bool(transpose)
+
+
+class _HadamardDerivative(Derivative):
+    """Of a linear map: itself forward, its transpose in reverse, and so on in every order."""
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Any) -> None:
+        ctx.transpose = inputs[1]
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> Any:
+        return call("hadamard_transform", None, grads[0], not ctx.transpose), None
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Tensor | None) -> Any:
+        return call("hadamard_transform", None, tangents[0], ctx.transpose)
 
 
 register(
@@ -530,17 +710,6 @@ register(
     "Tensor x, bool transpose",
     "Tensor",
     lambda x, transpose: [(x.shape, x.dtype)],
-)
-
-
-def _save_for_hadamard(ctx: Any, inputs: tuple, output: Tensor) -> None:
-    ctx.transpose = inputs[1]
-
-
-def _hadamard_gradient(ctx: Any, grad: Tensor) -> tuple:
-    return call("hadamard_transform", None, grad, not ctx.transpose), None
-
-
-torch.library.register_autograd(
-    "qkernels::hadamard_transform", _hadamard_gradient, setup_context=_save_for_hadamard, lib=library
+    _check_hadamard_transform,
+    derivative=_HadamardDerivative,
 )

@@ -321,6 +321,27 @@ def fake_quantize(
     return _deliver(out, ((codes - z) * s).to(x.dtype))
 
 
+def _where(
+    x: Tensor,
+    scale: Tensor,
+    zero_point: Tensor | None,
+    qmin: int,
+    qmax: int,
+    estimator: str,
+    axis: int | None,
+    group: int | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """v in units of the scale (decided in float32, then float64), whether it lies below and above the grid, and the
+    grid's bounds."""
+    s = _per_element(scale, x, axis, group)
+    z = torch.zeros((), device=x.device) if zero_point is None else _per_element(zero_point, x, axis, group)
+    offset = estimator in OFFSET
+    low, high = (torch.full_like(z, bound) if offset else bound - z for bound in (qmin, qmax))
+    v = ((x.float() - z) if offset else x.float()) * _divide(1.0, s)
+    below, above = (v <= low, v >= high) if estimator == "pact" else (v < low, v > high)
+    return v.double(), below, above, low, high
+
+
 def fake_quantize_backward(
     grad: Tensor,
     x: Tensor,
@@ -338,17 +359,12 @@ def fake_quantize_backward(
 ) -> Any:
     """Gradients of `fake_quantize`: of x (its dtype), of the scale and of the offset (float32, the scale's shape; shape
     (0,) where the estimator has none). Where v lies is decided in float32, as in the forward half; sums are float64."""
-    s = _per_element(scale, x, axis, group)
-    z = torch.zeros((), device=x.device) if zero_point is None else _per_element(zero_point, x, axis, group)
-    offset = estimator in OFFSET
-    low, high = (torch.full_like(z, bound) if offset else bound - z for bound in (qmin, qmax))
-    v = ((x.float() - z) if offset else x.float()) * _divide(1.0, s)
-    below, above = (v <= low, v >= high) if estimator == "pact" else (v < low, v > high)
-    g, w = grad.double(), v.double()
+    w, below, above, low, high = _where(x, scale, zero_point, qmin, qmax, estimator, axis, group)
+    offset, g = estimator in OFFSET, grad.double()
     residual = torch.round(w) - w
     # What EWGS takes from the gradient inside; not a factor 0 for the others, where G may be infinite.
     bend = g.abs() * residual * (delta / (qmax - qmin)) if estimator == "ewgs" else 0 * w
-    dx = g if estimator == "dorefa" else torch.where(below | above | v.isnan(), 0.0, g - bend)
+    dx = g if estimator == "dorefa" else torch.where(below | above | w.isnan(), 0.0, g - bend)
 
     def total(terms: Tensor) -> Tensor:
         if group is not None:
@@ -367,6 +383,40 @@ def fake_quantize_backward(
     if offset and zero_point is not None:
         doffset = total(torch.where(below | above, g, bend))
     return _deliver(out, dx.to(x.dtype), dscale, doffset)
+
+
+def fake_quantize_tangent(
+    x_tangent: Tensor | None,
+    scale_tangent: Tensor | None,
+    offset_tangent: Tensor | None,
+    x: Tensor,
+    scale: Tensor,
+    zero_point: Tensor | None,
+    qmin: int,
+    qmax: int,
+    estimator: str,
+    axis: int | None = None,
+    group: int | None = None,
+    grad_scale: float = 1.0,
+    delta: float = 0.0,
+) -> Tensor:
+    """The transpose of `fake_quantize_backward`, in x's dtype: what becomes of a small step of x, the scale and the
+    offset (None: no step), while rounding and clipping stay as they are. Linear, and differentiable, in the steps."""
+    x, scale = x.detach(), scale.detach()
+    zero_point = None if zero_point is None else zero_point.detach()
+    v, below, above, low, high = _where(x, scale, zero_point, qmin, qmax, estimator, axis, group)
+    result = torch.zeros(x.shape, dtype=torch.float64, device=x.device)
+    if x_tangent is not None:
+        step = x_tangent.double()
+        result = step if estimator == "dorefa" else torch.where(below | above | v.isnan(), 0.0, step)
+    if scale_tangent is not None and estimator in LEARNED_SCALE:
+        residual = 0 * v if estimator == "pact" else torch.round(v) - v
+        share = torch.where(below, low, torch.where(above, high, residual))
+        result = result + _per_element(scale_tangent.double() * grad_scale, x, axis, group) * share
+    if offset_tangent is not None and estimator in OFFSET:
+        step = _per_element(offset_tangent.double() * grad_scale, x, axis, group)
+        result = result + torch.where(v.isnan(), v, (below | above).double()) * step
+    return result.to(x.dtype)
 
 
 def hadamard_transform(x: Tensor, transpose: bool = False, *, out: Any = None) -> Any:
