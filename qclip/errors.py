@@ -36,6 +36,10 @@ class OutputExistsError(InputError):
     """The output is there already and `force` was not given."""
 
 
+class OutputError(QclipError, OSError):
+    """An output that could not be written after all: a full disk, or one that went away. What was there is unharmed."""
+
+
 class NonFiniteError(QclipError):
     """NaN or Inf where numbers are needed; names the layer."""
 
