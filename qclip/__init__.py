@@ -12,7 +12,6 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -28,10 +27,7 @@ if TYPE_CHECKING:
     from .spectral import weight_spectrum
     from .zoo import load_model
 
-try:
-    __version__ = version("qclip")
-except PackageNotFoundError:  # used from a checkout that is not installed
-    __version__ = "0+unknown"
+    __version__: str
 
 # Where each public name lives.
 _PUBLIC = {
@@ -74,11 +70,23 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        globals()[name] = _version()
+        return globals()[name]
     if name in _PUBLIC:
         value = getattr(importlib.import_module(f".{_PUBLIC[name]}", __name__), name)
         globals()[name] = value
         return value
     raise AttributeError(f"module 'qclip' has no attribute {name!r}")
+
+
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version  # not at once: it takes longer than all of this file
+
+    try:
+        return version("qclip")
+    except PackageNotFoundError:  # used from a checkout that is not installed
+        return "0+unknown"
 
 
 def __dir__() -> list[str]:

@@ -9,9 +9,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,6 +22,7 @@ from qkernels import Int4Weight, Int8Weight
 
 from . import models, rewrite
 from .errors import ArtifactError, ModelError, OutputExistsError
+from .files import check_folder, whole_folder
 from .layers import (
     Int4Linear,
     Int8Linear,
@@ -66,20 +64,13 @@ def save(model: nn.Module, path: str | Path, force: bool = False) -> Path:
     done = rewrite.quantization(model)
     if done is None:
         raise ModelError("the model is not quantized, so there is no artifact to save; call qclip.quantize first")
-    if path.exists() and not path.is_dir():
-        raise OutputExistsError(f"{str(path)!r} is a file; give a folder")
-    if path.is_dir() and any(path.iterdir()):
-        if not force:
-            raise OutputExistsError(f"{str(path)!r} is not empty; choose another folder or pass force=True (--force)")
-        if not is_artifact(path):
-            raise OutputExistsError(
-                f"{str(path)!r} holds other files than an artifact and is not replaced; choose another folder"
-            )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-    try:
+    check_output(path, force)
+    with whole_folder(path, last=DESCRIPTION, alone=True) as fresh:
         tensors = {name: t.detach().cpu().contiguous() for name, t in model.state_dict().items()}
-        save_file(_unshared(tensors), fresh / TENSORS, metadata={"format": "pt"})
+        try:
+            save_file(_unshared(tensors), fresh / TENSORS, metadata={"format": "pt"})
+        except SafetensorError as error:  # its name for a full disk
+            raise OSError(str(error)) from None
         coverage = done.coverage
         content = {
             "format": FORMAT,
@@ -106,14 +97,17 @@ def save(model: nn.Module, path: str | Path, force: bool = False) -> Path:
         content["description_sha256"] = description_hash(content)
         (fresh / DESCRIPTION).write_text(json.dumps(content, indent=1) + "\n")
         (fresh / TENSORS).chmod((fresh / DESCRIPTION).stat().st_mode)  # safetensors' own files are for their owner only
-        for name in (TENSORS, DESCRIPTION):
-            _sync(fresh / name)
-        fresh.chmod(0o755)
-        _replace(fresh, path)
-    except BaseException:
-        shutil.rmtree(fresh, ignore_errors=True)
-        raise
     return path
+
+
+def check_output(path: str | Path, force: bool = False) -> None:
+    """Raises, before any work, as `save(model, path, force)` would."""
+    path = Path(path)
+    if force and path.is_dir() and any(path.iterdir()) and not is_artifact(path):
+        raise OutputExistsError(
+            f"{str(path)!r} holds other files than an artifact and is not replaced; choose another folder"
+        )
+    check_folder(path, (TENSORS, DESCRIPTION), force, alone=True)
 
 
 def _unshared(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -124,31 +118,6 @@ def _unshared(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
             tensors[name] = tensor.clone()
         seen.add(tensor.data_ptr())
     return tensors
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _replace(fresh: Path, path: Path) -> None:
-    """Put the finished folder in its place; the old one stays until the new one stands."""
-    if not path.exists():
-        fresh.rename(path)
-    else:
-        old = Path(tempfile.mkdtemp(prefix=f".{path.name}.old.", dir=path.parent))
-        path.rename(old / path.name)
-        try:
-            fresh.rename(path)
-        except BaseException:
-            (old / path.name).rename(path)
-            raise
-        finally:
-            shutil.rmtree(old)
-    _sync(path.parent)
 
 
 def _site_facts(module: nn.Module) -> dict[str, Any]:

@@ -57,3 +57,11 @@ def nearest(name: str, known: Iterable[str], count: int = 3) -> str:
         return "did you mean " + ", ".join(repr(folded[c]) for c in close) + "?"
     more = f" and {len(known) - SHOWN} more" if len(known) > SHOWN else ""
     return "known: " + ", ".join(known[:SHOWN]) + more
+
+
+def printable(text: str) -> str:
+    """With a visible sign for each control character but newline and tab: a name out of a file commands no terminal."""
+    return text.translate(_SIGNS)
+
+
+_SIGNS = {code: 0x2400 + code for code in range(32) if code not in (9, 10)} | dict.fromkeys(range(0x7F, 0xA0), 0x2421)

@@ -129,7 +129,7 @@ def check_folder(path: PathLike, names: Collection[str], force: bool = False, al
         entries = set() if mode is None else {name for name in os.listdir(real) if not PART.fullmatch(name)}
         if entries and not force:
             raise OutputExistsError(
-                f"{_shown(path)} is not empty; name another folder, or give force=True (--force) to replace what is there"
+                f"{_shown(path)} is not empty; name another folder, or give force=True (--force) to replace its files"
             )
         if alone and (strangers := sorted(entries - set(names))):
             raise OutputExistsError(
@@ -139,7 +139,9 @@ def check_folder(path: PathLike, names: Collection[str], force: bool = False, al
         for name in sorted(entries & set(names)):
             mode = os.lstat(real / name).st_mode
             if not stat.S_ISREG(mode):
-                raise InputError(f"{_shown(real / name)} is {_kind(mode)}, which is never replaced; name another folder")
+                raise InputError(
+                    f"{_shown(real / name)} is {_kind(mode)}, which is never replaced; name another folder"
+                )
         _probe(real, _place(real, alone))
 
 
@@ -212,8 +214,8 @@ def whole_folder(path: PathLike, last: str, alone: bool = False) -> Iterator[Pat
     the process is killed, `path` is as it was.
 
     A new folder appears at once. In an existing one files of the same names are replaced, each at once, the file `last`
-    after the others. `alone`: the folder is ours and becomes exactly what was written, at once where the file system
-    can exchange two folders. Check with `check_folder` before. Raises OutputError as `write_atomic` does.
+    after the others. `alone`: the folder is ours and becomes exactly what was written, at once (a mount point: file by
+    file). Check with `check_folder` before. Raises OutputError as `write_atomic` does.
     """
     real = Path(os.path.realpath(path))
     with _writing(path):
@@ -226,12 +228,13 @@ def whole_folder(path: PathLike, last: str, alone: bool = False) -> Iterator[Pat
                 _sync(file)
             if not real.is_dir():
                 part.rename(real)
-            elif place == real or not _exchange(part, real):
+            elif place != real:
+                _swap(part, real)
+            else:
                 for file in written:
                     os.replace(file, real / file.name)
-                for stale in set(os.listdir(real)) - {file.name for file in written} if alone else ():
-                    if not PART.fullmatch(stale):
-                        (real / stale).unlink()
+                for stale in set(os.listdir(real)) - {file.name for file in written} - {part.name} if alone else ():
+                    (real / stale).unlink()
         _sync(real.parent)
 
 
@@ -310,6 +313,22 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _swap(part: Path, real: Path) -> None:
+    """Put the finished folder in the place of an old one, which is then the part, and goes. Where the file system
+    cannot do this at once, a process killed in between leaves the old folder beside its place, under a name that shows.
+    """
+    if _exchange(part, real):
+        return
+    aside = real.with_name(f"qclip-{secrets.token_hex(4)}.old")
+    real.rename(aside)
+    try:
+        part.rename(real)
+    except BaseException:
+        aside.rename(real)
+        raise
+    shutil.rmtree(aside)
 
 
 def _exchange(one: Path, other: Path) -> bool:

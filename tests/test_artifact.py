@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import qclip
-from qclip import artifact, models, recipes, rewrite
+from qclip import artifact, files, models, recipes, rewrite
 from qclip.errors import ArtifactError, ModelError, OutputExistsError
 from qkernels import Int8Weight
 from tests.small import IMAGES, TEXTS, small_clip
@@ -231,7 +231,7 @@ def test_existing_output(model, saved, tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["again", "mine"]
 
 
-@pytest.mark.parametrize("fault", ["save_file", "file_hash", "_replace"])
+@pytest.mark.parametrize("fault", ["save_file", "file_hash"])
 def test_a_fault_while_saving_leaves_nothing_half_written(model, tmp_path, monkeypatch, fault):
     small = qclip.quantize(model, "w8a8")
     old = qclip.save(qclip.quantize(model, "w4a8"), tmp_path / "a")
@@ -247,9 +247,10 @@ def test_a_fault_while_saving_leaves_nothing_half_written(model, tmp_path, monke
     assert qclip.load(old).qclip_quantization.recipe.name == "w4a8"
 
 
-def test_the_old_artifact_comes_back_where_the_new_one_cannot_take_its_place(model, tmp_path, monkeypatch):
+@pytest.mark.parametrize("exchange", [True, False])
+def test_the_old_artifact_comes_back_where_the_new_one_cannot_take_its_place(exchange, model, tmp_path, monkeypatch):
     old = qclip.save(qclip.quantize(model, "w4a8"), tmp_path / "a")
-    rename, calls = artifact.Path.rename, []
+    rename, calls = artifact.Path.rename, [None] * exchange
 
     def second_fails(self, target):
         calls.append(target)
@@ -258,6 +259,7 @@ def test_the_old_artifact_comes_back_where_the_new_one_cannot_take_its_place(mod
         return rename(self, target)
 
     monkeypatch.setattr(artifact.Path, "rename", second_fails)
+    monkeypatch.setattr(files, "_exchange", (lambda *both: second_fails(*both)) if exchange else (lambda *_: False))
     with pytest.raises(OSError, match="Input/output"):
         qclip.save(qclip.quantize(model, "w8a8"), old, force=True)
     monkeypatch.undo()

@@ -21,14 +21,18 @@ def command(
     recipe: Annotated[str, typer.Option("--recipe", help="Recipe name or JSON file.")] = "w8a8",
     tower: Annotated[Literal["image", "text"], typer.Option("--tower", help="Which encoder.")] = "image",
     batch: Annotated[
-        int | None, typer.Option("--batch", min=1, help="Images or prompts a call. Without it 16 images, 64 prompts.")
+        int | None,
+        typer.Option("--batch", min=1, max=4096, help="Images or prompts a call. Without it 16 images, 64 prompts."),
     ] = None,
     peers: Annotated[
         str, typer.Option("--peers", help="all, none, or a list: torch-fp32,torch-bf16,torchao,onnxruntime,openvino.")
     ] = "torch-fp32",
     calibration: common.Calibration = None,
     full: Annotated[bool, typer.Option("--full", help="Prompts that fill the context (text tower).")] = False,
-    seconds: Annotated[float, typer.Option("--seconds", min=0.1, help="Time to measure, all together.")] = 20.0,
+    seconds: Annotated[
+        float,
+        typer.Option("--seconds", min=0.1, max=86400, callback=common.finite, help="Time to measure, all together."),
+    ] = 20.0,
     arch: common.Arch = None,
     seed: common.Seed = 0,
     threads: common.Threads = None,

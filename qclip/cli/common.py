@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
-import secrets
-import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -15,7 +14,9 @@ from typing import Annotated, Any
 
 import typer
 
-from qclip.errors import InputError, OutputExistsError
+from qclip.errors import InputError, printable
+
+from .process import say
 
 Progress = Callable[[str, int, int], None]
 
@@ -33,16 +34,51 @@ Arch = Annotated[
     str | None, typer.Option("--arch", metavar="NAME", help="Architecture of a checkpoint file, if it does not say.")
 ]
 Device = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1, ...")]
-Threads = Annotated[int | None, typer.Option("--threads", min=1, help="CPU threads; torch's own choice without it.")]
+# More than the cores never helps; far more than a system grants a process ends it in the middle of the work.
+Threads = Annotated[
+    int | None,
+    typer.Option(
+        "--threads",
+        min=1,
+        max=max(64, 4 * (os.cpu_count() or 1)),
+        help="CPU threads; torch's own choice without it.",
+    ),
+]
 Models = Annotated[
     list[str], typer.Argument(metavar="MODEL...", help="Names, files, artifact folders; the first is the reference.")
 ]
 Cache = Annotated[
     bool, typer.Option("--cache/--no-cache", help="Keep embeddings in the user's cache folder, and use those there.")
 ]
-Seed = Annotated[int, typer.Option("--seed", help="Seed of every random choice.")]
+Seed = Annotated[
+    int, typer.Option("--seed", min=0, max=2**32 - 1, metavar="N", help="Seed of every random choice: 0 to 2^32 - 1.")
+]
 Force = Annotated[bool, typer.Option("--force", help="Overwrite an output that is there already.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, and only JSON, on stdout.")]
+
+
+def output_path(text: str | Path) -> Path:
+    """What --output names. An empty name would be the current folder."""
+    if not os.fspath(text):
+        raise typer.BadParameter("the name is empty; name a file or a folder")
+    return Path(text)
+
+
+def keep_input(output: Path, inputs: list[str]) -> None:
+    """Not even --force replaces what is being read. Raises InputError."""
+    for name in inputs:
+        same = False
+        with contextlib.suppress(OSError, ValueError):
+            same = os.path.samefile(output, name)
+        if same:
+            raise InputError(f"--output {str(output)!r} is what is read; name another file")
+
+
+def finite(value: float) -> float:
+    """No bound catches "nan"."""
+    if not math.isfinite(value):
+        raise typer.BadParameter(f"{value} is not a finite number")
+    return value
 
 
 def set_threads(threads: int | None) -> None:
@@ -52,13 +88,13 @@ def set_threads(threads: int | None) -> None:
         torch.set_num_threads(threads)
 
 
-def say(message: str) -> None:
-    """One line for a person, on stderr."""
-    print(message, file=sys.stderr, flush=True)
-
-
 def print_json(content: Any) -> None:
-    print(json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False))
+    print(json.dumps(content, indent=2, ensure_ascii=not _unicode(), allow_nan=False))
+
+
+def _unicode() -> bool:
+    """Whether stdout takes every character; what takes only some gets JSON in ASCII."""
+    return (getattr(sys.stdout, "encoding", None) or "utf-8").lower().replace("-", "") == "utf8"
 
 
 def print_table(title: str, columns: list[str], rows: list[list[Any]]) -> None:
@@ -71,7 +107,7 @@ def print_table(title: str, columns: list[str], rows: list[list[Any]]) -> None:
         numeric = bool(rows) and all(isinstance(row[i], int | float) for row in rows)
         table.add_column(column, justify="right" if numeric else "left", overflow="fold")
     for row in rows:
-        table.add_row(*(str(cell) for cell in row))
+        table.add_row(*(printable(str(cell)) for cell in row))
     width = None if sys.stdout.isatty() else 160
     console = Console(width=width, markup=False, highlight=False, soft_wrap=True)
     console.print(title, style="bold")
@@ -108,33 +144,6 @@ def progress() -> Iterator[Progress]:
         yield update
 
 
-def refuse_existing(target: Path, force: bool) -> None:
-    """Before the long work: an output that holds something is not overwritten unasked. Raises OutputExistsError."""
-    if force or not target.exists():
-        return
-    if target.is_dir() and not any(target.iterdir()):
-        return
-    raise OutputExistsError(f"{target} exists already; name another --output, or give --force to overwrite it")
-
-
-@contextlib.contextmanager
-def whole_files(folder: Path) -> Iterator[Path]:
-    """A fresh folder to write files into; on success they move into `folder`, replacing files of the same name, and
-    on any failure, Ctrl-C too, nothing of them is left."""
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"{folder} is a file; name a folder as --output")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    part = folder.parent / f".{folder.name}.{secrets.token_hex(4)}.part"
-    part.mkdir()
-    try:
-        yield part
-        folder.mkdir(exist_ok=True)
-        for path in sorted(part.iterdir()):
-            os.replace(path, folder / path.name)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
-
-
 def command_line() -> str:
     """How this was called, for provenance."""
     import shlex
@@ -161,7 +170,4 @@ def plain(value: Any) -> str:
 
 def print_results(results: Any) -> None:
     """The text that `Results.to_json` writes, on stdout."""
-    import tempfile
-
-    with tempfile.TemporaryDirectory() as folder:
-        print(results.to_json(Path(folder) / "results.json").read_text(encoding="utf-8"), end="")
+    print(results.text().rstrip() if _unicode() else json.dumps(json.loads(results.text()), indent=1))

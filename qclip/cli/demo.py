@@ -11,19 +11,22 @@ from . import common, lineup
 
 EXAMPLES = "[bold]Examples[/]\n\nqclip demo\n\nqclip demo --samples 200 --output quick-look"
 MODELS = ["scenes-clean", "scenes-noisy"]
+OUTPUT = Path("qclip-demo")  # its own: an earlier demo is replaced unasked
 RECIPES = ["float", "w8a8", "w4a8", "w4a4"]
 
 
 def command(
     output: Annotated[
-        Path, typer.Option("--output", metavar="DIR", help="Its own earlier report.html and results.json are replaced.")
-    ] = Path("qclip-demo"),
+        Path,
+        typer.Option("--output", metavar="DIR", parser=common.output_path, help="What is in qclip-demo is replaced."),
+    ] = OUTPUT,
     samples: Annotated[
-        int, typer.Option("--samples", min=10, help="Images of each set; more give narrower intervals.")
+        int, typer.Option("--samples", min=10, max=1_000_000, help="Images of each set; more give narrower intervals.")
     ] = 800,
     cache: common.Cache = True,
     seed: common.Seed = 0,
     threads: common.Threads = None,
+    force: common.Force = False,
     json: common.Json = False,
 ) -> None:
     """Quantize two small CLIP models and show what that did to their reliability, on generated images."""
@@ -32,6 +35,7 @@ def command(
     def scenes(split: str) -> str:
         return f"scenes:{split}?samples={samples}"
 
+    lineup.check_output(output, force or output == OUTPUT)
     common.set_threads(threads)
     settings = {
         "data": scenes("test"),

@@ -41,12 +41,15 @@ def command(
     ] = None,
     calibration: common.Calibration = None,
     output: Annotated[
-        Path | None, typer.Option("--output", metavar="DIR", help="Write report.html and results.json here.")
+        Path | None,
+        typer.Option(
+            "--output", metavar="DIR", parser=common.output_path, help="Write report.html and results.json here."
+        ),
     ] = None,
     full: Annotated[bool, typer.Option("--full", help="Noise on all images, not on a fixed sample of 1,000.")] = False,
     spectrum: Annotated[bool, typer.Option("--spectrum/--no-spectrum", help="Spectra of the weights as well.")] = True,
     cache: common.Cache = True,
-    batch: Annotated[int, typer.Option("--batch", min=1, help="Images at once.")] = 64,
+    batch: Annotated[int, typer.Option("--batch", min=1, max=4096, help="Images at once.")] = 64,
     strict: Annotated[bool, typer.Option("--strict", help="Stop at an unreadable image.")] = False,
     arch: common.Arch = None,
     device: common.Device = "cpu",
@@ -60,7 +63,7 @@ def command(
     from qclip.data import load, read_lines
 
     if output is not None:
-        common.refuse_existing(output, force)
+        lineup.check_output(output, force)
     common.set_threads(threads)
     prompts = None if templates is None else read_lines(templates, "templates")
 

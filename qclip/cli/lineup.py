@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from qclip import files
 from qclip.errors import InputError
 
 from . import common
 
 FLOAT = "float"
+RESULTS, PAGE = "results.json", "report.html"
 
 
 def groups(
@@ -87,13 +89,18 @@ def join(parts: list[Any]) -> Any:
     return whole
 
 
+def check_output(folder: Any, force: bool) -> None:
+    """Raises, before the work, where `write` could not write."""
+    files.check_folder(folder, (RESULTS, PAGE), force)
+
+
 def write(results: Any, folder: Any) -> None:
     """results.json and report.html, both or neither."""
     import qclip
 
-    with common.whole_files(folder) as part:
-        results.to_json(part / "results.json")
-        qclip.report(results, part / "report.html")
+    with files.whole_folder(folder, last=PAGE) as part:
+        results.to_json(part / RESULTS)
+        qclip.report(results, part / PAGE)
 
 
 def _distinct(names: list[str]) -> list[str]:

@@ -22,7 +22,10 @@ def command(
     recipe: Annotated[str, typer.Option("--recipe", help="Recipe name or JSON file. See `qclip recipes`.")] = "w8a8",
     calibration: common.Calibration = None,
     output: Annotated[
-        Path | None, typer.Option("--output", metavar="DIR", help="The artifact's folder; NAME-RECIPE without it.")
+        Path | None,
+        typer.Option(
+            "--output", metavar="DIR", parser=common.output_path, help="The artifact's folder; NAME-RECIPE without it."
+        ),
     ] = None,
     arch: common.Arch = None,
     strict: Annotated[bool, typer.Option("--strict", help="Stop at an unreadable calibration image.")] = False,
@@ -38,7 +41,7 @@ def command(
 
     chosen = recipes.get(recipe)
     target = output or Path(f"{common.short_name(model)}-{chosen.name}")
-    common.refuse_existing(target, force)
+    artifact.check_output(target, force)
     common.set_threads(threads)
     common.say(f"loading {model}")
     loaded = qclip.load_model(model, arch=arch)

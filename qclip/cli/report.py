@@ -14,17 +14,23 @@ EXAMPLES = "[bold]Examples[/]\n\nqclip report results.json --output report.html\
 
 def command(
     results: Annotated[Path, typer.Argument(metavar="RESULTS", help="A results.json that `qclip evaluate` wrote.")],
-    output: Annotated[Path | None, typer.Option("--output", metavar="FILE", help="Write the HTML page here.")] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", metavar="FILE", parser=common.output_path, help="Write the HTML page here."),
+    ] = None,
     force: common.Force = False,
     json: common.Json = False,
 ) -> None:
     """Make the HTML page from results again, or show them as a table."""
     import qclip
+    from qclip.report import page
 
+    if output is not None:
+        page.check_output(output, force)
+        common.keep_input(output, [str(results)])
     found = qclip.Results.from_json(results)
     if output is not None:
-        common.refuse_existing(output, force)
-        qclip.report(found, output, force=force)
+        output = page.report(found, output, force=force)
     if json:
         common.print_json({"report": None if output is None else str(output), "notes": found.notes, "rows": found.rows})
         return

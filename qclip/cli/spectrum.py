@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from qclip.errors import InputError
+from qclip import files
 
 from . import common, lineup
 
@@ -21,7 +21,9 @@ def command(
     models: common.Models,
     recipe: common.Recipes = None,
     calibration: common.Calibration = None,
-    output: Annotated[Path | None, typer.Option("--output", metavar="FILE", help="Write the results here.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", metavar="FILE", parser=common.output_path, help="Write the results here.")
+    ] = None,
     arch: common.Arch = None,
     seed: common.Seed = 0,
     threads: common.Threads = None,
@@ -32,9 +34,8 @@ def command(
     import qclip
 
     if output is not None:
-        if output.is_dir():
-            raise InputError(f"{output} is a folder; name a file for the results as --output")
-        common.refuse_existing(output, force)
+        files.check_file(output, force)
+        common.keep_input(output, models)
     common.set_threads(threads)
     recipes = None if recipe is None else list(dict.fromkeys([lineup.FLOAT, *recipe]))
     found = lineup.groups(models, recipes, calibration=calibration, arch=arch, seed=seed)

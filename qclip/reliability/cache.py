@@ -24,7 +24,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from qclip.results import write_atomic
+from qclip.files import write_atomic
 
 STAGE_VERSION = 1  # raise it when the meaning of what is stored changes
 CODE = ("qkernels", "qclip.layers", "qclip.models", "qclip.data")  # whose code an embedding comes out of

@@ -13,8 +13,8 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from qclip.errors import InputError, OutputExistsError
-from qclip.results import Results, write_atomic
+from qclip import files
+from qclip.results import Results
 
 from . import absolute, bars, svg, units, verdicts
 from .index import Family, Index
@@ -29,20 +29,20 @@ def report(results: Results, path: str | os.PathLike[str], force: bool = False) 
     """Write the page and return where it is.
 
     path: the file, or a folder, which gets `report.html`. The file appears whole or not at all.
-    Raises OutputExistsError where the file exists and `force` is not given, InputError where `path` cannot be written.
+    Raises OutputExistsError where the file exists and `force` is not given, InputError where `path` cannot be written,
+    OutputError where writing fails.
     """
+    target = check_output(path, force)
+    return files.write_atomic(target, html(results).encode("utf-8", "replace"))
+
+
+def check_output(path: str | os.PathLike[str], force: bool = False) -> Path:
+    """Where `report(results, path, force)` will write; raises as it would."""
     target = Path(path)
     if target.is_dir():
         target = target / FILE
-    if target.is_dir():
-        raise InputError(f"{target} is a folder; give the report another name")
-    if target.exists() and not force:
-        raise OutputExistsError(f"{target} exists already; pass force=True (--force) to replace it, or another path")
-    content = html(results).encode("utf-8")
-    try:
-        return write_atomic(target, content)
-    except (FileExistsError, NotADirectoryError, PermissionError) as error:
-        raise InputError(f"the report cannot be written to {target}: {error.strerror}; give another path") from None
+    files.check_file(target, force)
+    return target
 
 
 def html(results: Results) -> str:

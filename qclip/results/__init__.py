@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from .table import COLUMNS, KEY, ROLES, VERSION, Curve, Results, Row, write_atomic
+from .table import COLUMNS, KEY, ROLES, VERSION, Curve, Results, Row
 
-__all__ = ["COLUMNS", "KEY", "ROLES", "VERSION", "Curve", "Results", "Row", "write_atomic"]
+__all__ = ["COLUMNS", "KEY", "ROLES", "VERSION", "Curve", "Results", "Row"]

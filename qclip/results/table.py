@@ -7,11 +7,11 @@ import json
 import math
 import numbers
 import os
-import secrets
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from qclip import files
 from qclip.errors import InputError, nearest
 
 from . import version1
@@ -271,28 +271,24 @@ class Results:
 
         Written beside the target, synced and renamed, so that a reader sees the old file or the new one whole.
         """
+        return files.write_atomic(path, self.text().encode("utf-8", "backslashreplace"))  # \udcXX is JSON, too
+
+    def text(self) -> str:
+        """What `to_json` writes."""
         body = {"format": FORMAT, "version": VERSION, "meta": self.meta, "notes": self.notes, "columns": list(COLUMNS)}
         head = json.dumps(body, indent=1, allow_nan=False, ensure_ascii=False)[:-2]
         rows, curves = (
             ",\n  ".join(json.dumps(_brief(row), allow_nan=False, ensure_ascii=False) for row in found)
             for found in (self.rows, self.curves)
         )
-        text = f'{head},\n "rows": [\n  {rows}\n ],\n "curves": [\n  {curves}\n ]\n}}\n'
-        return write_atomic(path, text.encode())
+        return f'{head},\n "rows": [\n  {rows}\n ],\n "curves": [\n  {curves}\n ]\n}}\n'
 
     @classmethod
     def from_json(cls, path: str | os.PathLike[str]) -> Results:
         """Read what `to_json` wrote, or what version 1 wrote. Raises InputError naming the file where it is something
         else, or newer."""
         path = Path(path)
-        try:
-            body = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise InputError(
-                f"no results file at {path}; write one with `Results.to_json` or `qclip evaluate`"
-            ) from None
-        except (OSError, UnicodeDecodeError, ValueError, RecursionError) as error:
-            raise InputError(f"{path} is not a results file ({error}); write it again") from None
+        body = files.read_json(path, "results file")
         if not isinstance(body, dict) or body.get("format") != FORMAT:
             raise InputError(f'{path} is not a results file: it has no "format": "{FORMAT}"')
         version = body.get("version")
@@ -301,7 +297,8 @@ class Results:
         rows: Any = body.get("rows")
         curves: Any = body.get("curves", [])
         notes, meta = body.get("notes", []), body.get("meta", {})
-        if not (_dicts(rows) and _dicts(curves) and isinstance(notes, list) and isinstance(meta, dict)):
+        texts = isinstance(notes, list) and all(isinstance(note, str) for note in notes)
+        if not (_dicts(rows) and _dicts(curves) and texts and isinstance(meta, dict)):
             raise InputError(f"{path} is damaged: rows, curves, notes or meta have the wrong form; write it again")
         try:
             if version == 1:
@@ -355,21 +352,3 @@ def _encode(value: Any) -> Any:
 
 def _decode(value: Any) -> Any:
     return float(value) if isinstance(value, str) and value in ("inf", "-inf") else value
-
-
-def write_atomic(path: str | os.PathLike[str], data: bytes, sync: bool = True) -> Path:
-    """Write beside the target, sync, rename: the file at `path` is the old one or the new one, never a part. Without
-    `sync` that holds for a killed process, not for a power cut."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
-    try:
-        with open(part, "wb") as file:
-            file.write(data)
-            file.flush()
-            if sync:
-                os.fsync(file.fileno())
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
-    return path

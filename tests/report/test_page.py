@@ -166,7 +166,7 @@ def test_writing_refuses_replaces_and_stays_whole(make_results, tmp_path, monkey
     results = Results(notes=["first"])
     target = report(results, tmp_path)  # a folder gets report.html
     assert target == tmp_path / "report.html" and "first" in target.read_text()
-    with pytest.raises(OutputExistsError, match="report.html exists already"):
+    with pytest.raises(OutputExistsError, match="report.html' exists already"):
         report(Results(notes=["second"]), tmp_path / "report.html")
     assert "first" in target.read_text()
     assert report(Results(notes=["second"]), str(target), force=True) == target and "second" in target.read_text()
