@@ -129,7 +129,7 @@ def _agrees() -> bool:
     x, scale = qkernels.quantize_per_token(torch.randn(7, 200, generator=generator))
     weight = torch.randn(33, 200, generator=generator)
     eight, four = qkernels.Int8Weight.quantize(weight), qkernels.Int4Weight.quantize(weight)
-    found = qkernels.int8_linear(x, scale, eight.pack()), qkernels.int4_linear(x, scale, four.pack())
+    found = qkernels.int8_linear(x, scale, qkernels.pack(eight)), qkernels.int4_linear(x, scale, qkernels.pack(four))
     for values, y in zip((eight.dequantize(), four.dequantize()), found, strict=True):
         wanted = (x.double() * scale.double()[:, None]) @ values.double().T
         if not isinstance(y, torch.Tensor) or not torch.allclose(y.double(), wanted, rtol=1e-4, atol=1e-4):

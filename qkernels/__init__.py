@@ -1,7 +1,7 @@
 """Quantization kernels for PyTorch: one contract for each op (`qkernels.ops`), several backends behind it.
 
     codes, scale = qkernels.quantize_per_token(x)
-    weight = qkernels.Int8Weight.quantize(linear.weight).pack()
+    weight = qkernels.pack(qkernels.Int8Weight.quantize(linear.weight))
     y = qkernels.int8_linear(codes, scale, weight, linear.bias)
 
 Needs torch and nothing else. Without native code (no C++ compiler at installation) the slow reference backend runs,
@@ -16,8 +16,10 @@ from .dispatch import (
     backend_for,
     handover_group,
     info,
+    pack,
     runner,
 )
+from .grids import Grid
 from .ops import (
     attention,
     channel_absmax,
@@ -30,11 +32,12 @@ from .ops import (
     quantize_per_token,
     smooth_scale,
 )
-from .weights import Int4Weight, Int8Weight
+from .weights import Int4Weight, Int8Weight, quantize_weight, zero_point_bias
 
 __all__ = [
     "FallbackError",
     "FallbackWarning",
+    "Grid",
     "Int4Weight",
     "Int8Weight",
     "SettingError",
@@ -49,8 +52,11 @@ __all__ = [
     "int4_linear",
     "int8_linear",
     "layer_norm_quantize",
+    "pack",
     "quantize_patches",
     "quantize_per_token",
+    "quantize_weight",
     "runner",
     "smooth_scale",
+    "zero_point_bias",
 ]

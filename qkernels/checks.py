@@ -9,16 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .contract import ACTIVATIONS, ESTIMATORS, FLOATS, GROUP, INTEGERS, MAX_K, OFFSET, WEIGHT_GROUPS
 from .weights import Int4Weight, Int8Weight
-
-FLOATS = (torch.float32, torch.bfloat16, torch.float16)
-INTEGERS = (torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64)
-ACTIVATIONS = ("gelu", "quick_gelu", "gelu_tanh")
-GROUP = 128  # channels that share one activation scale where scales are per group
-ESTIMATORS = ("ste", "lsq", "lsq_plus", "ewgs", "pact", "dorefa")  # of fake_quantize; its C++ numbers them so
-LEARNED_SCALE = ("lsq", "lsq_plus", "ewgs", "pact")  # those that give the scale a gradient
-OFFSET = ("lsq_plus", "ewgs")  # those whose zero point is a float offset, with a gradient
-MAX_K = 65536  # above it an int32 accumulator, shifted by 128, could overflow
 
 
 def tensor(
@@ -176,7 +168,7 @@ def weight(op: str, value: Any, kind: type[Int8Weight] | type[Int4Weight]) -> No
         layouts["rows16"] = (torch.int8, (n, -(-k // 16) * 16))
         wanted = [("scales", value.scales, torch.float32, (n,))]
     else:
-        if value.group not in (32, 64, 128, k):
+        if value.group not in (*WEIGHT_GROUPS, k):
             raise ValueError(f"{op}: weight has groups of {value.group}; they must be 32, 64, 128 or K = {k}")
         groups = -(-k // value.group)
         packed = (256 * panels * -(-k // 8),)

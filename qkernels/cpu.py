@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from qkernels import reference
-from qkernels.checks import ESTIMATORS
+from qkernels.contract import ESTIMATORS
+from qkernels.granularity import learned, new_gradients, sharing
 from qkernels.hadamard import base_matrix, base_order
-from qkernels.sharing import learned, new_gradients, sharing
 from qkernels.weights import Int4Weight, Int8Weight
 
 
@@ -101,7 +101,7 @@ def _floats(tensor: Tensor | None) -> Tensor | None:
 def _packed(layout: str) -> Any:
     def limits(x: Tensor, x_scale: Tensor | None, weight: Int8Weight | Int4Weight, *_: Any, **__: Any) -> str | None:
         if weight.layout != layout:
-            return f"wants a weight in layout '{layout}', not '{weight.layout}' (call weight.pack() once)"
+            return f"wants a weight in layout '{layout}', not '{weight.layout}' (call qkernels.pack(weight) once)"
         return None
 
     return limits

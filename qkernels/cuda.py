@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from qkernels.checks import ESTIMATORS
-from qkernels.sharing import learned, new_gradients, sharing
+from qkernels.contract import ESTIMATORS
+from qkernels.granularity import learned, new_gradients, sharing
 from qkernels.weights import Int4Weight, Int8Weight
 
 _spec = importlib.util.find_spec("qkernels._cuda")
@@ -231,7 +231,7 @@ def _rows_limits(x: Tensor, *_: Any, **__: Any) -> str | None:
 def _linear_limits(layout: str, most_outputs: int) -> Callable[..., str | None]:
     def limits(x: Tensor, x_scale: Tensor | None, weight: Int8Weight | Int4Weight, *_: Any, **__: Any) -> str | None:
         if weight.layout != layout:
-            return f"wants a weight in layout '{layout}', not '{weight.layout}' (call weight.pack() once)"
+            return f"wants a weight in layout '{layout}', not '{weight.layout}' (call qkernels.pack(weight) once)"
         if weight.shape[0] > most_outputs:
             return f"takes at most {most_outputs} outputs; split the weight"
         if x.dtype == torch.float32:

@@ -15,16 +15,18 @@ import os
 import warnings
 from collections.abc import Callable, Hashable, Iterable
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from qkernels import cpu, cuda, reference, triton
-from qkernels.weights import Int4Weight, Int8Weight
+from qkernels.weights import Int4Weight, Int8Weight, Weight
 
 BACKENDS: dict[str, ModuleType] = {"reference": reference, "cpu": cpu, "triton": triton, "cuda": cuda}
 
 TIERS = ("scalar", "avx2", "avxvnni", "avx512vnni", "neon")
+
+Packable = TypeVar("Packable", bound=Weight)
 
 _announced: set[str] = set()
 
@@ -201,12 +203,17 @@ def gpu() -> tuple[str | None, str | None]:
     return name, reason or (f"QKERNELS_BACKEND={forced} forces it" if forced else None)
 
 
-def layout_for(weight: Int8Weight | Int4Weight) -> str:
-    """The layout that the backend of the weight's device wants: what `weight.pack()` makes."""
+def layout_for(weight: Weight) -> str:
+    """The layout that the backend of the weight's device wants: what `pack` makes."""
     on_gpu = ("rows16", "halves128")
     layouts = {cpu: ("vnni64", "nibble64"), triton: on_gpu, cuda: on_gpu}
     int8, int4 = layouts.get(backend_for(weight.codes.device), ("canonical", "canonical"))
     return int8 if isinstance(weight, Int8Weight) else int4
+
+
+def pack(weight: Packable) -> Packable:
+    """The weight in the layout that the backend of its device wants, bit for bit."""
+    return weight.pack(layout_for(weight))  # type: ignore[return-value]
 
 
 def _on_gpu_kernels(device: torch.device | str) -> bool:

@@ -20,11 +20,11 @@ import torch
 from torch import Tensor
 
 from . import checks, dispatch, reference
-from .checks import FLOATS, GROUP
+from .contract import FLOATS, GROUP
 from .derivatives import Derivative, below_autograd
+from .granularity import learned
 from .hadamard import base_order
 from .registry import call, library, register, untraced
-from .sharing import learned
 from .weights import Int4Weight, Int8Weight
 
 Pair = tuple[Tensor, Tensor]
@@ -193,7 +193,7 @@ def int8_linear(
     Args:
         x: int8 `[..., K]`, codes -127..127, K <= 65,536.
         x_scale: float32, a scale a row `[...]`, for the tensor (a number), or for 128 inputs each `[..., ceil(K/128)]`.
-        weight: Int8Weight of shape (N, K), best in the layout of the backend (`weight.pack()`).
+        weight: Int8Weight of shape (N, K), best in the layout of the backend (`qkernels.pack(weight)`).
         bias: float `[N]`. activation: None, "gelu" (exact), "quick_gelu", "gelu_tanh". residual: float `[..., N]`.
         out_scale: a number or float32 `[N]`: the result leaves as int8 by the static rule, with `out_zero_point`; not
             finite becomes 0.

@@ -18,12 +18,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .checks import LEARNED_SCALE, OFFSET
+from .contract import GROUP, LEARNED_SCALE, OFFSET
+from .grids import dynamic_scales
 from .hadamard import base_matrix, base_order
 from .weights import Int4Weight, Int8Weight
-
-TINY = 2.0**-100  # a row whose largest magnitude is below this counts as a row of zeros
-GROUP = 128  # inputs (or outputs) that share one activation scale where scales are per group
 
 
 def _deliver(out: Any, *results: Tensor) -> Any:
@@ -45,9 +43,8 @@ def _quantize_rows(y: Tensor, scale: Tensor | None, zero_point: Tensor | None) -
     absmax = y.abs().amax(-1)
     good = torch.isfinite(absmax)
     if scale is None:
-        small = absmax < TINY
-        scales = torch.where(small, 1.0, absmax / torch.full_like(absmax, 127.0))
-        inverse = torch.where(small, 0.0, _divide(127.0, absmax)).unsqueeze(-1)
+        scales, inverse = dynamic_scales(absmax, 127)
+        inverse = inverse.unsqueeze(-1)
     else:
         inverse = _divide(1.0, scale)
         good = good & torch.isfinite(inverse) & (inverse > 0)

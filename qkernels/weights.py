@@ -1,23 +1,8 @@
 """Quantized weights as immutable values: the canonical form that is stored and compared, and packed forms that kernels
 want.
 
-A packed layout is a bijection of the canonical form: `pack` and `canonical` undo each other bit for bit, also where N
-and K are not multiples of a tile.
-
-Layouts of the CPU backend (64 output channels make a panel; N is padded to 64):
-
-- `vnni64` (Int8Weight): one uint8 buffer of codes `[N/64, K/4, 64, 4]` (K padded to 4 with 0), then `-128 * sum_k
-  codes` as int32 `[N]`, the start value of an accumulator whose activations are shifted by 128 to unsigned.
-- `nibble64` (Int4Weight): one uint8 buffer `[N/64, K/8, 64, 4]` (K padded to 8 with code 8); byte j of a step
-  holds k = j in the low and k = 4 + j in the high nibble. Scales and zeros are float16
-  `[N/64, groups, 64]`, padded with scale 0 and zero 8.
-
-Layouts of the GPU backends (rows of K, as tensor cores read them; scales and zeros as in the canonical form):
-
-- `rows16` (Int8Weight): int8 `[N, K]`, K padded to 16 with 0, so that every row starts at 16 bytes.
-- `halves128` (Int4Weight): uint8 `[N, K/2]`, K padded to 128 with code 8. Byte `64 * b + j` holds k = 128 b + j in the
-  low and k = 128 b + 64 + j in the high nibble, so that a block of bytes unpacks into two runs of k. Nibbles are
-  `code ^ 8`, the two's complement of code - 8: `byte << 4` and `byte & 0xF0` are 16 times the values as int8.
+A packed layout is a bijection of the canonical form (`qkernels.layouts`): `pack` and `canonical` undo each other bit
+for bit.
 """
 
 from __future__ import annotations
@@ -26,12 +11,26 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-PANEL = 64
-MAX_K = 65536
-TINY = 2.0**-100  # below this the largest magnitude counts as zero
-SMALLEST_NORMAL_HALF = 2.0**-14
+from . import layouts
+from .contract import MAX_K, SMALLEST_NORMAL_HALF, WEIGHT_GROUPS
+from .grids import Grid
+from .layouts import pack_bits, unpack_bits
+
+__all__ = [
+    "Int4Weight",
+    "Int8Weight",
+    "Weight",
+    "lay_side_by_side",
+    "levels",
+    "pack_bits",
+    "quantize_weight",
+    "side_by_side",
+    "unpack_bits",
+    "weight_from_codes",
+    "weight_from_levels",
+    "zero_point_bias",
+]
 
 
 def _check_matrix(weight: Tensor) -> Tensor:
@@ -47,10 +46,6 @@ def _check_matrix(weight: Tensor) -> Tensor:
             f"the weight of shape {(n, k)} has a NaN or infinite value in row {row}; it cannot be quantized"
         )
     return weight.detach().to(torch.float32).contiguous()
-
-
-def _round_up(value: int, multiple: int) -> int:
-    return -(-value // multiple) * multiple
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,59 +68,30 @@ class Int8Weight:
         static rule: `clamp(rne(w * (1 / scale)), -127, 127)`. Raises ValueError on NaN, Inf, empty or too large weights
         and on bad scales.
         """
-        w = _check_matrix(weight)
-        if scales is None:
-            absmax = w.abs().amax(dim=1)
-            scales = torch.where(absmax < TINY, torch.ones_like(absmax), absmax / 127)
-        else:
-            scales = scales.detach().to(device=w.device, dtype=torch.float32).contiguous()
-            if scales.shape != (w.shape[0],) or not (torch.isfinite(scales) & (scales > 0)).all():
-                raise ValueError(
-                    f"scales must be {w.shape[0]} positive finite numbers, got shape {tuple(scales.shape)}"
-                )
-        inverse = 1.0 / scales
-        codes = torch.round(w * inverse[:, None]).clamp_(-127, 127).to(torch.int8)
-        return Int8Weight(codes, scales, (w.shape[0], w.shape[1]))
+        if scales is not None and not (scales > 0).all():
+            raise ValueError(f"scales must be {weight.shape[0]} positive finite numbers, got {float(scales.min())}")
+        quantized = quantize_weight(weight, Grid(8, "sym"), scales)
+        assert isinstance(quantized, Int8Weight)
+        return quantized
 
-    def pack(self, layout: str | None = None) -> Int8Weight:
-        """The same weight in `layout`; without one, in the layout that the backend of the tensor's device wants."""
-        if layout is None:
-            layout = _wanted_layout(self)
+    def pack(self, layout: str) -> Int8Weight:
+        """The same weight in `layout`; `qkernels.pack(weight)` takes the one that the backend of its device wants."""
         if layout == self.layout:
             return self
         if layout == "canonical":
             return self.canonical()
         if layout not in ("vnni64", "rows16"):
             raise ValueError(f"unknown layout '{layout}' of an Int8Weight; known: canonical, vnni64, rows16")
-        weight = self.canonical()
-        n, k = self.shape
-        if layout == "rows16":
-            # Where nothing is padded this is the canonical tensor itself.
-            return replace(weight, codes=F.pad(weight.codes, (0, -k % 16)) if k % 16 else weight.codes, layout=layout)
-        padded_n, padded_k = _round_up(n, PANEL), _round_up(k, 4)
-        codes = weight.codes
-        if (padded_n, padded_k) != (n, k):
-            codes = F.pad(codes, (0, padded_k - k, 0, padded_n - n))
-        packed = torch.empty(padded_n * (padded_k + 4), dtype=torch.uint8, device=codes.device)
-        words = packed.view(torch.int32)  # four codes move as one
-        panels, start = words[: padded_n * padded_k // 4].view(-1, padded_k // 4, PANEL), words[-padded_n:]
-        panels.copy_(_bytes_as(codes, torch.int32).view(-1, PANEL, padded_k // 4).transpose(1, 2))
-        # A panel at a time: a sum of int8 in int32 makes a copy four times the size of what it sums.
-        for rows, sums in zip(codes.split(PANEL), start.split(PANEL), strict=True):
-            sums.copy_(rows.sum(dim=1, dtype=torch.int32)).mul_(-128)
-        return replace(weight, codes=packed, layout=layout)
+        codes = self.canonical().codes
+        packed = layouts.to_rows16(codes) if layout == "rows16" else layouts.to_vnni64(codes)
+        return replace(self, codes=packed, layout=layout)
 
     def canonical(self) -> Int8Weight:
         """The same weight in the canonical layout, bit for bit."""
         if self.layout == "canonical":
             return self
-        n, k = self.shape
-        if self.layout == "rows16":
-            return replace(self, codes=self.codes[:, :k].contiguous(), layout="canonical")
-        padded_n, padded_k = _round_up(n, PANEL), _round_up(k, 4)
-        panels = _bytes_as(self.codes[: padded_n * padded_k], torch.int32).view(padded_n // PANEL, padded_k // 4, PANEL)
-        rows = _bytes_as(panels.transpose(1, 2), torch.int8).view(padded_n, padded_k)
-        return replace(self, codes=rows[:n, :k].contiguous(), layout="canonical")
+        unpack = layouts.from_rows16 if self.layout == "rows16" else layouts.from_vnni64
+        return replace(self, codes=unpack(self.codes, *self.shape), layout="canonical")
 
     def dequantize(self) -> Tensor:
         """Float32 `[N, K]`."""
@@ -166,82 +132,27 @@ class Int4Weight:
         it raise ValueError, as do NaN, Inf and wrong shapes.
         """
         w = _check_matrix(weight)
-        n, k = w.shape
-        if group >= k:
-            group = k
-        elif group not in (32, 64, 128):
-            raise ValueError(f"group must be 32, 64, 128 or K={k}, got {group}")
-        groups = -(-k // group)
-        grouped = F.pad(w, (0, groups * group - k)).view(n, groups, group)
-        if scales is None:
-            # Padding is 0, which changes no maximum of magnitudes, and both bounds of `asym` include 0.
-            if symmetric:
-                span = grouped.abs().amax(dim=2) / 7.5
-            else:
-                span = (grouped.amax(dim=2).clamp(min=0) - grouped.amin(dim=2).clamp(max=0)) / 15
-            found = span.clamp(min=SMALLEST_NORMAL_HALF).to(torch.float16)
-            half_scales = torch.where(span < TINY, torch.ones_like(found), found)
-        else:
-            half_scales = scales.detach().to(device=w.device, dtype=torch.float16).contiguous()
-        if half_scales.shape != (n, groups):
-            raise ValueError(f"scales must have shape {(n, groups)}, got {tuple(half_scales.shape)}")
-        if not (torch.isfinite(half_scales) & (half_scales.abs() >= SMALLEST_NORMAL_HALF)).all():
-            raise ValueError(
-                f"scales of an Int4Weight are float16: without sign they must lie between {SMALLEST_NORMAL_HALF:.3g} "
-                "and 65504; rescale the weight"
-            )
-        inverse = (1.0 / half_scales.float())[:, :, None]
-        if zeros is not None:
-            half_zeros = zeros.detach().to(device=w.device, dtype=torch.float16).contiguous()
-            if half_zeros.shape != (n, groups) or not torch.isfinite(half_zeros).all():
-                raise ValueError(
-                    f"zeros must be finite and of shape {(n, groups)}, got shape {tuple(half_zeros.shape)}"
-                )
-        elif symmetric:
-            half_zeros = None
-        else:
-            # The value of code 0: the least one, or with a negative scale the greatest.
-            lowest = torch.where(half_scales > 0, grouped.amin(dim=2).clamp(max=0), grouped.amax(dim=2).clamp(min=0))
-            half_zeros = torch.round(-lowest * inverse[:, :, 0]).clamp(0, 15).to(torch.float16)
-        if half_zeros is None:
-            codes = torch.round(grouped * inverse) + 8
-        else:
-            zero = half_zeros.float()[:, :, None]
-            whole = zero.floor()
-            codes = torch.round(grouped * inverse + (zero - whole)) + whole
-        flat = codes.clamp_(0, 15).to(torch.uint8).view(n, groups * group)[:, :k]
-        return Int4Weight(_pack_nibbles(flat), half_scales, half_zeros, (n, k), group)
+        grid = Grid(4, "symfull" if symmetric else "asym", min(group, w.shape[1]))
+        if zeros is not None:  # with the scales of the range that was asked for
+            scales, grid = grid.fit(w)[0] if scales is None else scales, replace(grid, kind="floatzero")
+        quantized = quantize_weight(w, grid, scales, zeros)
+        assert isinstance(quantized, Int4Weight)
+        return quantized
 
-    def pack(self, layout: str | None = None) -> Int4Weight:
-        """The same weight in `layout`; without one, in the layout that the backend of the tensor's device wants."""
-        if layout is None:
-            layout = _wanted_layout(self)
+    def pack(self, layout: str) -> Int4Weight:
+        """The same weight in `layout`; `qkernels.pack(weight)` takes the one that the backend of its device wants."""
         if layout == self.layout:
             return self
         if layout == "canonical":
             return self.canonical()
         if layout not in ("nibble64", "halves128"):
             raise ValueError(f"unknown layout '{layout}' of an Int4Weight; known: canonical, nibble64, halves128")
-        weight = self.canonical()
-        n, k = self.shape
+        weight, k = self.canonical(), self.shape[1]
         if layout == "halves128":
-            width = _round_up(k, 128) // 2
-            halves = torch.empty(n, width, dtype=torch.uint8, device=weight.codes.device)
-            for rows, packed_rows in zip(weight.codes.split(PANEL), halves.split(PANEL), strict=True):
-                codes = F.pad(_unpack_nibbles(rows, k), (0, 2 * width - k), value=8) ^ 8
-                blocks = codes.view(len(rows), -1, 2, 64)
-                packed_rows.copy_((blocks[:, :, 0] | (blocks[:, :, 1] << 4)).flatten(1))
-            return replace(weight, codes=halves, layout=layout)
-        padded_n, padded_k = _round_up(n, PANEL), _round_up(k, 8)
-        packed = torch.empty(padded_n // PANEL, padded_k // 8, PANEL, 4, dtype=torch.uint8, device=weight.codes.device)
-        # A panel at a time, so that codes a byte each never exist for all of the weight.
-        for rows, panel in zip(weight.codes.split(PANEL), packed, strict=True):
-            codes = F.pad(_unpack_nibbles(rows, k), (0, padded_k - k, 0, PANEL - len(rows)), value=8)
-            steps = codes.view(PANEL, padded_k // 8, 2, 4)
-            panel.copy_((steps[:, :, 0] | (steps[:, :, 1] << 4)).transpose(0, 1))
-        zeros = None if weight.zeros is None else _pack_groups(weight.zeros, padded_n, 8.0)
-        scales = _pack_groups(weight.scales, padded_n, 0.0)
-        return replace(weight, codes=packed.flatten(), scales=scales, zeros=zeros, layout=layout)
+            return replace(weight, codes=layouts.to_halves128(weight.codes, k), layout=layout)
+        zeros = None if weight.zeros is None else layouts.groups_to_panels(weight.zeros, 8.0)
+        scales = layouts.groups_to_panels(weight.scales, 0.0)
+        return replace(weight, codes=layouts.to_nibble64(weight.codes, k), scales=scales, zeros=zeros, layout=layout)
 
     def canonical(self) -> Int4Weight:
         """The same weight in the canonical layout, bit for bit."""
@@ -249,20 +160,15 @@ class Int4Weight:
             return self
         n, k = self.shape
         if self.layout == "halves128":
-            blocks = self.codes.view(n, -1, 64) ^ 0x88
-            codes = torch.stack([blocks & 15, blocks >> 4], dim=2).view(n, -1)[:, :k]
-            return replace(self, codes=_pack_nibbles(codes), layout="canonical")
-        padded_n, padded_k = _round_up(n, PANEL), _round_up(k, 8)
-        steps = self.codes.view(padded_n // PANEL, padded_k // 8, PANEL, 4).transpose(1, 2)
-        codes = torch.stack([steps & 15, steps >> 4], dim=3).reshape(padded_n, padded_k)[:n, :k]
-        zeros = None if self.zeros is None else _unpack_groups(self.zeros, n)
-        return replace(
-            self, codes=_pack_nibbles(codes), scales=_unpack_groups(self.scales, n), zeros=zeros, layout="canonical"
-        )
+            return replace(self, codes=layouts.from_halves128(self.codes, n, k), layout="canonical")
+        scales = layouts.groups_from_panels(self.scales, n)
+        zeros = None if self.zeros is None else layouts.groups_from_panels(self.zeros, n)
+        codes = layouts.from_nibble64(self.codes, n, k)
+        return replace(self, codes=codes, scales=scales, zeros=zeros, layout="canonical")
 
     def unpacked_codes(self) -> Tensor:
         """The codes one a byte: uint8 `[N, K]`."""
-        return _unpack_nibbles(self.canonical().codes, self.shape[1])
+        return layouts.from_nibbles(self.canonical().codes, self.shape[1])
 
     def dequantize(self) -> Tensor:
         """Float32 `[N, K]`: `scale * (code - zero)`."""
@@ -297,40 +203,147 @@ def side_by_side(tensors: list[Tensor]) -> Tensor | None:
     return first.as_strided((sum(map(len, tensors)), *first.shape[1:]), first.stride(), first.storage_offset())
 
 
-def _bytes_as(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """The tensor's elements in order, as one dimension of another dtype with the same bytes."""
-    flat = tensor.flatten()
-    if not flat.is_contiguous() or flat.storage_offset() * flat.element_size() % dtype.itemsize:
-        flat = flat.clone(memory_format=torch.contiguous_format)
-    return flat.view(dtype)
+Weight = Int8Weight | Int4Weight
 
 
-def _pack_nibbles(codes: Tensor) -> Tensor:
-    """uint8 `[N, K]` of 0..15 -> uint8 `[N, ceil(K/2)]`."""
-    if codes.shape[1] % 2:
-        codes = F.pad(codes, (0, 1), value=8)
-    return (codes[:, 0::2] | (codes[:, 1::2] << 4)).contiguous()
+def quantize_weight(weight: Tensor, grid: Grid, scales: Tensor | None = None, zeros: Tensor | None = None) -> Weight:
+    """Round float `[N, K]` to the nearest codes of `grid`, in the container whose kernels multiply it.
+
+    Without `scales` (float `[N, groups]`, or `[N]` for one group) they and the zeros are those of `grid.fit(weight)`;
+    without `zeros`, where the grid has them, those of `grid.zeros`. Codes are computed with the numbers that are
+    stored, so with scales and zeros rounded to float16 in an Int4Weight. Raises ValueError on NaN, Inf, empty or too
+    large weights, on scales that the container cannot hold, and on grids without a container.
+    """
+    w = _check_matrix(weight)
+    if scales is None:
+        scales, found = grid.fit(w)
+        zeros = found if zeros is None else zeros
+    scales, zeros = _check_scales(w, grid, scales, zeros)
+    zeros = grid.zeros(w, scales) if zeros is None else zeros
+    grouped = grid.grouped(w)
+    codes = grid.encode(grouped, scales[:, :, None], None if zeros is None else zeros[:, :, None])
+    return _contain(codes.flatten(1)[:, : w.shape[1]], grid, scales, zeros)
 
 
-def _unpack_nibbles(packed: Tensor, k: int) -> Tensor:
-    return torch.stack([packed & 15, packed >> 4], dim=2).view(packed.shape[0], -1)[:, :k]
+def weight_from_codes(codes: Tensor, grid: Grid, scales: Tensor, zeros: Tensor | None = None) -> Weight:
+    """The weight of codes `[N, K]` that were found elsewhere: whole numbers `grid.low .. grid.high` of any dtype.
+
+    `scales`, and `zeros` where the grid has them: float `[N, groups]`, or `[N]` for one group. Raises ValueError on
+    codes outside the grid and, as `quantize_weight` does, on scales, zeros and grids.
+    """
+    if codes.dim() != 2 or codes.shape[0] == 0 or not 1 <= codes.shape[1] <= MAX_K:
+        raise ValueError(f"codes must be [N, K] with N >= 1 and 1 <= K <= {MAX_K}, got shape {tuple(codes.shape)}")
+    whole = codes.to(torch.float32)
+    if not ((whole >= grid.low) & (whole <= grid.high) & (whole == whole.round())).all():
+        raise ValueError(f"codes of {grid} must be whole numbers {grid.low} .. {grid.high}")
+    scales, zeros = _check_scales(codes, grid, scales, zeros)
+    if grid.zero is None and zeros is None:
+        raise ValueError(f"{grid} has a zero for every scale; give zeros with the codes")
+    return _contain(whole, grid, scales, zeros)
 
 
-def _pack_groups(values: Tensor, padded_n: int, fill: float) -> Tensor:
-    n, groups = values.shape
-    return (
-        F.pad(values, (0, 0, 0, padded_n - n), value=fill)
-        .view(padded_n // PANEL, PANEL, groups)
-        .transpose(1, 2)
-        .contiguous()
+def _check_scales(weight: Tensor, grid: Grid, scales: Tensor, zeros: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Float32 `[N, groups]`, with the values that the container of `grid` holds."""
+    kind, n, k = grid.container, *weight.shape
+    group = k if grid.group is None else min(grid.group, k)
+    if kind == "Int4Weight" and group not in (*WEIGHT_GROUPS, k):
+        raise ValueError(f"group must be 32, 64, 128 or K={k}, got {group}")
+    wanted = (n, -(-k // group))
+    scales = scales.detach().to(device=weight.device, dtype=torch.float32)
+    scales = scales[:, None] if scales.dim() == 1 else scales
+    if kind == "Int8Weight":
+        if scales.shape != wanted or not (torch.isfinite(scales) & (scales != 0)).all():
+            raise ValueError(f"scales must be {n} positive finite numbers, got shape {tuple(scales.shape)}")
+    else:
+        scales = scales.half().float()
+        if scales.shape != wanted:
+            raise ValueError(f"scales must have shape {wanted}, got {tuple(scales.shape)}")
+        if not (torch.isfinite(scales) & (scales.abs() >= SMALLEST_NORMAL_HALF)).all():
+            raise ValueError(
+                f"scales of an Int4Weight are float16: without sign they must lie between {SMALLEST_NORMAL_HALF:.3g} "
+                "and 65504; rescale the weight"
+            )
+    if zeros is None:
+        return scales, None
+    if grid.zero is not None:
+        raise ValueError(f"{grid} has the zero {grid.zero:g}; leave zeros out, or use kind 'asym' or 'floatzero'")
+    zeros = zeros.detach().to(device=weight.device, dtype=torch.float32).half().float()
+    zeros = zeros[:, None] if zeros.dim() == 1 else zeros
+    if zeros.shape != wanted or not torch.isfinite(zeros).all():
+        raise ValueError(f"zeros must be finite and of shape {wanted}, got shape {tuple(zeros.shape)}")
+    return scales, zeros
+
+
+def _contain(codes: Tensor, grid: Grid, scales: Tensor, zeros: Tensor | None) -> Weight:
+    """Checked codes `[N, K]`, scales and zeros `[N, groups]` in the container of `grid`."""
+    n, k = codes.shape
+    if grid.container == "Int8Weight":
+        if grid.kind == "midrise":  # t * (c - (2^b - 1) / 2) = t / 2 * (2c - (2^b - 1))
+            return Int8Weight((2 * codes - grid.high).to(torch.int8), scales[:, 0] / 2, (n, k))
+        return Int8Weight(codes.to(torch.int8), scales[:, 0].contiguous(), (n, k))
+    if grid.kind == "midrise":
+        zeros = torch.full_like(scales, float(grid.high) / 2)
+    nibbles = (codes if zeros is not None else codes + 8).to(torch.uint8)
+    group = k if grid.group is None else min(grid.group, k)
+    return Int4Weight(
+        layouts.to_nibbles(nibbles), scales.half(), None if zeros is None else zeros.half(), (n, k), group
     )
 
 
-def _unpack_groups(values: Tensor, n: int) -> Tensor:
-    return values.transpose(1, 2).reshape(-1, values.shape[1])[:n].contiguous()
+def levels(weight: Weight, grid: Grid) -> Tensor:
+    """The codes of a weight that was made on `grid` as uint8 `[N, K]`, 0 .. 2^bits - 1 (`sym`: one less): what
+    `pack_bits` packs. Raises ValueError where the weight has other codes or another container."""
+    if type(weight).__name__ != grid.container:
+        raise ValueError(f"{grid} is held in an {grid.container}, not in an {type(weight).__name__}")
+    if isinstance(weight, Int4Weight):
+        if (weight.zeros is None) != (grid.zero == 0):
+            raise ValueError(f"this weight was not made on {grid}: it has {'no ' * (weight.zeros is None)}zeros")
+        found = weight.unpacked_codes().short() - (0 if weight.zeros is not None else 8 + grid.low)
+    else:
+        found = weight.canonical().codes.short()
+        if grid.kind == "midrise":
+            found = found + grid.high
+            if (found & 1).any():
+                raise ValueError(f"this weight was not made on {grid}: it has even codes")
+            found = found // 2
+        else:
+            found = found - grid.low
+    if ((found < 0) | (found > grid.high - grid.low)).any():
+        raise ValueError(f"this weight was not made on {grid}: it has codes outside it")
+    return found.to(torch.uint8)
 
 
-def _wanted_layout(weight: Int8Weight | Int4Weight) -> str:
-    from qkernels import dispatch
+def weight_from_levels(levels: Tensor, grid: Grid, scales: Tensor, zeros: Tensor | None = None) -> Weight:
+    """The weight whose `levels(weight, grid)` are given; `scales` and `zeros` as that weight holds them. Bit for bit.
+    Raises ValueError on levels outside the grid."""
+    if levels.dtype != torch.uint8 or levels.dim() != 2 or (levels > grid.high - grid.low).any():
+        raise ValueError(f"levels of {grid} must be uint8 [N, K] up to {grid.high - grid.low}")
+    codes = levels.to(torch.int16) + grid.low
+    if grid.container == "Int4Weight":
+        nibbles = (codes if zeros is not None else codes + 8).to(torch.uint8)
+        n, k = levels.shape
+        return Int4Weight(
+            layouts.to_nibbles(nibbles), scales, zeros, (n, k), k if grid.group is None else min(grid.group, k)
+        )
+    codes = 2 * codes - grid.high if grid.kind == "midrise" else codes
+    return Int8Weight(codes.to(torch.int8), scales, (levels.shape[0], levels.shape[1]))
 
-    return dispatch.layout_for(weight)
+
+def zero_point_bias(
+    weight: Weight, x_scale: Tensor | float, zero_point: Tensor | int, bias: Tensor | None = None
+) -> Tensor:
+    """The bias, float32 `[N]`, with which a linear op takes codes that have a static zero point.
+
+    `quantize_per_token(x, scale=s, zero_point=z)` writes `codes = x / s + z`, and the linear ops multiply codes as they
+    are, so `- s * z * sum_k weight[n, k]` goes into the bias once: `int8_linear(codes, scales, weight,
+    zero_point_bias(weight, s, z, bias))`. Summed in float64. Keep it in float32: it can be much larger than the result.
+    """
+    canonical = weight.canonical()
+    if isinstance(canonical, Int8Weight):
+        sums = canonical.codes.sum(1, dtype=torch.int64).double() * canonical.scales.double()
+    else:
+        sums = canonical.dequantize().double().sum(1)
+    scale = torch.as_tensor(x_scale, dtype=torch.float32, device=sums.device).double().reshape(())
+    shift = torch.as_tensor(zero_point, device=sums.device).double().reshape(())
+    correction = -scale * shift * sums
+    return (correction if bias is None else bias.detach().double() + correction).float()

@@ -57,7 +57,9 @@ def test_codes_pass_through_one_memory_while_they_are_packed(saved, monkeypatch)
     """In memories of their own they would leave holes in the heap: peak memory grew by a fifth."""
     seen = []
     pack = Int8Weight.pack
-    monkeypatch.setattr(Int8Weight, "pack", lambda self, layout=None: seen.append(self.codes.data_ptr()) or pack(self))
+    monkeypatch.setattr(
+        Int8Weight, "pack", lambda self, layout: seen.append(self.codes.data_ptr()) or pack(self, layout)
+    )
     again = qclip.load(saved)
     assert len(seen) > 20 and len(set(seen)) == 1
     assert not any(buffer.data_ptr() == seen[0] for buffer in again.buffers() if buffer.numel())

@@ -96,7 +96,7 @@ def int8_linear(inputs: Inputs) -> Iterator[Case]:
         if fill is not None:
             weight = Int8Weight(torch.full_like(weight.codes, fill[1]), weight.scales, (n, k))
         given, rows = _x_scale(inputs, m, k, option[4])
-        packed = weight.pack()
+        packed = qkernels.pack(weight)
         _linear(
             inputs,
             lambda **rest: qkernels.int8_linear(x, given, packed, **rest),
@@ -118,7 +118,7 @@ def int8_linear(inputs: Inputs) -> Iterator[Case]:
         yield view, lambda v=view: check(33, 40, 96, OPTIONS[1], view=v)
 
     def bad_row() -> None:
-        weight, scale = Int8Weight.quantize(inputs.randn(40, 64)).pack(), inputs.rand(5)
+        weight, scale = qkernels.pack(Int8Weight.quantize(inputs.randn(40, 64))), inputs.rand(5)
         scale[3] = float("nan")
         y = qkernels.int8_linear(inputs.codes(5, 64), scale, weight)
         require(y.isnan().all(1).tolist() == [False, False, False, True, False], "a NaN scale must give a NaN row")
@@ -135,7 +135,7 @@ def int4_linear(inputs: Inputs) -> Iterator[Case]:
             given, rows = _x_scale(inputs, m, k, "one" if option[4] == "one" else "rows")
         else:
             x, given, rows = inputs.randn(m, k, dtype=kind), None, None
-        packed, dense = weight.pack(), weight.dequantize().double()
+        packed, dense = qkernels.pack(weight), weight.dequantize().double()
         _linear(
             inputs,
             lambda **rest: qkernels.int4_linear(x, given, packed, **rest),

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import qkernels
-from qkernels.checks import ESTIMATORS
+from qkernels.contract import ESTIMATORS
 
 from . import oracle
 from .inputs import FLOATS, Case, Inputs, written

@@ -26,7 +26,7 @@ def streams_and_sizes(inputs: Inputs) -> Iterator[Case]:
         return
 
     def late() -> None:
-        weight = Int8Weight.quantize(inputs.randn(512, 768)).pack()
+        weight = qkernels.pack(Int8Weight.quantize(inputs.randn(512, 768)))
         real, x = inputs.randn(300, 768), inputs.poison(300, 768)
         want = qkernels.int8_linear(*qkernels.quantize_per_token(real), weight)
         torch.cuda.synchronize()
@@ -49,7 +49,7 @@ def streams_and_sizes(inputs: Inputs) -> Iterator[Case]:
 
     def linear(bits: int, **options: Any) -> Callable[[torch.Tensor], Any]:
         kind, op = (Int8Weight, qkernels.int8_linear) if bits == 8 else (Int4Weight, qkernels.int4_linear)
-        weight = kind.quantize(inputs.randn(4096, 64)).pack()
+        weight = qkernels.pack(kind.quantize(inputs.randn(4096, 64)))
 
         def run(x: torch.Tensor) -> Any:
             y = op(x, 0.01, weight, **options)

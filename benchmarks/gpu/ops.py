@@ -94,7 +94,7 @@ def gemms(machine: Machine, autotune: bool = False) -> Iterator[Row]:
         bias, scale = inputs.randn(n), inputs.rand(m) * 0.02
         x = [inputs.codes(m, k) for _ in range(count)]
         y = [inputs.poison(m, n, dtype=torch.bfloat16) for _ in range(count)]
-        packed = [w.pack() for w in weights]
+        packed = [qkernels.pack(w) for w in weights]
 
         def call(i: int, x=x, y=y, packed=packed, scale=scale, bias=bias, activation=activation) -> Tensor:
             return qkernels.int8_linear(x[i], scale, packed[i], bias, activation, out_dtype=torch.bfloat16, out=y[i])  # type: ignore[return-value]
@@ -156,7 +156,7 @@ def int4(machine: Machine) -> Iterator[Row]:
     n, k = (48, 64) if machine.tiny else (16384, 4096)
     count = timing.sets_for(machine, n * k // 2)
     weights = [Int4Weight.quantize(inputs.randn(n, k)) for _ in range(count)]
-    packed = [w.pack() for w in weights]
+    packed = [qkernels.pack(w) for w in weights]
     halves = [w.dequantize().bfloat16() for w in weights]
     stored = n * k // 2 + 2 * weights[0].scales.numel()
     for m in (1, 4, 16, 64, 128, 256):

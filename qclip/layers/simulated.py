@@ -6,25 +6,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from qkernels.grids import Grid, dynamic_scales
+
 from .gradients import refuse_gradients
 from .site import QuantizedSite, Weight
-
-TINY = 2.0**-100  # below it a row counts as zero (DESIGN 4, number rules)
 
 
 def quantize_dequantize(x: Tensor, bits: int, scale: Tensor | None = None) -> Tensor:
     """`x` on the symmetric grid of `bits`: dynamic per token (last axis), or with a static `scale`. Float32 inside."""
-    qmax = 2 ** (bits - 1) - 1
-    y = x.float()
-    if scale is None:
-        low, high = torch.aminmax(y, dim=-1, keepdim=True)
-        absmax = torch.maximum(high, -low)
-        small = absmax < TINY
-        top = torch.full_like(absmax, qmax)  # `7 / t` is `t.reciprocal() * 7` in torch: two roundings
-        scale = torch.where(small, torch.ones_like(absmax), absmax / top)
-        inverse = torch.where(small, torch.zeros_like(absmax), top / absmax)
-        return (y * inverse).round_().mul_(scale)  # |y * inverse| rounds to qmax at most
-    return (y * (1 / scale)).round_().clamp_(-qmax, qmax).mul_(scale)
+    grid, y = Grid(bits, "sym"), x.float()
+    if scale is not None:
+        return grid.decode(grid.encode(y, scale), scale)
+    low, high = torch.aminmax(y, dim=-1, keepdim=True)
+    scale, inverse = dynamic_scales(torch.maximum(high, -low), grid.high)
+    return (y * inverse).round_().mul_(scale)  # |y * inverse| rounds to the largest code at most
 
 
 class SimulatedLinear(QuantizedSite):

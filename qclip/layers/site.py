@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+import qkernels
 from qkernels import Int4Weight, Int8Weight
 
 FIXED = ("codes", "scales", "zeros", "smooth", "input_scale")  # what `.half()` and `.bfloat16()` leave alone
@@ -69,7 +70,7 @@ class QuantizedSite(nn.Module):
     def pack(self) -> None:
         """Replace the weight by the form that the backend of its device wants. Nothing on the meta device."""
         if self.codes.device.type != "meta":
-            self._hold(self.quantized.pack())
+            self._hold(qkernels.pack(self.quantized))
 
     def unpack(self) -> None:
         self._hold(self.quantized.canonical())

@@ -12,7 +12,8 @@ import dataclasses
 import torch
 from torch import Tensor, nn
 
-from qkernels import Int4Weight, Int8Weight
+from qkernels import Int4Weight, Int8Weight, weights
+from qkernels.grids import Grid
 
 from .. import calibration
 from ..errors import NonFiniteError, RecipeError
@@ -20,7 +21,6 @@ from ..layers import Int4Linear, Int8Linear, QuantizedEmbedding, QuantizedPatch,
 from ..models import Encoders
 from ..models.tower import Block, Site, Tower
 from ..recipes import FLOAT, Recipe, SitePlan
-from .observers import least_squares_scales
 
 
 @dataclasses.dataclass
@@ -76,24 +76,15 @@ class Method:
         raise NotImplementedError
 
 
+def weight_grid(plan: SitePlan) -> Grid:
+    """`sym` at 5 bits and above, `symfull` below, where it is the better one (methods 2.0)."""
+    return Grid(plan.weight_bits, "sym" if plan.weight_bits >= 5 else "symfull", plan.group)
+
+
 def quantize_weight(weight: Tensor, plan: SitePlan) -> Int8Weight | Int4Weight:
-    """Round to nearest on the plan's grid with its observer's scales: `sym` at 5 bits and above, `symfull` below
-    (methods 2.0)."""
-    scales = None
-    if plan.weight_observer == "mse":
-        scales = least_squares_scales(weight, plan.weight_bits, plan.group)
-    if plan.weight_bits == 4:
-        return Int4Weight.quantize(weight, group=plan.group or weight.shape[1], scales=scales)
-    scales = None if scales is None else scales[:, 0]
-    if plan.weight_bits == 8:
-        return Int8Weight.quantize(weight, scales)
-    top = 2 ** (plan.weight_bits - 1) - 1
-    low, steps = (-top, float(top)) if plan.weight_bits >= 5 else (-top - 1, top + 0.5)
-    if scales is None:
-        absmax = weight.abs().amax(1)
-        scales = torch.where(absmax < 2.0**-100, torch.ones_like(absmax), absmax / steps)
-    codes = torch.round(weight * (1 / scales)[:, None]).clamp(low, top).to(torch.int8)
-    return Int8Weight(codes, scales, (weight.shape[0], weight.shape[1]))
+    """Round to nearest on the plan's grid with its observer's scales."""
+    grid = weight_grid(plan)
+    return weights.quantize_weight(weight, grid, *grid.fit(weight, plan.weight_observer))
 
 
 def build(context: Context, site: Site) -> nn.Module:

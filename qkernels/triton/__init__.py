@@ -101,6 +101,6 @@ def supports(op: str, *args: Any, **kwargs: Any) -> str | None:
         if isinstance(weight, Int8Weight | Int4Weight):
             wanted = "rows16" if isinstance(weight, Int8Weight) else "halves128"
             if weight.layout != wanted:
-                return f"wants a weight in layout '{wanted}', not '{weight.layout}' (call weight.pack() once)"
+                return f"wants a weight in layout '{wanted}', not '{weight.layout}' (call qkernels.pack(weight) once)"
     limits = getattr(_file(op), f"{op}_limits", None)  # what an op's file says beyond that
     return None if limits is None else limits(*args, **kwargs)

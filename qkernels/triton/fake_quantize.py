@@ -21,8 +21,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from qkernels.checks import ESTIMATORS, LEARNED_SCALE, OFFSET
-from qkernels.sharing import Sharing, learned, new_gradients, sharing
+from qkernels.contract import ESTIMATORS, LEARNED_SCALE, OFFSET
+from qkernels.granularity import Sharing, learned, new_gradients, sharing
 
 from .aot import AotCase
 from .launch import ceil_div, on, power_of_two, uncountable

@@ -30,7 +30,7 @@ def without_gradients():
 
 
 def block(width: int) -> Any:
-    weight, gamma = Int8Weight.quantize(torch.randn(width, width)).pack(), torch.rand(width)
+    weight, gamma = qkernels.pack(Int8Weight.quantize(torch.randn(width, width))), torch.rand(width)
 
     def run(x: Tensor) -> dict:
         codes, scale = qkernels.layer_norm_quantize(x, gamma, None, 1e-5)

@@ -13,7 +13,7 @@ from qkernels import Int4Weight, Int8Weight
 SEED = torch.Generator().manual_seed(0)
 X = torch.randn(3, 48, generator=SEED)
 W = torch.randn(24, 48, generator=SEED)
-W8, W4 = Int8Weight.quantize(W).pack(), Int4Weight.quantize(W, group=32).pack()
+W8, W4 = qkernels.pack(Int8Weight.quantize(W)), qkernels.pack(Int4Weight.quantize(W, group=32))
 CODES, SCALES = qkernels.quantize_per_token(X)
 QKV = torch.randn(2, 5, 3, 16, generator=SEED)
 IMAGES = torch.randn(2, 3, 8, 8, generator=SEED)

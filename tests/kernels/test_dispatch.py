@@ -38,7 +38,7 @@ def test_backend_by_device_and_environment(built: None, monkeypatch: pytest.Monk
     assert qkernels.backend_for("cpu") is cpu and qkernels.backend_for(torch.device("meta")) is reference
     monkeypatch.setenv("QKERNELS_BACKEND", "reference")
     assert qkernels.backend_for("cpu") is reference
-    assert Int8Weight.quantize(torch.ones(2, 2)).pack().layout == "canonical"
+    assert qkernels.pack(Int8Weight.quantize(torch.ones(2, 2))).layout == "canonical"
     monkeypatch.setenv("QKERNELS_BACKEND", "cpu")
     assert qkernels.backend_for("cpu") is cpu
     monkeypatch.setenv("QKERNELS_BACKEND", "fast")
@@ -73,8 +73,8 @@ def test_gpu_tensors_run_on_triton_and_cpu_tensors_only_by_its_interpreter(monke
         qkernels.backend_for("cpu")
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     assert qkernels.backend_for("cpu") is triton
-    assert Int8Weight.quantize(torch.ones(2, 20)).pack().layout == "rows16"
-    assert Int4Weight.quantize(torch.ones(2, 20)).pack().layout == "halves128"
+    assert qkernels.pack(Int8Weight.quantize(torch.ones(2, 20))).layout == "rows16"
+    assert qkernels.pack(Int4Weight.quantize(torch.ones(2, 20))).layout == "halves128"
     x, scale, weight = small()
     assert triton.supports("no_such_op", x) == "does not have this op"
 
@@ -116,8 +116,8 @@ def test_the_neon_tier_is_found_where_it_is(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_packing_follows_the_backend(built: None) -> None:
-    assert Int8Weight.quantize(torch.ones(2, 2)).pack().layout == "vnni64"
-    assert Int4Weight.quantize(torch.ones(2, 2)).pack().layout == "nibble64"
+    assert qkernels.pack(Int8Weight.quantize(torch.ones(2, 2))).layout == "vnni64"
+    assert qkernels.pack(Int4Weight.quantize(torch.ones(2, 2))).layout == "nibble64"
 
 
 def test_a_canonical_weight_runs_on_the_reference_and_says_so_once(built: None) -> None:
@@ -129,7 +129,7 @@ def test_a_canonical_weight_runs_on_the_reference_and_says_so_once(built: None) 
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert torch.equal(qkernels.int8_linear(x, scale, weight), y)
-        assert torch.allclose(qkernels.int8_linear(x, scale, weight.pack()), y)
+        assert torch.allclose(qkernels.int8_linear(x, scale, qkernels.pack(weight)), y)
 
 
 def test_strict_turns_a_fall_back_into_an_error(built: None, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -137,7 +137,7 @@ def test_strict_turns_a_fall_back_into_an_error(built: None, monkeypatch: pytest
     monkeypatch.setenv("QKERNELS_STRICT", "1")
     with pytest.raises(FallbackError, match="vnni64.*QKERNELS_STRICT"):
         qkernels.int8_linear(x, scale, weight)
-    qkernels.int8_linear(x, scale, weight.pack())
+    qkernels.int8_linear(x, scale, qkernels.pack(weight))
 
 
 def test_an_op_that_the_backend_lacks_falls_back(built: None) -> None:
@@ -150,7 +150,7 @@ def test_without_native_code_the_reference_runs_with_one_warning(monkeypatch: py
     monkeypatch.setattr(cpu, "missing", "qkernels was installed without its native code")
     x, scale, weight = small()
     with pytest.warns(FallbackWarning, match="without its native code: the slow reference backend runs") as caught:
-        qkernels.int8_linear(x, scale, weight.pack())
+        qkernels.int8_linear(x, scale, qkernels.pack(weight))
         qkernels.quantize_per_token(torch.ones(2, 2))
     assert len(caught) == 1
     info = qkernels.info()
@@ -220,9 +220,9 @@ def test_a_forked_process_goes_on_with_one_thread() -> None:
     code = (
         "import os, signal, torch, qkernels\n"
         "torch.set_num_threads(2)\n"
-        "w = qkernels.Int8Weight.quantize(torch.randn(256, 256)).pack()\n"
+        "w = qkernels.pack(qkernels.Int8Weight.quantize(torch.randn(256, 256)))\n"
         "x = torch.randn(512, 256)\n"
-        "w4 = qkernels.Int4Weight.quantize(torch.randn(256, 256)).pack()\n"
+        "w4 = qkernels.pack(qkernels.Int4Weight.quantize(torch.randn(256, 256)))\n"
         "q = torch.randn(4, 50, 4, 16)\n"
         "def run():\n"
         "    codes, scales = qkernels.layer_norm_quantize(x, None, None, 1e-5)\n"

@@ -40,7 +40,7 @@ def test_the_walk_meets_every_size() -> None:
 def test_int8_linear(tier: str) -> None:
     for m, n, k in SIZES:
         x, w = codes(m, m, k), codes(n + 1000, n, k)
-        y = qkernels.int8_linear(x, torch.ones(()), Int8Weight(w, torch.ones(n), (n, k)).pack())
+        y = qkernels.int8_linear(x, torch.ones(()), qkernels.pack(Int8Weight(w, torch.ones(n), (n, k))))
         assert torch.equal(y.long(), x.long() @ w.long().t()), (m, n, k)
 
 
@@ -48,7 +48,7 @@ def test_int4_linear(tier: str) -> None:
     for m, n, k in SIZES:
         w = torch.randint(-8, 8, (n, k), generator=torch.Generator().manual_seed(n)).float()
         group = (32, 64, 128, k)[m % 4]
-        weight = Int4Weight.quantize(w, group, scales=torch.ones(n, -(-k // group))).pack()
+        weight = qkernels.pack(Int4Weight.quantize(w, group, scales=torch.ones(n, -(-k // group))))
         x = codes(m, m, k)
         want = x.long() @ w.long().t()
         assert torch.equal(qkernels.int4_linear(x, torch.ones(()), weight).long(), want), (m, n, k, group)
@@ -104,7 +104,7 @@ def test_int4_corners(tier: str, k: int) -> None:
     w = torch.full((4, k), 7.0)
     w[1], w[2, ::2], w[3, k // 3 :] = -8, -8, -8
     for group in (min(128, k), k):
-        weight = Int4Weight.quantize(w, group, scales=torch.ones(4, -(-k // group))).pack()
+        weight = qkernels.pack(Int4Weight.quantize(w, group, scales=torch.ones(4, -(-k // group))))
         assert torch.equal(qkernels.int4_linear(x, torch.ones(()), weight).long(), x.long() @ w.long().t())
 
 
@@ -116,7 +116,7 @@ def test_results_saturate(tier: str) -> None:
     int8 = Int8Weight(w.to(torch.int8), torch.ones(80), (80, 70))
     int4 = Int4Weight.quantize(w.float(), 70, scales=torch.ones(80, 1))
     for weight, op in ((int8, qkernels.int8_linear), (int4, qkernels.int4_linear)):
-        packed: Any = weight.pack()
+        packed: Any = qkernels.pack(weight)
         for zero, (low, high) in ends.items():
             y = op(x, one, packed, out_scale=torch.tensor(1e-6), out_zero_point=zero)
             assert torch.equal(y[sign > 0], torch.full_like(y[sign > 0], high)), zero
@@ -143,7 +143,7 @@ def moved(x: torch.Tensor | None) -> Any:
 def test_unaligned_memory(tier: str) -> None:
     x8, x, scale = codes(0, 13, 70), torch.randn(13, 70), torch.rand(13) + 0.5
     w, bias, residual = torch.randn(90, 70), torch.randn(90), torch.randn(13, 90)
-    w8, w4 = Int8Weight.quantize(w).pack(), Int4Weight.quantize(w, 32).pack()
+    w8, w4 = qkernels.pack(Int8Weight.quantize(w)), qkernels.pack(Int4Weight.quantize(w, 32))
     q, k, v = torch.randn(3, 2, 21, 3, 20).unbind()
     mask, smooth = torch.randn(21, 21), torch.rand(70) + 0.5
     for dtype in (torch.float32, torch.bfloat16, torch.float16):

@@ -411,7 +411,7 @@ def test_compiles_with_inductor():
         qkernels.hadamard_transform(y * 2, out=out)
         return out + 1
 
-    x, weight = torch.randn(2, 6, 48), Int8Weight.quantize(torch.randn(48, 48)).pack()
+    x, weight = torch.randn(2, 6, 48), qkernels.pack(Int8Weight.quantize(torch.randn(48, 48)))
     torch._dynamo.reset()
     y = torch.compile(block, fullgraph=True)(x, weight.codes, weight.scales, weight.layout)
     assert torch.allclose(y, block(x, weight.codes, weight.scales, weight.layout), atol=1e-5)
@@ -511,9 +511,9 @@ def work(seed):
     codes, steps = qkernels.quantize_per_token(x)
     w = torch.randn(70 + seed, width, generator=generator)
     return (
-        qkernels.int8_linear(codes, steps, Int8Weight.quantize(w).pack(), activation="gelu"),
-        qkernels.int4_linear(codes, steps, Int4Weight.quantize(w).pack()),
-        qkernels.int4_linear(x, None, Int4Weight.quantize(w).pack()),
+        qkernels.int8_linear(codes, steps, qkernels.pack(Int8Weight.quantize(w)), activation="gelu"),
+        qkernels.int4_linear(codes, steps, qkernels.pack(Int4Weight.quantize(w))),
+        qkernels.int4_linear(x, None, qkernels.pack(Int4Weight.quantize(w))),
         *qkernels.layer_norm_quantize(x, None, None, 1e-5),
         *qkernels.attention(q, q, q, out_dynamic=True),
         qkernels.attention(q, q, q),
@@ -539,7 +539,7 @@ def test_results_do_not_depend_on_the_number_of_threads(backend):
     x[3, 5] = 1e4
     q = torch.randn(3, 33, 4, 32, generator=generator)
     w = torch.randn(200, 768, generator=generator)
-    w8, w4 = Int8Weight.quantize(w).pack(), Int4Weight.quantize(w).pack()
+    w8, w4 = qkernels.pack(Int8Weight.quantize(w)), qkernels.pack(Int4Weight.quantize(w))
     results, before = [], torch.get_num_threads()
     try:
         for count in range(1, 9):

@@ -28,7 +28,7 @@ def tier(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str
 
 def weight(n: int, k: int, seed: int = 0, bits: int = 8) -> Int8Weight | Int4Weight:
     w = torch.randn(n, k, generator=torch.Generator().manual_seed(seed))
-    return (Int8Weight.quantize(w) if bits == 8 else Int4Weight.quantize(w, 32)).pack()
+    return qkernels.pack(Int8Weight.quantize(w) if bits == 8 else Int4Weight.quantize(w, 32))
 
 
 def linear(codes: Tensor, scale: Tensor, w: Int8Weight | Int4Weight, **rest) -> Tensor:

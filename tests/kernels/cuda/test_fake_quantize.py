@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from qkernels import reference
-from qkernels.checks import ESTIMATORS, OFFSET
+from qkernels.contract import ESTIMATORS, OFFSET
 from tests.kernels.oracles import FLOATS
 
 # shape, axis, group: one scale, rows, columns, an axis between, groups; pieces of 1024 and blocks of 64 rows and their

@@ -104,7 +104,7 @@ def test_results_of_linear_maps(bits: int, out: str, form: str, monkeypatch: pyt
     monkeypatch.setattr(launch, "INTERPRETER", launch.Chip(90 if form == "descriptors" else 80, 2**30, 227 * 1024))
     n, k = 16_384, 144
     w = torch.randn(n, k, generator=torch.Generator().manual_seed(1))
-    weight = (Int8Weight.quantize(w) if bits == 8 else Int4Weight.quantize(w, group=128)).pack()
+    weight = qkernels.pack(Int8Weight.quantize(w) if bits == 8 else Int4Weight.quantize(w, group=128))
     x, last = sparse(FAR // n + 3, k, torch.int8)
     options: dict = {"out_group": 128} if out == "group" else {"out_scale": 3.0} if out == "tensor" else {}
     residuals: tuple = (None, None)

@@ -11,8 +11,8 @@ from torch import Tensor
 
 import qkernels
 from qkernels import reference
-from qkernels.checks import ESTIMATORS, LEARNED_SCALE, OFFSET
-from qkernels.sharing import Sharing, sharing
+from qkernels.contract import ESTIMATORS, LEARNED_SCALE, OFFSET
+from qkernels.granularity import Sharing, sharing
 from qkernels.triton import fake_quantize as kernels
 from tests.kernels.test_fake_quantize import SHARING, scales_for, spread, zeros_for
 

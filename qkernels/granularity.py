@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .checks import LEARNED_SCALE, OFFSET
+from .contract import LEARNED_SCALE, OFFSET
 
 
 class Sharing(NamedTuple):
