@@ -64,7 +64,6 @@ def load_folder(
     """
     say = progress or (lambda what, done, total: None)
     say(f"listing {spec}", 0, 0)
-    left_out = LeftOut()
     top = os.fspath(root)
     if split is not None:
         names = [entry.name for entry in _top(top) if is_folder(entry, links=True) and not is_leftover(entry.name)]
@@ -72,6 +71,7 @@ def load_folder(
             hint = nearest(split, names) if names else "it has no sub-folders."
             raise DataError(f"{shown(top)}: no split {split!r}; {hint}")
         top = os.path.join(top, split)
+    left_out = LeftOut(top)
     folders, loose = _sorted_out(top, left_out)
     labels: np.ndarray | None = None
     notes: list[str] = []
@@ -84,7 +84,7 @@ def load_folder(
             places, notes = class_names.renamed(names, classes, shown(top))
         files, counts = [], []
         for done, entry in enumerate(folders):
-            inside = list(images_below(entry.path, top, left_out))
+            inside = list(images_below(entry.path, left_out))
             files += inside
             counts.append(len(inside))
             say(f"listing {spec}", done + 1, len(folders))
@@ -124,11 +124,11 @@ def _sorted_out(top: str, left_out: LeftOut) -> tuple[list[os.DirEntry[str]], li
     real = os.path.realpath(top)
     for entry in _top(top):
         if is_leftover(entry.name):
-            left_out.add("which systems and editors leave behind", entry.name)
+            left_out.add("which systems and editors leave behind", entry.path)
         elif is_folder(entry, links=True):
             target = os.path.realpath(entry.path) if entry.is_symlink() else None
             if target is not None and os.path.commonpath([target, real]) == target:
-                left_out.add("links to a folder that they lie in", entry.name)
+                left_out.add("links to a folder that they lie in", entry.path)
             elif has_suffix(entry.name) and not _top(entry.path):
                 loose.append(entry)  # an empty folder called x.png was to be an image
             else:
@@ -136,7 +136,7 @@ def _sorted_out(top: str, left_out: LeftOut) -> tuple[list[os.DirEntry[str]], li
         elif is_image(entry):
             loose.append(entry)
         else:
-            left_out.add("no images", entry.name)
+            left_out.add("no images", entry.path)
     if folders and loose:
         if stray := [entry for entry in loose if _is_file(entry)]:
             raise DataError(
@@ -144,7 +144,7 @@ def _sorted_out(top: str, left_out: LeftOut) -> tuple[list[os.DirEntry[str]], li
                 f"{shown(stray[0].name)}); move them into one."
             )
         for entry in loose:
-            left_out.add("no files, beside the class folders", entry.name)
+            left_out.add("no files, beside the class folders", entry.path)
     numbered = all(entry.name.isdecimal() for entry in folders)
     folders.sort(key=lambda entry: (int(entry.name) if numbered else 0, entry.name))
     return folders, loose

@@ -30,12 +30,13 @@ _LEFTOVERS = {
 
 @dataclasses.dataclass
 class LeftOut:
-    """Names that are no part of a set, by reason."""
+    """Names, below `root`, that are no part of a set, by reason."""
 
+    root: str
     names: dict[str, list[str]] = dataclasses.field(default_factory=dict)
 
-    def add(self, why: str, name: str) -> None:
-        self.names.setdefault(why, []).append(shown(name))
+    def add(self, why: str, path: str) -> None:
+        self.names.setdefault(why, []).append(shown(os.path.relpath(path, self.root)))
 
     def notes(self, where: str) -> list[str]:
         return [f"{where}: {len(names)} left out, {why}: {some(names)}" for why, names in self.names.items()]
@@ -63,7 +64,7 @@ def is_folder(entry: os.DirEntry[str], links: bool) -> bool:
         return False
 
 
-def images_below(folder: str, root: str, left_out: LeftOut) -> Iterator[str]:
+def images_below(folder: str, left_out: LeftOut) -> Iterator[str]:
     """Paths of the images in `folder` and the folders in it, in the order of their names. What is called like an
     image and is none (a broken link, a pipe) is among them: reading it says what it is.
 
@@ -80,22 +81,23 @@ def images_below(folder: str, root: str, left_out: LeftOut) -> Iterator[str]:
         except PermissionError as error:
             raise unreadable_folder(path, error) from None
         except OSError as error:
-            left_out.add(f"folders that cannot be read ({error.strerror})", os.path.relpath(path, root))
+            left_out.add(f"folders that cannot be read ({error.strerror})", path)
             continue
         if not found and path != folder and has_suffix(path):
             yield path  # an empty folder called x.png was to be an image
-        for entry in reversed(found):
-            name = os.path.relpath(entry.path, root)
+        inside = []
+        for entry in found:
             if is_leftover(entry.name):
-                left_out.add("which systems and editors leave behind", name)
+                left_out.add("which systems and editors leave behind", entry.path)
             elif is_folder(entry, links=False):
-                pending.append((entry.path, True))
+                inside.append((entry.path, True))
             elif is_folder(entry, links=True):
-                left_out.add("links to folders, which are not followed inside a class", name)
+                left_out.add("links to folders, which are not followed inside a class", entry.path)
             elif is_image(entry):
-                pending.append((entry.path, False))
+                inside.append((entry.path, False))
             else:
-                left_out.add("no images", name)
+                left_out.add("no images", entry.path)
+        pending += reversed(inside)
 
 
 def is_image(entry: os.DirEntry[str]) -> bool:

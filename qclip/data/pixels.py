@@ -15,7 +15,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
     Raises ValueError, saying why, where the range of the values is not known, too little of it is used for 8 bits, or
     every pixel is transparent; and whatever Pillow raises on a damaged file.
     """
-    stored = repr(image.tile)  # how the file stores its pixels; loading empties it
+    stored = repr(getattr(image, "tile", ()))  # how the file stores its pixels; loading empties it
     image.load()
     if image.mode.startswith("I") or image.mode == "F":
         rgb = _deep_grey(image, stored).convert("RGB")

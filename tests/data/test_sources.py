@@ -270,6 +270,56 @@ def test_bad_names_say_what_is_near(file, tmp_path):
         load(f"parquet:{file}", need=20)
 
 
+def test_a_path_may_hold_a_question_mark(tmp_path):
+    named = fill(tmp_path, {"what?/cat": [1, 2], "what?/dog": [3], "what/cat": [4], "50%3F/ant": [5], "50?/ant": [6]})
+    assert values(load(f"folder:{named}/what?")) == [1, 2, 3]  # as it is written, where it exists so
+    assert values(load(f"folder:{named}/what??samples=3")) == [1, 2, 3]
+    assert values(load(f"folder:{named}/what%3F?samples=3")) == [1, 2, 3]
+    assert values(load(f"folder:{named}/what%3f")) == [1, 2, 3]
+    assert values(load(f"folder:{named}/what?samples=1")) == [4]
+    assert values(load(f"folder:{named}/50%3F")) == [5] and values(load(f"folder:{named}/50%253F")) == [5]
+    write(tmp_path / "a?b&c=1.parquet", n=2)
+    for name in ("a?b&c=1.parquet", "a%3Fb%26c=1.parquet", "a%3Fb&c=1.parquet"):
+        assert values(load(f"parquet:{tmp_path}/{name}?samples=2")) == [0, 1]
+    with pytest.raises(DataError, match="unknown option 'b"):
+        load(f"parquet:{tmp_path}/a?b&c=2.parquet")
+
+
+@pytest.mark.parametrize("path", ["%00", "x" * 5000, "a/" * 3000, "%ff%fe", "~nobody-is-called-this/x", "a%0ab"])
+def test_paths_that_no_file_system_has_do_not_exist(path, tmp_path):
+    for kind in ("folder", "parquet"):
+        with pytest.raises(DataError, match="does not exist") as error:
+            load(f"{kind}:{tmp_path}/{path}")
+        assert str(error.value).isprintable()
+
+
+@pytest.mark.parametrize(
+    "query, match",
+    [
+        ("side=0", "cannot be drawn 0 pixels wide"),
+        ("side=-8", "side=-8 is not a whole number"),
+        ("side=32.0", "side=32.0 is not a whole number"),
+        ("side=1e3", "side=1e3 is not a whole number"),
+        ("side=1000000000", "cannot be drawn 1000000000 pixels wide"),
+        ("side=" + "9" * 5000, "side has 5000 digits"),
+        ("side=\u0663\u0662", "is not a whole number"),
+        ("samples=0", "at least one"),
+        ("samples=-1", "samples=-1 is not a whole number"),
+        ("samples=x", "samples=x is not a whole number"),
+        ("samples=1000000000000", "ask for at most"),
+        ("seed=x", "seed=x is not a whole number"),
+        ("seed=-1", "seed=-1 is not a whole number"),
+        ("seed=1.5", "seed=1.5 is not a whole number"),
+        ("sed=1", "unknown option 'sed'; did you mean 'seed'"),
+        ("size=1", "unknown option 'size'; did you mean 'side'"),
+        ("image=x", "only a Parquet file has columns"),
+    ],
+)
+def test_numbers_that_mean_nothing_are_refused(query, match):
+    with pytest.raises(DataError, match=match):
+        load(f"scenes:test?{query}")
+
+
 def test_real_sets_load(shared_data):
     data = load(f"parquet:{shared_data / 'cifar10_test.parquet'}?where=lossless")
     assert len(data) == 1000 and data.classes[3] == "cat" and data.image(0).size == (32, 32)
