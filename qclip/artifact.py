@@ -1,7 +1,9 @@
-"""A quantized model as a folder: `model.safetensors` (canonical codes and the rest) and `qclip.json` (everything else).
+"""A quantized model as a folder: `model.safetensors` (canonical codes and the rest), `qclip.json` (everything else),
+and `tokenizer.json` where the tokenizer is one of Hugging Face's.
 
-Nothing in it is executed. Loading checks the description and the checksum before it builds anything, makes the float
-skeleton on the meta device, and brings in one tensor at a time, so that two forms of a weight never coexist.
+Nothing in it is executed, and loading it contacts no network. Loading checks the description, the tensors' header
+against it, and the checksums before it builds anything, makes the float skeleton on the meta device, and brings in one
+tensor at a time, looking at its values, so that two forms of a weight never coexist.
 """
 
 from __future__ import annotations
@@ -14,13 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from qkernels import Int4Weight, Int8Weight
 
-from . import models, rewrite
+from . import description, models, rewrite
 from .errors import ArtifactError, ModelError, OutputExistsError
 from .files import check_folder, whole_folder
 from .layers import (
@@ -33,14 +35,19 @@ from .layers import (
     SimulatedLinear,
 )
 from .layers.site import FIXED
+from .models.allowed import TOKENIZER_BYTES
+from .models.tokenizer import FILE as TOKENIZER
+from .models.values import check_values
 from .recipes import Recipe, SitePlan
+from .site_values import check_site_values
+from .untrusted import TensorFile, inside, is_file, open_regular, read_bytes, read_header, read_json, reason
 
 FORMAT = 1
 TENSORS, DESCRIPTION = "model.safetensors", "qclip.json"
 
 
 def is_artifact(path: str | Path) -> bool:
-    return (Path(path) / DESCRIPTION).is_file()
+    return is_file(Path(path) / DESCRIPTION, ArtifactError)
 
 
 def description_hash(content: dict[str, Any]) -> str:
@@ -50,15 +57,15 @@ def description_hash(content: dict[str, Any]) -> str:
 
 
 def file_hash(path: Path) -> str:
-    with path.open("rb") as file:
+    with open_regular(path, ArtifactError) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def save(model: nn.Module, path: str | Path, force: bool = False) -> Path:
     """Write a quantized model to the folder `path`; whole or not at all. Returns the folder.
 
-    Raises ModelError for a model that is not quantized, OutputExistsError for a non-empty folder without `force`
-    (with it, only a folder that is an artifact is replaced).
+    Raises ModelError for a model that is not quantized or could not be loaded again, OutputExistsError for a non-empty
+    folder without `force` (with it, only a folder that is an artifact is replaced).
     """
     path = Path(path)
     done = rewrite.quantization(model)
@@ -72,11 +79,12 @@ def save(model: nn.Module, path: str | Path, force: bool = False) -> Path:
         except SafetensorError as error:  # its name for a full disk
             raise OSError(str(error)) from None
         coverage = done.coverage
+        tokenizer, tokenizer_file = models.carried_tokenizer(model)
         content = {
             "format": FORMAT,
             "architecture": models.config_of(model),
             "preprocess": models.preprocess_config(model),
-            "tokenizer": models.tokenizer_config(model),
+            "tokenizer": tokenizer,
             "source": done.source,
             "recipe": done.recipe.to_dict(),
             "plans": {name: dataclasses.asdict(plan) for name, plan in done.plans.items()},
@@ -95,6 +103,9 @@ def save(model: nn.Module, path: str | Path, force: bool = False) -> Path:
             "tensors_bytes": (fresh / TENSORS).stat().st_size,
         }
         content["description_sha256"] = description_hash(content)
+        description.check_saved(content)
+        if tokenizer_file is not None:
+            (fresh / TOKENIZER).write_bytes(tokenizer_file)
         (fresh / DESCRIPTION).write_text(json.dumps(content, indent=1) + "\n")
         (fresh / TENSORS).chmod((fresh / DESCRIPTION).stat().st_mode)  # safetensors' own files are for their owner only
     return path
@@ -107,7 +118,7 @@ def check_output(path: str | Path, force: bool = False) -> None:
         raise OutputExistsError(
             f"{str(path)!r} holds other files than an artifact and is not replaced; choose another folder"
         )
-    check_folder(path, (TENSORS, DESCRIPTION), force, alone=True)
+    check_folder(path, (TENSORS, DESCRIPTION, TOKENIZER), force, alone=True)
 
 
 def _unshared(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -182,38 +193,23 @@ def _empty_site(facts: dict[str, Any]) -> nn.Module:
 
 
 def read_description(path: str | Path) -> dict[str, Any]:
-    """`qclip.json`, checked for form and version. Raises ArtifactError with the reason."""
+    """`qclip.json`, checked for form, version and allowed settings. Raises ArtifactError with the reason."""
     path = Path(path)
-    file = path / DESCRIPTION
-    if not file.is_file():
+    file = inside(path, DESCRIPTION, ArtifactError)
+    if not is_file(file, ArtifactError):
         raise ArtifactError(f"{str(path)!r} is no artifact: {DESCRIPTION} is missing")
-    try:
-        content = json.loads(file.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ArtifactError(f"{str(file)!r} is not valid JSON ({error}); the artifact is truncated or edited") from None
+    content = read_json(file, ArtifactError)
     if not isinstance(content, dict) or type(content.get("format")) is not int or content["format"] < 1:
         raise ArtifactError(f"{str(file)!r} has no format version; it was not written by qclip")
     if content["format"] > FORMAT:
         raise ArtifactError(
             f"{str(path)!r} has format {content['format']}, this version reads up to {FORMAT}; upgrade qclip"
         )
-    wanted = {
-        "architecture",
-        "preprocess",
-        "tokenizer",
-        "source",
-        "recipe",
-        "plans",
-        "sites",
-        "provenance",
-        "tensors_sha256",
-        "tensors_bytes",
-        "description_sha256",
-    }
-    if missing := sorted(wanted - set(content)):
+    if missing := [key for key in description.NEEDED if key not in content]:
         raise ArtifactError(f"{str(file)!r} lacks {missing[0]!r}; the artifact is edited or foreign")
     if description_hash(content) != content["description_sha256"]:
         raise ArtifactError(f"{str(file)!r} does not match its own checksum; it was changed after it was saved")
+    description.check(content, str(path))
     return content
 
 
@@ -221,31 +217,35 @@ def read_description(path: str | Path) -> dict[str, Any]:
 def load(path: str | Path, device: str | torch.device = "cpu") -> nn.Module:
     """A model from an artifact folder, in eval mode, with `preprocess` and `tokenizer`.
 
-    Raises ArtifactError - truncated, edited, foreign, newer - before any model exists.
+    Raises ArtifactError - truncated, edited, foreign, newer, of settings that are not allowed - before any model
+    exists, and for values that no layer can hold.
     """
     path = Path(path)
     content = read_description(path)
-    tensors = path / TENSORS
-    if not tensors.is_file():
+    file = inside(path, TENSORS, ArtifactError)
+    if not is_file(file, ArtifactError):
         raise ArtifactError(f"{str(path)!r} lacks {TENSORS}")
-    size = tensors.stat().st_size
+    size = file.stat().st_size
     if size != content["tensors_bytes"]:
         raise ArtifactError(
-            f"{str(tensors)!r} has {size} bytes instead of {content['tensors_bytes']}; "
+            f"{str(file)!r} has {size} bytes instead of {content['tensors_bytes']}; "
             "it is truncated or from another artifact"
         )
-    if file_hash(tensors) != content["tensors_sha256"]:
-        raise ArtifactError(f"{str(tensors)!r} does not match its checksum; it was changed after it was saved")
+    tensors = read_header(file, ArtifactError)
+    description.check_tensors(content, tensors, str(file))
+    if file_hash(file) != content["tensors_sha256"]:
+        raise ArtifactError(f"{str(file)!r} does not match its checksum; it was changed after it was saved")
+    tokenizer = _read_tokenizer(path, content["tokenizer"])
     try:
-        model, plans, recipe = _skeleton(content)
-    except (LookupError, ArithmeticError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-        if isinstance(error, ArtifactError):
-            raise
+        model, plans, recipe = _skeleton(content, tokenizer)
+    except ArtifactError:
+        raise
+    except Exception as error:  # sizes that contradict each other: every library below has errors of its own
         raise ArtifactError(
-            f"{str(path / DESCRIPTION)!r} describes no model that can be built "
-            f"({type(error).__name__}: {error}); it is edited or foreign"
+            f"{str(path / DESCRIPTION)!r} describes no model that can be built ({reason(error)}); "
+            "it is edited or foreign"
         ) from None
-    _fill(model, tensors, torch.device(device))
+    _fill(model, file, tensors, plans, torch.device(device))
     models.materialize_buffers(model)
     if torch.device(device).type != "cpu":
         model.to(device)
@@ -253,57 +253,74 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> nn.Module:
     return model.eval()
 
 
-def _skeleton(content: dict[str, Any]) -> tuple[nn.Module, dict[str, SitePlan], Recipe]:
+def _read_tokenizer(path: Path, config: dict[str, Any] | None) -> bytes | None:
+    """The bytes of the artifact's own tokenizer; their checksum is looked at where they are taken."""
+    if config is None or config["kind"] != "json":
+        return None
+    return read_bytes(inside(path, TOKENIZER, ArtifactError), TOKENIZER_BYTES, ArtifactError)
+
+
+def _skeleton(content: dict[str, Any], tokenizer: bytes | None) -> tuple[nn.Module, dict[str, SitePlan], Recipe]:
     recipe = Recipe.from_dict(content["recipe"])
     plans = {name: SitePlan(**plan) for name, plan in content["plans"].items()}
     model = models.create_from_config(content["architecture"], device="meta")
     towers = models.towers(model)
-    known = {site.name for tower in towers.values() for site in tower}
-    if set(plans) != known:
-        odd = sorted(set(plans) ^ known)[0]
+    sites = {site.name: site for tower in towers.values() for site in tower}
+    if set(plans) != set(sites):
+        odd = sorted(set(plans) ^ set(sites))[0]
         raise ArtifactError(f"the artifact's sites do not fit its architecture (first difference: {odd!r})")
     wanted = {name for name, plan in plans.items() if plan.state != "float"}
     if set(content["sites"]) != wanted:
         odd = sorted(set(content["sites"]) ^ wanted)[0]
         raise ArtifactError(f"the artifact's layers do not fit its plans (first difference: {odd!r})")
+    for name, facts in content["sites"].items():
+        description.check_skeleton(sites[name], facts)
     rewrite.write(towers, {name: _empty_site(facts) for name, facts in content["sites"].items()})
-    models.attach(model, content["preprocess"], content["tokenizer"], source=content["source"])
+    models.attach(model, content["preprocess"], content["tokenizer"], source=content["source"], file=tokenizer)
     return model, plans, recipe
 
 
-def _fill(model: nn.Module, path: Path, device: torch.device) -> None:
-    """Move the file's tensors into the skeleton, module by module, packing each weight as soon as it is there.
+def _fill(model: nn.Module, path: Path, tensors: TensorFile, plans: dict[str, SitePlan], device: torch.device) -> None:
+    """Move the file's tensors into the skeleton, module by module, looking at the values of each and packing each
+    weight as soon as it is there.
 
     Codes that will be packed pass through one memory: in memories of their own, freed beside their packed copies, they
     would leave the heap in pieces a fifth larger than what it holds.
     """
     slots = {name: _slot(model, name) for name in model.state_dict()}
-    try:
-        with safe_open(path, framework="pt") as file:
-            names = list(file.keys())
-    except SafetensorError as error:
-        raise ArtifactError(f"{str(path)!r} is not a readable safetensors file ({error})") from None
-    if set(names) != set(slots):
-        odd = sorted(set(names) ^ set(slots))[0]
+    if set(tensors) != set(slots):
+        odd = sorted(set(tensors) ^ set(slots))[0]
         raise ArtifactError(f"{str(path)!r} does not fit its description (first difference: {odd!r})")
+    for name, (owner, attribute) in slots.items():
+        have, dtype = getattr(owner, attribute), _TYPES[tensors[name].dtype]
+        # A float tensor comes back in its own dtype (`.half()` before saving); codes, scales and zeros have but one.
+        free = attribute not in FIXED and dtype.is_floating_point and have.is_floating_point()
+        if have.shape != tensors[name].shape or (have.dtype != dtype and not free):
+            raise ArtifactError(
+                f"{name!r} in {str(path)!r} is {dtype} {tensors[name].shape} instead of "
+                f"{have.dtype} {tuple(have.shape)}"
+            )
+    planned = {
+        id(module.site if isinstance(module, QuantizedPatch) else module): plans[site.name]
+        for tower in models.towers(model).values()
+        for site in tower
+        for module in [site.module]
+    }
     passing = {
         name
         for name, (owner, attribute) in slots.items()
         if attribute == "codes" and isinstance(owner, QuantizedLinear) and device.type == "cpu"
     }
     done: dict[int, int] = {}
-    for name, tensor in _read(path, passing):
+    for name, tensor in _read(path, tensors, passing):
         owner, attribute = slots[name]
-        have = getattr(owner, attribute)
-        # A float tensor comes back in its own dtype (`.half()` before saving); codes, scales and zeros have but one.
-        free = attribute not in FIXED and tensor.is_floating_point() and have.is_floating_point()
-        if have.shape != tensor.shape or (have.dtype != tensor.dtype and not free):
-            raise ArtifactError(
-                f"{name!r} in {str(path)!r} is {tensor.dtype} {tuple(tensor.shape)} instead of "
-                f"{have.dtype} {tuple(have.shape)}"
-            )
+        if isinstance(owner, QuantizedSite):
+            check_site_values(name, attribute, tensor, planned[id(owner)], str(path))
+        else:
+            check_values(name, tensor, str(path), ArtifactError)
         if attribute in owner._parameters:
-            owner._parameters[attribute] = nn.Parameter(tensor, requires_grad=have.requires_grad)
+            trained = owner._parameters[attribute].requires_grad  # type: ignore[union-attr]
+            owner._parameters[attribute] = nn.Parameter(tensor, requires_grad=trained)
         else:
             owner._buffers[attribute] = tensor
         if isinstance(owner, QuantizedSite):
@@ -335,36 +352,32 @@ _TYPES = {
 }
 
 
-def _read(path: Path, passing: set[str]) -> Iterator[tuple[str, Tensor]]:
+def _read(path: Path, tensors: TensorFile, passing: set[str]) -> Iterator[tuple[str, Tensor]]:
     """The tensors in file order, each read straight into its own memory; those named in `passing` into one that the
     next of them takes over.
 
     Not through `safe_open`: that maps the file, and the pages of a map count as ours beside the tensors made of them.
-    The header was checked by `safe_open` and the bytes by their checksum before this runs.
+    The header was checked by `read_header` and the bytes by their checksum before this runs.
     """
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(length))
-        header.pop("__metadata__", None)
-        largest = max((end - start for start, end in (header[name]["data_offsets"] for name in passing)), default=0)
+    with open_regular(path, ArtifactError) as file:
+        largest = max((tensors[name].end - tensors[name].start for name in passing), default=0)
         shared = torch.empty(largest, dtype=torch.uint8)
-        for name, facts in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
-            if facts["dtype"] not in _TYPES:
-                raise ArtifactError(f"{name!r} in {str(path)!r} is {facts['dtype']}, which no artifact of ours holds")
-            start, end = facts["data_offsets"]
+        for name, facts in tensors.items():
             if name in passing:
-                tensor = shared[: end - start].view(_TYPES[facts["dtype"]]).view(facts["shape"])
+                tensor = shared[: facts.end - facts.start].view(_TYPES[facts.dtype]).view(facts.shape)
             else:
-                tensor = torch.empty(facts["shape"], dtype=_TYPES[facts["dtype"]])
-            file.seek(8 + length + start)
+                tensor = torch.empty(facts.shape, dtype=_TYPES[facts.dtype])
+            file.seek(facts.start)
             if tensor.numel():
-                file.readinto(tensor.reshape(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
+                read = file.readinto(tensor.reshape(-1).view(torch.uint8).numpy())  # type: ignore[attr-defined]
+                if read != facts.end - facts.start:
+                    raise ArtifactError(f"{str(path)!r} was changed while it was read")
             yield name, tensor
 
 
 def bytes_of(path: str | Path) -> int:
     """Size of an artifact on disk."""
-    return sum(file.stat().st_size for file in Path(path).iterdir() if file.is_file())
+    return sum(file.stat().st_size for file in Path(path).rglob("*") if file.is_file())
 
 
 __all__ = ["FORMAT", "bytes_of", "is_artifact", "load", "read_description", "save"]

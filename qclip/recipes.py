@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 from .errors import RecipeError, nearest
+from .untrusted import is_file, parse_json, read_json
 
 FLOAT = 16  # the number of activation bits that means "not quantized"
 OBSERVERS = ("min-max", "mse")  # of weight scales
@@ -159,11 +160,9 @@ class Recipe:
     @classmethod
     def from_json(cls, source: str | Path) -> Recipe:
         """`source`: a path, or the JSON text itself."""
-        text = source if isinstance(source, str) and source.lstrip().startswith("{") else Path(source).read_text()
-        try:
-            return cls.from_dict(json.loads(text))
-        except json.JSONDecodeError as error:
-            raise RecipeError(f"recipe {str(source)[:60]!r} is not JSON: {error}") from None
+        if isinstance(source, str) and source.lstrip().startswith("{"):
+            return cls.from_dict(parse_json(source, source.strip()[:60], RecipeError))
+        return cls.from_dict(read_json(Path(source), RecipeError))
 
 
 _FIELDS: dict[str, tuple[tuple[type, ...], str]] = {
@@ -228,7 +227,7 @@ def get(recipe: str | Path | dict | Recipe) -> Recipe:
     if isinstance(recipe, dict):
         return Recipe.from_dict(recipe)
     if isinstance(recipe, Path) or str(recipe).endswith(".json"):
-        if not Path(recipe).is_file():
+        if not is_file(Path(recipe), RecipeError):
             raise RecipeError(f"recipe file {str(recipe)!r} does not exist")
         return Recipe.from_json(Path(recipe))
     return parse(recipe)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from . import artifact, models
 from .errors import ArtifactError, InputError, ModelError, nearest
+from .untrusted import expand, is_folder
 
 EMBEDDING = "token_embedding.weight"
 
@@ -50,10 +51,10 @@ def load_model(name: str | Path | nn.Module, device: str | torch.device = "cpu",
     text = str(name)
     if text in checkpoints():
         return _load_checkpoint(_root() / text).to(device)
-    path = Path(text).expanduser()
-    if path.is_dir() and artifact.is_artifact(path):
+    path = expand(text, ModelError)
+    if is_folder(path, ModelError) and artifact.is_artifact(path):
         return artifact.load(path, device)
-    if path.is_dir():
+    if is_folder(path, ModelError):
         raise ModelError(
             f"{text!r} is a folder but no artifact ({artifact.DESCRIPTION} is missing); "
             f"for an open_clip or Hugging Face folder give 'local-dir:{text}' or 'hf:{text}'"

@@ -186,7 +186,7 @@ def wrong_plan(folder):
         (lambda f: edit(f, architecture={"class": "Dog"}), "."),
         (pickled, "safetensors"),
         (other_shape, "instead of"),
-        (foreign_class, "unknown class"),
+        (foreign_class, "class is 'os.system'; it must be one of"),
         (other_recipe, "99 bits"),
         (wrong_plan, "do not fit"),
         (heads, "changed after it was saved"),

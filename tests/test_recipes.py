@@ -114,7 +114,7 @@ def test_hash_ignores_the_name_only():
         (lambda: recipes.get("missing.json"), "does not exist"),
         (lambda: Recipe.from_dict({"name": "x", "weigth_bits": 8}), "weight_bits"),
         (lambda: Recipe.from_dict({"bits": 8}), "JSON object"),
-        (lambda: Recipe.from_json('{"name": '), "not JSON"),
+        (lambda: Recipe.from_json('{"name": '), "not valid JSON"),
         (lambda: Recipe("x", group=128), "4-bit"),
         (lambda: Recipe("x", weight_bits=4, group=48), "groups of 48"),
         (lambda: Recipe("x", towers=("audio",)), "towers"),

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from . import huggingface, local, open_clip, timm
+from ..errors import ModelError
+from ..untrusted import expand, is_file
+from . import huggingface, huggingface_files, local, open_clip, timm
 from .encoders import Encoders, encoders
 from .explicit import unsupported
 from .hooks import refuse_layer, refuse_others
-from .inputs import Preprocess, Tokenizer, preprocess_from_config, tokenizer_from_config
+from .inputs import Preprocess, preprocess_from_config
 from .open_clip import UnknownModelError, attach, create, materialize_buffers, names
 from .structure import Structure, evaluating
+from .tokenizer import Tokenizer, tokenizer_from_config
 from .tower import Block, Site, Tower
 
 FILES = local.SUFFIXES
@@ -73,9 +75,9 @@ def load(name: str, device: str | torch.device = "cpu", arch: str | dict | None 
         return local.load_directory(name.removeprefix("local-dir:")).to(device)
     if name.startswith("hf:"):
         source = name.removeprefix("hf:")
-        return attach(*huggingface.load(source, device), source=name)
-    path = Path(name).expanduser()
-    if path.is_file() or path.suffix in FILES:
+        return attach(*huggingface_files.load(source, device), source=name)
+    path = expand(name, ModelError)
+    if is_file(path, ModelError) or path.suffix in FILES:
         return local.load_file_checkpoint(path, arch).to(device)
     return create(name, device=device)
 
@@ -83,7 +85,7 @@ def load(name: str, device: str | torch.device = "cpu", arch: str | dict | None 
 def create_from_config(config: dict[str, Any], device: str | torch.device = "cpu") -> nn.Module:
     """A model of the described architecture with random weights; see the `create_from_config` of the families."""
     if config.get("family") == "huggingface":
-        return huggingface.create_from_config(config, device)
+        return huggingface_files.create_from_config(config, device)
     return open_clip.create_from_config(config, device)
 
 
@@ -102,6 +104,13 @@ def tokenizer_config(model: nn.Module) -> dict[str, Any] | None:
     return huggingface.tokenizer_config(model) if huggingface.owns(model) else open_clip.tokenizer_config(model)
 
 
+def carried_tokenizer(model: nn.Module) -> tuple[dict[str, Any] | None, bytes | None]:
+    """The description of the model's tokenizer that needs no network, and the file that goes with it
+    (`Tokenizer.carried`)."""
+    kept = model.__dict__.get("tokenizer")
+    return kept.carried() if isinstance(kept, Tokenizer) else (tokenizer_config(model), None)
+
+
 __all__ = [
     "Block",
     "Encoders",
@@ -112,6 +121,7 @@ __all__ = [
     "Tower",
     "UnknownModelError",
     "attach",
+    "carried_tokenizer",
     "config_of",
     "create",
     "create_from_config",

@@ -1,20 +1,16 @@
-"""Hugging Face's CLIPModel and SiglipModel (transformers 4 and 5). transformers is imported only to load a model."""
+"""Hugging Face's CLIPModel and SiglipModel (transformers 4 and 5), without importing transformers."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from copy import deepcopy
-from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
-import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from ..errors import ModelError
 from . import replay
+from .allowed import HF_SETTINGS
 from .explicit import (
     Form,
     activation_name,
@@ -32,14 +28,13 @@ from .explicit import (
     unsupported,
 )
 from .hooks import watched
-from .inputs import Preprocess, Tokenizer, first_line
+from .inputs import Preprocess
 from .open_clip_form import visible
+from .tokenizer import Tokenizer
 from .tower import Attention, Block, Mlp, Site, Tower, fuse, normed
 
 ALIGN = "its EfficientNet and BERT towers have no kernels here"
 NAMES = ("CLIPModel", "SiglipModel")
-TOKENIZERS = ("tokenizer.json", "vocab.json", "spiece.model")
-PILLOW = {2: "bilinear", 3: "bicubic"}  # numbers of PIL.Image.Resampling
 
 
 def _class_names(model: nn.Module) -> set[str]:
@@ -281,40 +276,23 @@ def text_features(model: Any, tokens: Tensor) -> Tensor:
     return _tensor(model.get_text_features(input_ids=tokens.to(model.logit_scale.device)))
 
 
-# ---- descriptions and loading ----------------------------------------------------------------------------------------
-
-
 def _version() -> int:
     """transformers' major version; something of it is running."""
     return int(sys.modules["transformers"].__version__.partition(".")[0])
 
 
-def _transformers() -> Any:
-    try:
-        import transformers
-    except ImportError as error:
-        raise ModelError("Hugging Face models need transformers; install qclip[hf]") from error
-    return transformers
+# ---- descriptions ----------------------------------------------------------------------------------------------------
 
 
 def config_of(model: Any) -> dict[str, Any]:
-    """A JSON-able description for `create_from_config`."""
-    return {"family": "huggingface", "class": _kind(model), "config": deepcopy(model.config.to_diff_dict())}
-
-
-def create_from_config(config: dict[str, Any], device: str | torch.device = "cpu") -> nn.Module:
-    """A model with random weights, or without memory on the meta device. Raises ModelError."""
-    name = config.get("class")
-    if name not in NAMES:
-        raise ModelError(f"the description is of no Hugging Face model that is supported ({name!r}); known: {NAMES}")
-    library = _transformers()
-    kind = getattr(library, name)
-    try:
-        settings = kind.config_class.from_dict(deepcopy(config["config"]))
-        with torch.device(device):
-            return kind(settings)
-    except (TypeError, ValueError, KeyError, AttributeError) as error:
-        raise ModelError(f"{name} cannot be built from its description ({first_line(error)})") from error
+    """A JSON-able description for `huggingface_files.create_from_config`: the settings that make the architecture."""
+    config: dict[str, Any] = {
+        name: {key: value for key, value in getattr(model.config, name).to_dict().items() if key in settings}
+        for name, settings in HF_SETTINGS.items()
+    }
+    if _kind(model) == "CLIPModel":
+        config["projection_dim"] = model.config.projection_dim
+    return deepcopy({"family": "huggingface", "class": _kind(model), "config": config})
 
 
 def preprocess_config(model: Any) -> dict[str, Any]:
@@ -337,58 +315,3 @@ def tokenizer_config(model: Any) -> dict[str, Any]:
     if _kind(model) == "CLIPModel" and model.config.text_config.vocab_size == 49408:
         return {"kind": "clip-bpe", "context_length": length}
     return {"kind": "unknown", "context_length": length}
-
-
-def load(name: str, device: str | torch.device = "cpu") -> tuple[nn.Module, dict[str, Any], dict[str, Any]]:
-    """A model from the hub or a local folder (`safetensors`, or `.bin` read as plain tensors), in eval mode, with the
-    descriptions of its preprocessing and tokenizer. Raises ModelError."""
-    library = _transformers()
-    folder = Path(name).expanduser()
-    source = str(folder) if folder.is_dir() else name
-    if not folder.is_dir() and (name.startswith((".", "/", "~")) or name.count("/") > 1):
-        raise ModelError(f"'hf:{name}': there is no such folder")
-    config = _attempt(f"'hf:{name}'", lambda: library.AutoConfig.from_pretrained(source))
-    kind = {"clip": "CLIPModel", "siglip": "SiglipModel"}.get(config.model_type)
-    if kind is None:
-        reason = ALIGN if config.model_type == "align" else "only CLIP and SigLIP are"
-        raise ModelError(f"'hf:{name}' is a {config.model_type!r} model, which is not supported: {reason}")
-    cls = getattr(library, kind)
-    model, found = _attempt(f"'hf:{name}'", lambda: cls.from_pretrained(source, output_loading_info=True))
-    if missing := sorted(found["missing_keys"]):  # transformers would go on with random weights
-        raise ModelError(f"'hf:{name}' lacks {missing[0]!r} (and {len(missing) - 1} more); get the whole checkpoint")
-    for parameter, tensor in model.named_parameters():
-        if not tensor.isfinite().all():
-            raise ModelError(f"{parameter!r} in 'hf:{name}' holds NaN or Inf; the checkpoint is damaged")
-    preprocess: dict[str, Any] = preprocess_config(model)
-    processor = _attempt(None, lambda: library.AutoImageProcessor.from_pretrained(source).to_dict())
-    if processor is not None:
-        preprocess = _from_processor(processor, preprocess)
-    tokenizer = tokenizer_config(model)
-    if not folder.is_dir() or any((folder / file).is_file() for file in TOKENIZERS):
-        tokenizer = {"kind": "hf-auto", "name": source, "context_length": tokenizer["context_length"]}
-    return model.float().eval().to(device), preprocess, tokenizer
-
-
-def _attempt(what: str | None, load: Callable[[], Any]) -> Any:
-    """Run a loader of transformers; `what` names it in the error, None allows that the thing is not there."""
-    try:
-        return load()
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError, UnpicklingError, SafetensorError) as error:
-        if what is None:
-            return None
-        raise ModelError(
-            f"{what} could not be loaded ({first_line(error)}); check the name and the network, or give a local folder"
-        ) from error
-
-
-def _from_processor(found: dict[str, Any], default: dict[str, Any]) -> dict[str, Any]:
-    size = found.get("crop_size") if found.get("do_center_crop") else found.get("size")
-    out = dict(default)
-    if isinstance(size, dict) and "height" in size:
-        out["image_size"] = [size["height"], size["width"]]
-    out["resize_mode"] = "shortest" if found.get("do_center_crop") else "squash"
-    if found.get("do_normalize", True) and found.get("image_mean"):
-        out |= {"mean": list(found["image_mean"]), "std": list(found["image_std"])}
-    if found.get("resample") in PILLOW:
-        out["interpolation"] = PILLOW[found["resample"]]
-    return Preprocess(out).config

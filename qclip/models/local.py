@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,9 @@ import open_clip
 from torch import Tensor, nn
 
 from ..errors import ModelError, nearest
+from ..untrusted import expand, is_file, is_folder, read_json
 from . import open_clip as family
+from .allowed import check_preprocess
 from .checkpoint import SUFFIXES, read_state
 from .inputs import VOCABULARY
 
@@ -19,8 +20,8 @@ CONFIG = "open_clip_config.json"
 
 def load_directory(path: str | Path) -> nn.Module:
     """open_clip's `local-dir` layout: `open_clip_config.json` beside a checkpoint."""
-    folder = Path(path).expanduser()
-    if not folder.is_dir():
+    folder = expand(path, ModelError)
+    if not is_folder(folder, ModelError):
         raise ModelError(f"'local-dir:{path}': there is no such folder")
     config, preprocess = read_config(folder / CONFIG)
     found = [p for suffix in SUFFIXES for p in sorted(folder.glob(f"*{suffix}"))]
@@ -36,8 +37,8 @@ def load_file_checkpoint(path: str | Path, arch: str | dict | None = None) -> nn
 
     Raises ModelError when none or several fit: heads and activation cannot be told from shapes.
     """
-    path = Path(path).expanduser()
-    if not path.is_file():
+    path = expand(path, ModelError)
+    if not is_file(path, ModelError):
         raise ModelError(f"there is no file {str(path)!r}")
     if isinstance(arch, dict):
         return _load(arch, {}, path, str(path))
@@ -46,12 +47,13 @@ def load_file_checkpoint(path: str | Path, arch: str | dict | None = None) -> nn
             raise family.UnknownModelError(f"open_clip knows no model {arch!r}; {nearest(arch, family.names())}")
         return family.create(arch, str(path))
     beside = path.parent / CONFIG
-    if beside.is_file():
+    if is_file(beside, ModelError):
         config, preprocess = read_config(beside)
         return _load(config, preprocess, path, str(path), path.parent)
-    fits = fitting(read_state(path))
+    state = read_state(path)
+    fits = fitting(state)
     if len(fits) != 1:
-        told = f"its shapes fit {', '.join(fits)}" if fits else "its shapes fit none of open_clip's"
+        told = f"its shapes fit {', '.join(fits)}" if fits else _why_none(state)
         raise ModelError(
             f"the architecture of {str(path)!r} is not known: {told}; name it (arch=..., --arch), or put "
             f"{CONFIG} beside it"
@@ -61,27 +63,27 @@ def load_file_checkpoint(path: str | Path, arch: str | dict | None = None) -> nn
 
 def read_config(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """`model_cfg` and `preprocess_cfg` of open_clip's JSON."""
-    if not path.is_file():
+    if not is_file(path, ModelError):
         raise ModelError(f"{str(path)!r} is missing; it describes the architecture")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise ModelError(f"{str(path)!r} is not readable JSON ({error})") from error
+    content = read_json(path, ModelError)
     config = content.get("model_cfg") if isinstance(content, dict) else None
     if not isinstance(config, dict) or not {"embed_dim", "vision_cfg", "text_cfg"} <= set(config):
         raise ModelError(f"{str(path)!r} has no 'model_cfg' with embed_dim, vision_cfg and text_cfg")
+    if not isinstance(config["text_cfg"], dict) or not isinstance(content.get("preprocess_cfg") or {}, dict):
+        raise ModelError(f"{str(path)!r} has a 'text_cfg' or 'preprocess_cfg' that is no object")
     return config, content.get("preprocess_cfg") or {}
 
 
 def _load(
     config: dict[str, Any], preprocess: dict[str, Any], path: Path, source: str, folder: Path | None = None
 ) -> nn.Module:
-    model: Any = family.from_checkpoint(config, path)
-    keys = ("mean", "std", "interpolation", "resize_mode", "fill_color")
-    described = {"image_size": model.visual.image_size}
-    described |= {key: preprocess[key] for key in keys if preprocess.get(key) is not None}
     plain = config["config"] if "family" in config else config
-    return family.attach(model, described, family._tokenizer_for("", plain, folder), source)
+    tokenizer = family._tokenizer_for("", plain, folder)
+    keys = ("mean", "std", "interpolation", "resize_mode", "fill_color")
+    described = {key: preprocess[key] for key in keys if preprocess.get(key) is not None}
+    check_preprocess({"image_size": 1} | described)  # before the long work
+    model: Any = family.from_checkpoint(config, path)
+    return family.attach(model, {"image_size": model.visual.image_size} | described, tokenizer, source)
 
 
 def fitting(state: dict[str, Tensor]) -> list[str]:
@@ -104,6 +106,15 @@ def fitting(state: dict[str, Tensor]) -> list[str]:
         return []
     configs = {name: open_clip.get_model_config(name) for name in family.names()}
     return [name for name, cfg in configs.items() if _shapes(cfg) == mine and ("multimodal_cfg" in cfg) == decoder]
+
+
+def _why_none(state: dict[str, Tensor]) -> str:
+    """What hinders a state dict from being told by its shapes: names that none of open_clip's has, or their shapes."""
+    text = "text." if "text.token_embedding.weight" in state else ""
+    keys = ("visual.conv1.weight", "visual.positional_embedding", f"{text}token_embedding.weight")
+    if missing := [key for key in keys if key not in state]:
+        return f"it lacks {missing[0]!r}, and begins with {next(iter(state))[:120]!r}"
+    return "its shapes fit none of open_clip's"
 
 
 def _layers(state: dict[str, Tensor], prefix: str) -> int:

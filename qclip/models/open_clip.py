@@ -16,15 +16,18 @@ from open_clip.modified_resnet import ModifiedResNet
 from open_clip.pretrained import download_pretrained, get_pretrained_cfg, list_pretrained_tags_by_model
 from open_clip.timm_model import TimmModel
 from open_clip.transformer import MultimodalTransformer, TextTransformer, VisionTransformer
-from torch import nn
+from timm import is_model
+from torch import Tensor, nn
 
 from ..errors import ModelError, nearest
-from . import timm
+from ..untrusted import expand, is_file, reason, schema
+from . import allowed, timm
 from .checkpoint import fill, read_state
 from .describe import describe
 from .explicit import unsupported
-from .inputs import VOCABULARY, Preprocess, Tokenizer, first_line, preprocess_from_config, tokenizer_from_config
+from .inputs import VOCABULARY, Preprocess, preprocess_from_config
 from .open_clip_form import text_tower, vision_tower
+from .tokenizer import Tokenizer, check_folder, tokenizer_from_config
 from .tower import Tower
 
 HF_TEXT = (
@@ -47,9 +50,16 @@ def names() -> list[str]:
 
 
 def architecture(config: dict[str, Any]) -> dict[str, Any]:
-    """open_clip's own config (`model_cfg` of its JSON files) as `create_from_config` takes it."""
+    """open_clip's own config (`model_cfg` of its JSON files) as `create_from_config` takes it: without what says how
+    texts become tokens. Raises ModelError for text towers of Hugging Face."""
     config = deepcopy(config)
-    custom = config.pop("custom_text", False) or "hf_model_name" in config.get("text_cfg", {})
+    custom, text = config.pop("custom_text", False), config.get("text_cfg")
+    schema.validate(schema.flag, custom, "the description's custom_text", ModelError)
+    if isinstance(text, dict):
+        if text.get("hf_model_name"):
+            raise ModelError(f"the model is not supported: {HF_TEXT}")
+        for name in allowed.OPEN_CLIP_TOKENIZER:
+            text.pop(name, None)
     kind = "CLIP" if not custom else "CoCa" if "multimodal_cfg" in config else "CustomTextCLIP"
     return {"family": "open_clip", "class": kind, "config": config}
 
@@ -58,27 +68,23 @@ def create_from_config(config: dict[str, Any], device: str | torch.device = "cpu
     """A model with random weights from `config_of`'s description, or from open_clip's own `model_cfg`.
 
     On the meta device it has no memory; when its parameters are there, call `materialize_buffers`. Raises ModelError
-    for a description that builds no model.
+    for a description that builds no model, and for a setting that is not allowed (`allowed.py`).
     """
     if "family" not in config:
         config = architecture(config)
-    if config.get("family") != "open_clip" or config.get("class") not in CLASSES or "config" not in config:
-        raise ModelError(
-            f"the description is of no open_clip model (family {config.get('family')!r}, class "
-            f"{config.get('class')!r}); known classes: {', '.join(CLASSES)}"
-        )
+    allowed.check_architecture(config)
     arguments = deepcopy(config["config"])
-    vision = arguments.get("vision_cfg")
-    if isinstance(vision, dict) and vision.get("timm_model_name"):
-        vision["timm_model_pretrained"] = False  # a description downloads nothing
+    trunk = arguments["vision_cfg"].get("timm_model_name")
+    if trunk and not is_model(trunk):
+        raise ModelError(f"timm knows no model {trunk!r}, which the description asks for")
     if "cast_dtype" in arguments:
         arguments["cast_dtype"] = getattr(torch, arguments["cast_dtype"])
     try:
         with torch.device(device):
             model: Any = CLASSES[config["class"]](**arguments)
-    except (TypeError, ValueError, KeyError, AssertionError, RuntimeError, OSError) as error:
+    except Exception as error:  # sizes that contradict each other
         raise ModelError(
-            f"open_clip's {config['class']} cannot be built from its description ({first_line(error)})"
+            f"open_clip's {config['class']} cannot be built from its description ({reason(error)})"
         ) from error
     model.qclip_config = deepcopy(config)
     return model
@@ -156,15 +162,20 @@ def tokenizer_config(model: nn.Module) -> dict[str, Any] | None:
 
 
 def _tokenizer_for(name: str, config: dict[str, Any], folder: Path | None = None) -> dict[str, Any]:
-    """open_clip's choice (`get_tokenizer`) as a description."""
+    """open_clip's choice (`get_tokenizer`) as a description. Raises ModelError for a setting that is not allowed, and
+    for a tokenizer in `folder` that asks for code."""
     text = config["text_cfg"]
-    length, options = text.get("context_length", 77), text.get("tokenizer_kwargs") or {}
-    if text.get("hf_tokenizer_name"):
+    settings = {key: text[key] for key in allowed.OPEN_CLIP_TOKENIZER if text.get(key) is not None}
+    schema.validate(schema.record(allowed.OPEN_CLIP_TOKENIZER), settings, "the description's text_cfg", ModelError)
+    length, options = text.get("context_length", 77), settings.get("tokenizer_kwargs", {})
+    if settings.get("hf_tokenizer_name"):
+        if folder is not None:
+            check_folder(folder)
         return {
             "kind": "hf",
-            "name": str(folder) if folder else text["hf_tokenizer_name"],
+            "name": str(folder) if folder else settings["hf_tokenizer_name"],
             "context_length": length,
-            "mode": text.get("tokenizer_mode"),
+            "mode": settings.get("tokenizer_mode"),
             "options": options,
         }
     if folder is None and "siglip" in name.lower():
@@ -174,11 +185,16 @@ def _tokenizer_for(name: str, config: dict[str, Any], folder: Path | None = None
 
 
 def attach(
-    model: Any, preprocess: dict[str, Any] | None, tokenizer: dict[str, Any] | None, source: str = ""
+    model: Any,
+    preprocess: dict[str, Any] | None,
+    tokenizer: dict[str, Any] | None,
+    source: str = "",
+    file: bytes | None = None,
 ) -> nn.Module:
-    """Give `model` its `.preprocess` and `.tokenizer` (from their descriptions) and `.qclip_source`."""
+    """Give `model` its `.preprocess` and `.tokenizer` (from their descriptions, and the tokenizer's `file`) and
+    `.qclip_source`."""
     model.preprocess = None if preprocess is None else preprocess_from_config(preprocess)
-    model.tokenizer = None if tokenizer is None else tokenizer_from_config(tokenizer)
+    model.tokenizer = None if tokenizer is None else tokenizer_from_config(tokenizer, file)
     model.qclip_source = source
     return model
 
@@ -215,8 +231,8 @@ def _weights(name: str, pretrained: str, config: dict[str, Any]) -> tuple[Path, 
     """The file of a tag, downloaded if need be, and the preprocessing it was trained with. May set `quick_gelu`."""
     tag = get_pretrained_cfg(name, pretrained)
     if not tag:
-        path = Path(pretrained).expanduser()
-        if path.is_file():
+        path = expand(pretrained, ModelError)
+        if is_file(path, ModelError):
             return path, {}
         tags = list_pretrained_tags_by_model(name)
         hint = nearest(pretrained, tags) if tags else f"{name} has no pretrained weights"
@@ -225,7 +241,7 @@ def _weights(name: str, pretrained: str, config: dict[str, Any]) -> tuple[Path, 
         path = Path(download_pretrained(tag))
     except Exception as error:  # hub, proxy, disk: every library below has errors of its own
         raise ModelError(
-            f"the weights of {name}:{pretrained} could not be downloaded ({first_line(error)}); check the "
+            f"the weights of {name}:{pretrained} could not be downloaded ({reason(error)}); check the "
             "network, or give a checkpoint file or 'local-dir:PATH'"
         ) from error
     if bool(tag.get("quick_gelu")) != bool(config.get("quick_gelu")):
@@ -242,13 +258,29 @@ def _weights(name: str, pretrained: str, config: dict[str, Any]) -> tuple[Path, 
 def from_checkpoint(config: dict[str, Any], path: Path) -> nn.Module:
     """The model of `config` (a description, or open_clip's `model_cfg`) with the weights of `path`, in eval mode.
 
-    Raises ModelError when they do not fit, or for what `checkpoint.read_state` refuses.
+    Raises ModelError when they do not fit, or for what `checkpoint.read_state` refuses. Nothing larger than the file is
+    built: sizes are compared first.
     """
+    description = config if "family" in config else architecture(config)
+    allowed.check_architecture(description)
     state = read_state(path)
-    model = create_from_config(config, device="meta")
+    _check_sizes(description, state, path)
+    model = create_from_config(description, device="meta")
+    needed, held = (sum(t.numel() for t in tensors.values()) for tensors in (model.state_dict(), state))
+    if needed > 4 * held:  # positions may be resized
+        raise ModelError(f"{str(path)!r} holds {held} numbers and its description asks for {needed}")
     materialize_buffers(model)
     model._apply(lambda t: torch.empty_like(t, device="cpu") if t.is_meta else t)
     return fill(model, state, path)
+
+
+def _check_sizes(description: dict[str, Any], state: dict[str, Tensor], path: Path) -> None:
+    if any(name.startswith("image_encoder.") for name in state):
+        return  # Apple's names, which are converted when the model is there; their models are timm's, of known sizes
+    shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    if description["class"] != "CLIP" and "positional_embedding" in shapes:  # the text tower's names before it was one
+        shapes = {n if n.startswith(("visual.", "logit_")) else f"text.{n}": shape for n, shape in shapes.items()}
+    allowed.check_sizes(description, shapes, str(path), exact=False)
 
 
 # ---- towers ----------------------------------------------------------------------------------------------------------

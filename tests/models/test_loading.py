@@ -170,7 +170,7 @@ def test_bad_folders(tmp_path: Path, folder: Path) -> None:
     (folder / "open_clip_model.safetensors").unlink()
     with pytest.raises(ModelError, match="no checkpoint"):
         models.load(f"local-dir:{folder}")
-    for content, match in (("{", "not readable JSON"), ("[]", "no 'model_cfg'"), ('{"model_cfg": {}}', "'model_cfg'")):
+    for content, match in (("{", "not valid JSON"), ("[]", "no 'model_cfg'"), ('{"model_cfg": {}}', "'model_cfg'")):
         config.write_text(content)
         with pytest.raises(ModelError, match=match):
             models.load(f"local-dir:{folder}")
