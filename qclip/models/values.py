@@ -19,7 +19,7 @@ def span(tensor: Tensor) -> tuple[float, float]:
     """Least and greatest value, NaN where one is NaN; no copy of the tensor is made. (0, 0) of an empty one."""
     if not tensor.numel():
         return 0.0, 0.0
-    low, high = torch.aminmax(tensor)
+    low, high = torch.aminmax(tensor.detach())
     return float(low), float(high)
 
 

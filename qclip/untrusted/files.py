@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import stat
+from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO
 
 from ..errors import InputError
 
@@ -65,7 +65,7 @@ def inside(folder: Path, name: str, refuse: type[InputError]) -> Path:
     return path
 
 
-def open_regular(path: Path, refuse: type[InputError]) -> BinaryIO:
+def open_regular(path: Path, refuse: type[InputError]) -> BufferedReader:
     """The file, opened for reading bytes. Raises `refuse` for anything but a regular file that holds something."""
     try:
         if not stat.S_ISREG(path.stat().st_mode):  # before it is opened: a device may act on that
