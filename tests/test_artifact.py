@@ -179,7 +179,7 @@ def wrong_plan(folder):
         (lambda f: (f / "model.safetensors").unlink(), "lacks model.safetensors"),
         (lambda f: (f / "qclip.json").unlink(), "no artifact"),
         (lambda f: truncate(f / "qclip.json", 200), "not valid JSON"),
-        (lambda f: (f / "qclip.json").write_bytes(b"\xff\xfe\x00"), "not valid JSON"),
+        (lambda f: (f / "qclip.json").write_bytes(b"\xff\xfe\x00"), "not UTF-8 text"),
         (lambda f: (f / "qclip.json").write_text('{"a": 1}'), "no format version"),
         (lambda f: edit(f, format=artifact.FORMAT + 1), "upgrade qclip"),
         (lambda f: drop(f, "plans"), "lacks 'plans'"),
