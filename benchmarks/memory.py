@@ -5,7 +5,7 @@
 Prints one JSON line: bytes of the float32 parameters, peak RSS before and after loading and after one image and one
 text through the towers at batch 1, and the growth as a share of the float32 bytes.
 
-The baseline is after `import qclip`, which imports torch and open_clip (0.8 GB). The tokenizer, made when the first
+The baseline is after importing what loads models, torch and open_clip among it (0.8 GB). The tokenizer, made when the first
 text comes, and the workspaces of the forward passes count as growth.
 """
 
@@ -20,7 +20,7 @@ from pathlib import Path
 
 PROBE = """
 import json, sys
-import qclip, torch
+import qclip.ptq, qclip.zoo, torch
 def peak():
     return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith("VmHWM"))
 before = peak()

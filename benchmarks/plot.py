@@ -12,7 +12,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from qclip.report import svg
+from qclip.reporting import svg
 
 WIDTH, LEFT, RIGHT, ROW, HEAD = 760.0, 150.0, 120.0, 20.0, 30.0
 STYLE = """

@@ -10,8 +10,6 @@ print(qclip.table(results))
 from __future__ import annotations
 
 import importlib
-import os
-import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -20,8 +18,8 @@ if TYPE_CHECKING:
     from .ptq import quantize, quantize_
     from .recipes import Recipe
     from .reliability import evaluate
-    from .report.page import report
-    from .report.table import table
+    from .reporting.page import report
+    from .reporting.table import table
     from .results import Results
     from .rewrite import Coverage, coverage, dequantize_
     from .spectral import weight_spectrum
@@ -43,8 +41,8 @@ _PUBLIC = {
     "encoders": "models",
     "evaluate": "reliability",
     "Results": "results",
-    "report": "report",
-    "table": "report",
+    "report": "reporting",
+    "table": "reporting",
     "Recipe": "recipes",
     "weight_spectrum": "spectral",
 }
@@ -91,10 +89,3 @@ def _version() -> str:
 
 def __dir__() -> list[str]:
     return sorted([*globals(), *__all__])
-
-
-# A program gets what loads models now, libraries included: what it measures later is its own. The command line does
-# not: `qclip --help` must not wait for torch.
-if os.path.basename((sys.argv or [""])[0]) not in ("qclip", "qclip.exe", "-m"):
-    for _name in ("zoo", "ptq"):
-        importlib.import_module(f".{_name}", __name__)

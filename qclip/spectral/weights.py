@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import fnmatch
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -317,39 +317,3 @@ def _over_sites(metric: str, values: np.ndarray, white: np.ndarray, draw: np.ran
             {"metric": name, "reference": reference, "value": float(mean), "low": float(low), "high": float(high)}
         )
     return out
-
-
-def verdict(rows: Iterable[Mapping[str, Any]]) -> list[str]:
-    """One sentence for each quantized model and tower, from its tower rows: whether the tail of the float basis is
-    damped. "Damped" needs a gain whose interval lies below 1 and a difference to white noise whose interval lies below
-    0; a difference that straddles 0 is "cannot be told". None of them is about reliability. A tower whose rows
-    lack one of these intervals is left out."""
-    found: dict[tuple[str, str], dict[tuple[str, str, float], Mapping[str, Any]]] = {}
-    for row in rows:
-        known = all(isinstance(row.get(bound), int | float) for bound in ("value", "low", "high"))
-        if known and row.get("metric") in ("gain", "gain_white", "sqnr") and row.get("role") == "tower":
-            key = (row["metric"], row.get("reference") or "", row["at"])
-            found.setdefault((row["model"], row["set"]), {})[key] = row
-    out = []
-    for (model, tower), by_key in found.items():
-        tail = max((at for metric, reference, at in by_key if (metric, reference) == ("gain", "white")), default=-1)
-        if not {("gain", "", tail), ("gain_white", "", tail)} <= by_key.keys():
-            continue
-        gain, white = by_key["gain", "", tail], by_key["gain_white", "", tail]
-        difference, excess = by_key["gain", "white", tail], by_key.get(("sqnr", "white", tail))
-        if difference["high"] < 0 and gain["high"] < 1:
-            said = f"damping beyond the control, by {100 * (1 - gain['value'] ** 2):.1f} % of the band's energy"
-        elif difference["low"] > 0 and gain["low"] > 1:
-            said = f"amplification beyond the control, by {100 * (gain['value'] ** 2 - 1):.1f} % of the band's energy"
-        else:
-            said = "whether the tail is damped cannot be told"
-        above = "" if excess is None else f"; SQNR {_shown(excess, 2)} dB above white"
-        out.append(
-            f"{model}, {tower} tower, {gain['subset']}: {said}; gain {_shown(gain, 4)}, white noise of equal norm "
-            f"{_shown(white, 4)}, difference {_shown(difference, 4)}{above} ({gain['n']} sites)."
-        )
-    return out
-
-
-def _shown(row: Mapping[str, Any], digits: int) -> str:
-    return f"{row['value']:.{digits}f} [{row['low']:.{digits}f}, {row['high']:.{digits}f}]"

@@ -5,13 +5,12 @@ from __future__ import annotations
 import dataclasses
 import enum
 import math
+from collections.abc import Iterable
 from typing import Any
 
 from . import units
 from .index import WHOLE, Family, Index, Part
 
-SCORE = "mcm"  # the OOD score that is judged, named beforehand; the others stand in the tables
-MOST_SUBSETS = 4
 FEW = 30  # images: below it an interval says little
 
 
@@ -108,42 +107,13 @@ def judge(better: int, value: float | None, low: float | None, high: float | Non
     return Verdict.BETTER if (low > 0) == (better > 0) else Verdict.WORSE
 
 
-def questions(index: Index) -> list[Question]:
-    """Everything the table lets us compare, by axis."""
-    out: list[Question] = []
-    for name in index.id_sets:
-        out += [Question("Accuracy", "top1", name, leading=True), Question("Accuracy", "balanced_accuracy", name)]
-        parts = index.parts(name)
-        if name not in index.spurious_sets and len(parts) <= MOST_SUBSETS:
-            out += [Question("Accuracy", "top1", name, part) for part in parts]
-    for name in index.id_sets:
-        out += [
-            Question("Calibration", metric, name, leading=metric == "ece")
-            for metric in ("ece", "ece_ts", "signed_gap", "nll", "brier")
-        ]
-    score = SCORE if SCORE in index.ood_scores else next(iter(index.ood_scores), "")
-    axes = {"near": "Near OOD detection", "far": "Far OOD detection"}
-    for name, kind in index.ood_sets:
-        axis = axes.get(kind, "OOD detection")
-        out.append(Question(axis, "auroc", name, score=score, leading=True))
-        out.append(Question(axis, "fpr95", name, score=score))
-    for name, corruption in index.corrupted:
-        axis = "Noise robustness" if "noise" in corruption else "Corruption robustness"
-        out.append(Question(axis, "mean_top1", name, corruption=corruption, leading=True))
-        out.append(Question(axis, "mean_ece", name, corruption=corruption))
-    for name in index.shift_sets:
-        out.append(Question("Covariate shift", "top1", name, leading=True))
-        out.append(Question("Covariate shift", "ece", name))
-    for name in index.spurious_sets:
-        out.append(Question("Spurious correlation", "worst_group_top1", name, leading=True))
-        out.append(Question("Spurious correlation", "group_gap", name))
-    return out
+Answers = dict[Question, dict[str, Comparison]]  # by question and model
 
 
-def compare(index: Index, family: Family) -> dict[Question, dict[str, Comparison]]:
+def compare(index: Index, family: Family, questions: Iterable[Question]) -> Answers:
     """The comparisons of a family, question by question; questions that no variant answers are left out."""
     out = {}
-    for question in questions(index):
+    for question in questions:
         answers = {model: _answer(index, family.reference, model, question) for model in family.variants}
         if any(answer.verdict is not Verdict.MISSING for answer in answers.values()):
             out[question] = answers
@@ -201,7 +171,7 @@ def few_images(index: Index) -> list[str]:
     return out
 
 
-def tally(answers: dict[Question, dict[str, Comparison]]) -> dict[Verdict, int]:
+def tally(answers: Answers) -> dict[Verdict, int]:
     """How often each verdict was given; confidence that only moved is not counted."""
     out = dict.fromkeys(Verdict, 0)
     for by_model in answers.values():
@@ -210,8 +180,8 @@ def tally(answers: dict[Question, dict[str, Comparison]]) -> dict[Verdict, int]:
     return out
 
 
-def about(index: Index, family: Family, model: str, answers: dict[Question, dict[str, Comparison]]) -> list[str]:
-    """What can be said of one model against its reference: better, worse and open axes, then what explains them."""
+def about(family: Family, model: str, answers: Answers) -> list[str]:
+    """What can be said of one model against its reference: better, worse and open axes."""
     mine = [by_model[model] for question, by_model in answers.items() if question.leading]
     named = _axis_names([answer.question for answer in mine])
     sentences = []
@@ -232,7 +202,7 @@ def about(index: Index, family: Family, model: str, answers: dict[Question, dict
         sentences.append(f"No difference at all in {units.words(same)}.")
     if not mine or not sentences:
         sentences.append("Nothing was measured on which it could be judged.")
-    return sentences + _bound(mine) + _calibration(index, family, model, answers)
+    return sentences
 
 
 def _axis_names(asked: list[Question]) -> dict[Question, str]:
@@ -247,52 +217,6 @@ def _axis_names(asked: list[Question]) -> dict[Question, str]:
     return names
 
 
-def _bound(mine: list[Comparison]) -> list[str]:
-    """How large a loss of accuracy an open verdict still allows."""
-    for answer in mine:
-        if answer.question.metric == "top1" and answer.question.axis == "Accuracy" and answer.verdict is Verdict.OPEN:
-            if answer.low is not None and answer.low < 0:
-                worst = units.metric("top1").difference(answer.low).lstrip(units.MINUS)
-                return [
-                    f"A loss of top-1 on {answer.question.where} beyond {worst} points is unlikely "
-                    "(lower end of its interval)."
-                ]
-    return []
-
-
-def _calibration(index: Index, family: Family, model: str, answers: dict[Question, dict[str, Comparison]]) -> list[str]:
-    """Which way confidence is off, and whether one scalar explains a change of ECE."""
-    found = {(q.metric, q.set): by_model[model] for q, by_model in answers.items() if q.axis == "Calibration"}
-    out = []
-    for name in index.id_sets[:1]:
-        gap = index.row(model, "signed_gap", set=name)
-        if gap is not None and gap["value"] is not None:
-            out.append(
-                f"It is {confidence_said(gap['value'], gap['low'], gap['high'])}; "
-                f"{family.reference} is {_reference_confidence(index, family, name)}."
-            )
-        ece, fitted = found.get(("ece", name)), found.get(("ece_ts", name))
-        if ece is None or ece.verdict not in (Verdict.BETTER, Verdict.WORSE):
-            continue
-        if fitted is None or fitted.verdict is Verdict.MISSING:
-            out.append("Whether a fitted temperature would undo the change of ECE is open: none was fitted.")
-        elif fitted.verdict in (Verdict.OPEN, Verdict.SAME):
-            out.append(
-                "With a temperature fitted to each model the difference in ECE can no longer be told: "
-                "one scalar may explain it."
-            )
-        elif fitted.verdict is ece.verdict:
-            out.append("The difference in ECE stays with a temperature fitted to each model.")
-        else:
-            out.append("With a temperature fitted to each model the difference in ECE turns round.")
-    return out
-
-
-def _reference_confidence(index: Index, family: Family, name: str) -> str:
-    gap = index.row(family.reference, "signed_gap", set=name)
-    return "not measured" if gap is None else confidence_said(gap["value"], gap["low"], gap["high"])
-
-
 def confidence_said(value: float | None, low: float | None, high: float | None) -> str:
     if value is None:
         return "not measured"
@@ -302,7 +226,7 @@ def confidence_said(value: float | None, low: float | None, high: float | None) 
     return f"{'over' if value > 0 else 'under'}confident ({shown})"
 
 
-def multiplicity(answers: list[dict[Question, dict[str, Comparison]]]) -> str:
+def multiplicity(answers: list[Answers]) -> str:
     """What chance alone would give among that many comparisons."""
     counts = dict.fromkeys(Verdict, 0)
     for part in answers:

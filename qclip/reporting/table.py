@@ -9,14 +9,19 @@ import sys
 from rich import box
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Table as Printed
 from rich.text import Text
 
 from qclip.results import Results
 
-from . import absolute, bars, damping, units, verdicts
+from . import labelled, units, verdicts
 from .index import Family, Index
-from .verdicts import Comparison, Question, Verdict
+from .parts import Table
+from .sections import about, compare
+from .sections.coverage import STATES
+from .sections.ood import detection
+from .sections.spectra import SpectraSection, ranks
+from .verdicts import Answers, Comparison, Verdict
 
 WIDTH = 100
 COLUMNS = 4  # variants side by side: more do not fit with their intervals
@@ -71,7 +76,7 @@ def _print(console: Console, index: Index) -> None:
         console.print("no results: the table is empty")
     answers = []
     for family in index.families:
-        found = verdicts.compare(index, family) if family.reference else {}
+        found = compare(index, family) if family.reference else {}
         answers.append(found)
         for part in family.chunks(COLUMNS) if found else []:
             _verdicts(console, index, part, found)
@@ -83,15 +88,15 @@ def _print(console: Console, index: Index) -> None:
     alone = [model for family in index.families if not family.reference for model in family.models]
     if alone:
         _absolute(console, index, alone)
-    for sentence in damping.damping(index):
+    for sentence in SpectraSection().sentences(index):
         console.print(f"\N{BULLET} {sentence}", markup=False)
     _shares(console, index)
     for note in [*verdicts.few_images(index), *index.results.notes]:
         console.print(f"note: {note}", markup=False)
 
 
-def _new_table(title: str) -> Table:
-    return Table(
+def _new_table(title: str) -> Printed:
+    return Printed(
         title=escape(title),
         title_style="bold",
         title_justify="left",
@@ -102,7 +107,7 @@ def _new_table(title: str) -> Table:
     )
 
 
-def _verdicts(console: Console, index: Index, part: Family, answers: dict[Question, dict[str, Comparison]]) -> None:
+def _verdicts(console: Console, index: Index, part: Family, answers: Answers) -> None:
     grid = _new_table(f"\nAgainst {part.reference}")
     grid.add_column("measure", max_width=30, overflow="fold")
     grid.add_column(escape(part.short(part.reference)), justify="right", overflow="fold")
@@ -128,29 +133,29 @@ def _cell(answer: Comparison) -> Text:
     return out
 
 
-def _sentences(console: Console, index: Index, family: Family, answers: dict[Question, dict[str, Comparison]]) -> None:
+def _sentences(console: Console, index: Index, family: Family, answers: Answers) -> None:
     console.print()
     for model in family.variants:
         line = Text("\N{BULLET} ")
         line.append(model, "bold")
-        line.append(": " + " ".join(verdicts.about(index, family, model, answers)))
+        line.append(": " + " ".join(about(index, family, model, answers)))
         console.print(line)
 
 
 def _absolute(console: Console, index: Index, models: list[str]) -> None:
     """Models that were compared with nothing."""
-    for source in (absolute.labelled(index), absolute.detection(index), absolute.ranks(index)):
-        for grid in source:
-            kept = [row for row in grid.rows if row[0].text in models]
-            if kept:
-                _grid(console, absolute.Grid(grid.title, grid.head, kept, grid.note))
+    sets = list(dict.fromkeys([*index.id_sets, *index.shift_sets, *index.spurious_sets]))
+    for table in (*labelled.tables(index, sets), *detection(index), *ranks(index)):
+        kept = [row for row in table.rows if row[0].text in models]
+        if kept:
+            _plain(console, Table(table.title, table.head, kept, table.note))
 
 
-def _grid(console: Console, grid: absolute.Grid) -> None:
-    shown = _new_table(f"\n{grid.title}" + (f" ({grid.note})" if grid.note else ""))
-    for column, cell in enumerate(grid.head[:8]):
+def _plain(console: Console, table: Table) -> None:
+    shown = _new_table(f"\n{table.title}" + (f" ({table.note})" if table.note else ""))
+    for column, cell in enumerate(table.head[:8]):
         shown.add_column(escape(cell.text), justify="left" if column == 0 else "right", overflow="fold")
-    for row in grid.rows:
+    for row in table.rows:
         shown.add_row(*(Text("\n".join(part for part in (cell.text, cell.small) if part)) for cell in row[:8]))
     console.print(shown)
 
@@ -164,7 +169,7 @@ def _shares(console: Console, index: Index) -> None:
         grid.add_column(name, justify="right")
     rows = 0
     for model in index.models:
-        shares = [index.value(model, "coverage_macs", axis="state", at=state) for state in bars.STATES]
+        shares = [index.value(model, "coverage_macs", axis="state", at=state) for state in STATES]
         size = index.value(model, "model_bytes")
         time = next((v for s in times if (v := index.value(model, "ms_per_image", set=s)) is not None), None)
         if any(v is not None for v in (*shares, size, time)):

@@ -7,8 +7,8 @@ from html.parser import HTMLParser
 import pytest
 
 from qclip.errors import InputError, OutputExistsError
-from qclip.report import html, report
-from qclip.report.index import Index
+from qclip.reporting import html, report
+from qclip.reporting.index import Index
 from qclip.results import Results
 
 HOSTILE = '<script>alert("x")</script>&"\'</style>'
@@ -70,7 +70,7 @@ def test_a_whole_page_is_well_formed_and_self_contained(make_results) -> None:
 
 def test_every_section_has_its_figures(make_results) -> None:
     page = html(make_results(families=("photos",)))
-    wanted = {"calibration": 10, "ood": 2, "noise": 2, "spectra": 28, "coverage": 2, "speed": 2}
+    wanted = {"accuracy": 5, "shift": 5, "ood": 2, "corruptions": 2, "spectra": 28, "coverage": 2, "speed": 2}
     for section, figures in wanted.items():
         body = page.split(f'<section id="{section}">')[1].split("</section>")[0]
         assert body.count("<figure>") == figures, section
@@ -178,6 +178,7 @@ def test_writing_refuses_replaces_and_stays_whole(make_results, tmp_path, monkey
 
 def test_the_public_name_is_a_function_whatever_was_imported_first(tmp_path) -> None:
     import qclip
+    import qclip.reporting.page
 
     assert "empty" in qclip.table(Results())
     assert qclip.report(Results(), tmp_path / "page.html", force=True).is_file()
@@ -209,3 +210,45 @@ def test_a_key_that_repeats_is_said(make_results) -> None:
     results = make_results(families=("photos",))
     results.rows.append(dict(results.rows[0]))
     assert "1 rows repeat the key" in html(results)
+
+
+def test_a_section_of_another_package_stands_in_the_page(make_results) -> None:
+    """One file outside the package: what it asks is judged, what it draws and says is shown."""
+    from markupsafe import Markup
+
+    from qclip.reporting.parts import Cell, Figure, Table, panel
+    from qclip.reporting.sections import SECTIONS, Section
+    from qclip.reporting.verdicts import Question
+
+    class Patience(Section):
+        name, title = "patience", "Patience"
+        intro, absent = "How long it waits.", "Nobody waited."
+
+        def questions(self, index):
+            return [Question("Patience", "patience", name, leading=True) for name in index.id_sets]
+
+        def panels(self, index):
+            return panel("Waiting", [Figure("drawn by another package", Markup("<svg></svg>"))])
+
+        def tables(self, index):
+            rows = [[Cell(r["model"]), Cell(f"{r['value']:g}")] for r in index.rows("patience") if not r["reference"]]
+            return [Table("Seconds", [Cell("Model"), Cell("Seconds")], rows)]
+
+        def about(self, index, family, model, answers):
+            return [f"Patience of {model} was looked at."]
+
+    results = make_results(families=("photos",))
+    reference, variant = Index(results).families[0].models[:2]
+    assert "patience" not in html(results)
+    common = {"set": "scenes-test", "role": "id", "metric": "patience"}
+    results.add(model=variant, value=0.5, **common)
+    results.add(model=variant, value=0.25, low=0.1, high=0.4, reference=reference, **common)
+    SECTIONS.register(Patience)
+    try:
+        page = html(results)
+    finally:
+        SECTIONS.unregister("patience")
+    parsed(page)
+    for part in ('<section id="patience">', '<a href="#patience">Patience</a>', "drawn by another package", "Seconds"):
+        assert part in page, part
+    assert f"Patience of {variant} was looked at." in page and "+0.2500" in page

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from qclip.report import damping, page, table, units, verdicts
-from qclip.report.figures import chance_ece
-from qclip.report.index import Family, Index
-from qclip.report.verdicts import Verdict, judge
+from qclip.reporting import page, table, units, verdicts
+from qclip.reporting.index import Family, Index
+from qclip.reporting.labelled import chance_ece
+from qclip.reporting.sections import about, compare
+from qclip.reporting.sections.spectra import SpectraSection
+from qclip.reporting.verdicts import Verdict, judge
 from qclip.results import Results
+from qclip.spectral import damping
 
 
 @pytest.mark.parametrize(
@@ -39,7 +42,7 @@ def test_an_interval_without_width_on_a_few_images_decides_nothing(n, wanted) ->
         {"metric": "top1", "value": 0.6, "n": n},
         difference("top1", 0.1, 0.1, 0.1, n=n),
     )
-    (by_model,) = verdicts.compare(index, family).values()
+    (by_model,) = compare(index, family).values()
     assert by_model["w8a8"].verdict is wanted
 
 
@@ -70,7 +73,7 @@ def difference(metric: str, value: float, low: float | None, high: float | None,
 
 def told(*rows: dict) -> str:
     index, family = pair(*rows)
-    return " ".join(verdicts.about(index, family, "w8a8", verdicts.compare(index, family)))
+    return " ".join(about(index, family, "w8a8", compare(index, family)))
 
 
 def test_sentences_name_what_is_better_worse_and_open() -> None:
@@ -119,7 +122,7 @@ def test_noise_without_a_mean_row_has_a_difference_but_no_verdict() -> None:
         for m, v in (("float", 0.9), ("w8a8", 0.8))
     ]
     index, family = pair(*rows, difference("top1", -0.1, -0.2, -0.05))
-    answers = {q.axis: a["w8a8"] for q, a in verdicts.compare(index, family).items() if q.metric == "mean_top1"}
+    answers = {q.axis: a["w8a8"] for q, a in compare(index, family).items() if q.metric == "mean_top1"}
     answer = answers["Noise robustness"]
     assert answer.value == pytest.approx(-0.1) and answer.verdict is Verdict.OPEN
 
@@ -127,7 +130,7 @@ def test_noise_without_a_mean_row_has_a_difference_but_no_verdict() -> None:
 def test_multiplicity_counts_and_expects() -> None:
     rows = [difference(m, 0.02, 0.01, 0.03) for m in ("top1", "balanced_accuracy", "ece", "signed_gap")]
     index, family = pair({"metric": "top1", "value": 0.5}, *rows)
-    said = verdicts.multiplicity([verdicts.compare(index, family)])
+    said = verdicts.multiplicity([compare(index, family)])
     # the signed gap is told, not counted: neither side of it is better
     assert said.startswith("2 better and 1 worse among 3 comparisons.")
     assert "about 0.2 intervals" in said  # 0.05 * 3
@@ -137,17 +140,21 @@ def test_multiplicity_counts_and_expects() -> None:
 @pytest.mark.parametrize(
     ("gain", "gap", "wanted"),
     [
-        ((0.98, 0.97, 0.99), (-0.02, -0.03, -0.01), damping.DAMPED),
-        ((0.98, 0.97, 1.01), (-0.02, -0.03, -0.01), damping.UNCLEAR),
-        ((0.98, 0.97, 0.99), (-0.02, -0.03, 0.01), damping.UNCLEAR),
-        ((1.02, 1.01, 1.03), (0.02, 0.01, 0.03), damping.RAISED),
+        ((0.98, 0.97, 0.99), (-0.02, -0.03, -0.01), "damped"),
+        ((0.98, 0.97, 1.01), (-0.02, -0.03, -0.01), "open"),
+        ((0.98, 0.97, 0.99), (-0.02, -0.03, 0.01), "open"),
+        ((1.02, 1.01, 1.03), (0.02, 0.01, 0.03), "raised"),
     ],
 )
 def test_damping_needs_the_gain_and_the_difference_to_white_clear(gain, gap, wanted) -> None:
     results = Results()
     for band, start in (("ranks 8-64", 8), ("ranks 64-", 64)):
         shift = 0 if start == 64 else 0.5  # only the last band is asked
-        for reference, (value, low, high) in (("", gain), ("white", gap)):
+        for metric, reference, (value, low, high) in (
+            ("gain", "", gain),
+            ("gain", "white", gap),
+            ("gain_white", "", (1.0, 0.999, 1.001)),
+        ):
             results.add(
                 model="w8a8",
                 set="vision",
@@ -155,15 +162,16 @@ def test_damping_needs_the_gain_and_the_difference_to_white_clear(gain, gap, wan
                 subset=band,
                 axis="band",
                 at=start,
-                metric="gain",
+                metric=metric,
                 reference=reference,
+                n=12,
                 value=value + shift,
                 low=low + shift,
                 high=high + shift,
             )
-    (tail,) = damping.tails(Index(results))
-    assert (tail.said, tail.band) == (wanted, "ranks 64-")
-    assert "w8a8 (vision)" in damping.damping(Index(results))[0]
+    (tail,) = damping(results.rows)
+    assert (tail.finding, tail.band) == (wanted, "ranks 64-")
+    assert "w8a8 (vision)" in SpectraSection().sentences(Index(results))[0]
     assert Index(results).families == [Family("", ("w8a8",))]  # white noise is no model
 
 

@@ -16,9 +16,11 @@ from markupsafe import Markup
 from qclip import files
 from qclip.results import Results
 
-from . import absolute, bars, svg, units, verdicts
+from . import svg, units, verdicts
 from .index import Family, Index
-from .sections import sections
+from .parts import Cell, Panel, Table
+from .sections import Section, about, all_sections, compare
+from .sections.coverage import STATES
 from .verdicts import Comparison, Question, Verdict
 
 FILE = "report.html"
@@ -53,7 +55,7 @@ def html(results: Results) -> str:
 @functools.cache
 def _templates() -> jinja2.Environment:
     return jinja2.Environment(
-        loader=jinja2.PackageLoader("qclip.report", "templates"),
+        loader=jinja2.PackageLoader("qclip.reporting", "templates"),
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -75,6 +77,20 @@ class Card:
     model: str
     facts: list[str]
     sentences: list[str]
+
+
+@dataclasses.dataclass(frozen=True)
+class Shown:
+    """A section with what it found in these results. Without panels and tables only `absent` is printed."""
+
+    section: Section
+    panels: list[Panel]
+    tables: list[Table]
+    sentences: list[str]
+
+    @property
+    def filled(self) -> bool:
+        return bool(self.panels or self.tables)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,21 +133,25 @@ class VerdictTable:
 
 def _context(index: Index) -> dict[str, Any]:
     families = [family for family in index.families if family.reference]
-    answers = [verdicts.compare(index, family) for family in families]
+    answers = [compare(index, family) for family in families]
     judged = [_judged(index, family, found) for family, found in zip(families, answers, strict=True)]
     return {
         "title": title(index),
         "lead": lead(index),
         "facts": facts(index),
         "short_facts": short_facts(index),
-        "models": model_grid(index),
+        "models": model_table(index),
         "judged": [part for part in judged if part.tables],
         "multiplicity": verdicts.multiplicity(answers),
         "legend": [v for v in Verdict if v is not Verdict.MISSING],
-        "sections": sections(index),
+        "sections": [_shown(section, index) for section in all_sections()],
         "notes": notes(index),
         "empty": not index.results.rows,
     }
+
+
+def _shown(section: Section, index: Index) -> Shown:
+    return Shown(section, section.panels(index), section.tables(index), section.sentences(index))
 
 
 def title(index: Index) -> str:
@@ -203,7 +223,7 @@ def facts(index: Index) -> list[tuple[str, str]]:
     ]
 
 
-def model_grid(index: Index) -> absolute.Grid | None:
+def model_table(index: Index) -> Table | None:
     """Who is who: source, recipe, method, bits."""
     if not index.models:
         return None
@@ -211,10 +231,9 @@ def model_grid(index: Index) -> absolute.Grid | None:
     used = [column for column in columns if any(index.described[model].get(column) for model in index.models)]
     heads = {"source": "Source", "recipe": "Recipe", "method": "Method", "bits": "Bits", "recipe_hash": "Recipe hash"}
     rows = [
-        [absolute.Cell(model), *(absolute.Cell(index.described[model].get(c) or units.ABSENT) for c in used)]
-        for model in index.models
+        [Cell(model), *(Cell(index.described[model].get(c) or units.ABSENT) for c in used)] for model in index.models
     ]
-    return absolute.Grid("Models", [absolute.Cell("Model"), *(absolute.Cell(heads[c]) for c in used)], rows)
+    return Table("Models", [Cell("Model"), *(Cell(heads[c]) for c in used)], rows)
 
 
 def notes(index: Index) -> list[str]:
@@ -228,7 +247,7 @@ def _judged(index: Index, family: Family, answers: dict[Question, dict[str, Comp
     if not answers:
         return Judged(family, [], [])
     cards = [
-        Card(model, _card_facts(index, family, model), verdicts.about(index, family, model, answers))
+        Card(model, _card_facts(index, family, model), about(index, family, model, answers))
         for model in family.variants
     ]
     tables = []
@@ -259,7 +278,7 @@ def _card_facts(index: Index, family: Family, model: str) -> list[str]:
     described = index.described[model]
     out = [f"{described['bits']} bits"] if described.get("bits") else []
     out += [described["method"]] if described.get("method") else []
-    shares = {state: index.value(model, "coverage_macs", axis="state", at=state) for state in bars.STATES}
+    shares = {state: index.value(model, "coverage_macs", axis="state", at=state) for state in STATES}
     out += [f"{units.percent(share, 0)} of MACs {state}" for state, share in shares.items() if share]
     ours, theirs = (index.value(m, "model_bytes") for m in (model, family.reference))
     if ours and theirs:

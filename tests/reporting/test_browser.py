@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from qclip.report import report
+from qclip.reporting import report
 from qclip.results import Results
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")

@@ -4,7 +4,7 @@ import xml.etree.ElementTree as ET
 
 import pytest
 
-from qclip.report import svg
+from qclip.reporting import svg
 
 
 @pytest.mark.parametrize(

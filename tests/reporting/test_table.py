@@ -6,7 +6,7 @@ from html import unescape
 
 import pytest
 
-from qclip.report import html, table
+from qclip.reporting import html, table
 from qclip.results import Results
 from qclip.spectral import verdict
 

@@ -1,14 +1,68 @@
-"""Figures of weight spectra: singular values, and what is left of each rank band beside a white control."""
+"""Spectra of the weights: what is left of each rank band, beside white noise of equal norm."""
 
 from __future__ import annotations
 
+from typing import Any
+
 from markupsafe import Markup
 
-from . import svg, units
-from .figures import Figure, Panel, legend_of, panel, portions, series_of, titled
-from .index import Family, Index
+from qclip.spectral import damping, verdict
+
+from .. import svg, units
+from ..index import Family, Index
+from ..parts import Cell, Figure, Panel, Table, legend_of, panel, portions, series_of, titled, value_cell
+from ..svg import finite
+from . import Section
 
 SHOWN = 3  # weights drawn openly; the others are folded away
+LEADS = {
+    "damped": "The last rank band is damped beyond the control in",
+    "raised": "The last rank band is raised beyond the control in",
+    "open": "Whether the last rank band is damped cannot be told in",
+}
+ENDS = {
+    "damped": "That is a sign of filtering, not proof: the other controls and the effect on reliability are not "
+    "looked at here.",
+    "raised": "That is the opposite of filtering.",
+    "open": "It shows nothing that white noise of equal norm would not.",
+}
+WORDS = {"damped": "damped beyond the control", "raised": "raised beyond the control", "open": "cannot be told"}
+
+
+class SpectraSection(Section):
+    name = "spectra"
+    title = "Spectra of the weights"
+    intro = (
+        "What of each weight's singular directions is left after rounding. A gain of 1 leaves a rank band as it was; "
+        "below 1 it is damped. SQNR falls with rank under any noise, and rounding raises the tail of a weight's own "
+        "spectrum, so only a difference to white noise of equal norm says something about quantization itself."
+    )
+    absent = "Weight spectra were not computed."
+
+    def panels(self, index: Index) -> list[Panel]:
+        return gains(index) + singular_values(index)
+
+    def tables(self, index: Index) -> list[Table]:
+        return last_bands(index) + ranks(index)
+
+    def sentences(self, index: Index) -> list[str]:
+        """One sentence for each finding, then the numbers of each model and tower."""
+        found = damping(index.results.rows)
+        out = []
+        for finding, lead in LEADS.items():
+            towers: dict[str, list[str]] = {}
+            for each in found:
+                if each.finding == finding:
+                    towers.setdefault(each.model, []).append(each.tower)
+            if towers:
+                listed = [f"{model} ({units.words(names)})" for model, names in towers.items()]
+                out.append(f"{lead} {units.words(listed)}. {ENDS[finding]}")
+        return out + verdict(index.results.rows)
+
+
+def in_band(start: float, name: str) -> dict[str, Any]:
+    """The columns of a row that say its rank band: `at` is its first rank, `subset` its name."""
+    return {"axis": "band", "at": start, "subset": name}
 
 
 def singular_values(index: Index) -> list[Panel]:
@@ -134,3 +188,51 @@ def _white(axes: svg.Axes, x: float, step: float, row: dict) -> None:
     middle, tall = (top + bottom) / 2, max(bottom - top, 6.0)
     tip = f"white control of {row['model']}: {row['value']:.4g}"
     axes.draw(svg.rect(axes.at_x(x) - half, middle - tall / 2, 2 * half, tall, "white", tip))
+
+
+def ranks(index: Index) -> list[Table]:
+    """Effective and stable rank, and energy by band, as means over each tower."""
+    rows = []
+    towers = list(dict.fromkeys(row["set"] for row in index.rows("effective_rank") if row["role"] == "tower"))
+    bands = {row["at"]: row["subset"] for row in index.rows("band_energy") if row["set"] in towers}
+    for tower in towers:
+        for model in index.models:
+            numbers = [index.value(model, m, set=tower) for m in ("effective_rank", "stable_rank")]
+            energies = [index.value(model, "band_energy", set=tower, **in_band(at, bands[at])) for at in bands]
+            if finite(*numbers):
+                rows.append(
+                    [
+                        Cell(model, f"{tower} tower"),
+                        *(Cell(f"{v:.1f}") for v in numbers),
+                        *(Cell(units.percent(v, 2)) for v in energies),
+                    ]
+                )
+    head = [
+        Cell("Model"),
+        Cell("Effective rank"),
+        Cell("Stable rank"),
+        *(Cell("Energy", band.replace("-", units.RANGE)) for band in bands.values()),
+    ]
+    return [Table("Mean over the weights of each tower", head, rows)] if rows else []
+
+
+def last_bands(index: Index) -> list[Table]:
+    """The last rank band of each model and tower, beside the control."""
+    gain = units.metric("gain")
+    rows = []
+    for each in damping(index.results.rows):
+        difference = Cell(
+            gain.difference(each.difference["value"]),
+            gain.difference_interval(each.difference["low"], each.difference["high"]),
+        )
+        rows.append(
+            [
+                Cell(each.model, f"{each.tower} tower, {each.band.replace('-', units.RANGE)}"),
+                value_cell(gain, each.gain),
+                value_cell(gain, each.white),
+                difference,
+                Cell(WORDS[each.finding]),
+            ]
+        )
+    head = [Cell("Model"), Cell("Gain"), Cell("White noise", "of equal norm"), Cell("Difference"), Cell("Damping")]
+    return [Table("The last rank band, mean over weights", head, rows)] if rows else []

@@ -1,0 +1,76 @@
+"""The page below the verdicts, by topic: one file per section holds what is asked, drawn, tabulated and said.
+
+Another package adds a section by an entry point of the group `qclip.sections`, a script by `SECTIONS.register`.
+"""
+
+from __future__ import annotations
+
+from qclip.registry import Registry
+
+from .. import verdicts
+from ..index import Family, Index
+from ..parts import Panel, Table
+from ..verdicts import Answers, Question
+
+
+class Section:
+    """One topic. Subclasses fill what they have; a section without panels and tables shows only `absent`."""
+
+    name: str  # the anchor in the page
+    title: str
+    intro: str  # how to read the figures
+    absent: str  # what is said where the results hold nothing of it
+    tables_title = "All numbers"  # the tables are folded behind it; "" shows them openly
+
+    def questions(self, index: Index) -> list[Question]:
+        """What is compared between a model and its reference: lines of the verdict tables."""
+        return []
+
+    def panels(self, index: Index) -> list[Panel]:
+        return []
+
+    def tables(self, index: Index) -> list[Table]:
+        return []
+
+    def sentences(self, index: Index) -> list[str]:
+        """Findings that stand above the figures."""
+        return []
+
+    def about(self, index: Index, family: Family, model: str, answers: Answers) -> list[str]:
+        """What explains the verdicts on one model; it follows them on the model's card."""
+        return []
+
+
+_HERE = "qclip.reporting.sections"
+SECTIONS: Registry[type[Section]] = Registry(
+    "report section",
+    "qclip.sections",
+    {
+        "accuracy": f"{_HERE}.accuracy:AccuracySection",
+        "ood": f"{_HERE}.ood:OodSection",
+        "corruptions": f"{_HERE}.corruptions:CorruptionsSection",
+        "shift": f"{_HERE}.shift:ShiftSection",
+        "groups": f"{_HERE}.groups:GroupsSection",
+        "agreement": f"{_HERE}.agreement:AgreementSection",
+        "spectra": f"{_HERE}.spectra:SpectraSection",
+        "coverage": f"{_HERE}.coverage:CoverageSection",
+        "speed": f"{_HERE}.speed:SpeedSection",
+    },
+    attributes=("title", "intro", "absent", "questions", "panels", "tables", "sentences", "about"),
+)
+
+
+def all_sections() -> list[Section]:
+    """One of each, in the order of the page."""
+    return [kind() for _, kind in SECTIONS.items()]
+
+
+def compare(index: Index, family: Family) -> Answers:
+    """What every section asks of a family, in the order of the page, with its answers."""
+    return verdicts.compare(index, family, [q for section in all_sections() for q in section.questions(index)])
+
+
+def about(index: Index, family: Family, model: str, answers: Answers) -> list[str]:
+    """What is said of one model against its reference: the verdicts, then what the sections have to explain them."""
+    said = verdicts.about(family, model, answers)
+    return said + [line for section in all_sections() for line in section.about(index, family, model, answers)]

@@ -1,0 +1,122 @@
+"""Detection of images of other classes, set by set and score by score."""
+
+from __future__ import annotations
+
+from .. import svg, units
+from ..index import Family, Index
+from ..parts import (
+    FIFTHS,
+    Cell,
+    Figure,
+    Panel,
+    Table,
+    hundred,
+    legend_of,
+    panel,
+    portions,
+    series_of,
+    titled,
+    value_cell,
+)
+from ..verdicts import Question
+from . import Section
+
+SCORE = "mcm"  # the score that is judged, named beforehand; the others stand in the tables
+AXES = {"near": "Near OOD detection", "far": "Far OOD detection"}
+
+
+class OodSection(Section):
+    name = "ood"
+    title = "OOD detection"
+    intro = (
+        "How well a score separates images of known classes (ID) from others. The dashed diagonal is chance. FPR95 is "
+        "the share of OOD images accepted where 95 % of ID images are."
+    )
+    absent = "No OOD set was given, so detection was not measured."
+
+    def questions(self, index: Index) -> list[Question]:
+        score = SCORE if SCORE in index.ood_scores else next(iter(index.ood_scores), "")
+        return [
+            Question(AXES.get(kind, "OOD detection"), metric, name, score=score, leading=metric == "auroc")
+            for name, kind in index.ood_sets
+            for metric in ("auroc", "fpr95")
+        ]
+
+    def panels(self, index: Index) -> list[Panel]:
+        return roc(index)
+
+    def tables(self, index: Index) -> list[Table]:
+        return detection(index)
+
+
+def roc(index: Index) -> list[Panel]:
+    """One ROC curve panel a family: a figure for each OOD set, by the score that is judged."""
+    curves: dict[tuple[str, str, str], list[svg.Point]] = {}
+    for curve in index.curves("roc"):
+        pairs = zip(curve["points"]["fpr"], curve["points"]["tpr"], strict=True)
+        curves[curve["model"], curve["set"], curve["score"]] = [pair for pair in pairs if svg.finite(*pair)]
+    scores = list(dict.fromkeys(score for _, _, score in curves))
+    if not curves:
+        return []
+    score = SCORE if SCORE in scores else scores[0]
+    kinds = dict(index.ood_sets)
+    sets = [s for s, _ in index.ood_sets]
+    sets += [s for s in dict.fromkeys(s for _, s, _ in curves) if s not in sets]
+    out, parts = [], portions(index)
+    for family in parts:
+        figures = []
+        for name in sets:
+            lines = {m: sorted(curves[m, name, score]) for m in family.models if (m, name, score) in curves}
+            if lines:
+                figures.append(_roc_figure(index, family, name, kinds.get(name, ""), score, lines))
+        out += panel(titled(family, f"By {units.SCORES.get(score, score)}", len(parts) > 1), figures, legend_of(family))
+    return out
+
+
+def _roc_figure(
+    index: Index, family: Family, name: str, kind: str, score: str, lines: dict[str, list[svg.Point]]
+) -> Figure:
+    shown = f"{name} ({kind} OOD)" if kind and kind not in name.lower() else name
+    areas = [
+        f"{family.short(m)} {100 * v:.1f}"
+        for m in lines
+        if (v := index.value(m, "auroc", set=name, score=score)) is not None
+    ]
+    caption = f"AUROC in percent: {', '.join(areas)}." if areas else ""
+    axes = svg.Axes(
+        f"ROC of OOD detection on {shown}",
+        f"Share of ID images accepted against share of OOD images accepted. {caption}",
+        (0, 1),
+        (0, 1),
+        x_label="OOD images accepted (%)",
+        y_label="ID images accepted (%)",
+        width=340,
+        height=300,
+        x_ticks=FIFTHS,
+        y_ticks=FIFTHS,
+        x_text=hundred,
+        y_text=hundred,
+    )
+    axes.guide((0, 0), (1, 1))
+    for model, series in series_of(family):
+        if model in lines:
+            axes.line([*lines[model], *([(1.0, 1.0)] if lines[model][-1][0] < 1 else [])], series)
+    return Figure(shown, axes.render(), caption)
+
+
+def detection(index: Index) -> list[Table]:
+    """A table per OOD set: AUROC and FPR95 by score."""
+    out = []
+    for name, kind in [*index.ood_sets, *((name, "") for name in index.ood_means)]:
+        columns = [(score, metric) for score in index.ood_scores for metric in ("auroc", "fpr95")]
+        rows = []
+        for model in index.models:
+            found = [index.row(model, metric, set=name, score=score) for score, metric in columns]
+            if any(found):
+                cells = [value_cell(units.metric(metric), row) for (_, metric), row in zip(columns, found, strict=True)]
+                rows.append([Cell(model), *cells])
+        head = [Cell(units.metric(metric).name, units.SCORES.get(score, score)) for score, metric in columns]
+        n = None if name in index.ood_means else index.n(name)
+        notes = [f"{kind} OOD"] * bool(kind) + [f"n = {units.count(n)}"] * bool(n)
+        out.append(Table(name, [Cell("Model"), *head], rows, ", ".join(notes)))
+    return out

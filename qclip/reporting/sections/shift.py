@@ -1,0 +1,29 @@
+"""Covariate shift: sets of other origin with the classes of the first ID set."""
+
+from __future__ import annotations
+
+from .. import labelled
+from ..index import Index
+from ..parts import Panel, Table
+from ..verdicts import Question
+from . import Section
+
+
+class ShiftSection(Section):
+    name = "shift"
+    title = "Covariate shift"
+    intro = "The same classes in images of another origin. Reliability diagrams are read as above."
+    absent = "No set of another origin was given, so covariate shift was not measured."
+
+    def questions(self, index: Index) -> list[Question]:
+        return [
+            Question("Covariate shift", metric, name, leading=metric == "top1")
+            for name in index.shift_sets
+            for metric in ("top1", "ece")
+        ]
+
+    def panels(self, index: Index) -> list[Panel]:
+        return labelled.diagrams(index, index.shift_sets, open_ones=0)
+
+    def tables(self, index: Index) -> list[Table]:
+        return labelled.tables(index, index.shift_sets)

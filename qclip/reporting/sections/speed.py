@@ -1,0 +1,74 @@
+"""Size in memory and on disk, and the time per image."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from .. import svg, units
+from ..index import Index
+from ..parts import WIDTH, Figure, Panel, panel, shorten
+from . import Section
+
+
+class SpeedSection(Section):
+    name = "speed"
+    title = "Speed and size"
+    intro = (
+        "Ratios are to the reference. Times are taken in passing, while images were embedded; `qclip bench` measures "
+        "speed. Models with simulated layers have no ratio of time."
+    )
+    absent = "Neither size nor time was recorded."
+
+    def panels(self, index: Index) -> list[Panel]:
+        return size_and_speed(index)
+
+
+def size_and_speed(index: Index) -> list[Panel]:
+    """Bars of model bytes, artifact bytes and milliseconds an image."""
+    kinds: tuple[tuple[str, str, Callable[[float | None], str]], ...] = (
+        ("model_bytes", "Size in memory", units.size),
+        ("artifact_bytes", "Size of the artifact", units.size),
+        ("ms_per_image", "Time for one image", units.milliseconds),
+    )
+    figures = []
+    for metric, name, shown in kinds:
+        for where in dict.fromkeys(row["set"] for row in index.rows(metric)):
+            rows = [
+                (row["model"], row["value"], shown(row["value"]) + _ratio(index, row))
+                for row in index.rows(metric)
+                if row["set"] == where and svg.finite(row["value"])
+            ]
+            if rows:
+                figures.append(bars(f"{name}, {where}" if where else name, rows))
+    return panel("", figures)
+
+
+def _ratio(index: Index, row: dict) -> str:
+    """What stands behind the number: the ratio to the reference. A simulated model's time has none."""
+    time = row["metric"] == "ms_per_image"
+    if time and index.simulated(row["model"]):
+        return " (simulated)"
+    family = next((f for f in index.families if f.reference and row["model"] in f.variants), None)
+    if family is None:
+        return ""
+    base = index.value(family.reference, row["metric"], set=row["set"], subset=row["subset"], score=row["score"])
+    if not base or not row["value"]:
+        return ""
+    times = units.TIMES
+    return f" ({base / row['value']:.1f}{times} as fast)" if time else f" ({row['value'] / base:.2f}{times})"
+
+
+def bars(title: str, rows: list[tuple[str, float, str]]) -> Figure:
+    """Horizontal bars from (model, number, printed number)."""
+    row, body = 40.0, []
+    most = max((number for _, number, _ in rows), default=0.0) or 1.0
+    for k, (model, number, shown) in enumerate(rows):
+        top, long = k * row + 4, max(WIDTH * number / most, 1.5)
+        body += [
+            svg.text(0, top + 11, shorten(model, 50 - len(shown)), "name"),
+            svg.text(WIDTH, top + 11, shown, "name", "end"),
+            svg.rect(0, top + 17, WIDTH, 9, "rail", radius=2),
+            svg.rect(0, top + 17, long, 9, "amount", f"{model}: {shown}", radius=2),
+        ]
+    told = "; ".join(f"{model}: {shown}" for model, _, shown in rows)
+    return Figure(title, svg.document(WIDTH, len(rows) * row, title, told, body))
