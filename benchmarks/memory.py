@@ -5,8 +5,8 @@
 Prints one JSON line: bytes of the float32 parameters, peak RSS before and after loading and after one image and one
 text through the towers at batch 1, and the growth as a share of the float32 bytes.
 
-The baseline is after importing what loads models, torch and open_clip among it (0.8 GB). The tokenizer, made when the first
-text comes, and the workspaces of the forward passes count as growth.
+The baseline is after importing what loads models, torch and open_clip among it (0.8 GB). The tokenizer, made when the
+first text comes, and the workspaces of the forward passes count as growth.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ def command(
 ) -> None:
     """Make the HTML page from results again, or show them as a table."""
     import qclip
-    from qclip.report import page
+    from qclip.reporting import page
 
     if output is not None:
         page.check_output(output, force)
