@@ -97,9 +97,8 @@ def plans(recipe: Recipe, towers: dict[str, Tower]) -> dict[str, SitePlan]:
     return out
 
 
-def refuse_hooks(model: nn.Module, towers: dict[str, Tower], plans: dict[str, SitePlan]) -> None:
-    """Raises ModelError naming the first module that is to be replaced and has hooks that cannot go over."""
-    names = {module: name for name, module in model.named_modules()}
+def refuse_hooks(towers: dict[str, Tower], plans: dict[str, SitePlan], names: dict[nn.Module, str]) -> None:
+    """Raises ModelError naming, by `names`, the first module that is to be replaced and has hooks that cannot stay."""
     for site in (site for tower in towers.values() for site in tower):
         if plans[site.name].state != "float":
             models.refuse_others(site.module, names.get(site.module, site.name))

@@ -36,10 +36,9 @@ def towers(model: nn.Module) -> dict[str, Tower]:
     with before.kept_on_error():
         found = _towers(model)
         before.refuse_losses()
-        names = {module: name for name, module in model.named_modules()}
         for site in (site for tower in found.values() for site in tower):
             if not type(site.module).__module__.startswith("qclip."):
-                refuse_layer(site.module, names.get(site.module, site.name))
+                refuse_layer(site.module, before.names.get(site.module, site.name))
     return found
 
 

@@ -60,7 +60,7 @@ def carry(old: nn.Module, new: nn.Module, positional: bool = False) -> None:
 def refuse_others(module: nn.Module, name: str) -> None:
     """Raises ModelError where hooks stand on `module` that mean nothing on what replaces it."""
     for kind, words in OTHERS.items():
-        if module.__dict__.get(kind):
+        if any(not _torchs_own(hook) for hook in module.__dict__.get(kind, {}).values()):
             raise ModelError(
                 f"{name} has {words}, which cannot be kept: no gradient passes the quantized layer that replaces it, "
                 "and its state has other names; remove them first"
@@ -72,6 +72,11 @@ def refuse_others(module: nn.Module, name: str) -> None:
                 "call; make it permanent first (torch.nn.utils.remove_weight_norm, prune.remove ...), or use "
                 "torch.nn.utils.parametrizations"
             )
+
+
+def _torchs_own(hook: Any) -> bool:
+    """Whether torch registered `hook` for itself (parametrizations do)."""
+    return (getattr(getattr(hook, "hook", hook), "__module__", None) or "").startswith("torch.")
 
 
 def runs_library_code(module: nn.Module, kind: type | None = None, method: str = "forward") -> bool:

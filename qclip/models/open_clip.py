@@ -320,6 +320,8 @@ def _config_or_reason(model: nn.Module) -> dict[str, Any] | ModelError:
         return config_of(model)
     except ModelError as error:
         return error
+    except AttributeError as error:  # a layer of the user's own
+        return ModelError(f"the architecture cannot be described ({first_line(error)})")
 
 
 __all__ = [

@@ -11,6 +11,7 @@ from torch import nn
 from ..errors import ModelError
 from . import hooks
 
+#: Contents that change.
 CONTENTS = ("_modules", "_parameters", "_buffers", *hooks.FORWARD, *hooks.DETAILS, *hooks.OTHERS)
 
 
@@ -57,7 +58,7 @@ class Structure:
             if type(module) is not kind:
                 for method in type(module).overridden(kind):  # type: ignore[attr-defined]
                     hooks.refuse_foreign_code(module, name, kind, method)
-            elif module not in present:
+            elif module not in present and ".parametrizations." not in name:
                 hooks.refuse_foreign_code(module, name, kind)
                 hooks.refuse_others(module, name)
                 if hooks.watched_itself(module) and id(module.__dict__["_forward_hooks"]) not in carried:

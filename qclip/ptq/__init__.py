@@ -63,8 +63,9 @@ def quantize_(
         raise RecipeError(
             f"recipe {recipe.name!r} needs data: pass calibration=... (--calibration DATA on the command line)"
         )
-    with models.Structure(model).kept_on_error():
-        return _quantize(model, recipe, calibration, seed, strict, progress)
+    before = models.Structure(model)
+    with before.kept_on_error():
+        return _quantize(model, recipe, calibration, seed, strict, progress, before.names)
 
 
 def _quantize(
@@ -74,6 +75,7 @@ def _quantize(
     seed: int,
     strict: bool,
     progress: Progress | None,
+    names: dict[nn.Module, str],
 ) -> nn.Module:
     towers = models.towers(model)
     with models.evaluating(model):
@@ -88,7 +90,7 @@ def _quantize(
             data = _samples(calibration, encoders, seed, strict)
         sites = {site.name: site for tower in towers.values() for site in tower}
         plans = rewrite.plans(recipe, towers)
-        rewrite.refuse_hooks(model, towers, plans)
+        rewrite.refuse_hooks(towers, plans, names)
         context = Context(
             model,
             recipe,
