@@ -59,6 +59,22 @@ def _kind(model: nn.Module) -> str:
 # ---- explicit form ---------------------------------------------------------------------------------------------------
 
 
+class ExplicitModel(Form):
+    """A whole model: transformers would write names and weights that its own class cannot read again."""
+
+    def save_pretrained(self, *args: object, **kwargs: object) -> None:
+        self._refuse("save_pretrained would write")
+
+    def push_to_hub(self, *args: object, **kwargs: object) -> None:
+        self._refuse("push_to_hub would upload")
+
+    def _refuse(self, what: str) -> None:
+        raise ModelError(
+            f"{what} what {type(self).__name__} cannot load: its layers were replaced; write the quantized model with "
+            "qclip.save(model, FOLDER) and read it with qclip.load (a float model: save it before, or load it again)"
+        )
+
+
 class ExplicitLayer(Form):
     """transformers' encoder layer, which hands its norms to the cores."""
 
@@ -99,7 +115,7 @@ class ExplicitAttention(Form):
         return self.core(hidden_states, mask=mask, causal=bool(is_causal) and mask is None, **fused), None
 
 
-class ExplicitTower(Form):
+class ExplicitTower(ExplicitModel):
     """The transformer of one tower."""
 
     WRAPS = frozenset({"forward"})
@@ -180,7 +196,8 @@ def towers(model: Any) -> dict[str, Tower]:
     """Both towers of a CLIPModel or SiglipModel, brought into explicit form in place. Raises ModelError for others."""
     siglip = _kind(model) == "SiglipModel"
     vision, text = _inner(model, "vision"), _inner(model, "text")
-    become(model, ExplicitModel)
+    for whole in {model, model.vision_model, model.text_model} - {vision, text}:
+        become(whole, ExplicitModel)
     become(vision, ExplicitTower)
     become(text, ExplicitTower)
     patches = vision.embeddings.num_patches
@@ -217,22 +234,6 @@ def _pool(head: Any, rows: int) -> Block:
     place = (head, "layernorm")
     sites |= mlp_sites("vision.pool.mlp", head.mlp, place, 1)
     return Block("vision.pool", head, (head, "attention"), None, (head, "mlp"), place, sites)
-
-
-class ExplicitModel(Form):
-    """The whole model: transformers would write names and weights that its own class cannot read again."""
-
-    def save_pretrained(self, *args: object, **kwargs: object) -> None:
-        raise ModelError(
-            f"save_pretrained would write what {type(self).__name__} cannot load (its layers were replaced); write the "
-            "quantized model with qclip.save(model, FOLDER) and read it with qclip.load"
-        )
-
-    def push_to_hub(self, *args: object, **kwargs: object) -> None:
-        raise ModelError(
-            f"push_to_hub would upload what {type(self).__name__} cannot load (its layers were replaced); write the "
-            "quantized model with qclip.save(model, FOLDER) and upload the folder"
-        )
 
 
 class Features(nn.Module):
