@@ -321,7 +321,7 @@ def _config_or_reason(model: nn.Module) -> dict[str, Any] | ModelError:
     except ModelError as error:
         return error
     except AttributeError as error:  # a layer of the user's own
-        return ModelError(f"the architecture cannot be described ({first_line(error)})")
+        return ModelError(f"the architecture cannot be described ({error})")
 
 
 __all__ = [
