@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .contract import ACTIVATIONS, ESTIMATORS, FLOATS, GROUP, INTEGERS, MAX_K, OFFSET, WEIGHT_GROUPS
+from .contract import ACTIVATIONS, ESTIMATORS, FLOATS, GROUP, INTEGERS, MAX_K, OFFSET, WEIGHT_GROUPS, WIDEST
 from .weights import Int4Weight, Int8Weight
 
 
@@ -70,6 +70,19 @@ def vector(
     return (value if dtype is None else value.to(dtype)).contiguous()
 
 
+def number(op: str, name: str, value: Any) -> float:
+    """A Python number, as a float."""
+    if not isinstance(value, int | float):
+        raise TypeError(f"{op}: {name} must be a number, got {type(value).__name__}")
+    return float(value)
+
+
+def flag(op: str, name: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError(f"{op}: {name} must be True or False, got {value!r}")
+    return value
+
+
 def scalar(op: str, name: str, value: Any, device: torch.device) -> Tensor | None:
     """A number or a tensor of one element as float32 `[]` on `device`, or None."""
     if value is None:
@@ -88,7 +101,10 @@ def zero_point(op: str, value: Any, scale: Any, device: torch.device) -> Tensor 
         return None
     if scale is None:
         raise ValueError(f"{op}: zero_point is for static quantization; give scale as well, or leave both out")
-    return scalar(op, "zero_point", value, device)
+    found = scalar(op, "zero_point", value, device)
+    assert found is not None
+    # Beyond it every code is the last one, and float32 has no whole numbers between.
+    return found.clamp(-WIDEST, WIDEST) if getattr(value, "itemsize", 4) >= 4 else found
 
 
 def whole(op: str, value: Any, when: str = "") -> None:
@@ -182,6 +198,7 @@ def weight(op: str, value: Any, kind: type[Int8Weight] | type[Int4Weight]) -> No
     if codes is None:
         raise ValueError(f"{op}: weight has the unknown layout {value.layout!r}; make it with {kind.__name__}.pack")
     for name, buffer, dtype, shape in [("codes", value.codes, *codes), *wanted]:
+        tensor(op, f"weight.{name}", buffer, (buffer.dtype,) if isinstance(buffer, Tensor) else ())
         if buffer.dtype != dtype or tuple(buffer.shape) != shape or buffer.device != value.codes.device:
             raise ValueError(
                 f"{op}: weight of shape {(n, k)} in layout {value.layout!r} must have {dtype} {name} of shape {shape}, "
@@ -241,8 +258,11 @@ def fake_quantize_scale(
 ) -> tuple[Tensor, int | None]:
     """The scale as contiguous float32 (its gradient flows through the cast), and a non-negative axis."""
     if not isinstance(scale, Tensor):
-        scale = torch.full((), float(scale), dtype=torch.float32, device=x.device)
+        scale = torch.full((), number(op, "scale", scale), dtype=torch.float32, device=x.device)
     tensor(op, "scale", scale, FLOATS, x.device)
+    for name, value in (("axis", axis), ("group", group)):
+        if not isinstance(value, int | None):
+            raise TypeError(f"{op}: {name} must be an integer or None, got {value!r}")
     if axis is not None and group is not None:
         raise ValueError(f"{op}: axis and group exclude each other; groups run along the last axis")
     if group is not None:
@@ -272,7 +292,7 @@ def estimator(op: str, name: Any, qmin: Any, qmax: Any, delta: float) -> None:
     """A known estimator, a range of codes that float32 holds exactly, and a delta that the estimator knows."""
     if name not in ESTIMATORS:
         raise ValueError(f"{op}: unknown estimator {name!r}; known: {', '.join(map(repr, ESTIMATORS))}")
-    if not (isinstance(qmin, int) and isinstance(qmax, int) and -(2**23) <= qmin < qmax <= 2**23):
+    if not (isinstance(qmin, int) and isinstance(qmax, int) and -WIDEST <= qmin < qmax <= WIDEST):
         raise ValueError(f"{op}: qmin and qmax must be integers with qmin < qmax within 2^23, got {qmin} and {qmax}")
     if name != "ewgs" and delta != 0:
         raise ValueError(f"{op}: delta has no meaning for estimator {name!r}; leave it at 0")

@@ -10,6 +10,7 @@ ACTIVATIONS = ("gelu", "quick_gelu", "gelu_tanh")
 
 GROUP = 128  # channels that share one activation scale where scales are per group
 WEIGHT_GROUPS = (32, 64, 128)  # inputs that may share one scale of a 4-bit weight, besides all K
+WIDEST = 2**23  # zero points and bounds of codes lie within: float32 holds them and their sums exactly
 MAX_K = 65536  # above it an int32 accumulator, shifted by 128, could overflow
 TINY = 2.0**-100  # a row (or group) whose largest magnitude is below this counts as a row of zeros
 SMALLEST_NORMAL_HALF = 2.0**-14  # below it a float16 scale would lose bits

@@ -127,6 +127,7 @@ def _check_layer_norm_quantize(
 ) -> tuple:
     op = "layer_norm_quantize"
     checks.rows(op, "x", x, FLOATS)
+    eps = checks.number(op, "eps", eps)
     if not eps >= 0:
         raise ValueError(f"{op}: eps must be at least 0, got {eps}")
     width, device = x.shape[-1], x.device
@@ -134,7 +135,7 @@ def _check_layer_norm_quantize(
     bias = checks.vector(op, "bias", bias, width, device, None)
     smooth = checks.vector(op, "smooth", smooth, width, device)
     zero_point = checks.zero_point(op, zero_point, scale, device)
-    return x, weight, bias, float(eps), smooth, checks.scalar(op, "scale", scale, device), zero_point
+    return x, weight, bias, eps, smooth, checks.scalar(op, "scale", scale, device), zero_point
 
 
 def _rows_and_scales(x: Tensor, *_: Any) -> list:
@@ -372,7 +373,7 @@ def _check_attention(
         if len(padded) != 4 or not all(have == 1 or have == want for have, want in zip(padded, wanted, strict=True)):
             raise ValueError(f"{op}: mask of shape {tuple(mask.shape)} does not broadcast to [B, H, Lq, Lk] = {wanted}")
         mask = mask.reshape(padded)
-    if out_scale is not None and out_dynamic:
+    if checks.flag(op, "out_dynamic", out_dynamic) and out_scale is not None:
         raise ValueError(f"{op}: out_scale is static and out_dynamic is not; give one of them")
     if isinstance(out_scale, Tensor) and out_scale.numel() != 1:
         checks.tensor(op, "out_scale", out_scale, FLOATS, q.device)
@@ -383,8 +384,8 @@ def _check_attention(
         out_scale = out_scale.float().contiguous()
     else:
         out_scale = checks.scalar(op, "out_scale", out_scale, q.device)
-    scale = d**-0.5 if scale is None else float(scale)
-    return q, k, v, mask, causal, scale, out_scale, out_dynamic
+    scale = d**-0.5 if scale is None else checks.number(op, "scale", scale)
+    return q, k, v, mask, checks.flag(op, "causal", causal), scale, out_scale, out_dynamic
 
 
 def _attention_shapes(
@@ -473,10 +474,12 @@ def _check_smooth_scale(act_absmax: Tensor, weight_absmax: Tensor, strength: flo
     checks.tensor(op, "act_absmax", act_absmax, FLOATS)
     if act_absmax.dim() != 1:
         raise ValueError(f"{op}: act_absmax must have shape [K], got {tuple(act_absmax.shape)}")
+    strength = checks.number(op, "strength", strength)
     if not 0 <= strength <= 1:
         raise ValueError(f"{op}: strength must lie in [0, 1], got {strength}")
+    checks.tensor(op, "weight_absmax", weight_absmax, FLOATS)
     weight = checks.vector(op, "weight_absmax", weight_absmax, act_absmax.shape[0], act_absmax.device)
-    return act_absmax.float().contiguous(), weight, float(strength)
+    return act_absmax.float().contiguous(), weight, strength
 
 
 register(
@@ -560,10 +563,11 @@ def _check_fake_quantize(
 ) -> tuple:
     op = "fake_quantize"
     checks.tensor(op, "x", x, FLOATS)
+    grad_scale, delta = checks.number(op, "grad_scale", grad_scale), checks.number(op, "delta", delta)
     checks.estimator(op, estimator, qmin, qmax, delta)
     scale, axis = checks.fake_quantize_scale(op, x, scale, axis, group)
     zero = checks.fake_quantize_zero_point(op, scale, zero_point, estimator)
-    return x, scale, zero, qmin, qmax, estimator, axis, group, float(grad_scale), float(delta)
+    return x, scale, zero, qmin, qmax, estimator, axis, group, grad_scale, delta
 
 
 def _check_fake_quantize_backward(grad: Tensor, *rest: Any) -> tuple:
@@ -686,7 +690,7 @@ def _check_hadamard_transform(x: Tensor, transpose: bool) -> tuple:
         raise ValueError(
             f"{op}: no Hadamard matrix of width {x.shape[-1]} is known; widths are 2^k * 1, 12, 20, 28, 36, 44, ..."
         )
-    return x, bool(transpose)
+    return x, checks.flag(op, "transpose", transpose)
 
 
 class _HadamardDerivative(Derivative):

@@ -84,6 +84,13 @@ def register(
     def package(results: Sequence[Tensor]) -> Any:
         return results[0] if returns == "Tensor" else tuple(results) if returns.startswith("(") else list(results)
 
+    def trace(*args: Any) -> Any:
+        _check_device(name, args)
+        return package(allocate(*args))
+
+    def trace_out(*args: Any, out: list[Tensor]) -> None:
+        _check_device(name, (*args, *out))
+
     def execute(final: tuple, results: Sequence[Tensor]) -> None:
         function = dispatch.select(name, final[0].device, *final)
         function(*final, out=results[0] if len(results) == 1 else tuple(results))
@@ -133,14 +140,21 @@ def register(
     ):
         library.impl(name, untraced(function), key)
         library.impl(f"{name}_out", untraced(function_out), key)
-    torch.library.register_fake(f"qkernels::{name}", lambda *args: package(allocate(*args)), lib=library)
-    torch.library.register_fake(f"qkernels::{name}_out", lambda *args, out: None, lib=library)
+    torch.library.register_fake(f"qkernels::{name}", trace, lib=library)
+    torch.library.register_fake(f"qkernels::{name}_out", trace_out, lib=library)
     torch.library.register_vmap(f"qkernels::{name}", untraced(batched), lib=library)
     implementations[name], implementations[f"{name}_out"] = run, run_out
     _shape_rules[name] = shapes
     _functional[name] = getattr(torch.ops.qkernels, name).default
     _out[name] = getattr(torch.ops.qkernels, f"{name}_out").default
     _functions[name] = derivatives.function(name, derivative, _functional[name], lambda *args: call(name, None, *args))
+
+
+def _check_device(name: str, args: tuple) -> None:
+    """torch takes an op for one on the meta device, which computes nothing, if any of its tensors is there."""
+    for value in args:
+        if isinstance(value, Tensor) and value.device != args[0].device:
+            raise ValueError(f"{name}: tensors are on {args[0].device} and on {value.device}; move one of them")
 
 
 def _refuse_out(name: str, args: tuple) -> None:

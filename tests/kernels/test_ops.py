@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch.fx.experimental.proxy_tensor import make_fx
 
 import qkernels
 from qkernels import Int4Weight, Int8Weight
@@ -81,6 +82,28 @@ REFUSALS = {
     "float codes": (lambda: qkernels.int8_linear(X, S, W8), TypeError, "x must be int8, got float32"),
     "weight kind": (lambda: qkernels.int8_linear(CODES, S, W), TypeError, "weight must be an Int8Weight, got Tensor"),
     "inner size": (lambda: qkernels.int8_linear(CODES[:, :39], S, W8), ValueError, "its last axis must be 40"),
+    "causal": (lambda: qkernels.attention(QKV, QKV, QKV, causal=1), TypeError, "causal must be True or False, got 1"),
+    "eps kind": (lambda: qkernels.layer_norm_quantize(X, None, None, "1"), TypeError, "eps must be a number, got str"),
+    "scale kind": (
+        lambda: qkernels.fake_quantize(X, [0.1], None, -8, 7, "ste"),
+        TypeError,
+        "scale must be a number, got list",
+    ),
+    "axis kind": (
+        lambda: qkernels.fake_quantize(X, S, None, -8, 7, "ste", axis=0.5),
+        TypeError,
+        "axis must be an integer or None, got 0.5",
+    ),
+    "sparse weight": (
+        lambda: qkernels.int8_linear(CODES, S, replace(W8, scales=W8.scales.to_sparse())),
+        TypeError,
+        "weight.scales must be a dense tensor",
+    ),
+    "no weight codes": (
+        lambda: qkernels.int8_linear(CODES, S, replace(W8, codes=None)),
+        TypeError,
+        "weight.codes must be a tensor, got NoneType",
+    ),
     "K": (
         lambda: qkernels.int8_linear(
             torch.ones(1, 65537, dtype=torch.int8),
@@ -337,6 +360,139 @@ def test_out_is_checked(name):
     out, error, message = OUTS[name]
     with pytest.raises(error, match=message):
         qkernels.quantize_per_token(X, out=out)
+
+
+BUFFER = torch.zeros(4 * 48)
+OVERLAPS = {
+    "the same": lambda x: (x, x),
+    "by a part": lambda x: (x, BUFFER[8 : 8 + 2 * 48].view(2, 48)),
+    "by a value": lambda x: (x, BUFFER[2 * 48 - 1 : 4 * 48 - 1].view(2, 48)),
+    "a strided input": lambda x: (BUFFER.view(2, 96)[:, ::2], BUFFER[:96].view(2, 48)),
+}
+
+
+@pytest.mark.parametrize("name", OVERLAPS)
+@pytest.mark.parametrize("raw", [False, True])
+def test_out_may_overlap_nothing(backend, name, raw):
+    x, out = OVERLAPS[name](BUFFER[: 2 * 48].view(2, 48))
+    with pytest.raises(ValueError, match=r"out of shape \(2, 48\) overlaps an argument in memory") as caught:
+        if raw:
+            torch.ops.qkernels.hadamard_transform_out(x, False, out=[out])
+        else:
+            qkernels.hadamard_transform(x, out=out)
+    assert "\n" not in str(caught.value)
+    beside = BUFFER[96:].view(2, 48)  # touches, and does not overlap
+    assert qkernels.hadamard_transform(BUFFER[:96].view(2, 48), out=beside) is beside
+
+
+def test_two_outs_may_not_overlap():
+    room = torch.zeros(200, dtype=torch.uint8)
+    codes, scales = room[:120].view(torch.int8).view(3, 40), room[116:128].view(torch.float32)
+    with pytest.raises(ValueError, match="overlaps the other out"):
+        qkernels.quantize_per_token(X, out=(codes, scales))
+    with pytest.raises(ValueError, match="running of shape .* overlaps an argument"):
+        qkernels.channel_absmax(BUFFER.view(4, 48), BUFFER[:48])
+    weight = Int8Weight(W8.codes, W8.scales, W8.shape)
+    with pytest.raises(ValueError, match="overlaps an argument"):
+        qkernels.int8_linear(CODES[:1], S, weight, out=W8.scales.view(1, 24))
+
+
+NOTHING = (None, None, None, None, None, None, torch.float32)
+RAW = {
+    "short codes": (
+        lambda o: o.int8_linear(CODES, S, P8.codes[:-1], P8.scales, 24, 40, "vnni64", *NOTHING),
+        r"must have torch.uint8 codes of shape \(2816,\)",
+    ),
+    "short scales": (
+        lambda o: o.int8_linear(CODES, S, P8.codes, P8.scales[:8], 24, 40, "vnni64", *NOTHING),
+        r"scales of shape \(24,\)",
+    ),
+    "a larger n": (
+        lambda o: o.int8_linear(CODES, S, P8.codes, P8.scales, 2400, 40, "vnni64", *NOTHING),
+        "must have torch.uint8 codes",
+    ),
+    "short bias": (
+        lambda o: o.int8_linear(CODES, S, P8.codes, P8.scales, 24, 40, "vnni64", X[0, :3], *NOTHING[1:]),
+        r"bias must have shape \(24,\)",
+    ),
+    "short x_scale": (
+        lambda o: o.int8_linear(CODES, torch.ones(2), P8.codes, P8.scales, 24, 40, "vnni64", *NOTHING),
+        "x_scale of shape",
+    ),
+    "another k": (
+        lambda o: o.int4_linear(CODES[:, :39], S, P4.codes, P4.scales, None, 24, 40, 32, "nibble64", *NOTHING),
+        "its last axis must be 40",
+    ),
+    "short zeros": (
+        lambda o: o.int4_linear(CODES, S, P4.codes, P4.scales, P4.scales[:, :1], 24, 40, 32, "nibble64", *NOTHING),
+        "zeros of shape",
+    ),
+    "short smooth": (lambda o: o.quantize_per_token(X, X[0, :39], None, None), "smooth must have shape"),
+    "a large patch": (lambda o: o.quantize_patches(QKV, 400, 2, None, None, None), "does not fit"),
+    "no row": (lambda o: o.quantize_per_token(S, None, None, None), r"x must have shape \[\.\.\., K\]"),
+    "short norm": (
+        lambda o: o.layer_norm_quantize(X, X[0, :3], None, 1e-5, None, None, None),
+        "weight must have shape",
+    ),
+    "short keys": (
+        lambda o: o.attention(QKV, QKV[:1], QKV, None, False, 0.1, None, False),
+        "attention: q must be",
+    ),
+    "short mask": (
+        lambda o: o.attention(QKV, QKV, QKV, torch.ones(2, 5), False, 0.1, None, False),
+        "does not broadcast",
+    ),
+    "another device": (
+        lambda o: o.attention(QKV, QKV.to("meta"), QKV, None, False, 0.1, None, False),
+        "attention: tensors are on cpu and on meta",
+    ),
+    "short maxima": (lambda o: o.channel_absmax_(X, torch.zeros(39)), "running must be contiguous of shape"),
+    "short weight maxima": (lambda o: o.smooth_scale(X[0], X[0, :3], 0.5), "weight_absmax must have shape"),
+    "short scales of groups": (
+        lambda o: o.fake_quantize(X, torch.ones(3, 1), None, -8, 7, "lsq", None, 32, 1.0, 0.0),
+        r"scale must have shape \(3, 2\)",
+    ),
+    "short gradient": (
+        lambda o: o.fake_quantize_backward(X[:1], X, S, None, -8, 7, "lsq", None, None, 1.0, 0.0),
+        "grad must have x's shape",
+    ),
+    "an odd width": (lambda o: o.hadamard_transform(X[:, :39], False), "no Hadamard matrix of width 39"),
+    "short out": (
+        lambda o: o.quantize_per_token_out(X, None, None, None, out=[CODES.clone(), torch.empty(2)]),
+        r"out must be float32 of shape \(3,\)",
+    ),
+    "one out of two": (
+        lambda o: o.quantize_per_token_out(X, None, None, None, out=[CODES.clone()]),
+        "out must be 2 tensors",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", RAW)
+def test_raw_ops_check_every_size(name):
+    """`torch.ops.qkernels` is what traced graphs call, with whatever they are given."""
+    call, message = RAW[name]
+    with pytest.raises((ValueError, TypeError), match=message) as caught:
+        call(torch.ops.qkernels)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_traced_graph_checks_what_it_is_given():
+    graph = make_fx(lambda x, codes: qkernels.int8_linear(x, S, replace(P8, codes=codes)))(CODES, P8.codes)
+    assert torch.equal(graph(CODES, P8.codes), qkernels.int8_linear(CODES, S, P8))
+    with pytest.raises(ValueError, match="codes of shape"):
+        graph(CODES, P8.codes[:64])
+
+
+@pytest.mark.parametrize("zero", [2**23, 2**30, 2**31, 2**40])
+def test_zero_points_beyond_every_code_saturate(backend, zero):
+    codes, scales = qkernels.quantize_per_token(X)
+    weight = W8 if backend == "reference" else P8
+    for sign in (1, -1):
+        for point in (sign * zero, torch.tensor(sign * zero)):
+            found = qkernels.int8_linear(codes, scales, weight, out_scale=0.1, out_zero_point=point)
+            assert (found == sign * 127).all()
+            assert (qkernels.quantize_per_token(X, scale=0.1, zero_point=point)[0] == sign * 127).all()
 
 
 def test_out_counts_as_a_change_in_place():
