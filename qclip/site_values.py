@@ -22,8 +22,8 @@ def code_range(weight_bits: int) -> tuple[int, int]:
 
 
 def check_site_values(name: str, attribute: str, tensor: Tensor, plan: SitePlan, where: str) -> None:
-    """Raises ArtifactError for codes outside the plan's grid, scales that are not positive, normal and finite, and NaN
-    or Inf elsewhere; names the tensor and its worst value."""
+    """Raises ArtifactError for codes outside the plan's grid, scales that are not positive (or, where the plan
+    allows it, negative), normal and finite, and NaN or Inf elsewhere; names the tensor and its worst value."""
     if attribute == "codes":
         low, high = code_range(plan.weight_bits)
         least, most = span(tensor)
@@ -34,7 +34,9 @@ def check_site_values(name: str, attribute: str, tensor: Tensor, plan: SitePlan,
                 f"and {high}"
             )
     elif attribute in POSITIVE:
-        least, most = span(tensor)
+        # The search for the least squared error turns the grid of few bits around where that fits better.
+        turned = attribute == "scales" and plan.weight_observer == "mse" and plan.weight_bits <= 4
+        least, most = span(tensor.abs() if turned else tensor)
         smallest = torch.finfo(tensor.dtype).tiny  # below it are the subnormal numbers, whose digits fade
         if not (smallest <= least and most < math.inf):
             worst = most if smallest <= least else least

@@ -13,7 +13,7 @@ from qclip.errors import ArtifactError, ModelError, OutputExistsError
 from qkernels import Int8Weight
 from tests.small import IMAGES, TEXTS, small_clip
 
-RECIPES = ["w8a8", "w8a8-static", "w4a8", "w4a16", "w6a8", "w4a4"]
+RECIPES = ["w8a8", "w8a8-static", "w4a8", "w4a8-mixed", "w4a16", "w6a8", "w4a4"]
 
 
 @pytest.fixture(scope="module")
