@@ -28,7 +28,10 @@ Calibration = Annotated[
     str | None, typer.Option("--calibration", metavar="DATA", help="Images for recipes that need data: KIND:PATH.")
 ]
 Classes = Annotated[
-    Path | None, typer.Option("--classes", metavar="FILE", help="Class names, one a line, in the order of the labels.")
+    Path | None,
+    typer.Option(
+        "--classes", metavar="FILE", help="Class names, one a line: found by name, else in the order of the labels."
+    ),
 ]
 Arch = Annotated[
     str | None, typer.Option("--arch", metavar="NAME", help="Architecture of a checkpoint file, if it does not say.")

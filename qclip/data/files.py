@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import os
 import stat
-from typing import BinaryIO
 
 SHOWN_NAME = 160  # characters of a file's name in a message
 
@@ -30,7 +30,7 @@ def why_not_a_file(path: str | os.PathLike[str]) -> str | None:
     return None if stat.S_ISREG(mode) else f"is {_KINDS.get(stat.S_IFMT(mode), 'no regular file')}"
 
 
-def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
+def open_regular(path: str | os.PathLike[str]) -> io.BufferedReader:
     """A regular file, opened for reading; nothing that could block is opened. Raises OSError whose `strerror` is a
     sentence's end ("is a pipe", "cannot be read (Permission denied)")."""
     if reason := why_not_a_file(path):

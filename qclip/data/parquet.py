@@ -91,7 +91,10 @@ def load_parquet(
     names = wanted or Columns()
     first: pa.Schema | None = None
     classes: list[str] | None = None
-    tables, groups, digests, pathless = [], [], [], True
+    tables: list[pa.Table] = []
+    groups: list[list[int]] = []  # rows in each row group, by file
+    digests: list[str] = []
+    pathless = True
     for done, file_path in enumerate(files):
         file = _opened(file_path)
         schema, where = file.schema_arrow, shown(file_path)
