@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import os
 from collections.abc import Iterator
 
@@ -26,6 +27,10 @@ _LEFTOVERS = {
     "desktop.ini",
     "icon\r",
 }
+
+
+# A folder that went away meanwhile, or lies deeper than paths reach; any other fault is one of rights or of the disk.
+_GONE = {errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP}
 
 
 @dataclasses.dataclass
@@ -78,9 +83,9 @@ def images_below(folder: str, left_out: LeftOut) -> Iterator[str]:
             continue
         try:
             found = entries(path)
-        except PermissionError as error:
-            raise unreadable_folder(path, error) from None
         except OSError as error:
+            if error.errno not in _GONE:
+                raise unreadable_folder(path, error) from None
             left_out.add(f"folders that cannot be read ({error.strerror})", path)
             continue
         if not found and path != folder and has_suffix(path):
