@@ -29,9 +29,7 @@ Calibration = Annotated[
 ]
 Classes = Annotated[
     Path | None,
-    typer.Option(
-        "--classes", metavar="FILE", help="Class names, one a line: found by name, else in the order of the labels."
-    ),
+    typer.Option("--classes", metavar="FILE", help="Class names, one a line: found by name, else by position."),
 ]
 Arch = Annotated[
     str | None, typer.Option("--arch", metavar="NAME", help="Architecture of a checkpoint file, if it does not say.")

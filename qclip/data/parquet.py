@@ -63,7 +63,10 @@ class _ParquetImages:
         where = f"{shown(self.files[file].name)} row {row - self.first[file]}"
         with self.lock:
             column = self._column(number)
-            found = column if isinstance(column, str) else column[int(row - self.starts[number])].as_py()
+            try:
+                found = column if isinstance(column, str) else column[int(row - self.starts[number])].as_py()
+            except (IndexError, *_DAMAGED) as error:  # fewer rows than the file says, or a path that is no text
+                found = f"is damaged ({_first_line(error)})"
         if isinstance(found, str):
             return UnreadableImage(f"{where}: {found}.")
         if isinstance(found, dict):  # Hugging Face writes {bytes, path}
@@ -99,6 +102,8 @@ def load_parquet(
         file = _opened(file_path)
         schema, where = file.schema_arrow, shown(file_path)
         metadata = schema.metadata or {}
+        if names.label != Columns.label and Columns.label in schema.names:
+            metadata = {key: value for key, value in metadata.items() if key != b"classes"}  # those of column `label`
         if first is None:
             first = schema
             _check_columns(where, schema, names)
@@ -108,21 +113,23 @@ def load_parquet(
             if columns.class_names(where, metadata, names.label) != classes:
                 raise DataError(f"{where}: its class names differ from those of {shown(files[0])}; read them apart.")
         groups.append(_row_groups(where, file))
+        if sum(map(sum, groups)) > LARGEST_ROWS:
+            raise DataError(f"{where}: its rows are more than the {LARGEST_ROWS} that are read.")
         pathless = pathless and _holds_no_bytes(file, names.image)
         tables.append(_table(where, file, names))
         with open_regular(file_path) as stream:
             digests.append(hashlib.file_digest(stream, "sha256").hexdigest())
         if progress is not None:
             progress(f"reading {spec}", done + 1, len(files))
-    if pathless and sum(map(sum, groups)):
+    if pathless and any(any(counts) for counts in groups):
         raise DataError(
             f"{shown(path)}: column {names.image!r} holds paths and no bytes; write the images themselves into the "
             "file (`datasets` does it with embed_external_files), or read their folder with folder:PATH."
         )
     table, where = pa.concat_tables(tables), shown(path)
     rows = np.arange(table.num_rows if table.num_columns else sum(map(sum, groups)), dtype=np.int64)
-    if len(rows) > LARGEST_ROWS:
-        raise DataError(f"{where}: {len(rows)} rows are more than the {LARGEST_ROWS} that are read.")
+    if len(rows) != sum(map(sum, groups)):
+        raise DataError(f"{where}: damaged (its columns have {len(rows)} rows, its images {sum(map(sum, groups))}).")
     labels, label_notes = None, []
     if names.label in table.column_names:
         labels, texts = columns.labels(where, table[names.label], names.label)

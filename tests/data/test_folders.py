@@ -204,6 +204,20 @@ def denied(*names):
     return no_scandir, no_open
 
 
+def test_a_folder_that_goes_while_it_is_listed_is_named(pets, monkeypatch):
+    scandir = os.scandir
+
+    def gone(path):
+        if path.endswith("dog"):
+            raise FileNotFoundError(2, "No such file or directory", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", gone)
+    data = load(f"folder:{pets}")
+    assert data.labels.tolist() == [0] and data.classes == ["cat", "dog"]
+    assert data.notes == [f"folder:{pets}: 1 left out, folders that cannot be read (No such file or directory): dog"]
+
+
 @pytest.mark.parametrize("name", ["dog", "inner", "pets"])
 def test_a_folder_that_cannot_be_read_is_an_error(pets, monkeypatch, name):
     (pets / "dog" / "inner").mkdir()

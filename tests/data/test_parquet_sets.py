@@ -280,3 +280,26 @@ def test_long_text_columns_are_not_read_for_groups(tmp_path, monkeypatch):
     assert load(f"parquet:{path}").groups["place"].tolist() == ["a", "b", "a", "b"]
     monkeypatch.setattr(parquet, "LARGEST_TEXTS", 10)
     assert load(f"parquet:{path}").groups == {}
+
+
+def test_the_names_of_one_label_column_are_not_those_of_another(tmp_path):
+    columns = {"label": [0, 1, 0, 1], "metadata": {"classes": ["ant", "bee"]}}
+    data = load(f"parquet:{write(tmp_path / 'two.parquet', other=[1, 1, 0, 0], **columns)}?label=other")
+    assert data.classes is None and data.labels.tolist() == [1, 1, 0, 0]
+    only = write(tmp_path / "one.parquet", y=[1, 1, 0, 0], metadata={"classes": ["ant", "bee"]})
+    assert load(f"parquet:{only}?label=y").classes == ["ant", "bee"]
+
+
+def test_too_many_rows_are_refused_before_they_are_read(tmp_path, monkeypatch):
+    path = write(tmp_path / "x.parquet", label=[0] * 4)
+    monkeypatch.setattr(parquet, "LARGEST_ROWS", 3)
+    monkeypatch.setattr(pq.ParquetFile, "read", lambda *a, **k: pytest.fail("was read"))
+    with pytest.raises(DataError, match="its rows are more than the 3"):
+        load(f"parquet:{path}")
+
+
+def test_paths_that_are_no_text_are_no_fault(tmp_path):
+    names = pa.Array.from_buffers(pa.string(), 2, pa.array([b"\xff\xfe", b"b.png"]).buffers())
+    images = pa.StructArray.from_arrays([pa.array([None, encoded(3)], pa.binary()), names], ["bytes", "path"])
+    first, second = load(f"parquet:{write(tmp_path / 'x.parquet', n=2, image=images)}").read(range(2))
+    assert "x.parquet row 0: is damaged" in str(first) and second.getpixel((0, 0)) == (3, 0, 0)
