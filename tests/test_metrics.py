@@ -273,7 +273,7 @@ def test_counts_mean_repeated_samples(sample, rng):
 
 @pytest.mark.parametrize("ties", [False, True])
 def test_detection_counts_mean_repeated_scores(rng, ties, monkeypatch):
-    monkeypatch.setattr(metrics, "_BLOCK", 300)  # several blocks of two replicates
+    monkeypatch.setattr("qclip.metrics.detection.BLOCK", 2)  # several blocks of two replicates
     inside, outside = scores(rng, ties)
     first, second = (rng.multinomial(len(s), np.full(len(s), 1 / len(s)), size=5) for s in (inside, outside))
     for function in (metrics.auroc, metrics.fpr_at_tpr):
@@ -332,3 +332,24 @@ def test_one_class_has_no_calibration():
         metrics.nll(probs, labels),
     ):
         assert math.isnan(value)
+
+
+# -- records ----------------------------------------------------------------------------------------------------------
+
+
+def test_every_record_loads_under_its_own_name_and_says_what_is_printed():
+    for name, record in metrics.METRICS.items():
+        assert record.name == name and record.label and record.better in (-1, 0, 1)
+        assert record.interval == ("bca" if "ece" in name else "percentile")
+    unknown = metrics.metric("something_new")
+    assert (unknown.label, unknown.better, unknown.unit) == ("something new", 0, "")
+
+
+def test_a_metric_of_another_package_is_printed_by_its_record():
+    from qclip.reporting import units
+
+    metrics.METRICS.register(metrics.Metric("toy_share", "Toy share", 1, "share", 1))
+    try:
+        assert units.metric("toy_share").value(0.5) == "50.0 %" and units.metric("toy_share").name == "Toy share"
+    finally:
+        metrics.METRICS.unregister("toy_share")

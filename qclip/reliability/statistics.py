@@ -9,15 +9,14 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import math
-from collections.abc import Callable, Sequence
 from statistics import NormalDist
 
 import numpy as np
 
 from qclip.errors import InputError
+from qclip.metrics.resampled import BLOCK
 
-DENSE_BUCKETS = 64  # up to here one-hot columns and a matrix product beat sorting and adding runs
-BLOCK = 128  # resamples at a time: the temporary arrays stay in the cache
+LEVEL = 0.95
 
 
 def seeded(seed: int, name: str) -> np.random.Generator:
@@ -54,69 +53,6 @@ class Resampling:
 
 
 @dataclasses.dataclass(frozen=True)
-class Sums:
-    """Sums of `values` (float64 `[n]`) within `buckets` (int `[n]`, 0 <= bucket < size)."""
-
-    values: np.ndarray
-    buckets: np.ndarray | None = None
-    size: int = 1
-
-
-@dataclasses.dataclass(frozen=True)
-class Statistic:
-    """A metric as a function of weighted sums. `combine` takes one array `[size, resamples]` for each of `sums` and
-    returns `[resamples]`. `skewed` statistics (ECE: the bootstrap adds its bias again) get BCa intervals."""
-
-    sums: Sequence[Sums]
-    combine: Callable[..., np.ndarray]
-    skewed: bool = False
-
-
-def mean_of(values: np.ndarray, mask: np.ndarray | None = None) -> Statistic:
-    """The mean of `values` `[n]`, over the rows in `mask` (bool `[n]`)."""
-    values = np.asarray(values, np.float64)
-    mask = np.ones(len(values), bool) if mask is None else mask
-    return Statistic([Sums(np.where(mask, values, 0.0)), Sums(mask.astype(np.float64))], lambda v, n: ratio(v[0], n[0]))
-
-
-def ratio(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """a / b, NaN where b is 0."""
-    return np.divide(a, b, out=np.full(np.broadcast(a, b).shape, np.nan), where=b != 0)
-
-
-def evaluate_on(statistics: Sequence[Statistic], counts: np.ndarray) -> list[np.ndarray]:
-    """Each statistic on each resample: float64 `[resamples]` for counts `[n, resamples]`."""
-    parts = [part for statistic in statistics for part in statistic.sums]
-    dense = [part for part in parts if part.size <= DENSE_BUCKETS]
-    columns = np.zeros((len(counts), sum(part.size for part in dense)))
-    rows, at = np.arange(len(counts)), 0
-    for part in dense:
-        columns[rows, at + (0 if part.buckets is None else part.buckets)] = part.values
-        at += part.size
-    sums = np.empty((columns.shape[1], counts.shape[1]))
-    for start in range(0, counts.shape[1], BLOCK):
-        sums[:, start : start + BLOCK] = columns.T @ counts[:, start : start + BLOCK].astype(np.float64)
-    splits = iter(np.split(sums, np.cumsum([part.size for part in dense])[:-1]) if dense else [])
-    by_part = [next(splits) if part.size <= DENSE_BUCKETS else _sparse_sums(part, counts) for part in parts]
-    out, at = [], 0
-    for statistic in statistics:
-        out.append(statistic.combine(*by_part[at : at + len(statistic.sums)]))
-        at += len(statistic.sums)
-    return out
-
-
-def _sparse_sums(part: Sums, counts: np.ndarray) -> np.ndarray:
-    assert part.buckets is not None
-    order = np.argsort(part.buckets, kind="stable")
-    present, starts = np.unique(part.buckets[order], return_index=True)
-    out = np.zeros((part.size, counts.shape[1]))
-    for start in range(0, counts.shape[1], BLOCK):
-        block = counts[order, start : start + BLOCK] * part.values[order, None]
-        out[present, start : start + BLOCK] = np.add.reduceat(block, starts, axis=0)
-    return out
-
-
-@dataclasses.dataclass(frozen=True)
 class Estimate:
     """A value with its 95 % interval; all NaN where it is undefined."""
 
@@ -125,7 +61,7 @@ class Estimate:
     high: float
 
 
-def percentile(resampled: np.ndarray, replicates: int, level: float = 0.95) -> Estimate:
+def percentile(resampled: np.ndarray, replicates: int, level: float = LEVEL) -> Estimate:
     """The percentile interval from `[value, replicates ...]`. Resamples in which it is undefined are left out."""
     drawn = _drawn(resampled, replicates)
     tail = (1 - level) / 2
@@ -133,7 +69,7 @@ def percentile(resampled: np.ndarray, replicates: int, level: float = 0.95) -> E
     return Estimate(float(resampled[0]), float(low), float(high))
 
 
-def bca(resampled: np.ndarray, replicates: int, level: float = 0.95) -> Estimate:
+def bca(resampled: np.ndarray, replicates: int, level: float = LEVEL) -> Estimate:
     """The bias-corrected and accelerated interval (Efron 1987) from `[value, replicates ..., jackknife ...]`.
 
     z0 comes from the share of replicates below the value, equals counted half; the acceleration from the jackknife.
@@ -162,24 +98,4 @@ def _drawn(resampled: np.ndarray, replicates: int) -> np.ndarray:
     return drawn[~np.isnan(drawn)]
 
 
-@dataclasses.dataclass(frozen=True)
-class Flips:
-    """Paired right / wrong: `lost` were right in the reference only, `won` in the other only; mid-p of McNemar."""
-
-    lost: int
-    won: int
-    p: float
-
-
-def mcnemar(reference_right: np.ndarray, other_right: np.ndarray) -> Flips:
-    """McNemar's test on bool `[n]` pairs: mid-p = 2 F(min) - f(min) of Binomial(lost + won, 1/2); 1 without flips."""
-    lost = int(np.sum(reference_right & ~other_right))
-    won = int(np.sum(~reference_right & other_right))
-    n, least = lost + won, min(lost, won)
-    if n == 0:
-        return Flips(0, 0, 1.0)
-    logs = [
-        math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1) - n * math.log(2) for k in range(least + 1)
-    ]
-    chances = np.exp(logs)
-    return Flips(lost, won, float(min(1.0, 2 * chances.sum() - chances[-1])))
+INTERVALS = {"percentile": percentile, "bca": bca}  # by a metric's `interval`

@@ -14,14 +14,18 @@ import numpy as np
 import torch
 from torch import nn
 
+from qclip.metrics import mcnemar, metric, roc_curve_points
+from qclip.metrics.calibration import diagram
+from qclip.metrics.detection import Ranking
+from qclip.metrics.resampled import Statistic, evaluate_on, mean_of
 from qclip.results import Results
 
-from .classification import METRICS, Outputs, reliability_diagram, statistics
-from .ood import Detection, detection
-from .statistics import Estimate, Resampling, Statistic, bca, evaluate_on, mcnemar, mean_of, percentile, seeded
+from .classification import LABELLED, Outputs, statistics
+from .statistics import INTERVALS, Estimate, Resampling, seeded
 
 SMALL_GROUP = 10  # a group of fewer images is flagged
 MOST_GROUPS = 64
+DETECTION = ("auroc", "fpr95", "fpr95_ood_positive")
 ROC_GRID = np.unique(np.round(np.concatenate([np.arange(0, 0.1, 0.005), np.arange(0.1, 1.0001, 0.02), [1.0]]), 3))
 
 
@@ -88,21 +92,21 @@ class Table:
         own |= {"corruption": self.setting.corruption, "seed": self.setting.seed}
         self.results.add_curve(points, **described | own | fields)
 
-    def _estimates(self, metric: str, drawn: Mapping[str, np.ndarray], skewed: bool, **fields: Any) -> None:
+    def _estimates(self, name: str, drawn: Mapping[str, np.ndarray], **fields: Any) -> None:
         """Rows of a metric for all models, and of the differences to the first."""
-        interval = bca if skewed else percentile
+        interval = INTERVALS[metric(name).interval]
         reference = drawn[self.labels[0]]
         for label in self.labels:
-            self._estimate(label, metric, interval(drawn[label], self.replicates), **fields)
+            self._estimate(label, name, interval(drawn[label], self.replicates), **fields)
         for label in self.labels[1:]:
             difference = interval(drawn[label] - reference, self.replicates)
-            self._estimate(label, metric, difference, reference=self.labels[0], **fields)
+            self._estimate(label, name, difference, reference=self.labels[0], **fields)
 
     def _estimate(self, label: str, metric: str, estimate: Estimate, **fields: Any) -> None:
         self._add(label, metric, value=estimate.value, low=estimate.low, high=estimate.high, **fields)
 
     def metrics(self, outputs: dict[str, Outputs], groups: dict[str, np.ndarray]) -> None:
-        """Every metric of `METRICS` on all images and on each subset; worst group and gap where there are groups."""
+        """Every metric of `LABELLED` on all images and on each subset; worst group and gap where there are groups."""
         n = self.setting.n
         named = self._group_names(groups)
         parts = {WHOLE: np.ones(n, bool)}
@@ -119,26 +123,25 @@ class Table:
 
     def _part(self, drawn: Drawn, part: Part, n: int, **fields: Any) -> None:
         fields = part.fields | {"n": n} | fields
-        for metric in METRICS:
-            if all((part, metric) in drawn[label] for label in self.labels):
-                values = {label: drawn[label][part, metric] for label in self.labels}
-                self._estimates(metric, values, metric in ("ece", "ece_ts"), **fields)
+        for name in LABELLED:
+            if all((part, name) in drawn[label] for label in self.labels):
+                self._estimates(name, {label: drawn[label][part, name] for label in self.labels}, **fields)
             else:
                 for label in self.labels:
-                    self._add(label, metric, value=None, **fields)
-                if metric == "top5":
+                    self._add(label, name, value=None, **fields)
+                if name == "top5":
                     self.results.note(f"{self.setting.set}: top5 is undefined with {self.setting.classes} classes")
 
     def _draw(self, outputs: dict[str, Outputs], parts: dict[Part, np.ndarray]) -> Drawn:
         wanted: dict[tuple[str, Part, str], Statistic] = {}
         for label in self.labels:
             for part, mask in parts.items():
-                for metric, statistic in statistics(outputs[label], self.setting.classes, mask).items():
-                    wanted[label, part, metric] = statistic
+                for name, statistic in statistics(outputs[label], mask).items():
+                    wanted[label, part, name] = statistic
         values = evaluate_on(list(wanted.values()), self.resampling.counts)
         out: Drawn = {label: {} for label in self.labels}
-        for (label, part, metric), value in zip(wanted, values, strict=True):
-            out[label][part, metric] = value
+        for (label, part, name), value in zip(wanted, values, strict=True):
+            out[label][part, name] = value
         return out
 
     def _group_names(self, groups: dict[str, np.ndarray]) -> list[str]:
@@ -163,8 +166,8 @@ class Table:
             worst[label] = top1[ranked[0]][label]
             gap[label] = top1[ranked[-1]][label] - worst[label]
             names[label] = ranked[0]
-        self._estimates("worst_group_top1", worst, False, n=n)
-        self._estimates("group_gap", gap, False, n=n)
+        self._estimates("worst_group_top1", worst, n=n)
+        self._estimates("group_gap", gap, n=n)
         shown = ", ".join(f"{label}: {name}" for label, name in names.items())
         self.results.note(f"{self.setting.set}: worst group of {shown}; its interval holds the group fixed")
 
@@ -176,11 +179,11 @@ class Table:
         drawn = {severity: self._draw(found, everything) for severity, found in outputs.items()}
         for severity, values in drawn.items():
             self._part(values, WHOLE, n, severity=severity)
-        for metric in ("top1", "ece", "nll"):
+        for name in ("top1", "ece", "nll"):
             means = {
-                label: np.mean([drawn[s][label][WHOLE, metric] for s in drawn if s], axis=0) for label in self.labels
+                label: np.mean([drawn[s][label][WHOLE, name] for s in drawn if s], axis=0) for label in self.labels
             }
-            self._estimates(f"mean_{metric}", means, metric == "ece", n=n)
+            self._estimates(f"mean_{name}", means, n=n)
 
     def temperatures(self, fitted: Mapping[str, float | None]) -> None:
         for label in self.labels:
@@ -196,8 +199,9 @@ class Table:
                 wanted[label, "cosine_mean"] = mean_of(np.einsum("ne,ne->n", vectors[label], vectors[reference]))
         drawn = evaluate_on(list(wanted.values()), self.resampling.bootstrap()) if wanted else []
         common: dict[str, Any] = {"reference": reference, "n": n}
-        for (label, metric), values in zip(wanted, drawn, strict=True):
-            self._estimate(label, metric, percentile(values, self.replicates), **common)
+        for (label, name), values in zip(wanted, drawn, strict=True):
+            interval = INTERVALS[metric(name).interval]
+            self._estimate(label, name, interval(values, self.replicates), **common)
         for label in self.labels[1:]:
             if (label, "cosine_mean") in wanted:
                 self._add(label, "cosine_min", value=wanted[label, "cosine_mean"].sums[0].values.min(), **common)
@@ -208,9 +212,11 @@ class Table:
 
     def bins(self, outputs: dict[str, Outputs]) -> None:
         for label in self.labels:
-            found = reliability_diagram(outputs[label])
-            columns = ("bin", "accuracy", "confidence", "count")
-            points = dict(zip(columns, zip(*found, strict=True), strict=True))
+            found = diagram(outputs[label].confidence, outputs[label].right)
+            filled = np.flatnonzero(found.count)
+            points = {"bin": filled} | {
+                name: getattr(found, name)[filled] for name in ("accuracy", "confidence", "count")
+            }
             self._curve(label, "reliability", points, n=self.setting.n)
 
     def speed(self, seconds: Mapping[str, float]) -> None:
@@ -239,7 +245,7 @@ class DetectionTable:
     replicates: int
     seed: int
     id_scores: dict[str, dict[str, np.ndarray]] = dataclasses.field(default_factory=dict)
-    drawn: list[dict[tuple[str, str], Detection]] = dataclasses.field(default_factory=list)
+    drawn: list[dict[tuple[str, str], dict[str, np.ndarray]]] = dataclasses.field(default_factory=list)
 
     @functools.cached_property
     def id_counts(self) -> np.ndarray:
@@ -252,50 +258,37 @@ class DetectionTable:
         ood_counts = Resampling.draw(n_ood, seeded(self.seed, f"ood {digest}"), self.replicates).bootstrap()
         role = f"ood-{kind}" if kind else "ood"
         table = Table(self.results, Setting(name, role, digest, n_ood, 0, self.seed), self.labels, self.replicates)
-        found = {
-            (label, score): detection(self.id_scores[label][score], values, self.id_counts, ood_counts)
-            for label in self.labels
-            for score, values in ood_scores[label].items()
-        }
+        definitions = {name: of for name in DETECTION if (of := metric(name).of) is not None}
+        found = {}
+        for label in self.labels:
+            for score, values in ood_scores[label].items():
+                ranking = Ranking(self.id_scores[label][score], values)
+                drawn = ranking.on(list(definitions.values()), self.id_counts, ood_counts)
+                found[label, score] = dict(zip(definitions, drawn, strict=True))
         self.drawn.append(found)
         self._rows(table, found, n=n_ood)
         for label, score in found:
-            fpr, tpr = zip(*roc_points(self.id_scores[label][score], ood_scores[label][score]), strict=True)
+            fpr, tpr = roc_curve_points(self.id_scores[label][score], ood_scores[label][score], ROC_GRID)
             table._curve(label, "roc", {"fpr": fpr, "tpr": tpr}, score=score, n=n_ood)
 
-    def _rows(self, table: Table, found: dict[tuple[str, str], Detection], **fields: Any) -> None:
+    def _rows(self, table: Table, found: dict[tuple[str, str], dict[str, np.ndarray]], **fields: Any) -> None:
         for score in dict.fromkeys(score for _, score in found):
-            for metric in ("auroc", "fpr95", "fpr95_ood_positive"):
-                values = {label: getattr(found[label, score], metric) for label in self.labels}
-                table._estimates(metric, values, False, score=score, **fields)
+            for name in DETECTION:
+                values = {label: found[label, score][name] for label in self.labels}
+                table._estimates(name, values, score=score, **fields)
 
     def means(self) -> None:
         """The mean over sets (not of pooled scores), where there are several."""
         if len(self.drawn) < 2:
             return
         mean = {
-            key: Detection(
-                *(
-                    np.mean([getattr(found[key], f.name) for found in self.drawn], axis=0)
-                    for f in dataclasses.fields(Detection)
-                )
-            )
+            key: {name: np.mean([found[key][name] for found in self.drawn], axis=0) for name in DETECTION}
             for key in self.drawn[0]
         }
         name = f"mean of {len(self.drawn)} OOD sets"
         self._rows(
             Table(self.results, Setting(name, "ood-mean", "", 0, 0, self.seed), self.labels, self.replicates), mean
         )
-
-
-def roc_points(id_scores: np.ndarray, ood_scores: np.ndarray) -> list[tuple[float, float]]:
-    """(share of OOD accepted at most, largest share of ID accepted) on `ROC_GRID`."""
-    ids, oods = np.sort(id_scores), np.sort(ood_scores)
-    thresholds = np.unique(np.concatenate([ids, oods]))[::-1]
-    accepted_ood = 1 - np.searchsorted(oods, thresholds, "left") / len(oods)
-    accepted_id = 1 - np.searchsorted(ids, thresholds, "left") / len(ids)
-    last = np.searchsorted(accepted_ood, ROC_GRID + 1e-12, "right") - 1
-    return [(float(at), float(accepted_id[k]) if k >= 0 else 0.0) for at, k in zip(ROC_GRID, last, strict=True)]
 
 
 def about_model(results: Results, label: str, model: nn.Module) -> None:
@@ -319,10 +312,10 @@ def about_model(results: Results, label: str, model: nn.Module) -> None:
         return
     coverage = quantization.coverage
     for state in ("real", "simulated", "float"):
-        for metric, counted in (("coverage_macs", "macs"), ("coverage_params", "parameters")):
+        for name, counted in (("coverage_macs", "macs"), ("coverage_params", "parameters")):
             total = sum(getattr(row, counted) for row in coverage.rows)
             value = sum(getattr(row, counted) for row in coverage.rows if row.state == state) / max(total, 1)
-            results.add(model=label, metric=metric, role="model", axis="state", at=state, value=value, **described)
+            results.add(model=label, metric=name, role="model", axis="state", at=state, value=value, **described)
     for row in coverage.rows:
         activation = "float" if row.activation_bits in (None, 16) else row.activation_bits
         bits = "" if row.weight_bits is None else f"{row.weight_bits}/{activation}"

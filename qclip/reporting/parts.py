@@ -90,7 +90,7 @@ def titled(family: Family, what: str, several: bool) -> str:
     return f"{family.label} \N{MIDDLE DOT} {what}" if several and family.label else what
 
 
-def value_cell(measure: units.Metric, row: Mapping[str, Any] | None) -> Cell:
+def value_cell(measure: units.Measure, row: Mapping[str, Any] | None) -> Cell:
     """A value with its interval; an en dash where there is none."""
     if row is None:
         return Cell(units.ABSENT)

@@ -5,6 +5,9 @@ from __future__ import annotations
 import dataclasses
 import math
 
+from qclip import metrics
+from qclip.metrics import Metric
+
 MINUS = "\N{MINUS SIGN}"
 ABSENT = "\N{EN DASH}"
 RANGE = "\N{EN DASH}"
@@ -12,14 +15,30 @@ TIMES = "\N{MULTIPLICATION SIGN}"
 
 
 @dataclasses.dataclass(frozen=True)
-class Metric:
-    """`better`: 1 where higher is better, -1 where lower is, 0 where neither is said. `share`: printed in percent."""
+class Measure:
+    """A metric's record (`qclip.metrics`) and how its numbers are printed: shares in percent."""
 
-    name: str
-    better: int = 0
-    share: bool = True
-    digits: int = 1
-    signed: bool = False
+    record: Metric
+
+    @property
+    def name(self) -> str:
+        return f"{self.record.label} ({self.record.unit})" if self.record.unit == "dB" else self.record.label
+
+    @property
+    def better(self) -> int:
+        return self.record.better
+
+    @property
+    def share(self) -> bool:
+        return self.record.unit == "share"
+
+    @property
+    def digits(self) -> int:
+        return self.record.digits
+
+    @property
+    def signed(self) -> bool:
+        return self.record.signed
 
     @property
     def unit(self) -> str:
@@ -56,36 +75,12 @@ class Metric:
         return self.digits + 1 if self.share else self.digits
 
 
-METRICS = {
-    "top1": Metric("Top-1 accuracy", 1),
-    "top5": Metric("Top-5 accuracy", 1),
-    "balanced_accuracy": Metric("Balanced accuracy", 1),
-    "ece": Metric("ECE", -1),
-    "ece_ts": Metric("ECE, temperature fitted", -1),
-    "nll": Metric("NLL", -1, share=False, digits=3),
-    "brier": Metric("Brier score", -1, share=False, digits=3),
-    "signed_gap": Metric("Signed gap", 0, signed=True),
-    "mean_confidence": Metric("Mean confidence", 0),
-    "temperature": Metric("Temperature", 0, share=False, digits=2),
-    "auroc": Metric("AUROC", 1),
-    "fpr95": Metric("FPR95", -1),
-    "mean_top1": Metric("Top-1 accuracy, mean over severities", 1),
-    "mean_ece": Metric("ECE, mean over severities", -1),
-    "worst_group_top1": Metric("Worst group's top-1", 1),
-    "group_gap": Metric("Gap between groups", -1),
-    "agreement": Metric("Same prediction as the reference", 1),
-    "cosine_mean": Metric("Mean cosine", 1, share=False, digits=5),
-    "cosine_min": Metric("Smallest cosine", 1, share=False, digits=4),
-    "gain": Metric("Gain", share=False, digits=5),
-    "sqnr": Metric("SQNR (dB)", share=False, digits=2),
-}
-
 SCORES = {"mcm": "MCM", "maxlogit": "MaxLogit", "energy": "Energy", "msp": "MSP"}
 
 
-def metric(name: str) -> Metric:
-    """The metric's own entry, or one that prints plain numbers under the metric's name."""
-    return METRICS.get(name) or Metric(name.replace("_", " "), share=False, digits=4)
+def metric(name: str) -> Measure:
+    """What is printed for a metric."""
+    return Measure(metrics.metric(name))
 
 
 def _fixed(number: float, digits: int, signed: bool = False) -> str:

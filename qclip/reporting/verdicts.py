@@ -51,7 +51,7 @@ class Question:
     leading: bool = False
 
     @property
-    def measure(self) -> units.Metric:
+    def measure(self) -> units.Measure:
         return units.metric(self.metric)
 
     @property

@@ -5,8 +5,9 @@ import pytest
 import torch
 from sklearn.metrics import balanced_accuracy_score
 
-from qclip.reliability.classification import bin_of, read_out, reliability_diagram, statistics
-from qclip.reliability.statistics import evaluate_on
+from qclip.metrics.calibration import bin_of, diagram
+from qclip.metrics.resampled import evaluate_on
+from qclip.reliability.classification import read_out, statistics
 
 
 def example(n: int = 400, classes: int = 7, scale: float = 8.0, temperature: float | None = 2.0):
@@ -19,9 +20,9 @@ def example(n: int = 400, classes: int = 7, scale: float = 8.0, temperature: flo
     return read_out(vectors, classifier, scale, labels, temperature), logits, labels
 
 
-def values(outputs, classes: int = 7, mask: np.ndarray | None = None) -> dict[str, float]:
+def values(outputs, mask: np.ndarray | None = None) -> dict[str, float]:
     mask = np.ones(len(outputs), bool) if mask is None else mask
-    found = statistics(outputs, classes, mask)
+    found = statistics(outputs, mask)
     evaluated = evaluate_on(list(found.values()), np.ones((len(outputs), 1), np.uint16))
     return {name: float(value[0]) for name, value in zip(found, evaluated, strict=True)}
 
@@ -66,12 +67,12 @@ def test_ties_go_to_the_lowest_class_in_prediction_and_rank() -> None:
     classifier = np.tile([[1.0, 0.0]], (6, 1))  # six equal prompts
     outputs = read_out(np.array([[1.0, 0.0], [0.0, 1.0]]), classifier, 10.0, np.array([0, 5]))
     assert outputs.predicted.tolist() == [0, 0] and outputs.rank.tolist() == [0, 5]
-    assert values(outputs, 6)["top5"] == 0.5
+    assert values(outputs)["top5"] == 0.5
 
 
 def test_what_is_undefined_is_left_out() -> None:
     outputs, _, _ = example(classes=4, temperature=None)
-    assert not {"top5", "ece_ts"} & set(values(outputs, 4))
+    assert not {"top5", "ece_ts"} & set(values(outputs))
 
 
 def test_bins_hold_their_upper_edge_and_zero() -> None:
@@ -80,9 +81,10 @@ def test_bins_hold_their_upper_edge_and_zero() -> None:
 
 def test_the_diagram_adds_up_to_ece() -> None:
     outputs, _, labels = example()
-    diagram = reliability_diagram(outputs)
-    assert sum(count for *_, count in diagram) == len(labels)
-    assert sum(c * abs(a - f) for _, a, f, c in diagram) / len(labels) == pytest.approx(values(outputs)["ece"])
+    bins = diagram(outputs.confidence, outputs.right)
+    assert bins.count.sum() == len(labels)
+    gaps = np.nansum(bins.count * abs(bins.accuracy - bins.confidence))
+    assert gaps / len(labels) == pytest.approx(values(outputs)["ece"])
 
 
 def test_reading_in_parts_changes_nothing(monkeypatch) -> None:

@@ -12,7 +12,7 @@ from qclip import data as qdata
 from qclip import metrics
 from qclip.errors import DataError, InputError, NonFiniteError
 from qclip.reliability import evaluate
-from qclip.reliability.classification import METRICS
+from qclip.reliability.classification import LABELLED
 from qclip.results import Results
 from tests.reliability.fakes import CLASSES, Tiny, pictures, preprocess, tokenizer
 
@@ -93,7 +93,7 @@ def test_values_equal_an_evaluation_by_hand() -> None:
 def test_every_difference_is_paired_and_has_an_interval() -> None:
     models = {"float": Tiny(), "worse": Tiny(0.3)}
     results = run(models, ood=pictures("noise", 30, seed=3, strange=True), dev=pictures("dev", 60, seed=5))
-    wanted = [{"set": "pets", "subset": "all", "metric": name} for name in METRICS]
+    wanted = [{"set": "pets", "subset": "all", "metric": name} for name in LABELLED]
     wanted += [
         {"set": "noise", "score": score, "metric": name}
         for score in ("mcm", "maxlogit", "energy")

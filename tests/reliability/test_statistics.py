@@ -7,25 +7,14 @@ import pytest
 import scipy.stats
 
 from qclip.errors import InputError
-from qclip.reliability.ood import detection
-from qclip.reliability.statistics import (
-    Resampling,
-    Statistic,
-    Sums,
-    bca,
-    evaluate_on,
-    mcnemar,
-    mean_of,
-    percentile,
-    ratio,
-    seeded,
-)
+from qclip.metrics import auroc, mcnemar
+from qclip.metrics.arrays import ratio
+from qclip.metrics.resampled import Statistic, Sums, evaluate_on, mean_of
+from qclip.reliability.statistics import Resampling, bca, percentile, seeded
 
 
 def ece_statistic(gap: np.ndarray, bins: np.ndarray, size: int = 15) -> Statistic:
-    return Statistic(
-        [Sums(gap, bins, size), Sums(np.ones(len(gap)))], lambda s, n: ratio(np.abs(s).sum(0), n[0]), skewed=True
-    )
+    return Statistic([Sums(gap, bins, size), Sums(np.ones(len(gap)))], lambda s, n: ratio(np.abs(s).sum(0), n[0]))
 
 
 def test_a_resampling_is_the_sample_then_multinomial_counts_then_blocks_left_out() -> None:
@@ -51,7 +40,7 @@ def test_statistics_equal_those_of_the_repeated_sample(size: int) -> None:
     values, bins = rng.normal(size=80), rng.integers(0, size, 80)
     mask = rng.random(80) < 0.5
     counts = Resampling.draw(80, rng, 40, 10).counts
-    mean, ece = evaluate_on([mean_of(values, mask), ece_statistic(values, bins, size)], counts)
+    mean, ece = evaluate_on([mean_of(values).within(mask), ece_statistic(values, bins, size)], counts)
     for column in range(counts.shape[1]):
         rows = np.repeat(np.arange(80), counts[:, column])
         assert mean[column] == pytest.approx(values[rows][mask[rows]].mean(), abs=1e-12)
@@ -61,7 +50,7 @@ def test_statistics_equal_those_of_the_repeated_sample(size: int) -> None:
 
 def test_a_mean_over_nothing_is_undefined_not_zero() -> None:
     counts = Resampling.draw(5, seeded(0, ""), 20).counts
-    (values,) = evaluate_on([mean_of(np.ones(5), np.zeros(5, bool))], counts)
+    (values,) = evaluate_on([mean_of(np.ones(5)).within(np.zeros(5, bool))], counts)
     assert np.isnan(values).all()
     estimate = percentile(values, 20)
     assert math.isnan(estimate.value) and math.isnan(estimate.low)
@@ -142,7 +131,7 @@ def test_paired_intervals_cover_the_truth_for_auroc() -> None:
         own = 0.6 * base[None] + 0.8 * rng.normal(size=(2, 450))
         counts = Resampling.draw(250, rng, 400).bootstrap(), Resampling.draw(200, rng, 400).bootstrap()
         aurocs = [
-            detection(scores[:250] + shift, scores[250:], *counts).auroc
+            auroc(scores[:250] + shift, scores[250:], *(c.T for c in counts))
             for scores, shift in zip(own, (1.0, 0.8), strict=True)
         ]
         return aurocs[1] - aurocs[0]

@@ -1,0 +1,74 @@
+"""What a metric is: its name, what it is called, its unit, which way is better, its interval, and its definition."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, Literal
+
+from qclip.registry import Registry
+
+OWN = {
+    "accuracy": ("top1", "top5", "balanced_accuracy", "worst_group_top1", "group_gap", "mean_top1"),
+    "calibration": (
+        "ece",
+        "ece_ts",
+        "nll",
+        "brier",
+        "signed_gap",
+        "mean_confidence",
+        "temperature",
+        "mean_ece",
+        "mean_nll",
+    ),
+    "detection": ("auroc", "fpr95", "fpr95_ood_positive"),
+    "selective": ("aurc",),
+    "agreement": ("agreement", "cosine_mean", "cosine_min", "flips_lost", "flips_won", "mcnemar_p"),
+    "weights": (
+        "gain",
+        "gain_white",
+        "sqnr",
+        "sqnr_white",
+        "band_energy",
+        "effective_rank",
+        "stable_rank",
+    ),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Metric:
+    """better: 1 where higher is better, -1 where lower is, 0 where neither is said.
+    unit: "share" (0..1, shown in percent), or what stands behind the number ("dB", "").
+    digits: decimals of a printed value (of its percent). signed: its sign says something.
+    interval: "bca" for a metric whose bootstrap adds its bias again (ECE), else "percentile".
+    of: its definition: the outputs of a model on a set -> `Statistic`, None where it is undefined there; of a detection
+    metric: a block of a `Ranking` -> `[resamples]`. A metric without one is measured in another way.
+    """
+
+    name: str
+    label: str
+    better: Literal[-1, 0, 1] = 0
+    unit: str = ""
+    digits: int = 4
+    signed: bool = False
+    interval: Literal["percentile", "bca"] = "percentile"
+    of: Callable[[Any], Any] | None = None
+
+    def over_severities(self) -> Metric:
+        """The mean of this metric over the severities of a corruption."""
+        label = f"{self.label}, mean over severities"
+        return dataclasses.replace(self, name=f"mean_{self.name}", label=label, of=None)
+
+
+METRICS: Registry[Metric] = Registry(
+    "metric",
+    "qclip.metrics",
+    {name: f"qclip.metrics.{module}:{name.upper()}" for module, names in OWN.items() for name in names},
+    ("label", "better", "unit", "interval"),
+)
+
+
+def metric(name: str) -> Metric:
+    """The record of a metric; one that nobody has described prints plain numbers under its name."""
+    return METRICS.get(name) if name in METRICS else Metric(name, name.replace("_", " "))
