@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +36,11 @@ class QuantizedAttention(Attention):
         core.shares_pool_input = takes_codes(k) and k.same_input(v)  # type: ignore[operator, assignment]
         core.codes_out = takes_codes(out) and out.smooth is None and core.inner_norm is None  # type: ignore[assignment]
         return core  # type: ignore[return-value]
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if name in ("q", "k", "v", "out", "inner_norm"):  # somebody puts another layer in
+            self.fuse(self)
 
     def join(self) -> None:
         """Make one product of q, k and v, or of k and v, where they share their input and the backend allows it."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
 
 import qkernels
@@ -31,6 +33,11 @@ class QuantizedMlp(Mlp):
             and core.inner_norm is None
         )
         return core  # type: ignore[return-value]
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if name in ("fc1", "fc2", "inner_norm"):  # as in `QuantizedAttention`
+            self.fuse(self)
 
     def unfuse(self) -> None:
         self.__class__ = Mlp  # type: ignore[assignment]

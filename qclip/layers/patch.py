@@ -9,6 +9,7 @@ import qkernels
 from ..models.hooks import watched
 from .gradients import refuse_gradients
 from .linear import QuantizedLinear
+from .shown_weight import ShownWeight
 
 
 class QuantizedPatch(nn.Module):
@@ -32,8 +33,10 @@ class QuantizedPatch(nn.Module):
         )
 
     @property
-    def weight(self) -> Tensor:
-        return self.site.weight  # type: ignore[return-value]
+    def weight(self) -> ShownWeight:
+        n, k = self.site.shape  # type: ignore[misc]
+        shown: ShownWeight = self.site.weight  # type: ignore[assignment]
+        return ShownWeight(shown.dtype, shown.device, (n, k // (self.patch[0] * self.patch[1]), *self.patch))
 
     @property
     def bias(self) -> Tensor | None:

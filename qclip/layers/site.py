@@ -10,6 +10,8 @@ from torch import Tensor, nn
 import qkernels
 from qkernels import Int4Weight, Int8Weight
 
+from .shown_weight import ShownWeight
+
 FIXED = ("codes", "scales", "zeros", "smooth", "input_scale")  # what `.half()` and `.bfloat16()` leave alone
 
 Weight = Int8Weight | Int4Weight
@@ -51,9 +53,13 @@ class QuantizedSite(nn.Module):
         self.register_buffer("witness", torch.empty(0, dtype=dtype, device=weight.codes.device), persistent=False)
 
     @property
-    def weight(self) -> Tensor:
-        """For readers of `weight.dtype` and `weight.device` (open_clip, transformers): empty, of the compute dtype."""
-        return self.witness
+    def weight(self) -> ShownWeight:
+        """For readers of `weight.dtype` and `weight.device` (open_clip, transformers)."""
+        return ShownWeight(self.witness.dtype, self.witness.device, self.shape)
+
+    def __rmatmul__(self, x: Tensor) -> Tensor:
+        """`x @ model.visual.proj`, which is a parameter in open_clip's own model."""
+        return self(x)  # type: ignore[no-any-return]
 
     @property
     def quantized(self) -> Weight:

@@ -51,6 +51,12 @@ def activate(x: Tensor, activation: str | None) -> Tensor:
     raise ValueError(f"unknown activation {activation!r}; known: {', '.join(ACTIVATIONS)}")
 
 
+def _values(module: Any) -> Tensor:
+    """The weight that a site computes with, `[N, ...]`: dequantized where it is held as codes."""
+    dequantized = getattr(module, "dequantized_weight", None)
+    return module.weight if dequantized is None else dequantized()  # type: ignore[no-any-return]
+
+
 class Attention(nn.Module):
     """Explicit multi-head self attention: four linear sites, one softmax. Input and output `[B, L, D]`.
 
@@ -74,6 +80,23 @@ class Attention(nn.Module):
         self.q, self.k, self.v, self.out = q, k, v, out
         self.heads, self.scale = heads, scale
         self.q_norm, self.k_norm, self.inner_norm = q_norm, k_norm, inner_norm
+
+    @property
+    def in_proj_weight(self) -> Tensor:
+        """The packed `[3 * D, D]` of nn.MultiheadAttention, dequantized; a copy that refuses to be written to."""
+        with torch.inference_mode():
+            return torch.cat([_values(site).to(site.weight.dtype) for site in (self.q, self.k, self.v)])
+
+    @property
+    def in_proj_bias(self) -> Tensor | None:
+        """As `in_proj_weight`."""
+        with torch.inference_mode():
+            biases = [site.bias for site in (self.q, self.k, self.v)]
+            return None if biases[0] is None else torch.cat(biases)  # type: ignore[arg-type]
+
+    @property
+    def out_proj(self) -> nn.Module:
+        return self.out
 
     def forward(
         self, x: Tensor, mask: Tensor | None = None, causal: bool = False, query: Tensor | None = None

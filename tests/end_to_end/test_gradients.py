@@ -55,9 +55,7 @@ def test_image_and_parameter_gradients_are_refused(recipe: str) -> None:
     assert all(p.grad is None for p in model.parameters())
 
 
-@pytest.mark.parametrize(
-    "build", [lambda: build_hf("clip"), lambda: build_hf("siglip"), convnext]
-)
+@pytest.mark.parametrize("build", [lambda: build_hf("clip"), lambda: build_hf("siglip"), convnext])
 def test_other_families(build: Callable[[], nn.Module]) -> None:
     model = qclip.quantize_(build(), "w8a8").requires_grad_(False)
     refused(image_features(model, images().requires_grad_()).sum())
