@@ -151,7 +151,8 @@ class Embedder:
         for label, view in self.views.items():
             stored = self.cache.load(keys[label])
             unreadable = [(int(i), str(why)) for i, why in stored[1]["unreadable"]] if stored else []
-            if stored is None or (self.strict and unreadable):  # strict: let the reader raise what it raises
+            # strict: let the reader raise what it raises
+            if stored is None or (unreadable and (self.strict or _readable_now(stage.data, unreadable))):
                 wanting.setdefault(view.pixels, []).append(view)
             else:
                 out[label] = Embedded(stored[0]["indices"], stored[0]["vectors"], stored[1]["seconds"], unreadable)
@@ -232,6 +233,12 @@ def _readable(stream: Iterator[Any], data: qdata.ImageSet) -> Iterator[Any]:
     except DataError:
         if len(data.unreadable) < len(data):
             raise
+
+
+def _readable_now(data: qdata.ImageSet, unreadable: list[tuple[int, str]]) -> bool:
+    """Whether what could not be read once is read today: a file was gone for a moment, or memory was short."""
+    found = data.read([index for index, _ in unreadable])
+    return any(isinstance(image, Image.Image) and not qdata.too_large(image.size) for image in found)
 
 
 def unit(vectors: np.ndarray, what: str) -> np.ndarray:

@@ -18,6 +18,7 @@ from qclip.reliability import evaluate
 from tests.data.test_batches import picture_set
 from tests.reliability.fakes import CLASSES, Tiny, preprocess
 
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow warns of much that it then decodes
 KINDS = ("PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP")
 SIDE = 24
 
@@ -89,6 +90,25 @@ def test_a_run_over_mutated_files_ends_well(tmp_path, monkeypatch):
     assert f"{len(bad)} of 64 images" in note and str(bad[0]) in note
     with pytest.raises(UnreadableImage, match=r"ant/\d+\."):
         evaluate(Tiny(), f"folder:{tmp_path}", templates=["a {}"], cache=False, strict=True)
+
+
+def test_an_image_that_was_gone_for_a_moment_is_read_the_next_time(tmp_path, monkeypatch):
+    write_pets(tmp_path, {"broken.png": b"no image"})
+    monkeypatch.setattr("qclip.reliability.embed.qmodels.encoders", Tiny.encoders)
+    monkeypatch.setattr("qclip.reliability.engine.REPLICATES", 20)
+    path, cache = tmp_path / CLASSES[1] / "good 0.png", tmp_path / ".cache"
+    content = path.read_bytes()
+
+    def left_out(gone: bool) -> list[str]:
+        data = load(f"folder:{tmp_path}")  # the same files, so that the cache knows them
+        if gone:
+            path.unlink()
+        notes = evaluate(Tiny(), data, templates=["a {}"], cache=cache).notes
+        path.write_bytes(content)
+        return [note for note in notes if "cannot be read and are left out" in note]
+
+    assert "2 of 5 images" in left_out(gone=True)[0]
+    assert "1 of 5 images" in left_out(gone=False)[0]
 
 
 def one_pixel_wide(length: int, lying: bool = False) -> bytes:
