@@ -96,6 +96,8 @@ def _refusal(content: dict[str, Any]) -> str:
             allowed.check_preprocess(content["preprocess"], ArtifactError)
         if content["tokenizer"] is not None:
             allowed.check_tokenizer(content["tokenizer"], ArtifactError)
+        if content["preprocess"] is not None:
+            allowed.check_image_size(content["architecture"], content["preprocess"], ArtifactError)
         for name, facts in content["sites"].items():
             _check_site(name, facts, content["plans"].get(name, {"state": "float"}))
     except ArtifactError as error:

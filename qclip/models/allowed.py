@@ -31,7 +31,7 @@ from ..untrusted.schema import (
     whole,
 )
 
-LAYERS, WIDTH, TOKENS, VOCABULARY, SIDE, POSITIONS = 256, 16384, 2048, 2_000_000, 2048, 65536
+LAYERS, WIDTH, TOKENS, VOCABULARY, SIDE, POSITIONS = 256, 16384, 2048, 2_000_000, 2048, 16384
 
 
 def _sides(low: int, high: int) -> Check:
@@ -296,6 +296,17 @@ def check_preprocess(description: Any, refuse: type[InputError] = ModelError) ->
     validate(PREPROCESS, description, "preprocessing", refuse)
 
 
+def check_image_size(architecture: dict[str, Any], preprocess: dict[str, Any], refuse: type[InputError]) -> None:
+    """Raises `refuse` where an image transform makes images of another size than the model has positions for."""
+    if _grid(architecture) is not None:
+        part = "vision_config" if architecture["family"] == "huggingface" else "vision_cfg"
+        mine, its = _pair(preprocess["image_size"]), _pair(architecture["config"][part].get("image_size", 224))
+        if mine != its:
+            raise refuse(
+                f"preprocessing takes images of {mine[0]} x {mine[1]} and the architecture {its[0]} x {its[1]}"
+            )
+
+
 def check_tokenizer(description: Any, refuse: type[InputError] = ModelError) -> None:
     """Raises `refuse` unless a file may describe its tokenizer so."""
     kind = description.get("kind") if isinstance(description, dict) else None
@@ -362,6 +373,8 @@ def _sizes(description: dict[str, Any]) -> tuple[list[tuple[str, int]], list[tup
     if grid is not None:
         blocks.append(("visual.transformer.resblocks.", vision.get("layers", 12)))
         tables.append(("visual.positional_embedding", (grid[0] * grid[1] + 1, vision.get("width", 768))))
+    elif isinstance(vision.get("layers"), list):  # a ResNet
+        blocks += [(f"visual.layer{i + 1}.", count) for i, count in enumerate(vision["layers"])]
     prefix = "" if description["class"] == "CLIP" else "text."
     width = words.get("width", 512)
     length = words.get("context_length", 77) + bool(words.get("embed_cls"))

@@ -83,9 +83,9 @@ def _plain(tensor: Tensor) -> bool:
 
 
 def _unpickle(path: Path) -> Any:
-    with open_regular(path, ModelError) as file:
-        zipped = zipfile.is_zipfile(file)
     try:
+        with open_regular(path, ModelError) as file:
+            zipped = zipfile.is_zipfile(file)
         if zipped:
             _check_archive(path)
         return torch.load(path, map_location="cpu", weights_only=True)
