@@ -369,7 +369,7 @@ def _read(path: Path, tensors: TensorFile, passing: set[str]) -> Iterator[tuple[
                 tensor = torch.empty(facts.shape, dtype=_TYPES[facts.dtype])
             file.seek(facts.start)
             if tensor.numel():
-                read = file.readinto(tensor.reshape(-1).view(torch.uint8).numpy())
+                read = file.readinto(tensor.reshape(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
                 if read != facts.end - facts.start:
                     raise ArtifactError(f"{str(path)!r} was changed while it was read")
             yield name, tensor

@@ -398,8 +398,9 @@ def check_sizes(
     for prefix, count in blocks:
         found = _numbered(shapes, prefix)
         if found != count:
+            first = "" if found else f" (it begins with {next(iter(shapes), '')[:120]!r})"
             raise refuse(
-                f"{what} holds {found} blocks {prefix + '*'!r} and its description says {count}; "
+                f"{what} holds {found} blocks {prefix + '*'!r}{first} and its description says {count}; "
                 "one of them is of another model"
             )
     total = sum(math.prod(shape) for shape in shapes.values())

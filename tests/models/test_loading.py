@@ -246,3 +246,51 @@ def test_import_without_transformers() -> None:
     )
     assert done.returncode == 0, done.stderr
     assert "install qclip[hf]" in done.stdout
+
+
+# ---- names of training scripts ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
+@pytest.mark.parametrize(
+    "prefix",
+    ["module.", "_orig_mod.", "model.", "module._orig_mod.", "_orig_mod.module.", "model._orig_mod.", "model.module."]
+    + ["module.model.", "model.model._orig_mod.module."],
+)
+def test_prefixes_of_training_scripts_are_stripped(
+    tmp_path: Path, original: nn.Module, prefix: str, suffix: str
+) -> None:
+    state = {f"{prefix}{name}": tensor for name, tensor in tensors(original).items()}
+    path = tmp_path / f"a{suffix}"
+    save_file(state, path) if suffix == ".safetensors" else torch.save({"model": state, "epoch": 1}, path)
+    assert same(models.load(str(path), arch=CONFIG), original)
+
+
+def test_a_compiled_part_is_stripped(tmp_path: Path, original: nn.Module) -> None:
+    state = tensors(original)
+    for part in ("visual.", "transformer."):
+        state = {n.replace(part, f"{part}_orig_mod.", 1) if n.startswith(part) else n: t for n, t in state.items()}
+    save_file(state, tmp_path / "a.safetensors")
+    assert same(models.load(str(tmp_path / "a.safetensors"), arch=CONFIG), original)
+
+
+def test_the_names_that_differ_are_said(tmp_path: Path, original: nn.Module) -> None:
+    path, state = tmp_path / "a.safetensors", tensors(original)
+    save_file({f"net.{name}": tensor for name, tensor in state.items()}, path)
+    with pytest.raises(ModelError, match=r"0 blocks 'visual\.transformer\.resblocks\.\*'.*'net\."):
+        models.load(str(path), arch=CONFIG)
+    with pytest.raises(ModelError, match=r"it lacks 'visual.conv1.weight', and begins with 'net\."):
+        models.load(str(path))
+    renamed = {name.replace("ln_final", "final_norm"): tensor for name, tensor in state.items()}
+    save_file(renamed, path)
+    with pytest.raises(
+        ModelError,
+        match="lacks 'ln_final.bias', 'ln_final.weight' and holds the unknown 'final_norm.bias', 'final_norm.weight'",
+    ):
+        models.load(str(path), arch=CONFIG)
+    save_file(state | {f"module.{name}": tensor.clone() for name, tensor in state.items()}, path)
+    with pytest.raises(ModelError, match="holds both '.*' and 'module"):
+        models.load(str(path), arch=CONFIG)
+    save_file({f"model.{name}": tensor for name, tensor in state.items()} | {"loss.scale": torch.ones(1)}, path)
+    with pytest.raises(ModelError, match=r"'loss\.scale'|'model\."):
+        models.load(str(path), arch=CONFIG)
