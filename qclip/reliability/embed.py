@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -16,8 +17,9 @@ from torch import Tensor, nn
 from qclip import data as qdata
 from qclip import models as qmodels
 from qclip.errors import DataError, InputError, NonFiniteError
+from qclip.store import Entry, Store, key_of
 
-from .cache import Cache, key_of, model_fingerprint, preprocess_fingerprint, runtime
+from .keys import STAGES, model_fingerprint, preprocess_fingerprint, runtime
 
 SHARD = 1024  # images in one file of the cache: what a killed run loses at most, for each model
 TEXTS = 256  # prompts in one forward
@@ -68,7 +70,7 @@ class Embedder:
     def __init__(
         self,
         models: dict[str, nn.Module],
-        cache: Cache,
+        store: Store,
         batch: int = 64,
         strict: bool = False,
         seed: int = 0,
@@ -77,7 +79,7 @@ class Embedder:
     ) -> None:
         if batch < 1:
             raise InputError(f"batch={batch} images cannot be embedded at once; use 1 or more")
-        self.cache, self.batch, self.strict, self.seed, self.progress = cache, batch, strict, seed, progress
+        self.store, self.batch, self.strict, self.seed, self.progress = store, batch, strict, seed, progress
         self.views: dict[str, View] = {}
         for label, model in models.items():
             if device is not None:
@@ -89,12 +91,11 @@ class Embedder:
                 raise InputError(f"model {label!r} has no {part}; set it as model.{part} (`qclip.load_model` does)")
             fingerprint, pixels = model_fingerprint(model), preprocess_fingerprint(preprocess)
             self.views[label] = View(label, model, encoders, preprocess, tokenizer, fingerprint, pixels)
-        self.runtime = runtime()
         self.done = self.total = 0
 
-    def _key(self, view: View, **parts: Any) -> str:
-        where = {"device": torch.device(view.encoders.device).type, "dtype": str(view.encoders.dtype)}
-        return key_of(model=view.fingerprint, **where, **self.runtime, **parts)
+    def _key(self, stage: str, view: View, **parts: Any) -> str:
+        where = runtime(torch.device(view.encoders.device)) | {"dtype": str(view.encoders.dtype)}
+        return key_of(stage, STAGES[stage], model=view.fingerprint, runtime=where, **parts)
 
     def _advance(self, name: str, steps: int) -> None:
         self.done += steps
@@ -136,6 +137,7 @@ class Embedder:
     def _shard(self, stage: Stage) -> dict[str, Embedded]:
         keys = {
             label: self._key(
+                "images",
                 view,
                 pixels=view.pixels,
                 data=stage.data.digest,
@@ -149,18 +151,19 @@ class Embedder:
         out: dict[str, Embedded] = {}
         wanting: dict[str, list[View]] = {}
         for label, view in self.views.items():
-            stored = self.cache.load(keys[label])
-            unreadable = [(int(i), str(why)) for i, why in stored[1]["unreadable"]] if stored else []
+            stored = self.store.open(keys[label], lambda entry: _unsound(entry, len(stage.data)))
+            unreadable = [(i, why) for i, why in stored.facts["unreadable"]] if stored else []
             # strict: let the reader raise what it raises
             if stored is None or (unreadable and (self.strict or _readable_now(stage.data, unreadable))):
                 wanting.setdefault(view.pixels, []).append(view)
             else:
-                out[label] = Embedded(stored[0]["indices"], stored[0]["vectors"], stored[1]["seconds"], unreadable)
+                arrays, seconds = stored.arrays, stored.facts["seconds"]
+                out[label] = Embedded(arrays["indices"], arrays["vectors"], seconds, unreadable)
                 self._advance(f"{label}: {stage.name}", len(stage.data))
         for views in wanting.values():
             for label, part in self._compute(stage, views).items():
                 facts = {"seconds": part.seconds, "unreadable": part.unreadable}
-                self.cache.store(keys[label], {"indices": part.indices, "vectors": part.vectors}, facts)
+                self.store.write(keys[label], Entry({"indices": part.indices, "vectors": part.vectors}, facts))
                 out[label] = part
         return out
 
@@ -207,23 +210,52 @@ class Embedder:
             raise InputError(
                 f"the tokenizer of {view.label!r} gives {type(tokens).__name__}; it must give a tensor of token ids"
             )
-        key = self._key(view, tokens=key_of(shape=list(tokens.shape), ids=tokens.tolist()), texts=TEXTS)
-        stored = self.cache.load(key)
-        if stored is None:
+
+        def compute() -> Entry:
             found = []
             with qmodels.evaluating(view.model):
                 for part in tokens.split(TEXTS):
                     found.append(view.encoders.encode_text(part).float().cpu().numpy())
                     self._say(what, min(TEXTS * len(found), len(prompts)), len(prompts))
-            stored = {"vectors": np.concatenate(found)}, {}
-            self.cache.store(key, *stored)
-        return unit(stored[0]["vectors"], f"text embeddings of {view.label!r}")
+            return Entry({"vectors": np.concatenate(found)})
+
+        ids = hashlib.sha256(f"{tokens.dtype} {tokens.tolist()}".encode()).hexdigest()
+        key = self._key("texts", view, tokens=ids, batch=TEXTS)
+        stored = self.store.fill(key, compute, lambda entry: _unfit_vectors(entry, len(prompts)))
+        return unit(stored.arrays["vectors"], f"text embeddings of {view.label!r}")
 
     def classifier(self, view: View, classes: Sequence[str], templates: Sequence[str]) -> np.ndarray:
         """The zero-shot classifier: for each class the renormalised mean of its unit prompt embeddings, `[K, E]`."""
         prompts = [template.replace("{}", name) for name in classes for template in templates]
         each = self.texts(view, prompts).reshape(len(classes), len(templates), -1)
         return unit(each.mean(1), f"class embeddings of {view.label!r}")
+
+
+def _unfit_vectors(entry: Entry, rows: int) -> str:
+    """What is wrong with stored vectors, "" where nothing is. NaN is not stored: it is computed and raised again."""
+    vectors = entry.arrays.get("vectors")
+    if vectors is None or vectors.dtype != np.float32 or vectors.ndim != 2 or len(vectors) != rows:
+        found = "none" if vectors is None else f"{vectors.dtype} {list(vectors.shape)}"
+        return f"its vectors are {found}, not float32 [{rows}, width]"
+    return "" if np.isfinite(vectors).all() else "its vectors hold NaN or infinite values"
+
+
+def _unsound(entry: Entry, images: int) -> str:
+    """What is wrong with the stored embeddings of so many images."""
+    indices, unreadable = entry.arrays.get("indices"), entry.facts.get("unreadable")
+    if indices is None or indices.dtype != np.int64 or indices.ndim != 1:
+        return "it has no indices of its images"
+    if not isinstance(unreadable, list) or not all(
+        isinstance(bad, list) and len(bad) == 2 and type(bad[0]) is int and isinstance(bad[1], str)
+        for bad in unreadable
+    ):
+        return "its list of unreadable images has another form"
+    if sorted([*indices.tolist(), *(i for i, _ in unreadable)]) != list(range(images)) or (np.diff(indices) < 0).any():
+        return f"its images are not those of the set (0..{images - 1}, in order)"
+    seconds = entry.facts.get("seconds")
+    if not isinstance(seconds, (int, float)) or not 0 <= seconds < float("inf"):
+        return "its time is no number of seconds"
+    return _unfit_vectors(entry, len(indices))
 
 
 def _readable(stream: Iterator[Any], data: qdata.ImageSet) -> Iterator[Any]:

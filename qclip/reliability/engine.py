@@ -16,8 +16,8 @@ from qclip import metrics
 from qclip.errors import InputError
 from qclip.models import class_names
 from qclip.results import Results
+from qclip.store import Store
 
-from .cache import Cache
 from .classification import Outputs, read_out
 from .embed import Embedded, Embedder, Progress, Stage, View
 from .tables import DetectionTable, Setting, Table, about_model, environment
@@ -75,7 +75,13 @@ def evaluate(
     dev_set = None if dev is None else _load(dev, progress)
     _name_apart([*id_sets, *shift_sets, *(found for _, found in ood_sets)])
     results = Results(meta=environment(seed, batch, REPLICATES))
-    run = _Run(results, Embedder(models, Cache.of(cache), batch, strict, seed, device, progress), seed, full, templates)
+    run = _Run(
+        results,
+        Embedder(models, Store.of(cache, "embeddings"), batch, strict, seed, device, progress),
+        seed,
+        full,
+        templates,
+    )
     run.all(id_sets, ood_sets, shift_sets, dev_set)
     return results
 

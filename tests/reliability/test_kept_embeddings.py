@@ -5,9 +5,10 @@ import pytest
 import torch
 from torch import nn
 
-from qclip.reliability import evaluate
-from qclip.reliability.cache import Cache, default_folder, key_of, model_fingerprint, preprocess_fingerprint
+from qclip.reliability import evaluate, keys
+from qclip.reliability.keys import model_fingerprint, preprocess_fingerprint
 from qclip.results import Results
+from qclip.store import Entry, Store, StoreWarning, default_folder
 from tests.reliability.fakes import Tiny, pictures, preprocess
 
 ALL = 90 + 5 * 90  # images of one run: clean, and five severities
@@ -71,8 +72,9 @@ def test_a_damaged_file_is_computed_again_and_replaced(tmp_path, damage: str) ->
     }[damage]
     victim.write_bytes(changed)
     second = Tiny()
-    two = run(second, tmp_path)
-    assert second.images_seen == 30 and victim.read_bytes() != changed
+    with pytest.warns(StoreWarning, match="is not what was stored: .*; it is computed again") as told:
+        two = run(second, tmp_path)
+    assert len(told) == 1 and second.images_seen == 30 and victim.read_bytes() != changed
     assert [r for r in rows(two) if r["metric"] != "ms_per_image"] == [
         r for r in rows(one) if r["metric"] != "ms_per_image"
     ]
@@ -96,7 +98,9 @@ def test_what_changes_the_embedding_changes_the_key(tmp_path, monkeypatch) -> No
     monkeypatch.undo()
     monkeypatch.setattr("qclip.reliability.embed.qmodels.encoders", Tiny.encoders)
     monkeypatch.setattr("qclip.reliability.embed.SHARD", 30)
-    monkeypatch.setattr("qclip.reliability.cache.STAGE_VERSION", 999)
+    monkeypatch.setitem(keys.STAGES, "images", 999)
+    assert embedded() == ALL
+    monkeypatch.setattr(keys, "NUMBERS", 999)
     assert embedded() == ALL
     monkeypatch.setenv("QKERNELS_CPU_TIER", "scalar")
     assert embedded() == ALL
@@ -110,7 +114,7 @@ def test_what_changes_the_embedding_changes_the_key(tmp_path, monkeypatch) -> No
 
 def test_without_a_cache_nothing_is_written(tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert default_folder() == tmp_path / "qclip" / "embeddings"
+    assert default_folder("embeddings") == tmp_path / "qclip" / "embeddings"
     run(Tiny(), False)
     assert not list(tmp_path.iterdir())
     run(Tiny(), None)
@@ -123,16 +127,69 @@ def test_strict_does_not_pass_over_what_was_left_out_before(tmp_path) -> None:
         run(Tiny(), tmp_path, data=pictures(bad=[4]), strict=True)
 
 
-def test_arrays_come_back_bit_for_bit(tmp_path) -> None:
-    cache, key = Cache(tmp_path), key_of(a=1)
-    arrays = {"x": np.random.default_rng(0).normal(size=(3, 4)).astype(np.float32), "i": np.arange(5)[::2]}
-    assert cache.load(key) is None
-    cache.store(key, arrays, {"seconds": 0.1, "unreadable": [[3, "why"]]})
-    found, facts = cache.load(key)
-    assert facts == {"seconds": 0.1, "unreadable": [[3, "why"]]} and set(found) == {"x", "i"}
-    for name, array in arrays.items():
-        assert found[name].dtype == array.dtype and (found[name] == array).all()
-    assert key_of(a=1, b=2) == key_of(b=2, a=1) != key_of(a=2, b=1)
+def test_a_comment_in_the_code_voids_nothing(tmp_path, monkeypatch) -> None:
+    """No file of ours is read to make a key."""
+    opened, real = [], open
+
+    def spying(path, *rest, **options):
+        opened.append(str(path))
+        return real(path, *rest, **options)
+
+    monkeypatch.setattr("builtins.open", spying)
+    found = keys.runtime(torch.device("cpu"))
+    assert not [path for path in opened if "qclip" in path or "qkernels" in path]
+    assert found["kernels"] == keys.NUMBERS and found["torch"] == torch.__version__
+
+
+def forged(folder, change) -> None:
+    """Give the largest entry other content, under a right checksum and the right key."""
+    path = max(folder.rglob("*.safetensors"), key=lambda p: p.stat().st_size)
+    store, key = Store(folder), path.stem
+    found = store.open(key)
+    arrays, facts = dict(found.arrays), dict(found.facts)
+    change(arrays, facts)
+    path.unlink()
+    assert store.write(key, Entry(arrays, facts))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda arrays, facts: arrays.update(vectors=arrays["vectors"][:-1]),
+        lambda arrays, facts: arrays.update(vectors=arrays["vectors"].astype(np.float64)),
+        lambda arrays, facts: arrays.update(vectors=arrays["vectors"].ravel()),
+        lambda arrays, facts: arrays.update(vectors=arrays["vectors"] * np.float32(np.nan)),
+        lambda arrays, facts: arrays.pop("vectors"),
+        lambda arrays, facts: arrays.pop("indices"),
+        lambda arrays, facts: arrays.update(indices=arrays["indices"][::-1]),
+        lambda arrays, facts: arrays.update(indices=arrays["indices"] + 1),
+        lambda arrays, facts: arrays.update(indices=arrays["indices"].astype(np.float32)),
+        lambda arrays, facts: facts.pop("seconds"),
+        lambda arrays, facts: facts.update(seconds="soon"),
+        lambda arrays, facts: facts.update(unreadable=7),
+        lambda arrays, facts: facts.update(unreadable=[[0, "why"]]),
+        lambda arrays, facts: facts.update(unreadable=["ab"]),
+    ],
+)
+def test_wrong_content_under_a_right_checksum_is_computed_again(tmp_path, change) -> None:
+    one = run(Tiny(), tmp_path)
+    forged(tmp_path, change)
+    second = Tiny()
+    with pytest.warns(StoreWarning, match="is not what was stored") as told:
+        two = run(second, tmp_path)
+    assert len(told) == 1 and second.images_seen == 30
+    assert {r["value"] for r in two.where(metric="top1")} == {r["value"] for r in one.where(metric="top1")}
+    third = Tiny()
+    run(third, tmp_path)
+    assert third.images_seen == 0  # it was replaced
+
+
+def test_a_run_goes_on_where_nothing_can_be_kept(tmp_path) -> None:
+    in_the_way = tmp_path / "file"
+    in_the_way.write_text("")
+    with pytest.warns(StoreWarning, match="nothing more is kept in .*file") as told:
+        results = run(Tiny(), in_the_way / "below")
+    assert len(told) == 1 and results.value(model="m", set="pets", metric="top1") > 0.5
 
 
 class Layered(nn.Module):

@@ -1,0 +1,160 @@
+"""Intermediate results on disk, each under a hash of everything that it depends on.
+
+What is in an entry is proved by its own checksum, what it is for by the key in it: a truncated, edited or foreign entry
+is computed again and replaced. Entries are written whole or not at all, so that a killed run goes on where it stopped,
+and several processes may read and write one folder. A store only saves time: where it cannot be read or written, the
+run says so once and goes on without it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from .files import write_atomic
+
+
+class StoreWarning(UserWarning):
+    """The store cannot be used in some way; results are not affected."""
+
+
+def key_of(stage: str, version: int, **parts: Any) -> str:
+    """sha256 (hex) of a stage, the version of its meaning, and JSON-able parts by name."""
+    described = {"stage": stage, "version": version, "parts": parts}
+    return hashlib.sha256(json.dumps(described, sort_keys=True, allow_nan=False).encode()).hexdigest()
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """Arrays by name, and JSON-able facts about them."""
+
+    arrays: Mapping[str, np.ndarray]
+    facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+Check = Callable[[Entry], str]  # what is wrong with an entry, "" where nothing is
+
+
+class Store:
+    """A folder of entries by key; `folder=None` keeps nothing. Processes may share the folder."""
+
+    def __init__(self, folder: Path | None) -> None:
+        self.folder = folder
+        self._writes = folder is not None
+        self._told: set[str] = set()
+
+    @classmethod
+    def of(cls, where: bool | str | os.PathLike[str] | None, kind: str) -> Store:
+        """None or True: the user's cache folder for this kind of entry. False: nothing is kept. Else: that folder."""
+        if where is False:
+            return cls(None)
+        if where is not None and where is not True:
+            return cls(Path(where))
+        try:
+            return cls(default_folder(kind))
+        except RuntimeError as why:  # no home folder
+            store = cls(None)
+            store._tell("read", f"nothing is kept between runs: {why}; set XDG_CACHE_HOME")
+            return store
+
+    def path(self, key: str) -> Path | None:
+        return None if self.folder is None else self.folder / key[:2] / f"{key}.safetensors"
+
+    def has(self, key: str) -> bool:
+        """Whether there is an entry under `key`. What is in it, `open` looks at."""
+        path = self.path(key)
+        return path is not None and os.path.isfile(path)
+
+    def open(self, key: str, check: Check = lambda _: "") -> Entry | None:
+        """The entry under `key`; None where there is none, or where it is not what it should be.
+
+        check: says what is wrong with an entry whose checksum is right ("" for nothing): shapes, dtypes, values.
+        """
+        path = self.path(key)
+        try:
+            if path is None or not os.path.lexists(path) or self._in_the_way(path):
+                return None
+            entry = _read(path, key)
+            wrong = "its content does not fit its checksum or its name" if entry is None else check(entry)
+        except (safetensors.SafetensorError, ValueError) as why:
+            entry, wrong = None, f"it is not whole ({why})"
+        except OSError as why:
+            self._tell("read", f"{path} cannot be read ({why.strerror or why}) and is not used")
+            return None
+        if wrong:
+            self._tell("damaged", f"{path} is not what was stored: {wrong}; it is computed again")
+            return None
+        return entry
+
+    def write(self, key: str, entry: Entry) -> bool:
+        """Keep an entry; whether it is kept. A folder that takes none (read-only, full) is not tried again."""
+        path = self.path(key)
+        if path is None or not self._writes or self._in_the_way(path):
+            return False
+        arrays = {name: np.ascontiguousarray(array) for name, array in entry.arrays.items()}
+        text = json.dumps(dict(entry.facts))
+        metadata = {"key": key, "facts": text, "sha256": _checksum(arrays, text)}
+        try:
+            write_atomic(path, safetensors.numpy.save(arrays, metadata), sync=False)  # a torn file fails its checksum
+        except OSError as why:
+            fault = why.__cause__ if isinstance(why.__cause__, OSError) else why
+            self._writes = False
+            self._tell("write", f"nothing more is kept in {self.folder} ({fault.strerror or fault})")
+            return False
+        return True
+
+    def fill(self, key: str, compute: Callable[[], Entry], check: Check = lambda _: "") -> Entry:
+        """The entry under `key`, computed and kept where there is none that is sound."""
+        entry = self.open(key, check)
+        if entry is None:
+            entry = compute()
+            self.write(key, entry)
+        return entry
+
+    def _in_the_way(self, path: Path) -> bool:
+        """Whether there is something that is no file where an entry belongs."""
+        if not os.path.lexists(path) or path.is_file():
+            return False
+        self._tell("way", f"{path} is no file and is left alone; what belongs there is computed in every run")
+        return True
+
+    def _tell(self, kind: str, text: str) -> None:
+        """A warning of each kind is given once per store."""
+        if kind not in self._told:
+            self._told.add(kind)
+            warnings.warn(text, StoreWarning, stacklevel=3)
+
+
+def default_folder(kind: str) -> Path:
+    """`$XDG_CACHE_HOME/qclip/KIND`, or `~/.cache/qclip/KIND`. Raises RuntimeError where there is no home."""
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "qclip" / kind
+
+
+def _read(path: Path, key: str) -> Entry | None:
+    with safetensors.safe_open(path, framework="np") as file:
+        metadata = file.metadata() or {}
+        arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    text = metadata.get("facts", "")
+    if metadata.get("key") != key or metadata.get("sha256") != _checksum(arrays, text):
+        return None
+    facts = json.loads(text)
+    return Entry(arrays, facts) if isinstance(facts, dict) else None
+
+
+def _checksum(arrays: Mapping[str, np.ndarray], facts: str) -> str:
+    digest = hashlib.sha256(facts.encode())
+    for name in sorted(arrays):
+        digest.update(f"{name}:{arrays[name].dtype}:{arrays[name].shape}".encode())
+        digest.update(np.ascontiguousarray(arrays[name]).tobytes())
+    return digest.hexdigest()

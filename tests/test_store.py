@@ -1,0 +1,153 @@
+"""A store saves time and nothing else: whatever happens to its folder, a caller gets right numbers or None."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from qclip.store import Entry, Store, StoreWarning, key_of
+
+KEY = key_of("tested", 1, a=1)
+ARRAYS = {"x": np.random.default_rng(0).normal(size=(3, 4)).astype(np.float32), "i": np.arange(5)[::2]}
+FACTS = {"seconds": 0.1, "unreadable": [[3, "why"]]}
+
+
+def test_arrays_come_back_bit_for_bit(tmp_path) -> None:
+    store = Store(tmp_path)
+    assert store.open(KEY) is None and not store.has(KEY)
+    assert store.write(KEY, Entry(ARRAYS, FACTS)) and store.has(KEY)
+    found = store.open(KEY)
+    assert found.facts == FACTS and set(found.arrays) == {"x", "i"}
+    for name, array in ARRAYS.items():
+        assert found.arrays[name].dtype == array.dtype and (found.arrays[name] == array).all()
+    assert store.fill(KEY, lambda: pytest.fail("it is there")).facts == FACTS
+
+
+def test_a_key_depends_on_the_stage_its_version_and_every_part() -> None:
+    keys = {key_of("a", 1, x=1), key_of("b", 1, x=1), key_of("a", 2, x=1), key_of("a", 1, x=2), key_of("a", 1, y=1)}
+    assert len(keys) == 5 and key_of("a", 1, x=1, y=2) == key_of("a", 1, y=2, x=1)
+
+
+def test_what_the_caller_finds_wrong_is_computed_again(tmp_path) -> None:
+    store = Store(tmp_path)
+    store.write(KEY, Entry({"x": np.zeros(3)}))
+    with pytest.warns(StoreWarning, match="is not what was stored: too short; it is computed again"):
+        entry = store.fill(KEY, lambda: Entry(ARRAYS), lambda e: "too short" if len(e.arrays["x"]) < 9 else "")
+    assert entry.arrays is ARRAYS and (Store(tmp_path).open(KEY).arrays["x"] == ARRAYS["x"]).all()
+
+
+@pytest.fixture
+def told():
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        yield lambda: [str(each.message) for each in found]
+
+
+@pytest.mark.parametrize("kind", ["folder", "full folder", "pipe", "dangling link"])
+def test_an_entry_that_is_no_file_is_left_alone_and_said_once(tmp_path, told, kind: str) -> None:
+    store = Store(tmp_path)
+    path = store.path(KEY)
+    path.parent.mkdir()
+    if kind.endswith("folder"):
+        path.mkdir()
+        if kind.startswith("full"):
+            (path / "mine").write_text("kept")
+    elif kind == "pipe":
+        os.mkfifo(path)
+    else:
+        path.symlink_to(tmp_path / "gone" / "away")
+    for _ in range(2):
+        assert store.fill(KEY, lambda: Entry(ARRAYS)).arrays is ARRAYS
+    assert len(told()) == 1 and "is no file and is left alone" in told()[0]
+    other = key_of("tested", 1, a=2)
+    assert store.write(other, Entry(ARRAYS)) and store.has(other)  # the rest of the folder goes on working
+
+
+@pytest.mark.parametrize(
+    "number", [errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EDQUOT, errno.EIO, errno.ENAMETOOLONG]
+)
+def test_a_folder_that_takes_nothing_is_said_once_and_not_tried_again(tmp_path, told, monkeypatch, number: int) -> None:
+    tried = []
+
+    def refuse(*_) -> None:
+        tried.append(1)
+        raise OSError(number, os.strerror(number))
+
+    store = Store(tmp_path)
+    monkeypatch.setattr("qclip.files.os.replace", refuse)
+    for k in range(3):
+        assert store.fill(key_of("tested", 1, a=k), lambda: Entry(ARRAYS)).arrays is ARRAYS
+    assert len(tried) == 1 and len(told()) == 1
+    assert "nothing more is kept in" in told()[0] and os.strerror(number) in told()[0]
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+def test_a_full_disk_is_said_once(tmp_path, told, monkeypatch) -> None:
+    if not os.path.exists("/dev/full"):
+        pytest.skip("needs /dev/full")
+    real = open
+
+    def full(file, *rest, **options):
+        return real("/dev/full", "wb") if isinstance(file, int) else real(file, *rest, **options)
+
+    store = Store(tmp_path)
+    monkeypatch.setattr("builtins.open", full)
+    for k in range(2):
+        assert not store.write(key_of("tested", 1, a=k), Entry(ARRAYS))
+    assert len(told()) == 1 and os.strerror(errno.ENOSPC) in told()[0]
+
+
+def test_an_entry_that_cannot_be_read_is_computed(tmp_path, told, monkeypatch) -> None:
+    store = Store(tmp_path)
+    store.write(KEY, Entry(ARRAYS))
+    monkeypatch.setattr("safetensors.safe_open", lambda *_, **__: (_ for _ in ()).throw(PermissionError(13, "Denied")))
+    for _ in range(2):
+        assert store.fill(KEY, lambda: Entry(ARRAYS, FACTS)).facts == FACTS
+    assert len(told()) == 1 and "cannot be read (Denied)" in told()[0]
+
+
+def test_without_a_home_nothing_is_kept_and_that_is_said(told, monkeypatch) -> None:
+    monkeypatch.setattr("qclip.store.Path.home", lambda: (_ for _ in ()).throw(RuntimeError("no home")))
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    store = Store.of(None, "tested")
+    assert store.folder is None and not store.write(KEY, Entry(ARRAYS)) and store.open(KEY) is None
+    assert len(told()) == 1 and "no home" in told()[0]
+    assert Store.of(False, "tested").folder is None and len(told()) == 1
+
+
+WRITER = """
+import sys, numpy as np
+from pathlib import Path
+from qclip.store import Entry, Store, key_of
+store = Store(Path(sys.argv[1]))
+print("ready", flush=True)
+sys.stdin.readline()
+for k in range(60):
+    key = key_of("tested", 1, a=k % 3)
+    entry = Entry({"x": np.full((2000,), k % 3, np.float32)}, {"by": sys.argv[2]})
+    assert store.write(key, entry)
+    found = store.open(key)
+    assert found is not None and (found.arrays["x"] == k % 3).all() and found.facts["by"] in ("one", "two")
+"""
+
+
+def test_two_processes_write_and_read_the_same_keys(tmp_path) -> None:
+    command = [sys.executable, "-W", "error", "-c", WRITER, str(tmp_path)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    writers = [subprocess.Popen([*command, name], **pipes) for name in ("one", "two")]
+    for writer in writers:
+        assert writer.stdout.readline() == "ready\n"
+    for writer in writers:  # both are in their loops at the same time
+        writer.stdin.write("go\n")
+        writer.stdin.flush()
+    for writer in writers:
+        _, complaint = writer.communicate()
+        assert writer.returncode == 0, complaint
+    assert [path.suffix for path in Path(tmp_path).rglob("*") if path.is_file()] == [".safetensors"] * 3
