@@ -85,7 +85,8 @@ class Attention(nn.Module):
     def in_proj_weight(self) -> Tensor:
         """The packed `[3 * D, D]` of nn.MultiheadAttention, dequantized; a copy that refuses to be written to."""
         with torch.inference_mode():
-            return torch.cat([_values(site).to(site.weight.dtype) for site in (self.q, self.k, self.v)])
+            sites: tuple[Any, ...] = (self.q, self.k, self.v)
+            return torch.cat([_values(site).to(site.weight.dtype) for site in sites])
 
     @property
     def in_proj_bias(self) -> Tensor | None:
