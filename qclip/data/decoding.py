@@ -32,16 +32,13 @@ def decode(encoded: bytes, where: str) -> Image.Image | UnreadableImage:
         with Image.open(io.BytesIO(encoded), formats=_formats()) as image:
             if reason := too_large(image.size):  # from the header; pixels are not decoded yet
                 return UnreadableImage(f"{where}: {reason}.")
-            rgb = to_rgb(image)
+            return to_rgb(image)
     except Exception as error:  # decoders raise anything on damaged bytes, SyntaxError and RecursionError too
         if isinstance(error, Image.UnidentifiedImageError):
             reason = "PostScript is not run" if encoded.startswith(b"%!PS") else "not an image that Pillow knows"
         else:
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         return UnreadableImage(f"{where}: cannot be decoded ({reason}).")
-    if reason := too_large(rgb.size):  # some containers hold a larger picture than they say
-        return UnreadableImage(f"{where}: {reason}.")
-    return rgb
 
 
 def too_large(size: tuple[int, int]) -> str | None:
