@@ -10,7 +10,9 @@ import torch
 import qclip
 from qclip import artifact, files, models, recipes, rewrite
 from qclip.errors import ArtifactError, ModelError, OutputExistsError
+from qclip.models.tokenizer import PROBES
 from qkernels import Int8Weight
+from tests.models import architectures
 from tests.small import IMAGES, TEXTS, small_clip
 
 RECIPES = ["w8a8", "w8a8-static", "w4a8", "w4a8-mixed", "w4a16", "w6a8", "w4a4"]
@@ -302,3 +304,68 @@ def test_vit_b_32_is_as_small_as_promised(recipe, most):
 def test_a_float_model_is_no_artifact(model, tmp_path):
     with pytest.raises(ModelError, match="not quantized"):
         qclip.save(model, tmp_path / "a")
+
+
+TRUNK = {
+    "embed_dim": 24,
+    "custom_text": True,
+    "vision_cfg": {"timm_model_name": "vit_tiny_patch16_224", "timm_pool": "avg", "timm_proj": "linear"},
+    "text_cfg": architectures.TEXT,
+}
+
+
+@pytest.mark.parametrize("family", ["custom_text", "siglip_text", "coca", "own_attention_all_norms", "timm", "siglip"])
+def test_every_family_comes_back(family, tmp_path):
+    torch.manual_seed(0)
+    side = 32
+    if family == "timm":
+        model, side = models.create_from_config(TRUNK).eval(), 224
+    elif family == "siglip":
+        transformers = pytest.importorskip("transformers", reason="needs transformers (extra hf)")
+        shared = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+        words = shared | {"vocab_size": 100, "max_position_embeddings": 16, "bos_token_id": 98, "eos_token_id": 99}
+        pixels = shared | {"image_size": 32, "patch_size": 8}
+        config = transformers.SiglipConfig(text_config=words | {"pad_token_id": 0}, vision_config=pixels)
+        model = transformers.SiglipModel(config).eval()
+    else:
+        model = architectures.perturb(architectures.OPEN_CLIP[family]())
+    small = qclip.quantize(model, "w8a8")
+    again = qclip.load(qclip.save(small, tmp_path / "a"))
+    for run, other in [(models.encoders(small), models.encoders(again))]:
+        images, tokens = architectures.images(side=side), architectures.tokens()
+        assert torch.equal(run.encode_image(images), other.encode_image(images))
+        assert torch.equal(run.encode_text(tokens), other.encode_text(tokens))
+        assert run.preprocess.config == other.preprocess.config
+
+
+@pytest.mark.parametrize("settings", [{}, {"clean": "canonicalize"}, {"strip_sep_token": True}, {"mode": "clips"}])
+def test_a_tokenizer_of_open_clip_is_carried(model, settings, tmp_path):
+    """What open_clip does around a tokenizer of Hugging Face - cleaning, separators, class token - goes along."""
+    transformers = pytest.importorskip("transformers", reason="needs transformers (extra hf)")
+    tokenizers = pytest.importorskip("tokenizers", reason="needs tokenizers (extra hf)")
+    words = ["[PAD]", "[UNK]", "[SEP]", "[CLS]", "[BOS]", "a", "dog", "photo", "of", "two", "birds", "Photo", ","]
+    made = tokenizers.Tokenizer(tokenizers.models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="[UNK]"))
+    made.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    made.post_processor = tokenizers.processors.TemplateProcessing(single="$A [SEP]", special_tokens=[("[SEP]", 2)])
+    names = {"pad_token": "[PAD]", "sep_token": "[SEP]", "cls_token": "[CLS]", "bos_token": "[BOS]"}
+    fast = transformers.PreTrainedTokenizerFast(tokenizer_object=made, eos_token="[SEP]", **names)
+    fast.save_pretrained(tmp_path / "words")
+    described = {"kind": "hf", "name": str(tmp_path / "words"), "context_length": 16, "mode": settings.get("mode")}
+    described["options"] = {key: value for key, value in settings.items() if key != "mode"}
+    small = qclip.quantize(model, "w8a8")
+    models.attach(small, {"image_size": 32}, described, source="small")
+    again = qclip.load(qclip.save(small, tmp_path / "a"))
+    shutil.rmtree(tmp_path / "words")
+    assert again.tokenizer.config["kind"] == "json"
+    assert torch.equal(again.tokenizer(PROBES), small.tokenizer(PROBES))
+    assert len({tuple(row) for row in again.tokenizer(PROBES).tolist()}) > 4
+
+
+def test_a_tokenizer_that_cannot_be_carried_is_said(model, tmp_path):
+    small = qclip.quantize(model, "w8a8")
+    lost = {"kind": "hf", "name": str(tmp_path / "none"), "context_length": 16, "mode": None, "options": {}}
+    models.attach(small, {"image_size": 32}, lost, source="small")
+    with pytest.warns(UserWarning, match="will have no tokenizer .*none.*set model.tokenizer"):
+        folder = qclip.save(small, tmp_path / "a")
+    with pytest.raises(ModelError, match="tokenizer is not known"):
+        qclip.load(folder).tokenizer(["a"])
