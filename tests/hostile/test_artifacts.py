@@ -312,6 +312,32 @@ def arm(folder: Path) -> None:
         (folder / "config.json").write_text(json.dumps({"model_type": "evil", "auto_map": named}))
 
 
+def test_a_hub_repository_is_read_as_a_folder(
+    huggingface: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is fetched by a name that the user gave is data, too: no code is among it, and none of it is trusted."""
+    import huggingface_hub
+
+    folder, asked = copy(huggingface["folder"], tmp_path / "snapshot"), []
+
+    def fetch(name: str, allow_patterns: list[str], ignore_patterns: list[str]) -> str:
+        asked.append((name, allow_patterns, ignore_patterns))
+        return str(folder)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
+    model = qclip.load_model("hf:somebody/clip")
+    assert model.tokenizer(["a dog"])[0, :3].tolist() == [1, 2, 99] and model.qclip_source == "hf:somebody/clip"
+    (name, allowed, ignored), *more = asked
+    assert name == "somebody/clip" and not more and ignored == ["*/*"]
+    assert not [pattern for pattern in allowed if pattern.endswith((".py", "*"))]
+    arm(folder)
+    with pytest.raises(ModelError, match="'auto_map', which is not allowed"):
+        qclip.load_model("hf:somebody/clip")
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: (_ for _ in ()).throw(OSError("down")))
+    with pytest.raises(ModelError, match="could not be loaded .down.; check the name and the network"):
+        qclip.load_model("hf:somebody/clip")
+
+
 # ---- values ----------------------------------------------------------------------------------------------------------
 
 INF, NAN = float("inf"), float("nan")

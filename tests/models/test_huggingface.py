@@ -232,6 +232,9 @@ def test_bad_folders(folder: Path, tmp_path: Path) -> None:
     save_file({**state, "logit_scale": torch.tensor(float("nan"))}, weights, metadata={"format": "pt"})
     with pytest.raises(ModelError, match="'logit_scale' in .* holds NaN"):
         models.load(f"hf:{folder}")
+    save_file({**state, "text_model.lora_A": torch.zeros(2)}, weights, metadata={"format": "pt"})
+    with pytest.raises(ModelError, match="holds the unknown 'text_model.lora_A'"):
+        models.load(f"hf:{folder}")
     del state["visual_projection.weight"]
     save_file(state, weights, metadata={"format": "pt"})
     with pytest.raises(ModelError, match="lacks 'visual_projection.weight'"):
