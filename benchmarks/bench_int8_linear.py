@@ -16,6 +16,7 @@ from torch import Tensor
 from benchmarks.paired import paired
 from benchmarks.shapes import LINEAR
 from qkernels import Int8Weight, cpu, reference
+from qkernels.contract import Epilogue
 
 ACTIVATIONS = [None, "gelu"]
 
@@ -30,15 +31,17 @@ def case(m: int, n: int, k: int, activation: str | None) -> tuple[Callable[[], T
     theirs = torch.ops.onednn.qlinear_prepack(weight.codes, [m, k])
     post = (activation, [], "none") if activation else ("none", [], "")
 
+    epilogue = Epilogue(bias, activation)
+
     def onednn() -> Tensor:
         return torch.ops.onednn.qlinear_pointwise(
             shifted, 0.02, 128, theirs, weight.scales, zeros, bias, 1.0, 0, torch.float32, *post
         )
 
     def ours() -> Tensor:
-        return cpu.int8_linear(x, scale, packed, bias, activation, out=out)
+        return cpu.int8_linear(x, scale, packed, epilogue, out=out)
 
-    return ours, onednn, reference.int8_linear(x, scale, weight, bias, activation)
+    return ours, onednn, reference.int8_linear(x, scale, weight, epilogue)
 
 
 @pytest.mark.parametrize("m, n, k", LINEAR)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .contract import ACTIVATIONS, ESTIMATORS, FLOATS, GROUP, INTEGERS, MAX_K, OFFSET, WEIGHT_GROUPS, WIDEST
+from .contract import ACTIVATIONS, ESTIMATORS, FLOATS, GROUP, INTEGERS, MAX_K, OFFSET, WEIGHT_GROUPS, WIDEST, Epilogue
 from .weights import Int4Weight, Int8Weight
 
 
@@ -206,20 +206,9 @@ def weight(op: str, value: Any, kind: type[Int8Weight] | type[Int4Weight]) -> No
             )
 
 
-def epilogue(
-    op: str,
-    x: Tensor,
-    weight: Int8Weight | Int4Weight,
-    bias: Any,
-    activation: Any,
-    residual: Any,
-    out_scale: Any,
-    out_zero_point: Any,
-    out_group: Any,
-    out_dtype: Any,
-) -> tuple:
-    """Checked and normalised: bias `[N]` of its own float dtype (GPU kernels read it so: a cast would be a launch),
-    residual `[..., N]`, out_scale float32 `[]` or `[N]`, zero point float32 `[]`."""
+def epilogue(op: str, x: Tensor, weight: Int8Weight | Int4Weight, given: Epilogue) -> Epilogue:
+    """Checked and in the form that backends take (`contract.Epilogue`)."""
+    bias, activation, residual, out_scale, out_zero_point, out_group, out_dtype = given
     n, k = weight.shape
     if x.shape[-1] != k:
         raise ValueError(
@@ -250,7 +239,7 @@ def epilogue(
         out_scale = vector(op, "out_scale", out_scale, n, x.device)
     else:
         out_scale = scalar(op, "out_scale", out_scale, x.device)
-    return bias, activation, residual, out_scale, zero, out_group, out_dtype
+    return Epilogue(bias, activation, residual, out_scale, zero, out_group, out_dtype)
 
 
 def fake_quantize_scale(

@@ -7,6 +7,7 @@ case that `supports` lets through.
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import importlib.util
 import threading
@@ -17,8 +18,9 @@ import torch
 from torch import Tensor
 
 from qkernels import reference
-from qkernels.contract import ESTIMATORS
-from qkernels.granularity import learned, new_gradients, sharing
+from qkernels.abi import TYPES, Parameters, epilogue_arguments, floats, scale_kind, several
+from qkernels.contract import ESTIMATORS, NO_EPILOGUE, Epilogue
+from qkernels.granularity import granularity, learned, new_gradients
 from qkernels.hadamard import base_matrix, base_order
 from qkernels.weights import Int4Weight, Int8Weight
 
@@ -59,9 +61,6 @@ missing: str | None = None
 if native is None:
     missing = "qkernels was installed without its native code (no C++ compiler was found; install g++ and reinstall)"
 
-TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.int8: 3}  # QkType in csrc/cpu/ops.h
-ACTIVATIONS = {None: 0, "gelu": 1, "quick_gelu": 2, "gelu_tanh": 3}
-
 _tier_wanted: str | None = None
 
 
@@ -88,14 +87,15 @@ def _always(*args: Any, **kwargs: Any) -> str | None:
     return None
 
 
-def _address(tensor: Tensor | None) -> int:
-    """data_ptr, or a null pointer for None. The caller keeps the tensor alive."""
-    return 0 if tensor is None else tensor.data_ptr()
+@functools.cache
+def _parameters(op: str) -> Parameters:
+    return Parameters.parse(native.parameters(op)[0])
 
 
-def _floats(tensor: Tensor | None) -> Tensor | None:
-    """Contiguous float32, or None."""
-    return None if tensor is None else tensor.to(torch.float32).contiguous()
+def _run(op: str, **arguments: Any) -> None:
+    """Call a native op by the names of csrc/cpu/ops.def, on all of torch's threads."""
+    arguments["threads"] = torch.get_num_threads()
+    getattr(native, op)(*_parameters(op).words(arguments))
 
 
 def _packed(layout: str) -> Any:
@@ -107,89 +107,41 @@ def _packed(layout: str) -> Any:
     return limits
 
 
-class _Epilogue:
-    """The arguments that both linear ops end with, as the native functions take them; keeps their tensors alive."""
-
-    def __init__(
-        self,
-        lead: torch.Size,
-        n: int,
-        bias: Tensor | None,
-        activation: str | None,
-        residual: Tensor | None,
-        out_scale: Tensor | None,
-        out_zero_point: Tensor | None,
-        out_group: int | None,
-        out_dtype: torch.dtype,
-        out: Any,
-    ) -> None:
-        if out_scale is not None or out_group is not None:
-            out_dtype = torch.int8
-        if out is None:
-            out = torch.empty(*lead, n, dtype=out_dtype)
-            if out_group is not None:
-                out = (out, torch.empty(*lead, -(-n // out_group), dtype=torch.float32))
-        self.result = out
-        results: Any = out
-        codes, group_scales = results if out_group is not None else (results, None)
-        bias, scale, zero = _floats(bias), _floats(out_scale), _floats(out_zero_point)
-        residual = None if residual is None else residual.contiguous()
-        self.alive = (bias, scale, zero, residual)
-        self.arguments = (
-            _address(bias),
-            ACTIVATIONS[activation],
-            _address(residual),
-            0 if residual is None else TYPES[residual.dtype],
-            _address(codes),
-            TYPES[codes.dtype],
-            _address(scale),
-            int(scale is not None and scale.numel() > 1),
-            _address(zero),
-            int(zero is not None and zero.numel() > 1),
-            _address(group_scales),
-            torch.get_num_threads(),
-        )
-
-
-def _scale_kind(x: Tensor, x_scale: Tensor) -> int:
-    """0: one number, 1: one a row, 2: one for each 128 inputs of a row."""
-    if x_scale.dim() == x.dim():
-        return 2
-    return 0 if x_scale.dim() == 0 else 1
+def _epilogue(epilogue: Epilogue, out: Any) -> dict[str, Any]:
+    return {
+        **epilogue_arguments(epilogue, out),
+        "out_scale_per_column": several(epilogue.out_scale),
+        "out_zero_point_per_column": several(epilogue.out_zero_point),
+    }
 
 
 def int8_linear(
     x: Tensor,
     x_scale: Tensor,
     weight: Int8Weight,
-    bias: Tensor | None = None,
-    activation: str | None = None,
-    residual: Tensor | None = None,
-    out_scale: Tensor | None = None,
-    out_zero_point: Tensor | None = None,
-    out_group: int | None = None,
-    out_dtype: torch.dtype = torch.float32,
+    epilogue: Epilogue = NO_EPILOGUE,
     *,
     out: Any = None,
 ) -> Any:
     """See `qkernels.ops.int8_linear`. The weight must be in layout `vnni64`."""
     n, k = weight.shape
-    x, scale, codes, scales = x.contiguous(), _floats(x_scale), weight.codes.contiguous(), _floats(weight.scales)
-    end = _Epilogue(x.shape[:-1], n, bias, activation, residual, out_scale, out_zero_point, out_group, out_dtype, out)
-    native.int8_linear(
-        x.data_ptr(),
-        x.numel() // k,
-        k,
-        k,
-        0,
-        _address(scale),
-        _scale_kind(x, x_scale),
-        _address(codes),
-        _address(scales),
-        n,
-        *end.arguments,
+    x = x.contiguous()
+    out = epilogue.allocate(x.shape[:-1], n, x.device) if out is None else out
+    _run(
+        "int8_linear",
+        x=x,
+        m=x.numel() // k,
+        k=k,
+        x_stride=k,
+        x_shifted=0,
+        x_scale=floats(x_scale),
+        x_scale_kind=scale_kind(x, x_scale),
+        weight=weight.codes.contiguous(),
+        weight_scale=floats(weight.scales),
+        n=n,
+        **_epilogue(epilogue, out),
     )
-    return end.result
+    return out
 
 
 def quantize_per_token(
@@ -203,19 +155,19 @@ def quantize_per_token(
     """See `qkernels.ops.quantize_per_token`."""
     x, k = x.contiguous(), x.shape[-1]
     codes, scales = out = _rows(x) if out is None else out
-    native.quantize_per_token(
-        x.data_ptr(),
-        TYPES[x.dtype],
-        x.numel() // k,
-        k,
-        _address(smooth),
-        _address(scale),
-        _address(zero_point),
-        codes.data_ptr(),
-        k,
-        0,
-        scales.data_ptr(),
-        torch.get_num_threads(),
+    _run(
+        "quantize_per_token",
+        x=x,
+        type=TYPES[x.dtype],
+        rows=x.numel() // k,
+        k=k,
+        smooth=smooth,
+        scale=scale,
+        zero_point=zero_point,
+        codes=codes,
+        codes_stride=k,
+        shift=0,
+        scales=scales,
     )
     return out
 
@@ -237,10 +189,26 @@ def quantize_patches(
     if out is None:
         out = torch.empty(batch, down * across, k, dtype=torch.int8), torch.empty(batch, down * across)
     codes, scales = out
-    native.quantize_patches(
-        *(x.data_ptr(), TYPES[x.dtype], batch, channels, down, across, height, width, *x.stride()[:3]),
-        *(_address(smooth), _address(scale), _address(zero_point), codes.data_ptr(), k, 0, scales.data_ptr()),
-        torch.get_num_threads(),
+    _run(
+        "quantize_patches",
+        x=x,
+        type=TYPES[x.dtype],
+        batch=batch,
+        channels=channels,
+        rows=down,
+        columns=across,
+        height=height,
+        width=width,
+        image_stride=x.stride(0),
+        channel_stride=x.stride(1),
+        line_stride=x.stride(2),
+        smooth=smooth,
+        scale=scale,
+        zero_point=zero_point,
+        codes=codes,
+        codes_stride=k,
+        shift=0,
+        scales=scales,
     )
     return out
 
@@ -257,24 +225,24 @@ def layer_norm_quantize(
     out: Any = None,
 ) -> Any:
     """See `qkernels.ops.layer_norm_quantize`."""
-    x, k, weight, bias = x.contiguous(), x.shape[-1], _floats(weight), _floats(bias)
+    x, k, weight, bias = x.contiguous(), x.shape[-1], floats(weight), floats(bias)
     codes, scales = out = _rows(x) if out is None else out
-    native.layer_norm_quantize(
-        x.data_ptr(),
-        TYPES[x.dtype],
-        x.numel() // k,
-        k,
-        _address(weight),
-        _address(bias),
-        eps,
-        _address(smooth),
-        _address(scale),
-        _address(zero_point),
-        codes.data_ptr(),
-        k,
-        0,
-        scales.data_ptr(),
-        torch.get_num_threads(),
+    _run(
+        "layer_norm_quantize",
+        x=x,
+        type=TYPES[x.dtype],
+        rows=x.numel() // k,
+        k=k,
+        weight=weight,
+        bias=bias,
+        eps=eps,
+        smooth=smooth,
+        scale=scale,
+        zero_point=zero_point,
+        codes=codes,
+        codes_stride=k,
+        shift=0,
+        scales=scales,
     )
     return out
 
@@ -310,17 +278,41 @@ def attention(
         out = (out, torch.empty(batch, queries, dtype=torch.float32)) if out_dynamic else out
     results: Any = out
     y, scales = results if out_dynamic else (results, None)
-    native.attention(
-        *(q.data_ptr(), *q.stride()[:3], k.data_ptr(), *k.stride()[:3], v.data_ptr(), *v.stride()[:3], TYPES[q.dtype]),
-        *(batch, queries, keys, heads, d),
-        *((0, 0, 0, 0, 0) if mask is None else (mask.data_ptr(), int(mask.dtype == torch.bool), *mask.stride()[:3])),
-        int(causal),
-        d**-0.5 if scale is None else scale,
-        *(y.data_ptr(), heads * d * y.element_size(), 0, TYPES[y.dtype]),
-        _address(out_scale),
-        int(out_scale is not None and out_scale.dim() == 2),
-        _address(scales),
-        torch.get_num_threads(),
+    mask_strides = (0, 0, 0) if mask is None else mask.stride()[:3]
+    _run(
+        "attention",
+        q=q,
+        q_batch=q.stride(0),
+        q_token=q.stride(1),
+        q_head=q.stride(2),
+        k=k,
+        k_batch=k.stride(0),
+        k_token=k.stride(1),
+        k_head=k.stride(2),
+        v=v,
+        v_batch=v.stride(0),
+        v_token=v.stride(1),
+        v_head=v.stride(2),
+        type=TYPES[q.dtype],
+        batch=batch,
+        queries=queries,
+        keys=keys,
+        heads=heads,
+        d=d,
+        mask=mask,
+        mask_is_bool=int(mask is not None and mask.dtype == torch.bool),
+        mask_batch=mask_strides[0],
+        mask_head=mask_strides[1],
+        mask_row=mask_strides[2],
+        causal=int(causal),
+        scale=d**-0.5 if scale is None else scale,
+        out=y,
+        out_stride=heads * d * y.element_size(),
+        shift=0,
+        out_type=TYPES[y.dtype],
+        out_scale=out_scale,
+        out_scale_per_channel=int(out_scale is not None and out_scale.dim() == 2),
+        scales=scales,
     )
     return out
 
@@ -331,7 +323,7 @@ def channel_absmax(x: Tensor, running: Tensor | None = None, *, out: Any = None)
     top = running
     if top is None:
         top = torch.zeros(k) if out is None else out.zero_()
-    native.channel_absmax(x.data_ptr(), TYPES[x.dtype], x.numel() // k, k, top.data_ptr(), torch.get_num_threads())
+    _run("channel_absmax", x=x, type=TYPES[x.dtype], rows=x.numel() // k, k=k, top=top)
     return top if running is None else None
 
 
@@ -358,9 +350,17 @@ def fake_quantize(
     x = x.contiguous()
     out = torch.empty_like(x) if out is None else out
     if x.numel():
-        native.fake_quantize(
-            *(x.data_ptr(), TYPES[x.dtype], *sharing(x, scale, axis, group), scale.data_ptr(), _address(zero_point)),
-            *(qmin, qmax, ESTIMATORS.index(estimator), out.data_ptr(), torch.get_num_threads()),
+        _run(
+            "fake_quantize",
+            x=x,
+            type=TYPES[x.dtype],
+            **granularity(x, scale, axis, group)._asdict(),
+            scale=scale,
+            zero_point=zero_point,
+            low=qmin,
+            high=qmax,
+            estimator=ESTIMATORS.index(estimator),
+            out=out,
         )
     return out
 
@@ -389,11 +389,22 @@ def fake_quantize_backward(
         dscale.zero_()
         doffset.zero_()
     else:
-        native.fake_quantize_backward(
-            *(grad.data_ptr(), x.data_ptr(), TYPES[x.dtype], *sharing(x, scale, axis, group)),
-            *(scale.data_ptr(), _address(zero_point), qmin, qmax, ESTIMATORS.index(estimator), grad_scale),
-            *(delta / (qmax - qmin), dx.data_ptr(), dscale.data_ptr(), doffset.data_ptr() if has[1] else 0),
-            torch.get_num_threads(),
+        _run(
+            "fake_quantize_backward",
+            grad=grad,
+            x=x,
+            type=TYPES[x.dtype],
+            **granularity(x, scale, axis, group)._asdict(),
+            scale=scale,
+            zero_point=zero_point,
+            low=qmin,
+            high=qmax,
+            estimator=ESTIMATORS.index(estimator),
+            grad_scale=grad_scale,
+            bend=delta / (qmax - qmin),
+            dx=dx,
+            dscale=dscale,
+            doffset=doffset if has[1] else None,
         )
     return out
 
@@ -406,9 +417,16 @@ def hadamard_transform(x: Tensor, transpose: bool = False, *, out: Any = None) -
     assert m is not None
     base = base_matrix(m).float()
     base = base.t().contiguous() if transpose else base
-    native.hadamard_transform(
-        *(x.data_ptr(), TYPES[x.dtype], x.numel() // n, m, n // m, base.data_ptr(), n**-0.5, out.data_ptr()),
-        torch.get_num_threads(),
+    _run(
+        "hadamard_transform",
+        x=x,
+        type=TYPES[x.dtype],
+        rows=x.numel() // n,
+        m=m,
+        p=n // m,
+        base=base,
+        factor=n**-0.5,
+        out=out,
     )
     return out
 
@@ -417,38 +435,32 @@ def int4_linear(
     x: Tensor,
     x_scale: Tensor | None,
     weight: Int4Weight,
-    bias: Tensor | None = None,
-    activation: str | None = None,
-    residual: Tensor | None = None,
-    out_scale: Tensor | None = None,
-    out_zero_point: Tensor | None = None,
-    out_group: int | None = None,
-    out_dtype: torch.dtype = torch.float32,
+    epilogue: Epilogue = NO_EPILOGUE,
     *,
     out: Any = None,
 ) -> Any:
     """See `qkernels.ops.int4_linear`. The weight must be in layout `nibble64`."""
     n, k = weight.shape
-    x, scale, codes, scales = x.contiguous(), _floats(x_scale), weight.codes.contiguous(), weight.scales.contiguous()
-    zeros = None if weight.zeros is None else weight.zeros.contiguous()
-    end = _Epilogue(x.shape[:-1], n, bias, activation, residual, out_scale, out_zero_point, out_group, out_dtype, out)
-    native.int4_linear(
-        x.data_ptr(),
-        TYPES[x.dtype],
-        x.numel() // k,
-        k,
-        k * x.element_size(),
-        0,
-        _address(scale),
-        0 if x_scale is None else _scale_kind(x, x_scale),
-        _address(codes),
-        _address(scales),
-        _address(zeros),
-        n,
-        weight.group,
-        *end.arguments,
+    x = x.contiguous()
+    out = epilogue.allocate(x.shape[:-1], n, x.device) if out is None else out
+    _run(
+        "int4_linear",
+        x=x,
+        x_type=TYPES[x.dtype],
+        m=x.numel() // k,
+        k=k,
+        x_stride=k * x.element_size(),
+        x_shifted=0,
+        x_scale=floats(x_scale),
+        x_scale_kind=scale_kind(x, x_scale),
+        codes=weight.codes.contiguous(),
+        scales=weight.scales.contiguous(),
+        zeros=None if weight.zeros is None else weight.zeros.contiguous(),
+        n=n,
+        group=weight.group,
+        **_epilogue(epilogue, out),
     )
-    return end.result
+    return out
 
 
 def peak_gops(threads: int | None = None) -> float:

@@ -18,8 +18,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from qkernels.contract import ESTIMATORS
-from qkernels.granularity import learned, new_gradients, sharing
+from qkernels.abi import TYPES, Parameters, epilogue_arguments, floats, scale_kind, several
+from qkernels.contract import ESTIMATORS, NO_EPILOGUE, Epilogue
+from qkernels.granularity import Granularity, granularity, learned, new_gradients
 from qkernels.weights import Int4Weight, Int8Weight
 
 _spec = importlib.util.find_spec("qkernels._cuda")
@@ -53,17 +54,33 @@ class CudaError(RuntimeError):
 
 @functools.cache
 def library() -> Any:
-    """The shared library, its functions typed by the list that it carries. It loads without a driver."""
+    """The shared library. It loads without a driver."""
     assert _spec is not None and _spec.origin is not None, missing
     loaded = ctypes.CDLL(_spec.origin)
-    for name in ("qk_cuda_ops", "qk_cuda_error_name", "qk_cuda_error_text"):
+    for name in ("qk_cuda_error_name", "qk_cuda_error_text"):
         getattr(loaded, name).restype = ctypes.c_char_p
+    functions(loaded)
+    return loaded
+
+
+def functions(loaded: Any) -> dict[str, Parameters]:
+    """The functions of a library and their parameters, by the list that it carries; types those that it has."""
+    loaded.qk_cuda_ops.restype = ctypes.c_char_p
+    found = {}
     for line in loaded.qk_cuda_ops().decode().splitlines():
         name, parameters = re.fullmatch(r"(\w+)\((.*)\)", line).groups()  # type: ignore[union-attr]
-        words = [parameter.rsplit(" ", 1)[0] for parameter in parameters.split(", ")]
-        function = getattr(loaded, f"qk_cuda_{name}")
-        function.argtypes = [ctypes.c_void_p if "*" in word else _C_TYPES[word] for word in words]
-    return loaded
+        *own, _, _ = parameters.split(", ")  # the device's index and the stream come last
+        found[name] = Parameters.parse(", ".join(own))
+        if hasattr(loaded, f"qk_cuda_{name}"):
+            words = [parameter.rsplit(" ", 1)[0] for parameter in parameters.split(", ")]
+            types = [ctypes.c_void_p if "*" in word else _C_TYPES[word] for word in words]
+            getattr(loaded, f"qk_cuda_{name}").argtypes = types
+    return found
+
+
+@functools.cache
+def _parameters(name: str) -> Parameters:
+    return functions(library())[name]
 
 
 def _fail(name: str, code: int) -> NoReturn:
@@ -73,10 +90,12 @@ def _fail(name: str, code: int) -> NoReturn:
     raise CudaError(name, code, text)
 
 
-def launch(name: str, device: torch.device, *arguments: Any) -> None:
-    """Call `qk_cuda_NAME` on the current stream of `device`. Raises CudaError with a sentence."""
-    stream = torch.cuda.current_stream(device)
-    code = getattr(library(), f"qk_cuda_{name}")(*arguments, stream.device.index, stream.cuda_stream)
+def launch(name: str, device: torch.device, **arguments: Any) -> None:
+    """Call `qk_cuda_NAME` on the current stream of `device`, by the names of csrc/cuda/ops.def. Raises CudaError with a
+    sentence. torch's allocator gives the memory of tensors that are dropped after the call to later work of the same
+    stream only."""
+    stream, words = torch.cuda.current_stream(device), _parameters(name).words(arguments)
+    code = getattr(library(), f"qk_cuda_{name}")(*words, stream.device.index, stream.cuda_stream)
     if code:
         _fail(name, code)
 
@@ -115,64 +134,12 @@ def too_old(device: torch.device) -> str | None:
     return None
 
 
-TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.int8: 3}  # qk::Type in csrc/cuda/types.h
 MOST_ROWS = 2**31 - 256  # most_rows in csrc/cuda/int8_linear.h
 MOST_BLOCKS = 65535  # of a grid's second axis
-ACTIVATIONS = {None: 0, "gelu": 1, "quick_gelu": 2, "gelu_tanh": 3}
 
 
-def _address(tensor: Tensor | None) -> int:
-    """data_ptr, or a null pointer for None. The caller keeps the tensor alive until the call returns; torch's allocator
-    then gives the memory only to later work of the same stream."""
-    return 0 if tensor is None else tensor.data_ptr()
-
-
-def _floats(tensor: Tensor | None) -> Tensor | None:
-    """Contiguous float32, or None."""
-    return None if tensor is None else tensor.to(torch.float32).contiguous()
-
-
-class _Epilogue:
-    """The arguments that both linear ops end with, as their kernels take them; keeps their tensors alive."""
-
-    def __init__(
-        self,
-        x: Tensor,
-        n: int,
-        bias: Tensor | None,
-        activation: str | None,
-        residual: Tensor | None,
-        out_scale: Tensor | None,
-        out_zero_point: Tensor | None,
-        out_group: int | None,
-        out_dtype: torch.dtype,
-        out: Any,
-    ) -> None:
-        lead = x.shape[:-1]
-        if out_scale is not None or out_group is not None:
-            out_dtype = torch.int8
-        if out is None:
-            out = torch.empty(*lead, n, dtype=out_dtype, device=x.device)
-            if out_group is not None:
-                out = (out, torch.empty(*lead, -(-n // out_group), dtype=torch.float32, device=x.device))
-        self.result = out
-        results: Any = out
-        codes, group_scales = results if out_group is not None else (results, None)
-        bias, scale, zero = _floats(bias), _floats(out_scale), _floats(out_zero_point)
-        residual = None if residual is None else residual.contiguous()
-        self.alive = (bias, scale, zero, residual)
-        self.arguments = (
-            _address(bias),
-            ACTIVATIONS[activation],
-            _address(residual),
-            0 if residual is None else TYPES[residual.dtype],
-            _address(codes),
-            TYPES[codes.dtype],
-            _address(scale),
-            int(scale is not None and scale.numel() > 1),
-            _address(zero),
-            _address(group_scales),
-        )
+def _epilogue(epilogue: Epilogue, out: Any) -> dict[str, Any]:
+    return {**epilogue_arguments(epilogue, out), "out_scale_per_channel": several(epilogue.out_scale)}
 
 
 def _rows16(x: Tensor) -> Tensor:
@@ -185,24 +152,11 @@ def _rows16(x: Tensor) -> Tensor:
     return F.pad(x, (0, -k % 16))[:, :k] if k % 16 else x.clone(memory_format=torch.contiguous_format)
 
 
-def _scale_kind(x: Tensor, x_scale: Tensor) -> int:
-    """0: one number, 1: one a row, 2: one for each 128 inputs of a row."""
-    if x_scale.dim() == x.dim():
-        return 2
-    return 0 if x_scale.dim() == 0 else 1
-
-
 def int8_linear(
     x: Tensor,
     x_scale: Tensor,
     weight: Int8Weight,
-    bias: Tensor | None = None,
-    activation: str | None = None,
-    residual: Tensor | None = None,
-    out_scale: Tensor | None = None,
-    out_zero_point: Tensor | None = None,
-    out_group: int | None = None,
-    out_dtype: torch.dtype = torch.float32,
+    epilogue: Epilogue = NO_EPILOGUE,
     *,
     out: Any = None,
     configuration: int = -1,
@@ -211,15 +165,24 @@ def int8_linear(
     for measurements; -1 lets it choose."""
     n, k = weight.shape
     rows, codes = _rows16(x), _rows16(weight.codes)
-    scale, scales = _floats(x_scale), _floats(weight.scales)
-    end = _Epilogue(x, n, bias, activation, residual, out_scale, out_zero_point, out_group, out_dtype, out)
+    out = epilogue.allocate(x.shape[:-1], n, x.device) if out is None else out
     launch(
         "int8_linear",
         x.device,
-        *(rows.data_ptr(), rows.shape[0], k, rows.stride(0), _address(scale), _scale_kind(x, x_scale)),
-        *(codes.data_ptr(), codes.stride(0), _address(scales), n, *end.arguments, configuration),
+        x=rows,
+        m=rows.shape[0],
+        k=k,
+        x_pitch=rows.stride(0),
+        x_scale=floats(x_scale),
+        x_scale_kind=scale_kind(x, x_scale),
+        codes=codes,
+        code_pitch=codes.stride(0),
+        w_scale=floats(weight.scales),
+        n=n,
+        **_epilogue(epilogue, out),
+        configuration=configuration,
     )
-    return end.result
+    return out
 
 
 def _rows_limits(x: Tensor, *_: Any, **__: Any) -> str | None:
@@ -254,22 +217,15 @@ def int4_linear(
     x: Tensor,
     x_scale: Tensor | None,
     weight: Int4Weight,
-    bias: Tensor | None = None,
-    activation: str | None = None,
-    residual: Tensor | None = None,
-    out_scale: Tensor | None = None,
-    out_zero_point: Tensor | None = None,
-    out_group: int | None = None,
-    out_dtype: torch.dtype = torch.float32,
+    epilogue: Epilogue = NO_EPILOGUE,
     *,
     out: Any = None,
 ) -> Any:
     """See `qkernels.ops.int4_linear`. The weight must be in layout `halves128`, x of 8 or 16 bits."""
     n, k = weight.shape
-    x, scale = x.contiguous(), _floats(x_scale)
-    codes, scales = weight.codes.contiguous(), weight.scales.contiguous()
+    x = x.contiguous()
     zeros = None if weight.zeros is None else weight.zeros.contiguous()
-    m, kind = x.numel() // k, 0 if x_scale is None else _scale_kind(x, x_scale)
+    m, kind = x.numel() // k, scale_kind(x, x_scale)
     # Integer sums over all of K with a zero of their own are corrected at the end: they are not cut.
     whole = x.dtype == torch.int8 and kind != 2 and weight.group >= k
     tokens, tiles, splits = _int4_plan(m, n, k, not whole or zeros is None)
@@ -277,14 +233,28 @@ def int4_linear(
     if splits > 1:
         partials = torch.empty(tiles * splits * tokens * 128, dtype=torch.float32, device=x.device)
         arrived = torch.zeros(tiles, dtype=torch.int32, device=x.device)
-    end = _Epilogue(x, n, bias, activation, residual, out_scale, out_zero_point, out_group, out_dtype, out)
+    out = epilogue.allocate(x.shape[:-1], n, x.device) if out is None else out
     launch(
         "int4_linear",
         x.device,
-        *(x.data_ptr(), TYPES[x.dtype], m, k, codes.data_ptr(), scales.data_ptr(), _address(zeros), n, weight.group),
-        *(_address(scale), kind, *end.arguments, tokens, splits, _address(partials), _address(arrived)),
+        x=x,
+        type=TYPES[x.dtype],
+        m=m,
+        k=k,
+        codes=weight.codes.contiguous(),
+        scales=weight.scales.contiguous(),
+        zeros=zeros,
+        n=n,
+        group=weight.group,
+        x_scale=floats(x_scale),
+        x_scale_kind=kind,
+        **_epilogue(epilogue, out),
+        tokens=tokens,
+        splits=splits,
+        partials=partials,
+        arrived=arrived,
     )
-    return end.result
+    return out
 
 
 def _rows(x: Tensor, out: Any) -> tuple[Tensor, Tensor]:
@@ -308,8 +278,15 @@ def quantize_per_token(
     launch(
         "quantize_per_token",
         x.device,
-        *(x.data_ptr(), TYPES[x.dtype], x.numel() // k, k),
-        *(_address(smooth), _address(scale), _address(zero_point), codes.data_ptr(), scales.data_ptr()),
+        x=x,
+        type=TYPES[x.dtype],
+        rows=x.numel() // k,
+        width=k,
+        smooth=smooth,
+        scale=scale,
+        zero_point=zero_point,
+        codes=codes,
+        scales=scales,
     )
     return out
 
@@ -326,22 +303,32 @@ def layer_norm_quantize(
     out: Any = None,
 ) -> Any:
     """See `qkernels.ops.layer_norm_quantize`."""
-    x, k, weight, bias = x.contiguous(), x.shape[-1], _floats(weight), _floats(bias)
+    x, k, weight, bias = x.contiguous(), x.shape[-1], floats(weight), floats(bias)
     codes, scales = out = _rows(x, out)
     launch(
         "layer_norm_quantize",
         x.device,
-        *(x.data_ptr(), TYPES[x.dtype], x.numel() // k, k, _address(weight), _address(bias), eps),
-        *(_address(smooth), _address(scale), _address(zero_point), codes.data_ptr(), scales.data_ptr()),
+        x=x,
+        type=TYPES[x.dtype],
+        rows=x.numel() // k,
+        width=k,
+        weight=weight,
+        bias=bias,
+        eps=eps,
+        smooth=smooth,
+        scale=scale,
+        zero_point=zero_point,
+        codes=codes,
+        scales=scales,
     )
     return out
 
 
-def _partials(runs: int, length: int, scales: int) -> int:
+def _partials(grains: Granularity) -> int:
     """How many partial sums the gradient of a scale has (Layout::partials of fake_quantize.cu)."""
-    if length == 1 and scales > 1:
-        return -(-(runs // scales) // 64) * scales
-    return runs * -(-length // 1024)
+    if grains.by_columns:
+        return -(-(grains.runs // grains.scales) // 64) * grains.scales
+    return grains.runs * -(-grains.length // 1024)
 
 
 def fake_quantize(
@@ -365,8 +352,15 @@ def fake_quantize(
         launch(
             "fake_quantize",
             x.device,
-            *(x.data_ptr(), TYPES[x.dtype], *sharing(x, scale, axis, group), scale.data_ptr()),
-            *(_address(zero_point), qmin, qmax, ESTIMATORS.index(estimator), out.data_ptr()),
+            x=x,
+            type=TYPES[x.dtype],
+            **granularity(x, scale, axis, group)._asdict(),
+            scale=scale,
+            zero_point=zero_point,
+            qmin=qmin,
+            qmax=qmax,
+            estimator=ESTIMATORS.index(estimator),
+            out=out,
         )
     return out
 
@@ -395,15 +389,28 @@ def fake_quantize_backward(
         dscale.zero_()
         doffset.zero_()
         return out
-    runs = sharing(x, scale, axis, group)
-    room = _partials(runs[0], runs[1], runs[4])
+    grains = granularity(x, scale, axis, group)
+    room = _partials(grains)
     partials = torch.empty(sum(has) * room, dtype=torch.float32, device=x.device)
     launch(
         "fake_quantize_backward",
         x.device,
-        *(grad.data_ptr(), x.data_ptr(), TYPES[x.dtype], *runs, scale.data_ptr(), _address(zero_point)),
-        *(qmin, qmax, ESTIMATORS.index(estimator), grad_scale, delta, dx.data_ptr()),
-        *(dscale.data_ptr() if has[0] else 0, doffset.data_ptr() if has[1] else 0, partials.data_ptr(), room),
+        grad=grad,
+        x=x,
+        type=TYPES[x.dtype],
+        **grains._asdict(),
+        scale=scale,
+        zero_point=zero_point,
+        qmin=qmin,
+        qmax=qmax,
+        estimator=ESTIMATORS.index(estimator),
+        grad_scale=grad_scale,
+        delta=delta,
+        dx=dx,
+        dscale=dscale if has[0] else None,
+        doffset=doffset if has[1] else None,
+        partials=partials,
+        room=room,
     )
     return out
 
@@ -421,7 +428,7 @@ def _column_limits(
     **__: Any,
 ) -> str | None:
     most = MOST_BLOCKS * 32 * 16 // x.itemsize
-    if x.numel() and (share := sharing(x, scale, axis, group)).by_columns and share.scales > most:
+    if x.numel() and (grains := granularity(x, scale, axis, group)).by_columns and grains.scales > most:
         return f"takes at most {most} columns with a scale each; split the tensor"
     return None
 

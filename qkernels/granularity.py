@@ -1,5 +1,5 @@
-"""How the values of a tensor share the scales of `fake_quantize`, as every backend walks over them, and which of them
-have gradients."""
+"""The granularity of `fake_quantize`: how the values of a tensor share scales, as every backend walks over them, and
+which of its arguments have gradients."""
 
 from __future__ import annotations
 
@@ -11,15 +11,14 @@ from torch import Tensor
 from .contract import LEARNED_SCALE, OFFSET
 
 
-class Sharing(NamedTuple):
-    """`runs` runs of `length` neighbours, each with one scale, in the order of memory; the last of every `period` runs
-    is `last` long, and run i uses scale i % `scales`. Runs of one value and several scales: every column of a matrix
-    has its own scale."""
+class Granularity(NamedTuple):
+    """How values share scales, in the order of memory. Neighbours with one scale make a run; run i uses scale
+    `i % scales`. Per tensor there is one run. With a scale for every column of a matrix each value is a run."""
 
     runs: int
-    length: int
-    period: int
-    last: int
+    length: int  # values of a run
+    period: int  # every period-th run, the last group of a row, may be shorter
+    last: int  # values of that one
     scales: int
 
     @property
@@ -27,18 +26,18 @@ class Sharing(NamedTuple):
         return self.length == 1 and self.scales > 1
 
 
-def sharing(x: Tensor, scale: Tensor, axis: int | None, group: int | None) -> Sharing:
+def granularity(x: Tensor, scale: Tensor, axis: int | None, group: int | None) -> Granularity:
     """Of a contiguous x with at least one value; `axis` and `group` as `qkernels.ops.fake_quantize` normalises them."""
     if group is not None:
         period = scale.shape[-1]
         last = x.shape[-1] - (period - 1) * group
         if period == 1 or last == group:
-            return Sharing(scale.numel(), last, 1, last, scale.numel())
-        return Sharing(scale.numel(), group, period, last, scale.numel())
+            return Granularity(scale.numel(), last, 1, last, scale.numel())
+        return Granularity(scale.numel(), group, period, last, scale.numel())
     if axis is None or x.shape[axis] == 1:
-        return Sharing(1, x.numel(), 1, x.numel(), 1)
+        return Granularity(1, x.numel(), 1, x.numel(), 1)
     length = x.shape[axis + 1 :].numel()
-    return Sharing(x.shape[: axis + 1].numel(), length, 1, length, scale.numel())
+    return Granularity(x.shape[: axis + 1].numel(), length, 1, length, scale.numel())
 
 
 def learned(zero_point: Tensor | None, estimator: str) -> tuple[bool, bool]:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from . import checks, dispatch, reference
-from .contract import FLOATS, GROUP
+from .contract import FLOATS, Epilogue
 from .derivatives import Derivative, below_autograd
 from .granularity import learned
 from .hadamard import base_order
@@ -207,18 +207,17 @@ def int8_linear(
     """
     op = "int8_linear"
     checks.whole(op, out_zero_point)
-    x, scale, _, *rest = _check_int8_linear(
-        x, x_scale, weight, bias, activation, residual, out_scale, out_zero_point, out_group, out_dtype
-    )
-    result = call(op, out, x, scale, weight.codes, weight.scales, *weight.shape, weight.layout, *rest)
+    epilogue = Epilogue(bias, activation, residual, out_scale, out_zero_point, out_group, out_dtype)  # type: ignore[arg-type]
+    x, scale, _, epilogue = _check_int8_linear(x, x_scale, weight, epilogue)
+    result = call(op, out, x, scale, weight.codes, weight.scales, *weight.shape, weight.layout, *epilogue)
     return _unlisted(result, out)
 
 
-def _check_int8_linear(x: Tensor, x_scale: Any, weight: Int8Weight, *epilogue: Any) -> tuple:
+def _check_int8_linear(x: Tensor, x_scale: Any, weight: Int8Weight, epilogue: Epilogue) -> tuple:
     op = "int8_linear"
     checks.rows(op, "x", x, (torch.int8,))
     checks.weight(op, weight, Int8Weight)
-    return x, checks.x_scale(op, x, x_scale), weight, *checks.epilogue(op, x, weight, *epilogue)
+    return x, checks.x_scale(op, x, x_scale), weight, checks.epilogue(op, x, weight, epilogue)
 
 
 def int4_linear(
@@ -243,14 +242,13 @@ def int4_linear(
     """
     op = "int4_linear"
     checks.whole(op, out_zero_point)
-    x, scale, _, *rest = _check_int4_linear(
-        x, x_scale, weight, bias, activation, residual, out_scale, out_zero_point, out_group, out_dtype
-    )
+    epilogue = Epilogue(bias, activation, residual, out_scale, out_zero_point, out_group, out_dtype)  # type: ignore[arg-type]
+    x, scale, _, epilogue = _check_int4_linear(x, x_scale, weight, epilogue)
     parts = weight.codes, weight.scales, weight.zeros, *weight.shape, weight.group, weight.layout
-    return _unlisted(call(op, out, x, scale, *parts, *rest), out)
+    return _unlisted(call(op, out, x, scale, *parts, *epilogue), out)
 
 
-def _check_int4_linear(x: Tensor, x_scale: Any, weight: Int4Weight, *epilogue: Any) -> tuple:
+def _check_int4_linear(x: Tensor, x_scale: Any, weight: Int4Weight, epilogue: Epilogue) -> tuple:
     op = "int4_linear"
     checks.rows(op, "x", x, (torch.int8, *FLOATS))
     checks.weight(op, weight, Int4Weight)
@@ -260,14 +258,7 @@ def _check_int4_linear(x: Tensor, x_scale: Any, weight: Int4Weight, *epilogue: A
             f"{'without' if x_scale is None else 'with'} x_scale"
         )
     scale = None if x_scale is None else checks.x_scale(op, x, x_scale)
-    return x, scale, weight, *checks.epilogue(op, x, weight, *epilogue)
-
-
-def _linear_shapes(x: Tensor, n: int, out_scale: Tensor | None, out_group: int | None, out_dtype: torch.dtype) -> list:
-    lead = x.shape[:-1]
-    if out_group is not None:
-        return [((*lead, n), torch.int8), ((*lead, -(-n // GROUP)), torch.float32)]
-    return [((*lead, n), out_dtype if out_scale is None else torch.int8)]
+    return x, scale, weight, checks.epilogue(op, x, weight, epilogue)
 
 
 def _unlisted(result: Any, out: Any) -> Any:
@@ -285,13 +276,13 @@ register(
     "int8_linear",
     f"Tensor x, Tensor x_scale, Tensor codes, Tensor scales, SymInt n, SymInt k, str layout, {_EPILOGUE}",
     "Tensor[]",
-    lambda x, x_scale, codes, scales, n, k, layout, *rest: _linear_shapes(x, n, rest[3], rest[5], rest[6]),
+    lambda x, x_scale, codes, scales, n, k, layout, *end: Epilogue(*end).results(x.shape[:-1], n),
     _check_int8_linear,
-    lambda x, x_scale, codes, scales, n, k, layout, *rest: (
+    lambda x, x_scale, codes, scales, n, k, layout, *end: (
         x,
         x_scale,
         Int8Weight(codes, scales, (n, k), layout),
-        *rest,
+        Epilogue(*end),
     ),
 )
 register(
@@ -299,15 +290,13 @@ register(
     "Tensor x, Tensor? x_scale, Tensor codes, Tensor scales, Tensor? zeros, "
     f"SymInt n, SymInt k, SymInt group, str layout, {_EPILOGUE}",
     "Tensor[]",
-    lambda x, x_scale, codes, scales, zeros, n, k, group, layout, *rest: _linear_shapes(
-        x, n, rest[3], rest[5], rest[6]
-    ),
+    lambda x, x_scale, codes, scales, zeros, n, k, group, layout, *end: Epilogue(*end).results(x.shape[:-1], n),
     _check_int4_linear,
-    lambda x, x_scale, codes, scales, zeros, n, k, group, layout, *rest: (
+    lambda x, x_scale, codes, scales, zeros, n, k, group, layout, *end: (
         x,
         x_scale,
         Int4Weight(codes, scales, zeros, (n, k), group, layout),
-        *rest,
+        Epilogue(*end),
     ),
 )
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .contract import GROUP, LEARNED_SCALE, OFFSET
+from .contract import GROUP, LEARNED_SCALE, NO_EPILOGUE, OFFSET, Epilogue
 from .grids import dynamic_scales
 from .hadamard import base_matrix, base_order
 from .weights import Int4Weight, Int8Weight
@@ -127,28 +127,20 @@ def _activate(y: Tensor, activation: str | None) -> Tensor:
     return (d * torch.sigmoid(1.702 * d)).float()
 
 
-def _epilogue(
-    y: Tensor,
-    activation: str | None,
-    residual: Tensor | None,
-    out_scale: Tensor | None,
-    out_zero_point: Tensor | None,
-    out_group: int | None,
-    out_dtype: torch.dtype,
-) -> tuple[Tensor, ...]:
+def _finish(y: Tensor, end: Epilogue) -> tuple[Tensor, ...]:
     """Float32 `[M, N]` after the bias -> the op's results, `[M, N]` and for groups scales `[M, ceil(N/128)]`."""
-    y = _activate(y, activation)
-    if residual is not None:
-        y = y + residual.float().reshape(y.shape)
-    if out_group is not None:
+    y = _activate(y, end.activation)
+    if end.residual is not None:
+        y = y + end.residual.float().reshape(y.shape)
+    if end.out_group is not None:
         n = y.shape[1]
         groups = -(-n // GROUP)
         padded = F.pad(y, (0, groups * GROUP - n)).view(-1, groups, GROUP)
         codes, scales = _quantize_rows(padded, None, None)
         return codes.view(-1, groups * GROUP)[:, :n], scales
-    if out_scale is not None:
-        return (_to_codes(y, out_scale, out_zero_point),)
-    return (y.to(out_dtype),)
+    if end.out_scale is not None:
+        return (_to_codes(y, end.out_scale, end.out_zero_point),)
+    return (y.to(end.out_dtype),)
 
 
 def _to_codes(y: Tensor, scale: Tensor, zero_point: Tensor | None = None) -> Tensor:
@@ -175,13 +167,7 @@ def int8_linear(
     x: Tensor,
     x_scale: Tensor,
     weight: Int8Weight,
-    bias: Tensor | None = None,
-    activation: str | None = None,
-    residual: Tensor | None = None,
-    out_scale: Tensor | None = None,
-    out_zero_point: Tensor | None = None,
-    out_group: int | None = None,
-    out_dtype: torch.dtype = torch.float32,
+    epilogue: Epilogue = NO_EPILOGUE,
     *,
     out: Any = None,
 ) -> Any:
@@ -197,23 +183,16 @@ def int8_linear(
         y = acc.double() * (scales * weight.scales).double()
     else:
         y = (codes * scales.double()) @ weight.codes.double().t() * weight.scales.double()
-    if bias is not None:
-        y = y + bias.double()
-    results = _epilogue(y.float(), activation, residual, out_scale, out_zero_point, out_group, out_dtype)
-    return _deliver_shaped(out, x.shape[:-1], results)
+    if epilogue.bias is not None:
+        y = y + epilogue.bias.double()
+    return _deliver_shaped(out, x.shape[:-1], _finish(y.float(), epilogue))
 
 
 def int4_linear(
     x: Tensor,
     x_scale: Tensor | None,
     weight: Int4Weight,
-    bias: Tensor | None = None,
-    activation: str | None = None,
-    residual: Tensor | None = None,
-    out_scale: Tensor | None = None,
-    out_zero_point: Tensor | None = None,
-    out_group: int | None = None,
-    out_dtype: torch.dtype = torch.float32,
+    epilogue: Epilogue = NO_EPILOGUE,
     *,
     out: Any = None,
 ) -> Any:
@@ -223,10 +202,9 @@ def int4_linear(
     if x_scale is not None:
         rows = rows * _spread(x_scale, x).double()
     y = rows @ weight.dequantize().double().t()
-    if bias is not None:
-        y = y + bias.double()
-    results = _epilogue(y.float(), activation, residual, out_scale, out_zero_point, out_group, out_dtype)
-    return _deliver_shaped(out, x.shape[:-1], results)
+    if epilogue.bias is not None:
+        y = y + epilogue.bias.double()
+    return _deliver_shaped(out, x.shape[:-1], _finish(y.float(), epilogue))
 
 
 def attention(

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from qkernels import cpu
+from qkernels.abi import TYPES
 
 from .steps import Memory, NativeStep, Pointer, Step, TorchStep, View, touching
 
@@ -27,7 +27,7 @@ def hand_over_shifted(steps: list[Step], outputs: list[Any]) -> None:
         if not isinstance(step, NativeStep) or step.name not in SHIFTABLE:
             continue
         codes = step.arguments[SHIFTABLE[step.name]]
-        if codes is None or (step.name == "attention" and step.arguments["out_type"] != cpu.TYPES[torch.int8]):
+        if codes is None or (step.name == "attention" and step.arguments["out_type"] != TYPES[torch.int8]):
             continue
         readers = [steps[n] for n, _ in touched[id(codes.memory)] if n not in (number, len(steps))]
         seen = len(touched[id(codes.memory)]) - 1
@@ -50,7 +50,7 @@ def _reads_rows(step: Step, memory: Memory) -> bool:
     """Whether a linear op takes all of `memory` as its int8 rows, and nothing else of it."""
     if not isinstance(step, NativeStep) or step.name not in LINEAR:
         return False
-    if step.name == "int4_linear" and step.arguments["x_type"] != cpu.TYPES[torch.int8]:
+    if step.name == "int4_linear" and step.arguments["x_type"] != TYPES[torch.int8]:
         return False
     x = step.arguments["x"]
     return (
@@ -86,13 +86,13 @@ def add_residuals_in_place(steps: list[Step], outputs: list[Any]) -> list[Step]:
                 out.memory is not y.memory
                 or out.offset
                 or source.arguments["residual"] is not None
-                or source.arguments["out_type"] != cpu.TYPES[torch.float32]
+                or source.arguments["out_type"] != TYPES[torch.float32]
                 or any(written and users[0][0] <= n < number for n, written in held)
             ):
                 continue
             source.arguments.update(
                 residual=Pointer(x.memory, x.offset * 4),
-                residual_type=cpu.TYPES[torch.float32],
+                residual_type=TYPES[torch.float32],
                 out=Pointer(step.results[0].memory, 0),
             )
             gone.add(number)

@@ -288,18 +288,37 @@ def attention(
     static = NOT_STATIC if out_scale is None else ONE_SCALE if out_scale.dim() == 0 else SCALES
     variant = Variant(q.dtype, d, tall, queries <= 16, kind, causal, static, aligned)
     chosen = configuration(variant, chip)
+    mask_strides = (0, 0, 0, 0) if mask is None else mask.stride()
     factor = (d**-0.5 if scale is None else scale) * (1.0 if kind == FLOAT_MASK else LOG2E)
     with launch.on(q):
         attention_kernel[(batch * heads * launch.ceil_div(queries, chosen.rows),)](
-            *(q, k, v, mask, out, out_scale),
-            *(s // unit if aligned else s for t in strides for s in t),
-            *((0, 0, 0, 0) if mask is None else mask.stride()),
-            *(queries, keys, heads, factor),
+            q_ptr=q,
+            k_ptr=k,
+            v_ptr=v,
+            mask_ptr=mask,
+            out_ptr=out,
+            out_scale_ptr=out_scale,
+            **_named("q", strides[0], unit if aligned else 1),
+            **_named("k", strides[1], unit if aligned else 1),
+            **_named("v", strides[2], unit if aligned else 1),
+            mask_batch=mask_strides[0],
+            mask_head=mask_strides[1],
+            mask_row=mask_strides[2],
+            mask_key=mask_strides[3],
+            queries=queries,
+            keys=keys,
+            heads=heads,
+            scale=factor,
             **_constants(variant, chosen),
             num_warps=chosen.warps,
             num_stages=2,
         )
     return out
+
+
+def _named(tensor: str, strides: list[int], unit: int) -> dict[str, int]:
+    """Strides of q, k or v as the kernel calls them, in units of so many values."""
+    return {f"{tensor}_{axis}": s // unit for axis, s in zip(("batch", "row", "head"), strides, strict=True)}
 
 
 def _readable(t: Tensor) -> Tensor:

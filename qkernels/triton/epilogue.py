@@ -20,13 +20,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from qkernels.contract import GROUP, Epilogue
 from qkernels.weights import Int4Weight, Int8Weight
 
 from .aot import AotCase
 from .launch import ceil_div, on, uncountable
 from .rounding import dynamic_codes, dynamic_scale, is_finite, round_half_even, row_absmax, static_scale
-
-GROUP = 128  # columns of an output that share a scale
 
 
 @triton.jit
@@ -153,15 +152,30 @@ def write_tile(
 ):
     """`write` for the columns from `first` on; 256 of them as two halves, so that fewer values are alive at once."""
     WIDTH: tl.constexpr = acc.shape[1]
+    PART: tl.constexpr = 128 if WIDTH == 256 else WIDTH
     if WIDTH == 256:
-        left, right = acc.reshape(acc.shape[0], 2, 128).permute(0, 2, 1).split()
-        columns = first + tl.arange(0, 128)
-        write(left, first_row, columns, M, N, x_scale, w_scale, bias, residual, out, out_scale, out_zero, group_scales, X_SCALE, ACTIVATION, OUT)  # fmt: skip  # noqa: E501
-        columns += 128
-        write(right, first_row, columns, M, N, x_scale, w_scale, bias, residual, out, out_scale, out_zero, group_scales, X_SCALE, ACTIVATION, OUT)  # fmt: skip  # noqa: E501
+        parts = acc.reshape(acc.shape[0], 2, 128).permute(0, 2, 1).split()
     else:
-        columns = first + tl.arange(0, WIDTH)
-        write(acc, first_row, columns, M, N, x_scale, w_scale, bias, residual, out, out_scale, out_zero, group_scales, X_SCALE, ACTIVATION, OUT)  # fmt: skip  # noqa: E501
+        parts = (acc,)
+    for start in tl.static_range(0, WIDTH, PART):
+        write(
+            parts[start // PART],
+            first_row,
+            first + start + tl.arange(0, PART),
+            M,
+            N,
+            x_scale,
+            w_scale,
+            bias,
+            residual,
+            out,
+            out_scale,
+            out_zero,
+            group_scales,
+            X_SCALE,
+            ACTIVATION,
+            OUT,
+        )
 
 
 @triton.jit
@@ -222,8 +236,8 @@ def combine_kernel(
 
 
 @dataclass
-class Epilogue:
-    """The arguments that both linear ops end with, as kernels take them, and the op's result."""
+class Ending:
+    """An `Epilogue` as the kernels of both linear ops take it, and the op's result."""
 
     result: Any
     rows: int
@@ -237,41 +251,24 @@ class Epilogue:
         return self.constants["OUT"]
 
     @staticmethod
-    def of(
-        lead: torch.Size,
-        n: int,
-        device: torch.device,
-        bias: Tensor | None,
-        activation: str | None,
-        residual: Tensor | None,
-        out_scale: Tensor | None,
-        out_zero_point: Tensor | None,
-        out_group: int | None,
-        out_dtype: torch.dtype,
-        out: Any,
-    ) -> Epilogue:
-        if out_scale is not None or out_group is not None:
-            out_dtype = torch.int8
-        if out is None:
-            out = torch.empty(*lead, n, dtype=out_dtype, device=device)
-            if out_group is not None:
-                out = (out, torch.empty(*lead, ceil_div(n, GROUP), dtype=torch.float32, device=device))
-        results: Any = out
-        codes, group_scales = results if out_group is not None else (results, None)
+    def of(epilogue: Epilogue, lead: torch.Size, n: int, device: torch.device, out: Any) -> Ending:
+        """For results of `lead` rows and n outputs, in `out` where it is given."""
+        out = epilogue.allocate(lead, n, device) if out is None else out
+        codes, group_scales = out if epilogue.out_group is not None else (out, None)
         kind = "float"
-        if out_group is not None:
+        if epilogue.out_group is not None:
             kind = "group"
-        elif out_scale is not None:
-            kind = "channel" if out_scale.dim() else "tensor"
+        elif epilogue.out_scale is not None:
+            kind = "channel" if epilogue.out_scale.dim() else "tensor"
         arguments = {
-            "bias": bias,
-            "residual": None if residual is None else residual.contiguous(),
+            "bias": epilogue.bias,
+            "residual": None if epilogue.residual is None else epilogue.residual.contiguous(),
             "out": codes,
-            "out_scale": out_scale,
-            "out_zero": out_zero_point,
+            "out_scale": epilogue.out_scale,
+            "out_zero": epilogue.out_zero_point,
             "group_scales": group_scales,
         }
-        return Epilogue(out, lead.numel(), n, arguments, {"ACTIVATION": activation, "OUT": kind})
+        return Ending(out, lead.numel(), n, arguments, {"ACTIVATION": epilogue.activation, "OUT": kind})
 
     def combine(self, partial: Tensor, x_scale: Tensor | None, w_scale: Tensor | None, kind: str | None) -> None:
         """Finish from the sums of parts of K, `[parts, M, N]`."""
@@ -279,9 +276,9 @@ class Epilogue:
         grid = (ceil_div(self.columns, GROUP), ceil_div(self.rows, block))
         with on(partial):
             combine_kernel[grid](
-                partial,
-                x_scale,
-                w_scale,
+                partial=partial,
+                x_scale=x_scale,
+                w_scale=w_scale,
                 **self.arguments,
                 M=self.rows,
                 N=self.columns,

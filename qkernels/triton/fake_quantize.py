@@ -22,7 +22,7 @@ import triton.language as tl
 from torch import Tensor
 
 from qkernels.contract import ESTIMATORS, LEARNED_SCALE, OFFSET
-from qkernels.granularity import Sharing, learned, new_gradients, sharing
+from qkernels.granularity import Granularity, granularity, learned, new_gradients
 
 from .aot import AotCase
 from .launch import ceil_div, on, power_of_two, uncountable
@@ -258,9 +258,9 @@ class Tiling:
     across: int
     steps: int
 
-    def terms(self, share: Sharing) -> int:
+    def terms(self, grains: Granularity) -> int:
         """Partial sums of a scale."""
-        return self.down if self.columns else share.runs // share.scales * self.across
+        return self.down if self.columns else grains.runs // grains.scales * self.across
 
 
 def _tile_values(sums: bool, *lengths: int) -> int:
@@ -278,15 +278,15 @@ def _fit(width: int, height: int, values: int) -> tuple[int, int]:
     return min(values // whole, power_of_two(height)), whole
 
 
-def tiling(share: Sharing, sums: bool) -> Tiling:
+def tiling(grains: Granularity, sums: bool) -> Tiling:
     """Tiles for a tensor; `sums`: a program should see many values of a scale, for it leaves their sum."""
-    if share.by_columns:
-        rows, columns = share.runs // share.scales, share.scales
+    if grains.by_columns:
+        rows, columns = grains.runs // grains.scales, grains.scales
         height, width = _fit(columns, rows, _tile_values(sums, columns))
         steps = ceil_div(min(rows, max(ROWS, ceil_div(rows, TERMS // 4))), height)
         return Tiling(True, height, width, ceil_div(rows, height * steps), ceil_div(columns, width), steps)
-    height, width = _fit(share.length, share.runs, _tile_values(sums, share.length, share.last))
-    down, tiles = ceil_div(share.runs, height), ceil_div(share.length, width)
+    height, width = _fit(grains.length, grains.runs, _tile_values(sums, grains.length, grains.last))
+    down, tiles = ceil_div(grains.runs, height), ceil_div(grains.length, width)
     across = tiles
     if sums:
         across = 1 if tiles <= 8 and down >= 32 else min(tiles, ceil_div(TERMS, down))
@@ -294,11 +294,11 @@ def tiling(share: Sharing, sums: bool) -> Tiling:
     return Tiling(False, height, width, down, ceil_div(tiles, steps), steps)
 
 
-def _layout(share: Sharing) -> tuple[int, int, int, int, int]:
-    """runs, length, period, last, scales as the kernels read them: rows of a matrix are runs of its width."""
-    if share.by_columns:
-        return share.runs // share.scales, share.scales, 1, share.scales, share.scales
-    return share
+def _layout(grains: Granularity) -> Granularity:
+    """As the kernels read it: rows of a matrix are runs of its width."""
+    if grains.by_columns:
+        return Granularity(grains.runs // grains.scales, grains.scales, 1, grains.scales, grains.scales)
+    return grains
 
 
 def fake_quantize_limits(
@@ -316,11 +316,11 @@ def fake_quantize_limits(
     """What the kernels cannot take, worded to follow "the triton backend"."""
     if not x.numel():
         return None
-    share = sharing(x, scale, axis, group)
+    grains = granularity(x, scale, axis, group)
     counts = {
-        "runs of one scale": _layout(share)[0],
-        "scales": share.scales,
-        "the values of a row of groups": share.period * share.length if share.period > 1 else 0,
+        "runs of one scale": _layout(grains).runs,
+        "scales": grains.scales,
+        "the values of a row of groups": grains.period * grains.length if grains.period > 1 else 0,
     }
     return uncountable(counts)
 
@@ -353,13 +353,24 @@ def fake_quantize(
     x = x.contiguous()
     out = torch.empty_like(x) if out is None else out
     if x.numel():
-        share = sharing(x, scale, axis, group)
-        tiles = tiling(share, False)
+        grains = granularity(x, scale, axis, group)
+        tiles = tiling(grains, False)
         with on(x):
             _forward[(tiles.down * tiles.across,)](
-                *(x, scale, zero_point, out, *_layout(share), tiles.across, tiles.steps, float(qmin), float(qmax)),
-                *(estimator in OFFSET, _small(qmin, qmax, zero_point, estimator)),
-                *(tiles.columns, tiles.height, tiles.width),
+                x=x,
+                scale=scale,
+                zero=zero_point,
+                out=out,
+                **_layout(grains)._asdict(),
+                across=tiles.across,
+                steps=tiles.steps,
+                low=float(qmin),
+                high=float(qmax),
+                OFFSET=estimator in OFFSET,
+                SMALL=_small(qmin, qmax, zero_point, estimator),
+                COLUMNS=tiles.columns,
+                HEIGHT=tiles.height,
+                WIDTH=tiles.width,
                 num_warps=WARPS,
                 **EXACT,
             )
@@ -390,31 +401,55 @@ def fake_quantize_backward(
             sums.zero_()
         return out
     dx, *wanted = (target if there else None for target, there in zip(out, (True, *has), strict=True))
-    share = sharing(x, scale, axis, group)
-    tiles = tiling(share, has[0])
-    terms = tiles.terms(share)
+    grains = granularity(x, scale, axis, group)
+    tiles = tiling(grains, has[0])
+    terms = tiles.terms(grains)
     partial = wanted
     if has[0] and terms > 1:
-        sums = torch.empty(sum(has), terms, share.scales, dtype=torch.float32, device=x.device)
+        sums = torch.empty(sum(has), terms, grains.scales, dtype=torch.float32, device=x.device)
         partial = [sums[0], sums[1] if has[1] else None]
     with on(x):
         _backward[(tiles.down * tiles.across,)](
-            *(grad, x, scale, zero_point, dx, *partial, *_layout(share), tiles.across, tiles.steps),
-            *(float(qmin), float(qmax), delta / (qmax - qmin), 1.0 if terms > 1 else grad_scale),
-            *(estimator, _small(qmin, qmax, zero_point, estimator), tiles.columns, tiles.height, tiles.width),
+            grad=grad,
+            x=x,
+            scale=scale,
+            zero=zero_point,
+            dx=dx,
+            dscale=partial[0],
+            doffset=partial[1],
+            **_layout(grains)._asdict(),
+            across=tiles.across,
+            steps=tiles.steps,
+            low=float(qmin),
+            high=float(qmax),
+            bend=delta / (qmax - qmin),
+            factor=1.0 if terms > 1 else grad_scale,
+            ESTIMATOR=estimator,
+            SMALL=_small(qmin, qmax, zero_point, estimator),
+            COLUMNS=tiles.columns,
+            HEIGHT=tiles.height,
+            WIDTH=tiles.width,
             num_warps=WARPS,
             **EXACT,
         )
         if has[0] and terms > 1:
-            width = min(16, power_of_two(share.scales))
-            _reduce[(ceil_div(share.scales, width),)](
-                *(*partial, *wanted, terms, share.scales, grad_scale, min(TILE // width, power_of_two(terms)), width),
+            width = min(16, power_of_two(grains.scales))
+            _reduce[(ceil_div(grains.scales, width),)](
+                of_scales=partial[0],
+                of_offsets=partial[1],
+                dscale=wanted[0],
+                doffset=wanted[1],
+                terms=terms,
+                scales=grains.scales,
+                factor=grad_scale,
+                HEIGHT=min(TILE // width, power_of_two(terms)),
+                WIDTH=width,
                 num_warps=WARPS,
             )
     return out
 
 
-# name: sizes of `Sharing`, of which those that a launch would specialize are constants; tile; steps or None
+# name: sizes of `Granularity`, of which those that a launch would specialize are constants; tile; steps or None
 _WAYS: dict[str, tuple[dict[str, int | None], bool, tuple[int, int]]] = {
     "tensor": ({"runs": 1, "period": 1, "scales": 1, "steps": 1}, False, (1, 4096)),
     "rows": ({"period": 1, "across": 1}, False, (16, 256)),

@@ -123,7 +123,16 @@ def _launch(x: Tensor, out: Tensor, step: Pass, transpose: bool, factor: float) 
     kind = torch.float32 if interpreted() else x.dtype  # the interpreter multiplies the bits of bfloat16
     fast = _matrix(step.fast, 1, False, tiles["FAST_TILE"], kind, x.device) if step.both else None
     grid = (len(x), ceil_div(step.fast, tiles["FAST_TILE"]))
-    hadamard_kernel[grid](x, out, slow, fast, factor, x.stride(0), **tiles, num_warps=_warps(tiles))
+    hadamard_kernel[grid](
+        x=x,
+        out=out,
+        slow_matrix=slow,
+        fast_matrix=fast,
+        factor=factor,
+        stride=x.stride(0),
+        **tiles,
+        num_warps=_warps(tiles),
+    )
 
 
 hadamard_transform_limits = row_limits

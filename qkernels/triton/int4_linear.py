@@ -24,13 +24,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from qkernels.contract import NO_EPILOGUE, Epilogue
 from qkernels.weights import Int4Weight
 
 from . import interpreted, tune
 from .aot import AotCase
 from .epilogue import (
     VARIANTS,
-    Epilogue,
+    Ending,
     Variant,
     aligned_rows,
     linear_limits,
@@ -377,22 +378,13 @@ def int4_linear(
     x: Tensor,
     x_scale: Tensor | None,
     weight: Int4Weight,
-    bias: Tensor | None = None,
-    activation: str | None = None,
-    residual: Tensor | None = None,
-    out_scale: Tensor | None = None,
-    out_zero_point: Tensor | None = None,
-    out_group: int | None = None,
-    out_dtype: torch.dtype = torch.float32,
+    epilogue: Epilogue = NO_EPILOGUE,
     *,
     out: Any = None,
 ) -> Any:
     """See `qkernels.ops.int4_linear`. The weight must be in layout `halves128`."""
     n, k = weight.shape
-    end = Epilogue.of(
-        *(x.shape[:-1], n, x.device, bias, activation, residual),
-        *(out_scale, out_zero_point, out_group, out_dtype, out),
-    )
+    end = Ending.of(epilogue, x.shape[:-1], n, x.device, out)
     if end.rows == 0:
         return end.result
     rows, kind, x_type, on_chip = aligned_rows(x, k), scale_kind(x, x_scale), X_TYPES[x.dtype], chip(x.device)
@@ -410,7 +402,7 @@ def int4_linear(
 
 
 def launch(
-    config: Config, x: Tensor, weight: Int4Weight, x_scale: Tensor | None, kind: str | None, end: Epilogue
+    config: Config, x: Tensor, weight: Int4Weight, x_scale: Tensor | None, kind: str | None, end: Ending
 ) -> None:
     """Run one configuration: x `[M, K or more]`, rows at multiples of 16 bytes, zeros beyond K."""
     from triton.tools.tensor_descriptor import TensorDescriptor
@@ -427,10 +419,11 @@ def launch(
     tiles = ceil_div(m, config.block_m) * ceil_div(n, config.block_n) * config.split
     with on(x):
         int4_linear_kernel[(min(tiles, on_chip.multiprocessors * config.per_sm),)](
-            *operands,
-            weight.scales.contiguous(),
-            None if weight.zeros is None else weight.zeros.contiguous(),
-            x_scale,
+            x=operands[0],
+            w=operands[1],
+            scales=weight.scales.contiguous(),
+            zeros=None if weight.zeros is None else weight.zeros.contiguous(),
+            x_scale=x_scale,
             **end.arguments,
             partial=partial,
             M=m,

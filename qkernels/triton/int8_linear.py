@@ -23,13 +23,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from qkernels.contract import NO_EPILOGUE, Epilogue
 from qkernels.weights import Int8Weight
 
 from . import tune
 from .aot import AotCase
 from .epilogue import (
     VARIANTS,
-    Epilogue,
+    Ending,
     Variant,
     aligned_rows,
     combine_cases,
@@ -218,22 +219,13 @@ def int8_linear(
     x: Tensor,
     x_scale: Tensor,
     weight: Int8Weight,
-    bias: Tensor | None = None,
-    activation: str | None = None,
-    residual: Tensor | None = None,
-    out_scale: Tensor | None = None,
-    out_zero_point: Tensor | None = None,
-    out_group: int | None = None,
-    out_dtype: torch.dtype = torch.float32,
+    epilogue: Epilogue = NO_EPILOGUE,
     *,
     out: Any = None,
 ) -> Any:
     """See `qkernels.ops.int8_linear`. The weight must be in layout `rows16`."""
     n, k = weight.shape
-    end = Epilogue.of(
-        *(x.shape[:-1], n, x.device, bias, activation, residual),
-        *(out_scale, out_zero_point, out_group, out_dtype, out),
-    )
+    end = Ending.of(epilogue, x.shape[:-1], n, x.device, out)
     if end.rows == 0:
         return end.result
     kind, rows, codes = scale_kind(x, x_scale), aligned_rows(x, k), weight.codes.contiguous()
@@ -252,7 +244,7 @@ def int8_linear(
 
 
 def launch(
-    config: Config, x: Tensor, w: Tensor, x_scale: Tensor, w_scale: Tensor, kind: str | None, end: Epilogue
+    config: Config, x: Tensor, w: Tensor, x_scale: Tensor, w_scale: Tensor, kind: str | None, end: Ending
 ) -> None:
     """Run one configuration: x int8 `[M, K]` and w int8 `[N, K]`, rows at multiples of 16 bytes."""
     from triton.tools.tensor_descriptor import TensorDescriptor
@@ -270,9 +262,10 @@ def launch(
     tiles = ceil_div(m, config.block_m) * ceil_div(n, config.block_n) * config.split
     with on(x):
         int8_linear_kernel[(min(tiles, on_chip.multiprocessors * config.per_sm),)](
-            *operands,
-            x_scale,
-            w_scale,
+            x=operands[0],
+            w=operands[1],
+            x_scale=x_scale,
+            w_scale=w_scale,
             **end.arguments,
             partial=partial,
             M=m,

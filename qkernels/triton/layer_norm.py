@@ -205,15 +205,29 @@ def layer_norm_quantize(
     if not len(x):
         return out
     tile = row_tile(k, x.dtype)
-    given = (x, weight, bias, smooth, scale, zero_point, codes, scales)
-    options = {"num_warps": tile.warps, **EXACT}
+    given = {
+        "x": x,
+        "weight": weight,
+        "bias": bias,
+        "smooth": smooth,
+        "scale": scale,
+        "zero_point": zero_point,
+        "codes": codes,
+        "scales": scales,
+        "stride": row_stride(x),
+        "eps": eps,
+        "K": k,
+        "WIDTH": tile.width,
+        "num_warps": tile.warps,
+        **EXACT,
+    }
     with on(x):
         if tile.looped:
-            wide_rows_kernel[(len(x),)](*given, row_stride(x), eps, k, tile.width, **options)
+            wide_rows_kernel[(len(x),)](**given)
         else:
             steps = steps_of(len(x), tile, chip(x.device).multiprocessors)
             grid = (ceil_div(len(x), tile.rows * steps),)
-            rows_kernel[grid](*given, len(x), row_stride(x), eps, k, tile.rows, tile.width, steps, **options)
+            rows_kernel[grid](**given, rows=len(x), ROWS=tile.rows, STEPS=steps)
     return out
 
 

@@ -130,14 +130,24 @@ def quantize_per_token(
     if not len(x):
         return out
     tile = row_tile(k, x.dtype)
-    given = (x, smooth, scale, zero_point, codes, scales)
-    options = {"num_warps": tile.warps, **EXACT}
+    given = {
+        "x": x,
+        "smooth": smooth,
+        "scale": scale,
+        "zero_point": zero_point,
+        "codes": codes,
+        "scales": scales,
+        "stride": row_stride(x),
+        "K": k,
+        "WIDTH": tile.width,
+        "num_warps": tile.warps,
+        **EXACT,
+    }
     with on(x):
         if tile.looped:
-            wide_rows_kernel[(len(x),)](*given, row_stride(x), k, tile.width, **options)
+            wide_rows_kernel[(len(x),)](**given)
         else:
-            grid = (ceil_div(len(x), tile.rows),)
-            rows_kernel[grid](*given, len(x), row_stride(x), k, tile.rows, tile.width, **options)
+            rows_kernel[(ceil_div(len(x), tile.rows),)](**given, rows=len(x), ROWS=tile.rows)
     return out
 
 
@@ -175,8 +185,24 @@ def quantize_patches(
         x = x.contiguous()  # offsets within an image are int32
     with on(x):
         patches_kernel[(ceil_div(rows, tile.rows),)](
-            *(x, smooth, scale, zero_point, codes, scales, rows, across, down * across, *x.stride()),
-            *(height, width, k, tile.rows, tile.width),
+            x=x,
+            smooth=smooth,
+            scale=scale,
+            zero_point=zero_point,
+            codes=codes,
+            scales=scales,
+            rows=rows,
+            across=across,
+            patches=down * across,
+            by_image=x.stride(0),
+            by_channel=x.stride(1),
+            by_line=x.stride(2),
+            by_column=x.stride(3),
+            HEIGHT=height,
+            BREADTH=width,
+            K=k,
+            ROWS=tile.rows,
+            WIDTH=tile.width,
             num_warps=tile.warps,
             **EXACT,
         )

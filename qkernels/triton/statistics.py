@@ -90,7 +90,16 @@ def _launch_absmax(x: Tensor, running: Tensor | None, out: Tensor, tile: Channel
     rows, k = x.shape
     grid = (ceil_div(k, tile.columns), max(1, ceil_div(rows, tile.part)))
     channel_absmax_kernel[grid](
-        x, running, out, rows, k, x.stride(0), tile.part, tile.rows, tile.columns, num_warps=WARPS
+        x=x,
+        running=running,
+        out=out,
+        rows=rows,
+        k=k,
+        stride=x.stride(0),
+        part=tile.part,
+        ROWS=tile.rows,
+        COLUMNS=tile.columns,
+        num_warps=WARPS,
     )
 
 
@@ -124,7 +133,14 @@ def smooth_scale(act_absmax: Tensor, weight_absmax: Tensor, strength: float, *, 
         with on(act_absmax):
             grid = (ceil_div(k, 128),)
             smooth_scale_kernel[grid](
-                act_absmax, weight_absmax, out, single, strength - single, k, 128, num_warps=WARPS
+                activation=act_absmax,
+                weight=weight_absmax,
+                out=out,
+                strength=single,
+                correction=strength - single,
+                k=k,
+                BLOCK=128,
+                num_warps=WARPS,
             )
     return out
 

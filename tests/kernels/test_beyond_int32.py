@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from qkernels import Int8Weight, cpu, reference
+from qkernels.contract import Epilogue
 
 pytestmark = [
     pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs memfd of Linux"),
@@ -88,7 +89,7 @@ def test_int8_linear(repeated: Any) -> None:
     scales = torch.full((rows, n // 128), -1.0)
     x[:ROWS], out[:ROWS] = sample(k, torch.int8), 77
     weight = Int8Weight.quantize(torch.randn(n, k, generator=torch.Generator().manual_seed(0))).pack("vnni64")
-    cpu.int8_linear(x, torch.tensor(0.01), weight, out_group=128, out=(out, scales))
-    part = cpu.int8_linear(x[:ROWS].clone(), torch.tensor(0.01), weight, out_group=128)
+    cpu.int8_linear(x, torch.tensor(0.01), weight, Epilogue(out_group=128), out=(out, scales))
+    part = cpu.int8_linear(x[:ROWS].clone(), torch.tensor(0.01), weight, Epilogue(out_group=128))
     assert torch.equal(out[:ROWS], part[0])
     assert torch.equal(scales.view(-1, ROWS, n // 128), part[1].expand(rows // ROWS, ROWS, n // 128))

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 import qkernels
 from qkernels import Int4Weight, Int8Weight, reference
+from qkernels.contract import Epilogue
 from qkernels.grids import KINDS, RANGES, Grid
 from qkernels.weights import (
     levels,
@@ -352,7 +353,7 @@ def test_a_zero_point_of_the_input_goes_into_the_bias(grid: Grid) -> None:
     want = values @ weight.dequantize().double().t() + bias.double()
     bound = (codes.double().abs() * step) @ weight.dequantize().double().abs().t() + whole.double().abs()
     assert ((got.double() - want).abs() <= 1e-6 * bound).all()
-    slow = getattr(reference, op.__name__)(codes, scales, weight, whole)
+    slow = getattr(reference, op.__name__)(codes, scales, weight, Epilogue(whole))
     assert ((got - slow).double().abs() <= 1e-6 * bound).all()
     without = zero_point_bias(weight, torch.tensor(scale), torch.tensor(zero_point))
     assert torch.allclose(without + bias, whole, rtol=1e-6, atol=1e-6 * float(whole.abs().max()))

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 import qkernels
 from qkernels import Int4Weight, Int8Weight, cpu
+from qkernels.abi import TYPES
 from tests.kernels.tiers import TIERS, force
 
 SIZES = st.integers(1, 129)
@@ -34,7 +35,7 @@ def native_linear(
         native.int8_linear(x.data_ptr(), *rows, codes, scales, n, *end)
     else:
         zeros = 0 if weight.zeros is None else weight.zeros.data_ptr()
-        native.int4_linear(x.data_ptr(), cpu.TYPES.get(x.dtype, 3), *rows, codes, scales, zeros, n, weight.group, *end)
+        native.int4_linear(x.data_ptr(), TYPES.get(x.dtype, 3), *rows, codes, scales, zeros, n, weight.group, *end)
     return out
 
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 import qkernels
 from qkernels import cpu
+from qkernels.abi import TYPES
 from tests.kernels.tiers import TIERS, force
 
 few = settings(deadline=None, max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -72,7 +73,7 @@ def test_quantizers(
     scale = None if rule == "dynamic" else torch.tensor(0.02)
     zero = torch.tensor(-7.0) if rule == "zero point" else None
     buffer, scales, out = poisoned(m, k, gap)
-    end = (*map(cpu._address, (smooth, scale, zero)), *out, torch.get_num_threads())
+    end = (*(0 if t is None else t.data_ptr() for t in (smooth, scale, zero)), *out, torch.get_num_threads())
     rows = (x.data_ptr(), 0, m, k)
     integer = None if zero is None else -7
     if norm:
@@ -125,7 +126,7 @@ def test_attention(
     buffer, scales, (out, stride, shift, at) = poisoned(18, heads * d, gap)
     native().attention(
         *(t for x in (q, k, v) for t in (x.data_ptr(), *x.stride()[:3])),
-        *(0, 2, 9, 9, heads, d, mask.data_ptr(), 1, 0, 0, 9, 0, d**-0.5, out, stride, shift, cpu.TYPES[torch.int8]),
+        *(0, 2, 9, 9, heads, d, mask.data_ptr(), 1, 0, 0, 9, 0, d**-0.5, out, stride, shift, TYPES[torch.int8]),
         *((step.data_ptr(), int(rule == "channels"), 0) if static else (0, 0, at)),
         torch.get_num_threads(),
     )

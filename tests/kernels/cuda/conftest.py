@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import ctypes
-import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -47,13 +46,6 @@ def emulated_library(tmp_path_factory: pytest.TempPathFactory) -> Any:
     run = subprocess.run(command, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     loaded = ctypes.CDLL(str(target))
-    loaded.qk_cuda_ops.restype = ctypes.c_char_p
-    for name, parameters in re.findall(r"(\w+)\((.*)\)", loaded.qk_cuda_ops().decode()):
-        if hasattr(loaded, f"qk_cuda_{name}"):
-            types = [
-                ctypes.c_void_p if "*" in p else cuda._C_TYPES[p.rsplit(" ", 1)[0]] for p in parameters.split(", ")
-            ]
-            getattr(loaded, f"qk_cuda_{name}").argtypes = types
     return loaded
 
 
@@ -61,9 +53,11 @@ def emulated_library(tmp_path_factory: pytest.TempPathFactory) -> Any:
 def emulated(emulated_library: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     """`qkernels.cuda`, its kernels running on the CPU."""
 
-    def launch(name: str, device: torch.device, *arguments: Any) -> None:
+    parameters = cuda.functions(emulated_library)
+
+    def launch(name: str, device: torch.device, **arguments: Any) -> None:
         assert device.type == "cpu"
-        assert getattr(emulated_library, f"qk_cuda_{name}")(*arguments, 0, None) == 0
+        assert getattr(emulated_library, f"qk_cuda_{name}")(*parameters[name].words(arguments), 0, None) == 0
 
     monkeypatch.setattr(cuda, "launch", launch)
     return cuda

@@ -4,13 +4,21 @@ called through `qkernels.cuda` and compared with exact sums and the contract's b
 from __future__ import annotations
 
 import ctypes
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from qkernels import Int8Weight, cuda, reference
+from qkernels.abi import Parameters
+from qkernels.contract import Epilogue
 from tests.kernels.linear_cases import Exact, check_codes, check_float, check_groups, finish, guarded, untouched
+
+DEFINITIONS = (Path(__file__).parents[3] / "csrc/cuda/ops.def").read_text()
+PARAMETERS = Parameters.parse(re.search(r"QK_CUDA_OP\(int8_linear, (.*?)\)", DEFINITIONS, re.S)[1])  # type: ignore[index]
+WIDE = ("m", "x_pitch", "code_pitch")  # 64 bits
 
 #: chip, configuration, and the tile that it makes
 CONFIGURATIONS = {
@@ -29,13 +37,11 @@ class Emulated:
         self.emulator, self.chip, self.processors, self.seed = emulator, 90, 2, 0
         monkeypatch.setattr(cuda, "launch", self.launch)
 
-    def launch(self, name: str, device: torch.device, *arguments: Any) -> None:
+    def launch(self, name: str, device: torch.device, **arguments: Any) -> None:
         assert name == "int8_linear" and device.type == "cpu"
-        pointers = (0, 4, 6, 8, 10, 12, 14, 16, 18, 19)
-        wide = (1, 3, 7)
         typed = [
-            ctypes.c_void_p(a) if i in pointers else ctypes.c_int64(a) if i in wide else ctypes.c_int(a)
-            for i, a in enumerate(arguments)
+            ctypes.c_void_p(word) if pointer else ctypes.c_int64(word) if name in WIDE else ctypes.c_int(word)
+            for name, pointer, word in zip(*PARAMETERS, PARAMETERS.words(arguments), strict=True)
         ]
         head = (ctypes.c_int(self.chip), ctypes.c_int(self.processors), ctypes.c_uint(self.seed))
         assert self.emulator.emulate_int8_linear(*head, *typed) == 0, self.emulator.emulator_message().decode()
@@ -147,8 +153,18 @@ def test_epilogues_within_the_contract(epilogue: dict, n: int, kind: str, emulat
     out, ends = guarded((m, n), dtype)
     group_scales, group_ends = guarded((m, -(-n // 128)), torch.float32)
     cuda.int8_linear(
-        *(x, x_scale, packed(w, scales), bias, epilogue["activation"], residual, out_scale, zero, group),
-        epilogue.get("out_dtype", torch.float32),
+        x,
+        x_scale,
+        packed(w, scales),
+        Epilogue(
+            bias=bias,
+            activation=epilogue["activation"],
+            residual=residual,
+            out_scale=out_scale,
+            out_zero_point=zero,
+            out_group=group,
+            out_dtype=epilogue.get("out_dtype", torch.float32),
+        ),
         out=(out, group_scales) if group else out,
         configuration=configuration,
     )
@@ -178,8 +194,8 @@ def test_rows_that_are_not_finite_and_rows_of_zeros(chip: int, emulated: Emulate
         {"out_dtype": torch.bfloat16, "activation": "quick_gelu"},
     ):
         got, want = (
-            cuda.int8_linear(x, x_scale, weight, **options),
-            reference.int8_linear(x, x_scale, weight, **options),
+            cuda.int8_linear(x, x_scale, weight, Epilogue(**options)),
+            reference.int8_linear(x, x_scale, weight, Epilogue(**options)),
         )
         for ours, theirs in zip(*(r if isinstance(r, tuple) else (r,) for r in (got, want)), strict=True):
             torch.testing.assert_close(ours, theirs, rtol=2**-7, atol=1e-6, equal_nan=True)

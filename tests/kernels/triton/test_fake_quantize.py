@@ -12,7 +12,7 @@ from torch import Tensor
 import qkernels
 from qkernels import reference
 from qkernels.contract import ESTIMATORS, LEARNED_SCALE, OFFSET
-from qkernels.granularity import Sharing, sharing
+from qkernels.granularity import Granularity, granularity
 from qkernels.triton import fake_quantize as kernels
 from tests.kernels.test_fake_quantize import SHARING, scales_for, spread, zeros_for
 
@@ -126,7 +126,7 @@ def test_every_walk_over_the_values(walk: str, monkeypatch: pytest.MonkeyPatch) 
     how, steps = WALKS[walk]
     shape, axis, group = how
     scale = scales_for(shape, axis, group, torch.Generator())
-    assert kernels.tiling(sharing(torch.empty(shape), scale, axis, group), True).steps == steps
+    assert kernels.tiling(granularity(torch.empty(shape), scale, axis, group), True).steps == steps
     for estimator in ("lsq", "ewgs"):
         check(how, estimator, torch.float32, (-8, 7), True, 3)
 
@@ -134,15 +134,15 @@ def test_every_walk_over_the_values(walk: str, monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.parametrize("sums", [False, True])
 def test_tiles_cover_the_values_once(sums: bool) -> None:
     for runs, length in ((1, 1), (1, 4095), (1, 4097), (1, 2**31 - 1), (768, 3072), (3072, 768), (32, 2**20), (7, 588)):
-        tiles = kernels.tiling(Sharing(runs, length, 1, length, runs), sums)
+        tiles = kernels.tiling(Granularity(runs, length, 1, length, runs), sums)
         assert tiles.height * tiles.width <= kernels.TILE and not tiles.columns
         assert (tiles.down - 1) * tiles.height < runs <= tiles.down * tiles.height
         reach = tiles.steps * tiles.width
         assert (tiles.across - 1) * reach < length <= tiles.across * reach
         assert tiles.down * tiles.across < 2**31
-        assert not sums or tiles.terms(Sharing(runs, length, 1, length, runs)) <= kernels.TERMS
+        assert not sums or tiles.terms(Granularity(runs, length, 1, length, runs)) <= kernels.TERMS
     for rows, columns in ((1, 2), (12800, 768), (2**20, 64), (50, 588), (3, 2**20)):
-        share = Sharing(rows * columns, 1, 1, 1, columns)
+        share = Granularity(rows * columns, 1, 1, 1, columns)
         tiles = kernels.tiling(share, sums)
         reach = tiles.steps * tiles.height
         assert tiles.columns and tiles.height * tiles.width <= kernels.TILE
@@ -152,7 +152,7 @@ def test_tiles_cover_the_values_once(sums: bool) -> None:
 
 def test_weights_by_channel_need_one_launch() -> None:
     for rows, columns in ((768, 768), (3072, 768), (768, 3072), (1024, 4096)):
-        share = Sharing(rows, columns, 1, columns, rows)
+        share = Granularity(rows, columns, 1, columns, rows)
         assert kernels.tiling(share, True).terms(share) == 1
 
 

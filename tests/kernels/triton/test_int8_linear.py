@@ -9,13 +9,14 @@ import torch
 
 import qkernels
 from qkernels import Int8Weight, reference
+from qkernels.contract import GROUP, Epilogue
 from qkernels.triton import function
 from qkernels.triton.launch import SM80, SM90
 from tests.kernels.linear_cases import check_float, finish
 from tests.kernels.triton.linear_checks import CHIPS, ENDS, check_end, pretend
 
 function("int8_linear")  # imports the file, whose name the package's attribute then is
-from qkernels.triton import epilogue, int8_linear  # noqa: E402
+from qkernels.triton import int8_linear  # noqa: E402
 
 FORMS = list(CHIPS)
 CONFIGS = [(form, config) for form, chip in CHIPS.items() for config in int8_linear.candidates(chip)]
@@ -122,7 +123,9 @@ def test_non_finite_values() -> None:
     assert (out[4] == 0).all() and (out[:, [7, 150]] == 0).all() and (out[rest] != 0).any()
     for bad in (0.0, float("nan"), float("inf"), -1.0):
         static = {"out_scale": torch.tensor(bad), "out_zero_point": 5}
-        want = reference.int8_linear(x, scale, weight, bias, None, None, static["out_scale"], torch.tensor(5.0))
+        want = reference.int8_linear(
+            x, scale, weight, Epilogue(bias, out_scale=static["out_scale"], out_zero_point=torch.tensor(5.0))
+        )
         assert torch.equal(qkernels.int8_linear(x, scale, weight, bias, **static), want), bad
     grouped, group_scales = qkernels.int8_linear(x, scale, weight, bias[:149].new_zeros(200), out_group=128)
     assert torch.isnan(group_scales[4]).all() and (grouped[4] == 0).all() and torch.isfinite(group_scales[rest]).all()
@@ -162,7 +165,7 @@ def test_configurations_are_legal_and_few_tiles_are_split(chip) -> None:
 def test_an_unpacked_weight_is_refused() -> None:
     with pytest.raises(qkernels.FallbackError, match="rows16"):
         qkernels.int8_linear(codes(0, 2, 16), 1.0, Int8Weight.quantize(torch.ones(3, 16)))
-    assert epilogue.GROUP == 128
+    assert GROUP == 128
 
 
 def test_biases_of_16_bits_are_read_as_they_are() -> None:
