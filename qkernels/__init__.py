@@ -14,8 +14,8 @@ from .dispatch import (
     SettingError,
     attention_dtype,
     backend_for,
-    handover_group,
     info,
+    output_group,
     pack,
     runner,
 )
@@ -47,7 +47,7 @@ __all__ = [
     "channel_absmax",
     "fake_quantize",
     "hadamard_transform",
-    "handover_group",
+    "output_group",
     "info",
     "int4_linear",
     "int8_linear",

@@ -10,7 +10,7 @@ from torch import Tensor
 from .contract import ACTIVATIONS, Epilogue
 
 TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.int8: 3}  # QkType in csrc/cpu/ops.h, qk::Type
-ACTIVATION_NUMBERS = {None: 0, **{name: number for number, name in enumerate(ACTIVATIONS, 1)}}
+ACTIVATION_NUMBERS: dict[str | None, int] = {None: 0, **{name: number for number, name in enumerate(ACTIVATIONS, 1)}}
 
 
 class Parameters(NamedTuple):

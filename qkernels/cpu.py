@@ -476,7 +476,7 @@ def peak_gops(threads: int | None = None) -> float:
     return float(result) / 1e9
 
 
-# One line an op: what it cannot take. An op that is not here falls back.
+# One line per op: what it cannot take. An op that is not here falls back.
 _limits: dict[str, Any] = {
     "int8_linear": _packed("vnni64"),
     "int4_linear": _packed("nibble64"),

@@ -143,7 +143,7 @@ def _epilogue(epilogue: Epilogue, out: Any) -> dict[str, Any]:
 
 
 def _rows16(x: Tensor) -> Tensor:
-    """`[..., K]` of one byte a value as rows that begin at multiples of 16 bytes, as TMA and cp.async want them: x
+    """`[..., K]` of one byte per value as rows that begin at multiples of 16 bytes, as TMA and cp.async want them: x
     itself where it is so."""
     x = x.reshape(-1, x.shape[-1])
     k = x.shape[1]
@@ -437,7 +437,7 @@ def _gradient_limits(grad: Tensor, *forward: Any, **options: Any) -> str | None:
     return _column_limits(*forward, **options)
 
 
-# One line an op: what it cannot take. An op that is not here falls back.
+# One line per op: what it cannot take. An op that is not here falls back.
 _limits: dict[str, Callable[..., str | None]] = {
     "int8_linear": _linear_limits("rows16", MOST_ROWS),
     "int4_linear": _linear_limits("halves128", MOST_BLOCKS * 128),

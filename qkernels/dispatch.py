@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 import torch
 
 from qkernels import cpu, cuda, reference, triton
+from qkernels.contract import GROUP
 from qkernels.weights import Int4Weight, Int8Weight, Weight
 
 BACKENDS: dict[str, ModuleType] = {"reference": reference, "cpu": cpu, "triton": triton, "cuda": cuda}
@@ -236,14 +237,14 @@ def attention_dtype(device: torch.device | str, dtype: torch.dtype) -> torch.dty
 
 
 @torch.compiler.assume_constant_result
-def handover_group(device: torch.device | str) -> int | None:
+def output_group(device: torch.device | str) -> int | None:
     """How a linear op should hand its result to the next one where that quantizes its input dynamically: int8 with a
     scale for so many outputs each (`out_group`), or, for None, as floats that `quantize_per_token` then reads.
 
-    A GPU's tile holds whole groups but no whole row, so groups save the pass between: 1 byte a value is moved instead
+    A GPU's tile holds whole groups but no whole row, so groups save the pass between: 1 byte per value is moved instead
     of 5 (bfloat16) or 9 (float32), for one multiplication of the sums every 128 inputs. A CPU has the row in its cache.
     """
-    return 128 if _on_gpu_kernels(device) else None
+    return GROUP if _on_gpu_kernels(device) else None
 
 
 def info() -> dict[str, Any]:

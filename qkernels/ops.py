@@ -41,7 +41,7 @@ def quantize_per_token(
     *,
     out: Pair | None = None,
 ) -> Pair:
-    """Quantize rows to int8, dynamically (a scale a row) or statically (the given one). Bit-exact on every backend.
+    """Quantize rows to int8, dynamically (a scale per row) or statically (the given one). Bit-exact on every backend.
 
     Args:
         x: float `[..., K]`, any strides.
@@ -193,7 +193,7 @@ def int8_linear(
 
     Args:
         x: int8 `[..., K]`, codes -127..127, K <= 65,536.
-        x_scale: float32, a scale a row `[...]`, for the tensor (a number), or for 128 inputs each `[..., ceil(K/128)]`.
+        x_scale: float32, per row `[...]`, for the tensor (a number), or per 128 inputs of a row `[..., ceil(K/128)]`.
         weight: Int8Weight of shape (N, K), best in the layout of the backend (`qkernels.pack(weight)`).
         bias: float `[N]`. activation: None, "gelu" (exact), "quick_gelu", "gelu_tanh". residual: float `[..., N]`.
         out_scale: a number or float32 `[N]`: the result leaves as int8 by the static rule, with `out_zero_point`; not

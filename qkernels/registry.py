@@ -1,4 +1,4 @@
-"""Registration with torch: one line an op makes `torch.ops.qkernels.NAME` and `NAME_out`, with shape rules for tracing.
+"""Registration with torch: one call per op makes `torch.ops.qkernels.NAME` and `NAME_out`, with shapes for tracing.
 
 Both are opaque to compilers and run the backend that `dispatch` selects. Outputs are always allocated here, by the same
 rule that tracing uses, and backends fill them. Derivatives and vmap are those of `derivatives`.

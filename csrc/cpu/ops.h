@@ -27,7 +27,7 @@ enum QkTier : int { QK_TIERS(QK_NUMBER, ) QK_TIER_COUNT };
 #define QK_CONCAT(a, b) QK_CONCAT_(a, b)
 #define QK_IMPL(name) QK_CONCAT(qk_##name##_, QK_TIER)
 
-// Element types of float tensors; the numbers are shared with qkernels/cpu.py.
+// Element types of float tensors; the numbers are shared with qkernels/abi.py.
 enum QkType : int { QK_F32 = 0, QK_BF16 = 1, QK_F16 = 2, QK_I8 = 3 };
 
 extern "C" {

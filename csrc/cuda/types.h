@@ -1,4 +1,4 @@
-// Element types and activations, numbered as in csrc/cpu and qkernels/cuda.py.
+// Element types and activations, numbered as in csrc/cpu and qkernels/abi.py.
 #pragma once
 
 namespace qk {

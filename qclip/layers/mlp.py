@@ -56,7 +56,7 @@ class QuantizedMlp(Mlp):
         else:
             codes, scale = fc1.quantize(x, norm)
             if self.codes_between and isinstance(fc2, QuantizedLinear):
-                static, group = fc2.input_scale, qkernels.handover_group(x.device)
+                static, group = fc2.input_scale, qkernels.output_group(x.device)
                 if static is not None:
                     return fc2.linear(fc1.linear(codes, scale, self.activation, out_scale=static), static)  # type: ignore[no-any-return]
                 if group is not None:

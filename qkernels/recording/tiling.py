@@ -14,6 +14,8 @@ import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from qkernels.contract import GROUP
+
 ROWS = 96  # rows of a tile, but for images that have more: their codes and hidden values share the second cache
 SIZES = (4, 2, 2, 1)  # bytes by QkType of csrc/cpu/ops.h
 SHIFT, COUNT, ARENA = 0, 1, 2  # what happens to a word of a step for a tile (struct Patch of csrc/cpu/program.h)
@@ -32,7 +34,7 @@ class Items:
 
 
 def _groups(n: int) -> int:
-    return -(-n // 128)
+    return -(-n // GROUP)
 
 
 def _linear(a: Arguments) -> dict[str, int]:
@@ -109,7 +111,7 @@ class _Fit:
 
     def __init__(self, rows: int) -> None:
         self.rows = rows
-        self.strides: dict[int, tuple[int, bool]] = {}  # memory -> bytes a row (0: not by rows), whether written
+        self.strides: dict[int, tuple[int, bool]] = {}  # memory -> bytes per row (0: not by rows), whether written
 
     def add(self, step: Any) -> bool:
         items = OPS[step.name].rows(step.arguments)

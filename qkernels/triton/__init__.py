@@ -1,4 +1,4 @@
-"""The Triton backend: one file an op, with its kernels, their configurations and the launcher of the reference's
+"""The Triton backend: one file per op, with its kernels, their configurations and the launcher of the reference's
 signature.
 
 Kernels run on NVIDIA GPUs of compute capability 8.0 and newer, or, where `TRITON_INTERPRET=1` was set before the

@@ -55,7 +55,7 @@ class AotCase:
 @dataclass(frozen=True)
 class Compiled:
     """What a case became: machine code, PTX, Triton's own last form of it (TTGIR), registers and bytes of stack
-    (spills) a thread, shared bytes a block."""
+    (spills) per thread, shared bytes per block."""
 
     sass: str
     ptx: str
@@ -114,7 +114,7 @@ def faults(case: AotCase, capability: int, compiled: Compiled) -> list[str]:
     found = [f"no {word}" for word in case.contains.get(capability, ()) if word not in compiled.sass]
     found += [f"has {word}" for word in case.forbids if word in compiled.sass]
     if compiled.stack and (capability, TRITON) not in case.spills:
-        found.append(f"spills: {compiled.stack} bytes of stack a thread, {compiled.registers} registers")
+        found.append(f"spills: {compiled.stack} bytes of stack per thread, {compiled.registers} registers")
     limit: Chip = CHIPS[capability]
     if compiled.shared > limit.shared:
         found.append(f"uses {compiled.shared} bytes of shared memory of {limit.shared}")

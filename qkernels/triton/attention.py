@@ -17,7 +17,7 @@ int8 by a given scale is written at once. The dynamic rule needs the largest mag
 float results go to a scratch tensor of q's dtype and `quantize_per_token` reads it: two launches, no host sync. A
 program that loops over the heads of its rows would keep the scratch in cache, but has H times fewer programs, each H
 times longer: 12 heads in turn on one multiprocessor cost more at batch 1 than a launch (2-3 us), and at large batches
-the pass reads 2 and writes 1 byte a value, less than the projections around it. For 16-bit input the scratch rounds
+the pass reads 2 and writes 1 byte per value, less than the projections around it. For 16-bit input the scratch rounds
 once more, like the float result itself.
 
 A value that is not finite reaches every query that attends its key; behind a mask it may (as 0 * inf) or may not.
@@ -43,7 +43,7 @@ from .rounding import is_finite, static_codes
 NO_MASK, BOOL_MASK, FLOAT_MASK = 0, 1, 2
 NOT_STATIC, ONE_SCALE, SCALES = 0, 1, 2
 LOG2E = 1 / math.log(2)
-WIDEST = {4: 128, 2: 256}  # head width by bytes a value: the registers hold no more
+WIDEST = {4: 128, 2: 256}  # head width by bytes per value: the registers hold no more
 FAR = 2**31  # offsets within a head are 32 bits
 
 _LOG2E: tl.constexpr = tl.constexpr(LOG2E)

@@ -5,8 +5,8 @@
 
 Tiles are `[rows, columns]` of the output, also where a kernel had weights as the left operand and transposed its sums.
 
-All three activations are `y / (1 + 2^-t(y))`: two special functions an output, the rest multiply-adds. For "gelu", t is
-the base-2 logit of the normal distribution, `y * P(y^2)` with P fitted to an error of gelu below 1.9e-7 (in float32:
+All three activations are `y / (1 + 2^-t(y))`: two special functions per output, the rest multiply-adds. For "gelu", t
+is the base-2 logit of the normal distribution, `y * P(y^2)` with P fitted to an error of gelu below 1.9e-7 (in float32:
 7e-7, a third of what the contract allows). Beyond |y| = 6 the factor is within 1e-9 of 0 or 1.
 """
 

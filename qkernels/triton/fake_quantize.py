@@ -1,10 +1,10 @@
 """Quantize-dequantize for training, and its gradients (`qkernels.ops.fake_quantize` states the formulas).
 
-Bound by memory: the forward half reads and writes every value once (4 bytes a value in 16 bits), the backward half
+Bound by memory: the forward half reads and writes every value once (4 bytes per value in 16 bits), the backward half
 reads two and writes one (6 bytes; "dorefa" 4), by loads and stores of 16 bytes where rows are multiples of 16 values.
-Arithmetic is some 10 to 30 instructions a value, of the 27 (forward) and 41 that an H100 or H200 has time for.
+Arithmetic is some 10 to 30 instructions per value, of the 27 (forward) and 41 that an H100 or H200 has time for.
 
-A program works on a tile of runs x values (`qkernels.sharing`), or of rows x columns where every column has its own
+A program works on a tile of runs x values (`qkernels.granularity`), or of rows x columns where every column has its own
 scale, and goes on to `steps` tiles of the same scales. What its values add to the gradients of scale and offset it sums
 in registers. That is the gradient where one program sees all values of a scale (weights by channel, groups: one
 launch); elsewhere it is one of `terms` partial sums, which a second small kernel adds in their order. Tiles depend on
@@ -264,8 +264,8 @@ class Tiling:
 
 
 def _tile_values(sums: bool, *lengths: int) -> int:
-    """Values of a tile. Where 16 bytes hold no whole vectors every value has addresses of its own, and a program that
-    sums as well has the registers for half as many."""
+    """Values of a tile. Where lengths are no multiples of 16 values, every value needs an address of its own, and a
+    program that also sums then has registers for half as many."""
     return TILE // 2 if sums and any(length % 16 for length in lengths) else TILE
 
 

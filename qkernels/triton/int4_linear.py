@@ -1,4 +1,4 @@
-"""INT4 linear maps: float (W4A16) or int8 (W4A8) `[M, K]` times `[N, K]` weights of 4 bits with a scale a group of K.
+"""INT4 linear maps: float (W4A16) or int8 (W4A8) `[M, K]` times `[N, K]` weights of 4 bits in groups.
 
 A step takes 64 bytes of a weight row, the two halves of 128 codes (layout `halves128`), or 32 where groups are 32 wide:
 two products, one with the low and one with the high nibbles, without any interleaving. Nibbles become operands by bits:
@@ -11,7 +11,7 @@ Operands are whole numbers, so nothing is rounded before the scale: sums of a gr
 into a float32 sum where a group ends. A zero point other than 8 subtracts `scale * (zero - 8) * sum of x` of the group.
 Weights are the left operand where rows are few: then they go from registers into tensor cores.
 
-Bound: for few rows the weights' way from memory (4.125 bits a weight at groups of 128), else tensor cores.
+Bound: for few rows the weights' way from memory (4.125 bits per weight at groups of 128), else tensor cores.
 """
 
 from __future__ import annotations

@@ -6,11 +6,12 @@ asynchronous copies. Few rows make weights the left operand (see epilogue.py); f
 programs, whose int32 sums a second kernel adds in order. Where activations have a scale for 128 inputs each, the int32
 sum of every step of 128 is scaled into a float32 sum.
 
-Bound: tensor cores for many rows (4096 products a clock and SM on sm_90), else the weights' way from memory. One output
-costs K/4096 clocks there, so for short K the epilogue is as dear as the products: two blocks a SM overlap them, or,
-where a tile takes all of a SM, the loops over tiles and K are one ("flatten"), and the epilogue runs while the next
-tile's operands arrive. Triton waits for an integer product before it starts the next (only float32 sums are left in
-flight), which larger tiles and second blocks make less of.
+Bound: tensor cores for many rows (4096 products per clock and SM on sm_90), else the weights' way from memory. One
+output costs K/4096 clocks there, so for short K the epilogue takes as long as the products, and something must run
+beside it: two blocks per SM finish and multiply in turn, or, where a tile takes all of a SM, the loops over tiles and K
+are one loop ("flatten"), in which the next tile's operands arrive while a tile is finished. Triton waits for every
+integer product before it starts the next one (it leaves only float32 sums in flight); larger tiles and second blocks
+hide part of that wait.
 """
 
 from __future__ import annotations
@@ -139,7 +140,7 @@ def int8_linear_kernel(
 
 @dataclass(frozen=True)
 class Config:
-    """A tile of `block_m` rows by `block_n` columns, `block_k` deep a step; blocks that a SM holds at once."""
+    """A tile of `block_m` rows by `block_n` columns, `block_k` deep per step; blocks that a SM holds at once."""
 
     block_m: int
     block_n: int
@@ -151,8 +152,8 @@ class Config:
     per_sm: int = 1
 
     def flat(self, chip: Chip) -> bool:
-        """Whether the next tile's operands are on their way while a tile is finished. Two blocks a SM do that for each
-        other, and leave no shared memory for it."""
+        """Whether the next tile's operands are on their way while a tile is finished. Two blocks per SM do that for
+        each other, and leave no shared memory for it."""
         return chip.capability >= 90 and self.per_sm == 1 and self.split == 1
 
     def legal(self, chip: Chip, x_scale: str | None, out: str, out_bytes: int) -> bool:
@@ -311,7 +312,7 @@ def aot_cases() -> list[AotCase]:
                 cases.append(_case(config, variant, target, aligned=True))
         widest = Variant("fp32-residual", "row", None, "float", "*fp32", residual="*fp32")  # most shared memory
         cases += [
-            # Triton 3.6: 24 bytes a thread, once a tile
+            # Triton 3.6: 24 bytes per thread, once per tile
             replace(_case(config, widest, target, aligned=True), spills=frozenset({(90, (3, 6))}))
             for config in candidates(target)
             if config.flat(target) and not config.swap and config.legal(target, "row", "float", 4)
@@ -342,7 +343,7 @@ def _case(config: Config, variant: Variant, target: Chip, aligned: bool) -> AotC
         divisible=(*divisible, "K", *(["N"] if aligned else [])),
         options={"num_warps": warps, "num_stages": stages},
         contains={80: ("IMMA.16832.S8.S8", "LDGSTS"), 90: ("IGMMA", "UTMALDG")},
-        # Where sums were transposed, codes of a small tile change threads as bytes, once a tile.
+        # Where sums were transposed, codes of a small tile change threads as bytes, once per tile.
         forbids=("LDG.E.U8", "STS.U8", *(() if config.swap and variant.out != "float" else ("LDS.U8", "LDS.S8"))),
         capabilities=(target.capability,),
     )

@@ -39,7 +39,7 @@ from .rows import (
     write_rows,
 )
 
-PROGRAMS = 4  # of four warps that a multiprocessor runs at once, in 128 registers a thread
+PROGRAMS = 4  # of four warps that a multiprocessor runs at once, in 128 registers per thread
 
 
 def steps_of(rows: int, tile: RowTile, multiprocessors: int) -> int:
@@ -232,7 +232,7 @@ def layer_norm_quantize(
 
 
 def aot_cases() -> list[AotCase]:
-    """Widths of CLIP's towers; one to eight warps a row; the loop; each rule; with and without weight, bias, smooth."""
+    """Widths of CLIP's towers; one to eight warps per row; the loop; each rule; with and without the vectors."""
     dynamic = ("scale", "zero_point", "stride")
     bf16, fp16, fp32 = torch.bfloat16, torch.float16, torch.float32
     shapes = ((bf16, 768), (fp16, 1024), (bf16, 1280), (fp32, 768), (bf16, 2048), (bf16, 5120), (fp32, 8192))

@@ -210,7 +210,7 @@ def quantize_patches(
 
 
 def aot_cases() -> list[AotCase]:
-    """Widths of CLIP's towers; one, two, four and eight warps a row; the loop; each rule; each input type."""
+    """Widths of CLIP's towers; one, two, four and eight warps per row; the loop; each rule; each input type."""
     dynamic, static = ("scale", "zero_point", "stride"), ("smooth", "zero_point", "stride")
     bf16, fp32 = torch.bfloat16, torch.float32
     shapes = ((bf16, 768), (torch.float16, 1024), (fp32, 768), (bf16, 2048), (bf16, 3072), (bf16, 8192), (fp32, 8192))

@@ -11,10 +11,12 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from qkernels.contract import TINY
+
 #: Launch options of kernels whose roundings must be those of the reference.
 EXACT = {"enable_fp_fusion": False}
 
-_TINY: tl.constexpr = tl.constexpr(2.0**-100)  # a row whose largest magnitude is below this counts as zeros
+_TINY: tl.constexpr = tl.constexpr(TINY)
 # NaN is written out where it is used: as a global it would not equal itself when Triton checks that it has not changed.
 _INFINITY: tl.constexpr = tl.constexpr(float("inf"))
 _SHIFT: tl.constexpr = tl.constexpr(1.5 * 2.0**23)  # here float32 has steps of 1

@@ -2,7 +2,7 @@
 
 A row that fits into registers is a tuple of *chunks*, tiles `[ROWS, WIDTH]` of which every thread holds one vector: one
 16-byte load of 16-bit input (or of four float32), and one store of 8 (or 4) packed codes. A row belongs to as few warps
-as hold it in at most 40 values a thread: up to 1280 values to one warp, which then reduces by shuffles alone, without
+as hold it in at most 40 values per thread: up to 1280 values to one warp, which then reduces by shuffles alone, without
 shared memory or a barrier. Widths are compile-time constants (models have few), so that the chunks of 768 are three
 of 256, not one of 1024 with a quarter masked off. Rows wider than 10,240 are read once a pass instead, in a loop.
 """

@@ -1,7 +1,7 @@
 """`channel_absmax` and `smooth_scale`: what SmoothQuant and static scales are computed from.
 
-`channel_absmax` is bound by reading x once: 2 bytes a value of bfloat16. Rows are split among programs, each of which
-writes the maxima of its rows; a second launch reduces those, 4 bytes a channel and program, from the cache. A maximum
+`channel_absmax` is bound by reading x once: 2 bytes per value of bfloat16. Rows are split among programs, each of which
+writes the maxima of its rows; a second launch reduces those, 4 bytes per channel and program, from the cache. A maximum
 is the same in any order, so results do not depend on the split; NaN is propagated by the instruction itself.
 
 `smooth_scale` is K values; it computes in float64, because float32 cannot hold `strength * log2(maximum)` to 1e-6.
@@ -36,7 +36,7 @@ class ChannelTile:
 
 
 def channel_tile(rows: int, k: int, dtype: torch.dtype, multiprocessors: int) -> ChannelTile:
-    """Of x: a vector of 16 bytes a thread and 512 bytes of a row a warp, four of them at a time; as many parts as keep
+    """Of x: 16 bytes per thread, so 512 bytes of a row per warp, four of them at a time; as many parts as keep
     the chip busy, of at least 64 rows."""
     columns = 32 * 16 // dtype.itemsize
     wanted = max(1, PROGRAMS * multiprocessors // ceil_div(k, columns))

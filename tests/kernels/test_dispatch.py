@@ -53,14 +53,14 @@ def test_what_is_handed_over_between_ops_on_a_gpu(built: None, monkeypatch: pyte
     assert dispatch.attention_dtype("cuda", torch.float32) is torch.bfloat16
     assert dispatch.attention_dtype(torch.device("cuda", 1), torch.float16) is torch.float16
     assert dispatch.attention_dtype("cuda", torch.bfloat16) is torch.bfloat16
-    assert qkernels.handover_group("cuda") == 128 and qkernels.handover_group("cpu") is None
+    assert qkernels.output_group("cuda") == 128 and qkernels.output_group("cpu") is None
     for bf16 in (True, False):
         monkeypatch.setattr(cpu, "native", type("Native", (), {"has_bf16": lambda self, bf16=bf16: bf16})())
         monkeypatch.setattr(dispatch, "_use_tier", lambda: None)
         assert dispatch.attention_dtype("cpu", torch.float32) is (torch.bfloat16 if bf16 else torch.float32)
     monkeypatch.setenv("QKERNELS_BACKEND", "reference")
     assert dispatch.attention_dtype("cuda", torch.float32) is torch.float32
-    assert qkernels.handover_group("cuda") is None
+    assert qkernels.output_group("cuda") is None
 
 
 def test_gpu_tensors_run_on_triton_and_cpu_tensors_only_by_its_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -168,7 +168,7 @@ def test_an_old_gpu_is_handed_what_the_reference_wants(backend: str, monkeypatch
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, found=capability: found)
         monkeypatch.setattr(cuda, "device_facts", lambda index, found=capability: (found, 40, 65536))
         triton.too_old.cache_clear()
-        assert dispatch.handover_group(GPU) == group
+        assert dispatch.output_group(GPU) == group
         assert dispatch.attention_dtype(GPU, torch.float32) is dtype
 
 

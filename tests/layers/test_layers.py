@@ -282,7 +282,7 @@ def test_codes_in_groups_between_the_linears_are_nearer_than_rows(monkeypatch):
     fused, found = quantized(core), {}
     with torch.no_grad():
         for group in (None, 128):
-            monkeypatch.setattr(qkernels, "handover_group", lambda device, group=group: group)
+            monkeypatch.setattr(qkernels, "output_group", lambda device, group=group: group)
             found[group] = fused(x)
         codes, scale = fused.fc1.quantize(x)
         hidden = fused.fc1.linear(codes, scale, "gelu")
@@ -319,7 +319,7 @@ def test_groups_are_only_for_inputs_that_fc2_would_quantize_plainly(monkeypatch,
     def both(made):
         results = []
         for group in (None, 128):
-            monkeypatch.setattr(qkernels, "handover_group", lambda device, group=group: group)
+            monkeypatch.setattr(qkernels, "output_group", lambda device, group=group: group)
             with torch.no_grad():
                 results.append(made(x))
         return torch.equal(*results)

@@ -61,7 +61,7 @@ def test_embeddings_are_those_of_the_reference(
     a step of its codes: 0.6 % and 2.3 % were measured."""
     monkeypatch.setenv("QKERNELS_BACKEND", "reference")
     # What passes between ops is the GPU's on both sides, so that nothing but the kernels differs.
-    monkeypatch.setattr(qkernels, "handover_group", lambda device: 128)
+    monkeypatch.setattr(qkernels, "output_group", lambda device: 128)
     monkeypatch.setattr(qkernels, "attention_dtype", lambda device, _: dtype)
     calibration = IMAGES[2:] if "static" in recipe else None
     model = qclip.quantize(small_clip(), recipe, calibration=calibration)
