@@ -239,7 +239,15 @@ def epilogue(op: str, x: Tensor, weight: Int8Weight | Int4Weight, given: Epilogu
         out_scale = vector(op, "out_scale", out_scale, n, x.device)
     else:
         out_scale = scalar(op, "out_scale", out_scale, x.device)
-    return Epilogue(bias, activation, residual, out_scale, zero, out_group, out_dtype)
+    return Epilogue(
+        bias=bias,
+        activation=activation,
+        residual=residual,
+        out_scale=out_scale,
+        out_zero_point=zero,
+        out_group=out_group,
+        out_dtype=out_dtype,
+    )
 
 
 def fake_quantize_scale(

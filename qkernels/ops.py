@@ -207,7 +207,15 @@ def int8_linear(
     """
     op = "int8_linear"
     checks.whole(op, out_zero_point)
-    epilogue = Epilogue(bias, activation, residual, out_scale, out_zero_point, out_group, out_dtype)  # type: ignore[arg-type]
+    epilogue = Epilogue(
+        bias=bias,
+        activation=activation,
+        residual=residual,
+        out_scale=out_scale,  # type: ignore[arg-type]
+        out_zero_point=out_zero_point,  # type: ignore[arg-type]
+        out_group=out_group,
+        out_dtype=out_dtype,
+    )
     x, scale, _, epilogue = _check_int8_linear(x, x_scale, weight, epilogue)
     result = call(op, out, x, scale, weight.codes, weight.scales, *weight.shape, weight.layout, *epilogue)
     return _unlisted(result, out)
@@ -242,7 +250,15 @@ def int4_linear(
     """
     op = "int4_linear"
     checks.whole(op, out_zero_point)
-    epilogue = Epilogue(bias, activation, residual, out_scale, out_zero_point, out_group, out_dtype)  # type: ignore[arg-type]
+    epilogue = Epilogue(
+        bias=bias,
+        activation=activation,
+        residual=residual,
+        out_scale=out_scale,  # type: ignore[arg-type]
+        out_zero_point=out_zero_point,  # type: ignore[arg-type]
+        out_group=out_group,
+        out_dtype=out_dtype,
+    )
     x, scale, _, epilogue = _check_int4_linear(x, x_scale, weight, epilogue)
     parts = weight.codes, weight.scales, weight.zeros, *weight.shape, weight.group, weight.layout
     return _unlisted(call(op, out, x, scale, *parts, *epilogue), out)
