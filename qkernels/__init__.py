@@ -20,6 +20,7 @@ from .dispatch import (
     runner,
 )
 from .grids import Grid
+from .heap import release_memory
 from .ops import (
     attention,
     channel_absmax,
@@ -56,6 +57,7 @@ __all__ = [
     "quantize_patches",
     "quantize_per_token",
     "quantize_weight",
+    "release_memory",
     "runner",
     "smooth_scale",
     "zero_point_bias",
