@@ -2,10 +2,12 @@
 
     python benchmarks/exactness.py [photos ViT-B-32 ...]
 
-Runs the same inputs on every tier that this processor has (`QKERNELS_CPU_TIER`) and compares with the last. First the
+Runs the same inputs on every tier that this processor has (`QKERNELS_CPU_TIER`) and compares with the first. First the
 ops: integer products, quantization codes and scales, whether bit by bit. Then embeddings of models (a name without
 weights gets random ones from a fixed seed) by recipe: the largest difference of a component of a unit vector, the least
-cosine, over 32 images of `scenes:test` and as many captions, at the model's size.
+cosine, over 32 images of `scenes:test` and as many captions (`--images`), at the model's size. Where a tier has
+native bfloat16 products, q, k and v reach attention in bfloat16 (`qkernels.attention_dtype`), which is most of what
+differs there.
 """
 
 from __future__ import annotations
@@ -23,7 +25,6 @@ import torch
 from torch import Tensor
 
 RECIPES = ("float", "w8a8", "w4a8", "w4a16")
-IMAGES = 32
 
 
 def ops() -> dict[str, Tensor]:
@@ -57,7 +58,7 @@ def ops() -> dict[str, Tensor]:
     }
 
 
-def embeddings(name: str) -> dict[str, Tensor]:
+def embeddings(name: str, count: int) -> dict[str, Tensor]:
     """Unit vectors of images and captions, by recipe."""
     import open_clip
 
@@ -71,9 +72,9 @@ def embeddings(name: str) -> dict[str, Tensor]:
     for recipe in RECIPES:
         tower = model if recipe == "float" else qclip.quantize(model, recipe)
         encoders = qclip.encoders(tower)
-        scenes = load_scenes("test", IMAGES, side=encoders.image_size)
-        images = torch.stack([encoders.preprocess(image) for image in scenes.images(range(IMAGES))])
-        captions = [f"a photo of a {scenes.classes[i % len(scenes.classes)]}, {i}" for i in range(IMAGES)]
+        scenes = load_scenes("test", count, side=encoders.image_size)
+        images = torch.stack([encoders.preprocess(image) for image in scenes.images(range(count))])
+        captions = [f"a photo of a {scenes.classes[i % len(scenes.classes)]}, {i}" for i in range(count)]
         with torch.inference_mode():
             for kind, y in (
                 ("images", encoders.encode_image(images)),
@@ -83,19 +84,19 @@ def embeddings(name: str) -> dict[str, Tensor]:
     return found
 
 
-def measure(what: str, tier: str, folder: Path) -> dict[str, Tensor]:
+def measure(what: str, tier: str, count: int, folder: Path) -> dict[str, Tensor]:
     """`ops()` or `embeddings(what)` of a process that runs `tier`."""
     path = folder / f"{what}-{tier}.pt"
-    command = [sys.executable, __file__, "--one", what, "--to", str(path)]
+    command = [sys.executable, __file__, "--one", what, "--to", str(path), "--images", str(count)]
     subprocess.run(command, check=True, env={**os.environ, "QKERNELS_CPU_TIER": tier})
     found: dict[str, Tensor] = torch.load(path, weights_only=True)
     return found
 
 
 def compare(title: str, found: dict[str, dict[str, Tensor]]) -> None:
-    *tiers, last = found
-    print(f"\n{title}: difference to {last}")
-    for key, theirs in found[last].items():
+    first, *tiers = found
+    print(f"\n{title}: difference to {first}")
+    for key, theirs in found[first].items():
         cells = []
         for tier in tiers:
             ours = found[tier][key]
@@ -113,12 +114,13 @@ def compare(title: str, found: dict[str, dict[str, Tensor]]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="*", default=["photos", "ViT-B-32"])
+    parser.add_argument("--images", type=int, default=32, help="and captions, per model")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     parser.add_argument("--to", help=argparse.SUPPRESS)
     args = parser.parse_args()
     warnings.simplefilter("ignore")
     if args.one:
-        found: Any = ops() if args.one == "ops" else embeddings(args.one)
+        found: Any = ops() if args.one == "ops" else embeddings(args.one, args.images)
         torch.save(found, args.to)
         return
     from qkernels import cpu
@@ -126,7 +128,7 @@ def main() -> None:
     assert cpu.native is not None, cpu.missing
     with tempfile.TemporaryDirectory() as folder:
         for what in ("ops", *args.models):
-            compare(what, {tier: measure(what, tier, Path(folder)) for tier in cpu.native.tiers()})
+            compare(what, {tier: measure(what, tier, args.images, Path(folder)) for tier in cpu.native.tiers()})
 
 
 if __name__ == "__main__":

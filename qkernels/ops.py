@@ -614,7 +614,8 @@ class _FakeQuantizeDerivative(Derivative):
     @staticmethod
     def jvp(ctx: Any, *tangents: Tensor | None) -> Any:
         _check_linear("forward-mode", ctx.rest)
-        return reference.fake_quantize_tangent(*tangents[:3], *ctx.saved_tensors, *ctx.rest)
+        x, scale, offset = tangents[:3]
+        return reference.fake_quantize_tangent(x, scale, offset, *ctx.saved_tensors, *ctx.rest)
 
 
 class _FakeQuantizeSecondDerivative(Derivative):
@@ -631,13 +632,14 @@ class _FakeQuantizeSecondDerivative(Derivative):
     def backward(ctx: Any, *grads: Tensor | None) -> Any:
         _check_linear("double backward", ctx.rest)
         tensors = x, scale, zero_point = ctx.saved_tensors
-        has = (True, *learned(zero_point, ctx.rest[2]))
-        tangents = (grad if there else None for grad, there in zip(grads, has, strict=True))
+        of_scale, of_offset = learned(zero_point, ctx.rest[2])
+        steps = grads[0], grads[1] if of_scale else None, grads[2] if of_offset else None
         constant = (
             torch.zeros_like(t) if needed else None
             for t, needed in zip(tensors, ctx.needs_input_grad[1:4], strict=True)
         )
-        return reference.fake_quantize_tangent(*tangents, *tensors, *ctx.rest), *constant, *[None] * 7
+        by_grad = reference.fake_quantize_tangent(steps[0], steps[1], steps[2], *tensors, *ctx.rest)
+        return by_grad, *constant, *[None] * 7
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Tensor | None) -> Any:
