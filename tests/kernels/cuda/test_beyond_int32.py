@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from qkernels import Int4Weight, Int8Weight, cuda
+from qkernels.contract import Epilogue
 from tests.kernels.cuda.test_int8_linear import Emulated
 
 FAR = 2**31
@@ -73,7 +74,7 @@ def linear(op: Any, weight: Any, out: str, **options: Any) -> None:
     if out == "float":
         residuals = sparse(len(x), weight.shape[0], torch.float16)
     whole, part = (
-        op(rows, scale, weight, residual=residual, **OUTS[out], **options)
+        op(rows, scale, weight, Epilogue(residual=residual, **OUTS[out]), **options)
         for rows, residual in zip((x, last), residuals, strict=True)
     )
     check(whole, part)

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from qkernels import Int4Weight, cuda
+from qkernels.contract import Epilogue
 from tests.kernels.linear_cases import check_codes, check_float, check_groups, finish, guarded, untouched
 from tests.kernels.test_int4_linear import group_terms
 
@@ -95,15 +96,16 @@ def test_w4a8_within_the_contract(emulated: Any, group: int | None, zeros: str, 
         arguments: dict = {"bias": bias, "activation": activation, "residual": residual}
         packed = weight.pack("halves128")
         if output == "groups":
-            check_groups(*emulated.int4_linear(x, x_scale, packed, out_group=128, **arguments), exact)
+            check_groups(*emulated.int4_linear(x, x_scale, packed, Epilogue(out_group=128, **arguments)), exact)
         elif output == "static":
             out_scale = torch.rand(n, generator=generator) * 0.05 + 0.02 if seed % 4 == 1 else torch.tensor(0.05)
             zero = torch.tensor(4.0)
-            got = emulated.int4_linear(x, x_scale, packed, out_scale=out_scale, out_zero_point=zero, **arguments)
+            end = Epilogue(out_scale=out_scale, out_zero_point=zero, **arguments)
+            got = emulated.int4_linear(x, x_scale, packed, end)
             check_codes(got, exact, out_scale, 4.0)
         else:
             out, ends = guarded((m, n), torch.float32)
-            emulated.int4_linear(x, x_scale, packed, out=out, **arguments)
+            emulated.int4_linear(x, x_scale, packed, Epilogue(**arguments), out=out)
             check_float(out, exact)
             assert untouched(ends, out)
 
@@ -124,7 +126,8 @@ def test_w4a16_sums_in_float32(emulated: Any, group: int | None, zeros: str, dty
         assert ((y.double() - linear).abs() <= 1e-5 * size).all()
         for out_dtype in (torch.bfloat16, torch.float16):
             residual = torch.randn(m, n, generator=generator).to(out_dtype)
-            got = emulated.int4_linear(x, None, weight.pack("halves128"), residual=residual, out_dtype=out_dtype)
+            end = Epilogue(residual=residual, out_dtype=out_dtype)
+            got = emulated.int4_linear(x, None, weight.pack("halves128"), end)
             exact = finish(linear, size, 90, None, residual)  # 1e-5 of size, in ulps
             check_float(got, exact)
 
@@ -166,9 +169,9 @@ def test_faults_and_extremes(emulated: Any) -> None:
     scale = torch.tensor([0.1, math.nan, 0.2])
     y = emulated.int4_linear(x, scale, weight)
     assert y[1].isnan().all() and torch.isfinite(y[[0, 2]]).all()
-    codes, scales = emulated.int4_linear(x, scale, weight, out_group=128)
+    codes, scales = emulated.int4_linear(x, scale, weight, Epilogue(out_group=128))
     assert scales.isnan().flatten().tolist() == [False, True, False] and (codes[1] == 0).all()
-    assert (emulated.int4_linear(x, scale, weight, out_scale=torch.tensor(1.0))[1] == 0).all()
+    assert (emulated.int4_linear(x, scale, weight, Epilogue(out_scale=torch.tensor(1.0)))[1] == 0).all()
     small = weight_of(70, 100, 32, "whole", 0).pack("halves128")
     assert emulated.int4_linear(torch.empty(0, 100, dtype=torch.bfloat16), None, small).shape == (0, 70)
     x16 = torch.randn(2, 3, 201, generator=torch.Generator().manual_seed(3)).half()[..., 1:101]  # strided, off 16 bytes
