@@ -8,9 +8,9 @@ tensor at a time, looking at its values, so that two forms of a weight never coe
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,29 +20,17 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from qkernels import Int4Weight, Int8Weight
-
 from . import description, models, rewrite
 from .errors import ArtifactError, ModelError, OutputExistsError
 from .files import check_folder, whole_folder
-from .layers import (
-    Int4Linear,
-    Int8Linear,
-    QuantizedEmbedding,
-    QuantizedLinear,
-    QuantizedPatch,
-    QuantizedSite,
-    SimulatedLinear,
-)
-from .layers.site import FIXED
+from .layers import QuantizedSite, from_facts
 from .models.allowed import TOKENIZER_BYTES
 from .models.tokenizer import FILE as TOKENIZER
 from .models.values import check_values
-from .recipes import Recipe, SitePlan
-from .site_values import check_site_values
+from .recipes import Recipe
 from .untrusted import TensorFile, inside, is_file, open_regular, read_bytes, read_header, read_json, reason
 
-FORMAT = 1
+FORMAT = 2  # 2: layers describe themselves, codes of few bits are packed
 TENSORS, DESCRIPTION = "model.safetensors", "qclip.json"
 
 
@@ -73,12 +61,10 @@ def save(model: nn.Module, path: str | Path, force: bool = False) -> Path:
         raise ModelError("the model is not quantized, so there is no artifact to save; call qclip.quantize first")
     check_output(path, force)
     with whole_folder(path, last=DESCRIPTION, alone=True) as fresh:
-        tensors = {name: t.detach().cpu().contiguous() for name, t in model.state_dict().items()}
         try:
-            save_file(_unshared(tensors), fresh / TENSORS, metadata={"format": "pt"})
+            save_file(_unshared(_tensors(model)), fresh / TENSORS, metadata={"format": "pt"})
         except SafetensorError as error:  # its name for a full disk
             raise OSError(str(error)) from None
-        coverage = done.coverage
         tokenizer, tokenizer_file = models.carried_tokenizer(model)
         content = {
             "format": FORMAT,
@@ -87,16 +73,15 @@ def save(model: nn.Module, path: str | Path, force: bool = False) -> Path:
             "tokenizer": tokenizer,
             "source": done.source,
             "recipe": done.recipe.to_dict(),
-            "plans": {name: dataclasses.asdict(plan) for name, plan in done.plans.items()},
             "sites": {
-                site.name: _site_facts(site.module)
+                site.name: site.module.facts()  # type: ignore[operator]
                 for t in models.towers(model).values()
                 for site in t
-                if done.plans[site.name].state != "float"
+                if hasattr(site.module, "facts")
             },
             "coverage": {
-                state: {of: round(coverage.share(state, of), 6) for of in ("macs", "parameters")}
-                for state in ("real", "simulated", "float")
+                state: {of: round(share, 6) for of, share in shares.items()}
+                for state, shares in done.coverage.shares().items()
             },
             "provenance": done.provenance,
             "tensors_sha256": file_hash(fresh / TENSORS),
@@ -121,6 +106,15 @@ def check_output(path: str | Path, force: bool = False) -> None:
     check_folder(path, (TENSORS, DESCRIPTION, TOKENIZER), force, alone=True)
 
 
+def _tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Everything that is saved, in the form that the file holds."""
+    tensors = {name: t.detach().cpu().contiguous() for name, t in model.state_dict().items()}
+    for prefix, module in model.named_modules(remove_duplicate=False):
+        if isinstance(module, QuantizedSite):
+            tensors |= {f"{prefix}.{name}": t.cpu().contiguous() for name, t in module.to_disk().items()}
+    return tensors
+
+
 def _unshared(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """safetensors refuses tensors that share memory (tied weights): give each its own."""
     seen: set[int] = set()
@@ -129,67 +123,6 @@ def _unshared(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
             tensors[name] = tensor.clone()
         seen.add(tensor.data_ptr())
     return tensors
-
-
-def _site_facts(module: nn.Module) -> dict[str, Any]:
-    """What rebuilds an empty module of this form."""
-    inner = module.site if isinstance(module, QuantizedPatch) else module
-    assert isinstance(inner, QuantizedSite)
-    facts: dict[str, Any] = {
-        "class": type(inner).__name__,
-        "shape": list(inner.shape),
-        "group": inner.group,
-        "zeros": inner.zeros is not None,
-        "bias": inner.bias is not None,
-        "smooth": inner.smooth is not None,
-        "input_scale": inner.input_scale is not None,
-        "dtype": str(inner.witness.dtype).removeprefix("torch."),
-    }
-    if isinstance(module, QuantizedPatch):
-        facts["patch"] = list(module.patch)
-    if isinstance(inner, SimulatedLinear):
-        facts["activation_bits"] = inner.activation_bits
-    if isinstance(inner, Int4Linear):
-        facts["float_input"] = inner.float_input
-    return facts
-
-
-def _empty_site(facts: dict[str, Any]) -> nn.Module:
-    """The module of `_site_facts` on the meta device."""
-    n, k = facts["shape"]
-    dtype = getattr(torch, facts["dtype"])
-    with torch.device("meta"):
-        bias = torch.empty(n, dtype=dtype) if facts["bias"] else None
-        smooth = torch.empty(k) if facts["smooth"] else None
-        scale = torch.empty(()) if facts["input_scale"] else None
-        weight: Int8Weight | Int4Weight
-        if facts["group"] is None:
-            weight = Int8Weight(torch.empty(n, k, dtype=torch.int8), torch.empty(n), (n, k))
-        else:
-            groups = -(-k // facts["group"])
-            zeros = torch.empty(n, groups, dtype=torch.float16) if facts["zeros"] else None
-            weight = Int4Weight(
-                torch.empty(n, -(-k // 2), dtype=torch.uint8),
-                torch.empty(n, groups, dtype=torch.float16),
-                zeros,
-                (n, k),
-                facts["group"],
-            )
-    kind = facts["class"]
-    module: nn.Module
-    if kind == "QuantizedEmbedding":
-        module = QuantizedEmbedding(weight, dtype=dtype)
-    elif kind == "SimulatedLinear":
-        module = SimulatedLinear(weight, bias, int(facts["activation_bits"]), smooth, scale, dtype)
-    elif kind == "Int8Linear":
-        module = Int8Linear(weight, bias, smooth, scale, dtype)
-    elif kind == "Int4Linear":
-        module = Int4Linear(weight, bias, smooth, scale, dtype)
-        module.float_input = bool(facts["float_input"])
-    else:
-        raise ArtifactError(f"the artifact has a layer of the unknown class {kind!r}; it is not one of ours")
-    patch = facts.get("patch")
-    return module if patch is None else QuantizedPatch(module, (int(patch[0]), int(patch[1])))
 
 
 def read_description(path: str | Path) -> dict[str, Any]:
@@ -204,6 +137,11 @@ def read_description(path: str | Path) -> dict[str, Any]:
     if content["format"] > FORMAT:
         raise ArtifactError(
             f"{str(path)!r} has format {content['format']}, this version reads up to {FORMAT}; upgrade qclip"
+        )
+    if content["format"] < FORMAT:
+        raise ArtifactError(
+            f"{str(path)!r} has format {content['format']} of an earlier qclip, this version reads format {FORMAT}; "
+            "quantize the model again"
         )
     if missing := [key for key in description.NEEDED if key not in content]:
         raise ArtifactError(f"{str(file)!r} lacks {missing[0]!r}; the artifact is edited or foreign")
@@ -237,7 +175,7 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> nn.Module:
         raise ArtifactError(f"{str(file)!r} does not match its checksum; it was changed after it was saved")
     tokenizer = _read_tokenizer(path, content["tokenizer"])
     try:
-        model, plans, recipe = _skeleton(content, tokenizer)
+        model, recipe = _skeleton(content, tokenizer)
     except ArtifactError:
         raise
     except Exception as error:  # sizes that contradict each other: every library below has errors of its own
@@ -245,11 +183,11 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> nn.Module:
             f"{str(path / DESCRIPTION)!r} describes no model that can be built ({reason(error)}); "
             "it is edited or foreign"
         ) from None
-    _fill(model, file, tensors, plans, torch.device(device))
+    _fill(model, file, tensors, torch.device(device))
     models.materialize_buffers(model)
     if torch.device(device).type != "cpu":
         model.to(device)
-    rewrite.mark(model, recipe, plans, content["provenance"], content["source"])
+    rewrite.mark(model, recipe, content["provenance"], content["source"])
     return model.eval()
 
 
@@ -260,27 +198,24 @@ def _read_tokenizer(path: Path, config: dict[str, Any] | None) -> bytes | None:
     return read_bytes(inside(path, TOKENIZER, ArtifactError), TOKENIZER_BYTES, ArtifactError)
 
 
-def _skeleton(content: dict[str, Any], tokenizer: bytes | None) -> tuple[nn.Module, dict[str, SitePlan], Recipe]:
+def _skeleton(content: dict[str, Any], tokenizer: bytes | None) -> tuple[nn.Module, Recipe]:
     recipe = Recipe.from_dict(content["recipe"])
-    plans = {name: SitePlan(**plan) for name, plan in content["plans"].items()}
     model = models.create_from_config(content["architecture"], device="meta")
     towers = models.towers(model)
     sites = {site.name: site for tower in towers.values() for site in tower}
-    if set(plans) != set(sites):
-        odd = sorted(set(plans) ^ set(sites))[0]
-        raise ArtifactError(f"the artifact's sites do not fit its architecture (first difference: {odd!r})")
-    wanted = {name for name, plan in plans.items() if plan.state != "float"}
-    if set(content["sites"]) != wanted:
-        odd = sorted(set(content["sites"]) ^ wanted)[0]
-        raise ArtifactError(f"the artifact's layers do not fit its plans (first difference: {odd!r})")
+    if odd := sorted(set(content["sites"]) - set(sites)):
+        raise ArtifactError(f"the artifact's layers do not fit its architecture, which has no site {odd[0]!r}")
+    built = {}
     for name, facts in content["sites"].items():
-        description.check_skeleton(sites[name], facts)
-    rewrite.write(towers, {name: _empty_site(facts) for name, facts in content["sites"].items()})
+        built[name] = layer = from_facts(facts)
+        if reason := layer.misfit(sites[name].module):  # type: ignore[operator]
+            raise ArtifactError(f"the layer {name!r} {reason}")
+    rewrite.write(towers, built)
     models.attach(model, content["preprocess"], content["tokenizer"], source=content["source"], file=tokenizer)
-    return model, plans, recipe
+    return model, recipe
 
 
-def _fill(model: nn.Module, path: Path, tensors: TensorFile, plans: dict[str, SitePlan], device: torch.device) -> None:
+def _fill(model: nn.Module, path: Path, tensors: TensorFile, device: torch.device) -> None:
     """Move the file's tensors into the skeleton, module by module, looking at the values of each and packing each
     weight as soon as it is there.
 
@@ -294,28 +229,26 @@ def _fill(model: nn.Module, path: Path, tensors: TensorFile, plans: dict[str, Si
     for name, (owner, attribute) in slots.items():
         have, dtype = getattr(owner, attribute), _TYPES[tensors[name].dtype]
         # A float tensor comes back in its own dtype (`.half()` before saving); codes, scales and zeros have but one.
-        free = attribute not in FIXED and dtype.is_floating_point and have.is_floating_point()
-        if have.shape != tensors[name].shape or (have.dtype != dtype and not free):
+        free = attribute not in getattr(owner, "FIXED", ()) and dtype.is_floating_point and have.is_floating_point()
+        dense = owner.disk_form(attribute) if isinstance(owner, QuantizedSite) else None
+        shape, wanted = dense or (tuple(have.shape), have.dtype)
+        if shape != tuple(tensors[name].shape) or (wanted != dtype and not free):
             raise ArtifactError(
-                f"{name!r} in {str(path)!r} is {dtype} {tensors[name].shape} instead of "
-                f"{have.dtype} {tuple(have.shape)}"
+                f"{name!r} in {str(path)!r} is {dtype} {tensors[name].shape} instead of {wanted} {shape}"
             )
-    planned = {
-        id(module.site if isinstance(module, QuantizedPatch) else module): plans[site.name]
-        for tower in models.towers(model).values()
-        for site in tower
-        for module in [site.module]
-    }
     passing = {
         name
         for name, (owner, attribute) in slots.items()
-        if attribute == "codes" and isinstance(owner, QuantizedLinear) and device.type == "cpu"
+        if attribute == "codes" and isinstance(owner, QuantizedSite) and owner.packs and device.type == "cpu"
     }
+    own = Counter(id(owner) for owner, _ in slots.values())  # tensors of each module
     done: dict[int, int] = {}
     for name, tensor in _read(path, tensors, passing):
         owner, attribute = slots[name]
         if isinstance(owner, QuantizedSite):
-            check_site_values(name, attribute, tensor, planned[id(owner)], str(path))
+            tensor = owner.from_disk(attribute, tensor)
+        if hasattr(owner, "check_tensor"):
+            owner.check_tensor(attribute, tensor, f"{name!r} in {str(path)!r}")
         else:
             check_values(name, tensor, str(path), ArtifactError)
         if attribute in owner._parameters:
@@ -325,7 +258,7 @@ def _fill(model: nn.Module, path: Path, tensors: TensorFile, plans: dict[str, Si
             owner._buffers[attribute] = tensor
         if isinstance(owner, QuantizedSite):
             done[id(owner)] = done.get(id(owner), 0) + 1
-            if done[id(owner)] == len(owner.state_dict()):
+            if done[id(owner)] == own[id(owner)]:
                 owner.witness = torch.empty(0, dtype=owner.witness.dtype)
                 if device.type == "cpu":
                     owner.pack()

@@ -7,98 +7,162 @@ such name says in full.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import fnmatch
 import hashlib
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
+from qkernels.grids import KINDS, OBSERVERS, Grid
+
+from . import typed
 from .errors import RecipeError, nearest
+from .registry import Registry
 from .untrusted import is_file, parse_json, read_json
+from .untrusted.schema import shown
 
 FLOAT = 16  # the number of activation bits that means "not quantized"
-OBSERVERS = ("min-max", "mse")  # of weight scales
-METHODS = ("rtn", "smoothquant")
-State = Literal["real", "simulated", "float"]
+TOWERS = ("vision", "text")
+NEEDS = ("inputs", "gradients")  # what a method may need calibration data for
+RTN = "rtn"  # round to nearest: what is done where no method says otherwise, so it is no step
+
+#: Post-training methods, classes like `ptq.Method`: ours, those of entry points "qclip.methods", and registered ones.
+METHODS: Registry[Any] = Registry(
+    "method",
+    "qclip.methods",
+    {"smoothquant": "qclip.ptq.methods.smoothquant:SmoothQuant"},
+    attributes=("options", "needs", "inputs"),
+    error=RecipeError,
+)
 
 
 @dataclasses.dataclass(frozen=True)
-class SitePlan:
-    """What a recipe wants of one site."""
+class Treatment:
+    """How one site is quantized. The defaults are those of a recipe's JSON.
 
-    state: State  # kernels run it / float arithmetic on the quantization grid / untouched
+    `weight_observer`: weight scales cover all values (`"min-max"`), or are those of least squared error (`"mse"`).
+    `weight_grid`: a kind of `qkernels.Grid`; None: `sym` at 5 bits and above, `symfull`, the better one there, below.
+    Activations: `sym`. Raises RecipeError.
+    """
+
     weight_bits: int = 8
     activation_bits: int = 8  # FLOAT: the input stays float
     group: int | None = None  # consecutive inputs that share a weight scale; None = a whole output channel
     static: bool = False  # activation scale found by calibration, per tensor; else per token at run time
     weight_observer: str = "min-max"  # one of OBSERVERS
+    weight_grid: str | None = None  # one of KINDS
+
+    def __post_init__(self) -> None:
+        if not 2 <= self.weight_bits <= 8:
+            raise RecipeError(f"weights of {shown(self.weight_bits)} bits are not supported; use 2 to 8")
+        if self.activation_bits != FLOAT and not 2 <= self.activation_bits <= 8:
+            raise RecipeError(
+                f"activations of {shown(self.activation_bits)} bits are not supported; use 2 to 8, or 16 for float"
+            )
+        if self.static and self.activation_bits == FLOAT:
+            raise RecipeError("float activations (a16) have no static scale; drop 'static'")
+        if self.group not in (None, 32, 64, 128):
+            raise RecipeError(f"groups of {shown(self.group)} are not supported; use 32, 64 or 128")
+        if self.weight_grid is not None and self.weight_grid not in KINDS:
+            raise RecipeError(f"unknown weight_grid {shown(self.weight_grid)}; {nearest(self.weight_grid, KINDS)}")
+        try:
+            self.grid.container  # noqa: B018 - raises where no weight has such a grid
+        except ValueError as why:
+            raise RecipeError(str(why)) from None
+        if self.weight_observer not in OBSERVERS:
+            raise RecipeError(
+                f"unknown weight_observer {shown(self.weight_observer)}; {nearest(self.weight_observer, OBSERVERS)}"
+            )
+
+    @staticmethod
+    def named(text: str, static: bool = False) -> Treatment:
+        """What `wXaY` means, `static` where its activations can be. Raises RecipeError."""
+        match = re.fullmatch(r"w(\d{1,3})a(\d{1,3})", text)
+        if match is None:
+            raise RecipeError(f"{shown(text)} is not of the form wXaY")
+        weight_bits, activation_bits = int(match[1]), int(match[2])
+        return Treatment(
+            weight_bits, activation_bits, 128 if weight_bits == 4 else None, static and activation_bits != FLOAT
+        )
+
+    @property
+    def grid(self) -> Grid:
+        """Of the weights."""
+        kind = self.weight_grid or ("sym" if self.weight_bits >= 5 else "symfull")
+        return Grid(self.weight_bits, kind, self.group)  # type: ignore[arg-type]
+
+    @property
+    def name(self) -> str:
+        return f"w{self.weight_bits}a{self.activation_bits}"
 
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """How a model is quantized.
+    """How a model is quantized: every site by `default`, then by `steps`, one after the other.
 
-    `exceptions` are (pattern, treatment) pairs, patterns as in `fnmatch` over site names, treatment `"float"` or
-    `"wXaY"`, which means what it means as a recipe's name; the last match wins. `group` holds for 4-bit weights only.
-    `weight_observer`: weight scales cover all values (`"min-max"`), or are those of least squared error (`"mse"`).
-    Grids: `sym` at 5 bits and above, `symfull` below (methods 2.0); activations `sym`.
+    `exceptions` are (pattern, treatment) pairs, patterns as in `fnmatch` over site names; the last match wins. A
+    treatment may be given as `"float"` (held as None) or as `"wXaY"`, which means what it means as a recipe's name
+    and is static where `default` is. `steps` are (method, its options); `step` makes one. Raises RecipeError.
     """
 
     name: str
-    weight_bits: int = 8
-    activation_bits: int = 8
-    group: int | None = None
-    static: bool = False
-    method: str = "rtn"  # methods joined by "+"
-    towers: tuple[str, ...] = ("vision", "text")
-    exceptions: tuple[tuple[str, str], ...] = ()
-    weight_observer: str = "min-max"
+    default: Treatment = Treatment()
+    exceptions: tuple[tuple[str, Treatment | None], ...] = ()
+    steps: tuple[tuple[str, Any], ...] = ()
+    towers: tuple[str, ...] = TOWERS
 
     def __post_init__(self) -> None:
-        if not 2 <= self.weight_bits <= 8:
-            raise RecipeError(f"recipe {self.name!r}: weights of {self.weight_bits} bits are not supported; use 2 to 8")
-        if self.activation_bits != FLOAT and not 2 <= self.activation_bits <= 8:
-            raise RecipeError(
-                f"recipe {self.name!r}: activations of {self.activation_bits} bits are not supported; "
-                "use 2 to 8, or 16 for float"
-            )
-        if self.static and self.activation_bits == FLOAT:
-            raise RecipeError(f"recipe {self.name!r}: float activations (a16) have no static scale; drop '-static'")
-        if self.group not in (None, 32, 64, 128):
-            raise RecipeError(f"recipe {self.name!r}: groups of {self.group} are not supported; use 32, 64 or 128")
-        if self.group is not None and self.weight_bits != 4:
-            raise RecipeError(f"recipe {self.name!r}: groups are for 4-bit weights only; drop 'group'")
-        if self.weight_observer not in OBSERVERS:
-            raise RecipeError(
-                f"recipe {self.name!r}: unknown weight_observer {self.weight_observer!r}; "
-                f"{nearest(self.weight_observer, OBSERVERS)}"
-            )
-        for method in self.methods:
-            if method not in METHODS:
-                raise RecipeError(f"recipe {self.name!r}: unknown method {method!r}; {nearest(method, METHODS)}")
-        if not self.towers or set(self.towers) - {"vision", "text"}:
-            raise RecipeError(f"recipe {self.name!r}: towers are 'vision' and 'text', not {self.towers!r}")
-        for pattern, treatment in self.exceptions:
-            if treatment != "float" and not re.fullmatch(r"w[2-8]a(16|[2-8])", treatment):
-                raise RecipeError(
-                    f"recipe {self.name!r}: exception {pattern!r} must be 'float' or 'wXaY', not {treatment!r}"
-                )
+        if not self.name.strip() or not self.name.isprintable():
+            raise RecipeError(f"a recipe's name is one line of text, not {shown(self.name)}")
+        with _of(self.name):
+            if not self.towers or set(self.towers) - set(TOWERS):
+                raise RecipeError(f"towers are 'vision' and 'text', not {shown(self.towers)}")
+            given: dict[str, Treatment | None] = {}
+            for pattern, treatment in self.exceptions:
+                if not isinstance(pattern, str):
+                    raise RecipeError(f"an exception's pattern is a text, not {shown(pattern)}")
+                if pattern in given:
+                    raise RecipeError(f"two exceptions are for {shown(pattern)}; keep one")
+                given[pattern] = self._treatment(pattern, treatment)
+            object.__setattr__(self, "exceptions", tuple(given.items()))
+            for at, (method, options) in enumerate(self.steps):
+                kind = METHODS.get(method)
+                if not isinstance(options, kind.options):
+                    raise RecipeError(f"the options of {method!r} are {kind.options.__name__}; make them with `step`")
+                if odd := sorted(set(kind.needs) - set(NEEDS)):
+                    raise RecipeError(f"method {method!r} needs {odd[0]!r}; {nearest(odd[0], NEEDS)}")
+                if method in [name for name, _ in self.steps[:at]]:
+                    raise RecipeError(f"method {method!r} is there twice; keep one")
+
+    def _treatment(self, pattern: str, wanted: object) -> Treatment | None:
+        if wanted is None or wanted == "float":
+            return None
+        if isinstance(wanted, Treatment):
+            return wanted
+        with _at(f"exception {shown(pattern)}"):
+            if not isinstance(wanted, str) or re.fullmatch(r"w\d+a\d+", wanted) is None:
+                raise RecipeError(f"a treatment is 'float', 'wXaY' or an object of fields, not {shown(wanted)}")
+            return Treatment.named(wanted, self.default.static)
 
     @property
-    def methods(self) -> tuple[str, ...]:
-        return tuple(self.method.split("+"))
+    def method(self) -> str:
+        """For tables: names of the methods joined by "+", "rtn" where there is none."""
+        return "+".join(name for name, _ in self.steps) or RTN
 
     @property
     def bits(self) -> str:
         """For tables: "8/8", "4/float"."""
-        activation = "float" if self.activation_bits == FLOAT else str(self.activation_bits)
-        return f"{self.weight_bits}/{activation}"
+        activation = "float" if self.default.activation_bits == FLOAT else str(self.default.activation_bits)
+        return f"{self.default.weight_bits}/{activation}"
 
     @property
     def needs_data(self) -> bool:
-        return self.static or "smoothquant" in self.methods
+        treatments = [self.default, *(treatment for _, treatment in self.exceptions)]
+        return any(t is not None and t.static for t in treatments) or any(METHODS.get(m).needs for m, _ in self.steps)
 
     @property
     def hash(self) -> str:
@@ -106,32 +170,35 @@ class Recipe:
         content = {k: v for k, v in self.to_dict().items() if k != "name"}
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
 
-    def plan(self, name: str, kind: str) -> SitePlan:
-        """What this recipe wants of the site `name` of `kind` (`models.tower.KINDS`)."""
-        weight_bits, activation_bits, group = self.weight_bits, self.activation_bits, self.group
-        observer = self.weight_observer
-        treatment = None
+    def plan(self, name: str, kind: str) -> Treatment | None:
+        """What this recipe wants of the site `name` of `kind` (`models.tower.KINDS`); None: it stays float."""
+        treatment, excepted = self.default, False
         for pattern, wanted in self.exceptions:
             if fnmatch.fnmatchcase(name, pattern):
-                treatment = wanted
-        if name.split(".", 1)[0] not in self.towers or treatment == "float":
-            return SitePlan("float")
-        if kind == "embedding":  # a lookup: one scale a row, dequantized after it
-            return SitePlan("real", 8, FLOAT)
-        if treatment is not None:
-            weight_bits, activation_bits = parse_bits(treatment)
-            group, observer = 128 if weight_bits == 4 else None, "min-max"
-        elif kind == "patch":  # pixels: 8 bits cost nothing and lose nothing, whatever the blocks use
-            return SitePlan("real", 8, 8)
-        static = self.static and activation_bits != FLOAT
-        real = (weight_bits, activation_bits) in {(8, 8), (4, 8), (4, FLOAT)}
-        return SitePlan("real" if real else "simulated", weight_bits, activation_bits, group, static, observer)
+                treatment, excepted = wanted, True  # type: ignore[assignment]
+        if name.split(".", 1)[0] not in self.towers or treatment is None:
+            return None
+        if kind == "embedding":  # a lookup: one scale per row, dequantized after it
+            return Treatment(8, FLOAT)
+        if kind == "patch" and not excepted:  # pixels: 8 bits cost nothing and lose nothing, whatever the blocks use
+            return Treatment(8, 8)
+        return treatment
 
     def to_dict(self) -> dict:
-        out = dataclasses.asdict(self)
-        out["towers"] = list(self.towers)
-        out["exceptions"] = dict(self.exceptions)
-        return out
+        """As JSON has it: the default's fields beside the others, exceptions by pattern, steps with their options."""
+        return {
+            "name": self.name,
+            **dataclasses.asdict(self.default),
+            "steps": [{"method": method, **dataclasses.asdict(options)} for method, options in self.steps],
+            "towers": list(self.towers),
+            "exceptions": {pattern: self._written(treatment) for pattern, treatment in self.exceptions},
+        }
+
+    def _written(self, treatment: Treatment | None) -> str | dict:
+        if treatment is None:
+            return "float"
+        short = Treatment.named(treatment.name, self.default.static) == treatment
+        return treatment.name if short else dataclasses.asdict(treatment)
 
     def to_json(self, path: str | Path | None = None) -> str:
         text = json.dumps(self.to_dict(), indent=2)
@@ -141,21 +208,26 @@ class Recipe:
 
     @classmethod
     def from_dict(cls, content: dict) -> Recipe:
-        known = {f.name for f in dataclasses.fields(cls)}
+        """From what JSON gives; every field but the name may be missing. Instead of `steps`, `method` may name
+        methods joined by "+". Raises RecipeError."""
         if not isinstance(content, dict) or "name" not in content:
             raise RecipeError("a recipe is a JSON object with at least 'name', 'weight_bits' and 'activation_bits'")
-        if unknown := sorted(set(content) - known):
-            raise RecipeError(f"recipe {content['name']!r}: unknown field {unknown[0]!r}; {nearest(unknown[0], known)}")
-        for field, (kinds, wanted) in _FIELDS.items():
-            value = content.get(field)
-            if field in content and (not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds)):
-                raise RecipeError(
-                    f"recipe {content['name']!r}: {field!r} has the wrong type; it takes {wanted}, not {value!r}"
-                )
-        content = dict(content)
-        content["towers"] = tuple(content.get("towers", ("vision", "text")))
-        content["exceptions"] = tuple((str(k), str(v)) for k, v in dict(content.get("exceptions", {})).items())
-        return cls(**content)
+        name = content["name"]
+        with _of(name):
+            whole = typed.from_dict(_Written, {"name": name, **_known(content)}, "", RecipeError)
+            default = typed.from_dict(Treatment, _treated(content), "", RecipeError)
+            if "steps" in content and "method" in content:
+                raise RecipeError("'method' and 'steps' say the same; drop 'method'")
+            exceptions = []
+            for pattern, wanted in content.get("exceptions", {}).items():
+                what = f"exception {shown(pattern)}"
+                if isinstance(wanted, dict):
+                    wanted = typed.from_dict(Treatment, wanted, what, RecipeError)
+                elif not isinstance(wanted, str):
+                    raise RecipeError(f"{what} is 'float', 'wXaY' or an object of fields, not {shown(wanted)}")
+                exceptions.append((pattern, wanted))
+            steps = _steps(whole.method) if "method" in content else tuple(map(_step, content.get("steps", [])))
+        return cls(name, default, tuple(exceptions), steps, whole.towers)  # type: ignore[arg-type]
 
     @classmethod
     def from_json(cls, source: str | Path) -> Recipe:
@@ -165,59 +237,85 @@ class Recipe:
         return cls.from_dict(read_json(Path(source), RecipeError))
 
 
-_FIELDS: dict[str, tuple[tuple[type, ...], str]] = {
-    "name": ((str,), "a text"),
-    "weight_bits": ((int,), "a whole number"),
-    "activation_bits": ((int,), "a whole number"),
-    "group": ((int, type(None)), "a whole number or null"),
-    "static": ((bool,), "true or false"),
-    "method": ((str,), "names joined by '+'"),
-    "towers": ((list, tuple), "a list of 'vision' and 'text'"),
-    "exceptions": ((dict,), "an object {pattern: treatment}"),
-    "weight_observer": ((str,), "'min-max' or 'mse'"),
-}
+@dataclasses.dataclass(frozen=True)
+class _Written:
+    """The fields of a recipe's JSON besides those of its default treatment."""
+
+    name: str
+    exceptions: dict = dataclasses.field(default_factory=dict)
+    steps: list = dataclasses.field(default_factory=list)
+    method: str = RTN
+    towers: tuple[str, ...] = TOWERS
+
+
+def _treated(content: dict) -> dict:
+    return {key: value for key, value in content.items() if key in typed.fields(Treatment)}
+
+
+def _known(content: dict) -> dict:
+    """What is no field of the treatment. Raises RecipeError for a name that is none of a recipe's."""
+    known = [*typed.fields(_Written), *typed.fields(Treatment)]
+    for key in content:
+        if key not in known:
+            raise RecipeError(f"unknown field {shown(key)}; {nearest(str(key), known)}")
+    return {key: value for key, value in content.items() if key not in typed.fields(Treatment)}
+
+
+@contextlib.contextmanager
+def _at(what: str) -> Iterator[None]:
+    """Refusals inside say where."""
+    try:
+        yield
+    except RecipeError as error:
+        raise RecipeError(f"{what}: {error}") from None
+
+
+def _of(name: object) -> contextlib.AbstractContextManager[None]:
+    return _at(f"recipe {shown(name)}")
+
+
+def step(method: str, **options: Any) -> tuple[str, Any]:
+    """A step of a recipe: `step("smoothquant", alpha=0.5)`. Raises RecipeError: unknown method, unfit options."""
+    kind = METHODS.get(method)
+    return method, typed.from_dict(kind.options, options, f"method {method!r}", RecipeError)
+
+
+def _step(content: object) -> tuple[str, Any]:
+    if isinstance(content, str):
+        return step(content)
+    if not isinstance(content, dict) or not isinstance(content.get("method"), str):
+        raise RecipeError(f"a step is a method's name or an object with 'method' and its options, not {shown(content)}")
+    return step(**content)
+
+
+def _steps(names: str) -> tuple[tuple[str, Any], ...]:
+    return tuple(step(name) for name in names.split("+") if name != RTN)
 
 
 NAMED = {
     # What a 4-bit tower loses most by, for its size, is first the projection, then values and the attention's output.
     "w4a8-mixed": Recipe(
         "w4a8-mixed",
-        4,
-        8,
-        group=128,
-        weight_observer="mse",
-        exceptions=(("*.v", "w8a8"), ("*.out", "w8a8"), ("*.projection", "w8a8")),
+        Treatment(4, 8, group=128, weight_observer="mse"),
+        exceptions=tuple((pattern, Treatment(8, 8)) for pattern in ("*.v", "*.out", "*.projection")),
     ),
 }
-
-
-def parse_bits(text: str) -> tuple[int, int]:
-    match = re.fullmatch(r"w(\d+)a(\d+)", text)
-    if match is None:
-        raise RecipeError(f"{text!r} is not of the form wXaY")
-    return int(match[1]), int(match[2])
 
 
 def parse(name: str) -> Recipe:
     """`"w8a8"`, `"w4a8-smoothquant"`, `"w8a8-static-smoothquant"` ... -> Recipe. Raises RecipeError."""
     if name in NAMED:
         return NAMED[name]
-    parts = name.split("-")
-    if re.fullmatch(r"w\d+a\d+", parts[0]) is None or "" in parts:
+    bits, *parts = name.split("-")
+    if re.fullmatch(r"w\d+a\d+", bits) is None or "" in parts:
         raise RecipeError(
-            f"unknown recipe {name!r}; {nearest(name, presets())} (or wXaY[-static][-METHOD], or a JSON file)"
+            f"unknown recipe {shown(name)}; {nearest(name, presets())} (or wXaY[-static][-METHOD], or a JSON file)"
         )
-    weight_bits, activation_bits = parse_bits(parts[0])
-    static = len(parts) > 1 and parts[1] == "static"
-    method = "-".join(parts[2 if static else 1 :]) or "rtn"
-    return Recipe(
-        name=name,
-        weight_bits=weight_bits,
-        activation_bits=activation_bits,
-        static=static,
-        method=method,
-        group=128 if weight_bits == 4 else None,
-    )
+    static = parts[:1] == ["static"]
+    with _of(name):
+        treatment = dataclasses.replace(Treatment.named(bits), static=static)
+        steps = _steps("-".join(parts[static:]) or RTN)
+    return Recipe(name, treatment, steps=steps)
 
 
 def get(recipe: str | Path | dict | Recipe) -> Recipe:
@@ -239,9 +337,9 @@ def presets() -> dict[str, str]:
         "w8a8": "INT8 weights per channel, INT8 activations dynamic per token",
         "w8a8-static": "INT8, activation scales per tensor from calibration (needs data)",
         "w8a8-smoothquant": "INT8 with SmoothQuant, strength searched per block (needs data)",
+        "w6a8": "6-bit weights per channel on the INT8 kernels, INT8 activations; smaller on disk than w8a8",
         "w4a8": "INT4 weights in groups of 128, INT8 activations dynamic per token",
         "w4a8-mixed": "w4a8 with scales of least squared error, v, out and projections INT8: 4.8 bits, nearer to float",
         "w4a16": "INT4 weights in groups of 128, float activations",
-        "w6a8": "6-bit weights, INT8 activations; simulated",
         "w4a4": "INT4 weights in groups of 128, 4-bit activations; simulated",
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+from collections.abc import Iterable
 
 import torch
 from torch import nn
@@ -11,9 +12,11 @@ from torch import nn
 import qkernels
 
 from . import models
-from .layers import QuantizedAttention, QuantizedMlp, QuantizedPatch, QuantizedSite
+from .layers import Description, QuantizedAttention, QuantizedMlp, QuantizedSite
 from .models.tower import Block, Site, Tower
-from .recipes import FLOAT, Recipe, SitePlan
+from .recipes import Recipe
+
+STATES = ("real", "simulated", "float")  # kernels run it / float arithmetic on the quantization grid / untouched
 
 POSITIONS = "qclip_conv_positions"  # at how many positions of an image each convolution is evaluated
 
@@ -24,7 +27,7 @@ class SiteCoverage:
 
     site: str
     kind: str
-    state: str  # "real", "simulated", "float"
+    state: str  # one of STATES
     weight_bits: int | None
     activation_bits: int | None
     macs: int
@@ -41,13 +44,16 @@ class Coverage:
         total = sum(getattr(row, of) for row in self.rows)
         return sum(getattr(row, of) for row in self.rows if row.state == state) / total if total else 0.0
 
+    def shares(self) -> dict[str, dict[str, float]]:
+        """Every share: state -> "macs" or "parameters" -> 0..1."""
+        return {state: {of: self.share(state, of) for of in ("macs", "parameters")} for state in STATES}
+
 
 @dataclasses.dataclass(frozen=True)
 class Quantization:
     """What was done to a model; kept on it as `qclip_quantization`."""
 
     recipe: Recipe
-    plans: dict[str, SitePlan]
     provenance: dict
     source: str
     model: nn.Module = dataclasses.field(repr=False, compare=False)
@@ -59,7 +65,7 @@ class Quantization:
     @property
     def coverage(self) -> Coverage:
         """Counted afresh: the backend is the one that would run now."""
-        return coverage(self.model, self.plans)
+        return coverage(self.model)
 
 
 def quantization(model: nn.Module) -> Quantization | None:
@@ -67,9 +73,9 @@ def quantization(model: nn.Module) -> Quantization | None:
     return model.__dict__.get("qclip_quantization")
 
 
-def mark(model: nn.Module, recipe: Recipe, plans: dict[str, SitePlan], provenance: dict, source: str) -> nn.Module:
+def mark(model: nn.Module, recipe: Recipe, provenance: dict, source: str) -> nn.Module:
     # Straight into __dict__: as an attribute of nn.Module it would be looked at as a child.
-    model.__dict__["qclip_quantization"] = Quantization(recipe, plans, provenance, source, model)
+    model.__dict__["qclip_quantization"] = Quantization(recipe, provenance, source, model)
     model.__dict__[POSITIONS] = {}
     return model
 
@@ -84,24 +90,10 @@ def weight_hash(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def plans(recipe: Recipe, towers: dict[str, Tower]) -> dict[str, SitePlan]:
-    """The recipe's wish for every site, with what cannot be had (a convolution that overlaps) left float."""
-    out = {}
-    for tower in towers.values():
-        for site in tower:
-            plan = recipe.plan(site.name, site.kind)
-            conv = isinstance(site.module, nn.Conv2d | QuantizedPatch)
-            if conv and not isinstance(site.module, QuantizedPatch) and not QuantizedPatch.fits(site.module):
-                plan = SitePlan("float")
-            out[site.name] = plan
-    return out
-
-
-def refuse_hooks(towers: dict[str, Tower], plans: dict[str, SitePlan], names: dict[nn.Module, str]) -> None:
+def refuse_hooks(sites: Iterable[Site], names: dict[nn.Module, str]) -> None:
     """Raises ModelError naming, by `names`, the first module that is to be replaced and has hooks that cannot stay."""
-    for site in (site for tower in towers.values() for site in tower):
-        if plans[site.name].state != "float":
-            models.refuse_others(site.module, names.get(site.module, site.name))
+    for site in sites:
+        models.refuse_others(site.module, names.get(site.module, site.name))
 
 
 def write(towers: dict[str, Tower], built: dict[str, nn.Module]) -> None:
@@ -149,55 +141,31 @@ def dequantize_(model: nn.Module) -> nn.Module:
         for block in tower.blocks:
             _unfuse(block)
         for site in tower:
-            if isinstance(site.module, QuantizedSite | QuantizedPatch):
-                tower.write(site, _float(site))
+            if hasattr(site.module, "dequantized"):
+                tower.write(site, site.module.dequantized())  # type: ignore[operator, arg-type]
         tower.use_programs(False)
     model.__dict__.pop("qclip_quantization", None)
     model.__dict__.pop(POSITIONS, None)
     return model
 
 
-def _float(site: Site) -> nn.Module:
-    module = site.module
-    weight = module.dequantized_weight().to(module.weight.dtype)  # type: ignore[operator, union-attr, arg-type]
-    bias = getattr(module, "bias", None)
-    n, k = weight.shape
-    new: nn.Module
-    if site.kind == "embedding":
-        new = nn.Embedding(n, k, _weight=weight)
-    elif isinstance(module, QuantizedPatch):
-        new = nn.Conv2d(k // (module.patch[0] * module.patch[1]), n, module.patch, module.patch, bias=bias is not None)
-        new.weight = nn.Parameter(weight.unflatten(1, (-1, *module.patch)))
-    else:
-        new = nn.Linear(k, n, bias=bias is not None)
-        new.weight = nn.Parameter(weight)
-    if bias is not None:
-        new.bias = nn.Parameter(bias.detach().clone())
-    return new.to(weight.device).train(module.training)
-
-
-def coverage(model: nn.Module, plans: dict[str, SitePlan] | None = None) -> Coverage:
+def coverage(model: nn.Module) -> Coverage:
     """Every site, convolutions that are none, the products inside attention, and the other parameters: what runs how.
     Works on float models too.
-
-    `plans`: default is what the model was quantized with.
     """
-    done = quantization(model)
-    if plans is None:
-        plans = {} if done is None else done.plans
     with models.explicit_form(model) as towers:
-        return Coverage([row for tower in towers.values() for row in _tower_rows(model, tower, plans)])
+        return Coverage([row for tower in towers.values() for row in _tower_rows(model, tower)])
 
 
-def _tower_rows(model: nn.Module, tower: Tower, plans: dict[str, SitePlan]) -> list[SiteCoverage]:
-    rows = [_site_row(tower, site, plans.get(site.name, SitePlan("float"))) for site in tower]
+def _tower_rows(model: nn.Module, tower: Tower) -> list[SiteCoverage]:
+    rows = [_site_row(site) for site in tower]
     convolutions = _convolutions(model, tower)
     other = sum(p.numel() for p in tower.module.parameters()) - _site_parameters(tower)
     other -= sum(row.parameters for row in convolutions)
     for block in tower.blocks:
         if block.attention is not None:
             core = getattr(*block.attention)
-            width = _site_shape(block.sites["q"])[0] if "q" in block.sites else 0
+            width = _described(block.sites["q"]).shape[0] if "q" in block.sites else 0
             name, macs = f"{block.name}.attn.scores", 2 * tower.tokens**2 * width
             rows.append(SiteCoverage(name, "attention", "float", None, None, macs, 0, _attention_backend(core)))
     rows += convolutions
@@ -264,14 +232,22 @@ def _attention_backend(core: nn.Module) -> str:
     return _backend_name("attention", core.q.weight.device)  # type: ignore[union-attr, arg-type]
 
 
-def _site_shape(site: Site) -> tuple[int, int]:
-    module = site.module
-    if isinstance(module, QuantizedPatch):
-        return module.site.shape  # type: ignore[return-value]
-    if isinstance(module, QuantizedSite):
-        return module.shape
-    weight = module.weight.flatten(1)  # type: ignore[operator, union-attr]
-    return weight.shape[0], weight.shape[1]
+@dataclasses.dataclass(frozen=True)
+class _FloatSite:
+    """What a float module would say of itself."""
+
+    shape: tuple[int, int]
+    state: str = "float"
+    weight_bits: int | None = None
+    activation_bits: int | None = None
+    op: str | None = None
+
+
+def _described(site: Site) -> Description | _FloatSite:
+    if hasattr(site.module, "describe"):
+        return site.module.describe()  # type: ignore[operator, no-any-return]
+    weight = site.module.weight.flatten(1)  # type: ignore[operator, union-attr]
+    return _FloatSite((weight.shape[0], weight.shape[1]))
 
 
 def _site_parameters(tower: Tower) -> int:
@@ -279,20 +255,18 @@ def _site_parameters(tower: Tower) -> int:
     return sum(p.numel() for site in tower for p in site.module.parameters())
 
 
-def _site_row(tower: Tower, site: Site, plan: SitePlan) -> SiteCoverage:
-    n, k = _site_shape(site)
+def _site_row(site: Site) -> SiteCoverage:
+    said = _described(site)
+    n, k = said.shape
     bias = getattr(site.module, "bias", None)
     rows = 0 if site.kind == "embedding" else site.rows  # a lookup multiplies nothing
-    backend = "torch"
-    if plan.state == "real" and site.kind != "embedding":
-        backend = _backend_name("int4_linear" if plan.weight_bits == 4 else "int8_linear", _device(site))
     return SiteCoverage(
         site.name,
         site.kind,
-        plan.state,
-        None if plan.state == "float" else plan.weight_bits,
-        None if plan.state == "float" or plan.activation_bits == FLOAT else plan.activation_bits,
+        said.state,
+        said.weight_bits,
+        said.activation_bits,
         rows * n * k,
         n * k + (0 if bias is None else bias.numel()),
-        backend,
+        "torch" if said.op is None else _backend_name(said.op, _device(site)),
     )

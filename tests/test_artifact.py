@@ -1,5 +1,6 @@
 """Artifacts: what is saved comes back bit for bit, and what is wrong with a folder is said before building."""
 
+import dataclasses
 import json
 import shutil
 
@@ -8,7 +9,7 @@ import pytest
 import torch
 
 import qclip
-from qclip import artifact, files, models, recipes, rewrite
+from qclip import artifact, files, layers, models, ptq, recipes, rewrite
 from qclip.errors import ArtifactError, ModelError, OutputExistsError
 from qclip.models.tokenizer import PROBES
 from qkernels import Int8Weight
@@ -167,10 +168,10 @@ def other_recipe(folder):
     edit(folder, recipe={"name": "w8a8", "weight_bits": 99})
 
 
-def wrong_plan(folder):
-    plans = json.loads((folder / "qclip.json").read_text())["plans"]
-    plans["vision.blocks.9.attn.q"] = plans["vision.blocks.0.attn.q"]
-    edit(folder, plans=plans)
+def unknown_site(folder):
+    sites = json.loads((folder / "qclip.json").read_text())["sites"]
+    sites["vision.blocks.9.attn.q"] = sites["vision.blocks.0.attn.q"]
+    edit(folder, sites=sites)
 
 
 @pytest.mark.parametrize(
@@ -184,13 +185,14 @@ def wrong_plan(folder):
         (lambda f: (f / "qclip.json").write_bytes(b"\xff\xfe\x00"), "not UTF-8 text"),
         (lambda f: (f / "qclip.json").write_text('{"a": 1}'), "no format version"),
         (lambda f: edit(f, format=artifact.FORMAT + 1), "upgrade qclip"),
-        (lambda f: drop(f, "plans"), "lacks 'plans'"),
+        (lambda f: edit(f, format=artifact.FORMAT - 1, seal=False), "of an earlier qclip.*quantize the model again"),
+        (lambda f: drop(f, "sites"), "lacks 'sites'"),
         (lambda f: edit(f, architecture={"class": "Dog"}), "."),
         (pickled, "safetensors"),
         (other_shape, "instead of"),
         (foreign_class, "class is 'os.system'; it must be one of"),
         (other_recipe, "99 bits"),
-        (wrong_plan, "do not fit"),
+        (unknown_site, "no site 'vision.blocks.9.attn.q'"),
         (heads, "changed after it was saved"),
         (lambda f: edit(f, seal=False, preprocess={"image_size": 32, "mean": [0, 0, 0]}), "changed after it was saved"),
         (lambda f: edit(f, format=0), "no format version"),
@@ -277,26 +279,25 @@ def test_vit_b_32_is_as_small_as_promised(recipe, most):
     big = models.create_from_config(open_clip.get_model_config("ViT-B-32"), device="meta")
     whole = sum(p.numel() * 4 for p in big.parameters())
     towers = models.towers(big)
-    plans = rewrite.plans(recipes.get(recipe), towers)
     built = {}
-    for site in (site for tower in towers.values() for site in tower):
-        plan, kind = plans[site.name], type(site.module)
-        if plan.state == "float":
-            continue
+    for name, state in ptq.states(recipes.get(recipe), towers).items():
+        source, plan = state.source, state.plan
         facts = {
             "class": "Int8Linear" if plan.weight_bits == 8 else "Int4Linear",
-            "group": plan.group,
-            "shape": tuple(site.module.weight.flatten(1).shape),
+            "grid": dataclasses.asdict(plan.grid),
+            "shape": list(source.weight.flatten(1).shape),
             "zeros": False,
-            "smooth": False,
-            "bias": getattr(site.module, "bias", None) is not None,
+            "transforms": [],
+            "bias": getattr(source, "bias", None) is not None,
             "input_scale": False,
+            "input_zero": False,
             "dtype": "float32",
-            "float_input": False,
         }
-        facts |= {"class": "QuantizedEmbedding"} if site.kind == "embedding" else {}
-        facts |= {"patch": site.module.kernel_size} if kind is torch.nn.Conv2d else {}
-        built[site.name] = artifact._empty_site(facts)
+        facts |= {"float_input": plan.activation_bits == recipes.FLOAT} if plan.weight_bits == 4 else {}
+        facts |= {"class": "QuantizedEmbedding"} if state.site.kind == "embedding" else {}
+        if type(source) is torch.nn.Conv2d:
+            facts = {"class": "QuantizedPatch", "patch": list(source.kernel_size), "site": facts}
+        built[name] = layers.from_facts(facts)
     rewrite.write(towers, built)
     assert sum(t.numel() * t.element_size() for t in big.state_dict().values()) <= (most - 0.001) * whole
 

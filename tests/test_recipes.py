@@ -7,7 +7,7 @@ import pytest
 from qclip import recipes
 from qclip.errors import RecipeError
 from qclip.models.tower import KINDS
-from qclip.recipes import FLOAT, Recipe
+from qclip.recipes import FLOAT, METHODS, Recipe, Treatment, step
 
 
 @pytest.mark.parametrize("name", recipes.presets())
@@ -34,71 +34,55 @@ def test_presets_survive_json(name, tmp_path):
 )
 def test_names_compose(name, weight, activation, group, static, method):
     recipe = recipes.parse(name)
-    assert (recipe.weight_bits, recipe.activation_bits, recipe.group, recipe.static, recipe.method) == (
-        weight,
-        activation,
-        group,
-        static,
-        method,
-    )
+    assert recipe.default == Treatment(weight, activation, group, static)
+    assert recipe.method == method and recipe.needs_data == (static or method == "smoothquant")
 
 
-@pytest.mark.parametrize(
-    ("name", "state"),
-    [
-        ("w8a8", "real"),
-        ("w4a8", "real"),
-        ("w4a16", "real"),
-        ("w6a8", "simulated"),
-        ("w4a4", "simulated"),
-        ("w8a6", "simulated"),
-    ],
-)
-def test_real_only_where_a_kernel_runs(name, state):
+@pytest.mark.parametrize("name", ["w8a8", "w4a16", "w6a8", "w4a4"])
+def test_pixels_and_lookups_are_8_bits_whatever_the_blocks_use(name):
     recipe = recipes.get(name)
-    plan = recipe.plan("vision.blocks.0.attn.q", "q")
-    assert plan.state == state
-    # Pixels and lookups are 8 bits in every preset, whatever the blocks use.
-    assert recipe.plan("vision.patch", "patch") == recipes.SitePlan("real", 8, 8)
-    assert recipe.plan("text.embedding", "embedding").state == "real"
+    assert recipe.plan("vision.blocks.0.attn.q", "q") == recipe.default
+    assert recipe.plan("vision.patch", "patch") == Treatment(8, 8)
+    assert recipe.plan("text.embedding", "embedding") == Treatment(8, FLOAT)
 
 
 def test_exceptions_last_match_wins():
     recipe = Recipe("mine", exceptions=(("vision.blocks.*", "float"), ("vision.blocks.1.*", "w4a8")))
-    assert recipe.plan("vision.blocks.0.attn.q", "q").state == "float"
-    plan = recipe.plan("vision.blocks.1.mlp.fc1", "fc1")
-    assert (plan.state, plan.weight_bits, plan.group) == ("real", 4, 128)
-    assert recipe.plan("text.blocks.0.attn.q", "q").state == "real"
+    assert recipe.plan("vision.blocks.0.attn.q", "q") is None
+    assert recipe.plan("vision.blocks.1.mlp.fc1", "fc1") == Treatment(4, 8, 128)
+    assert recipe.plan("text.blocks.0.attn.q", "q") == Treatment()
 
 
 def test_an_observer_is_for_what_is_no_exception():
     """`wXaY` as an exception is what it is as a name; pixels and lookups are 8 bits by min-max in every recipe."""
-    recipe = Recipe("mine", 4, group=64, weight_observer="mse", exceptions=(("*.k", "w4a8"), ("*.v", "w8a8")))
+    treatment = Treatment(4, group=64, weight_observer="mse")
+    recipe = Recipe("mine", treatment, exceptions=(("*.k", "w4a8"), ("*.v", "w8a8")))
     plan = recipe.plan("vision.blocks.0.attn.q", "q")
     assert (plan.group, plan.weight_observer) == (64, "mse")
     assert recipe.plan("vision.blocks.0.attn.k", "k") == recipes.get("w4a8").plan("text.blocks.0.attn.k", "k")
     others = [("vision.blocks.0.attn.v", "v"), ("vision.patch", "patch"), ("text.embedding", "embedding")]
     assert {(p.weight_bits, p.weight_observer) for p in (recipe.plan(*o) for o in others)} == {(8, "min-max")}
-    assert recipes.get("w4a8").weight_observer == "min-max"
+    assert recipes.get("w4a8").default.weight_observer == "min-max"
 
 
 def test_mixed_keeps_four_bits_where_most_weights_are():
     plans = {kind: recipes.get("w4a8-mixed").plan(f"text.a.{kind}", kind) for kind in KINDS}
     assert {kind for kind, plan in plans.items() if plan.weight_bits == 4} >= {"q", "k", "fc1", "fc2"}
     assert all(plans[kind].weight_bits == 8 for kind in ("v", "out", "projection", "patch", "embedding"))
-    assert all(plan.state == "real" for plan in plans.values())
 
 
 def test_towers_left_out_stay_float():
     recipe = Recipe("vision only", towers=("vision",))
-    assert recipe.plan("text.embedding", "embedding").state == "float"
-    assert recipe.plan("vision.patch", "patch").state == "real"
+    assert recipe.plan("text.embedding", "embedding") is None
+    assert recipe.plan("vision.patch", "patch") == Treatment()
 
 
 def test_hash_ignores_the_name_only():
     assert Recipe("a").hash == Recipe("b").hash
-    assert Recipe("a").hash != Recipe("a", weight_bits=6).hash
+    assert Recipe("a").hash != Recipe("a", Treatment(6)).hash
     assert Recipe("a").hash != Recipe("a", exceptions=(("*", "float"),)).hash
+    searched, fixed = (Recipe("a", steps=(step("smoothquant", **o),)) for o in ({}, {"alpha": 0.5}))
+    assert len({Recipe("a").hash, searched.hash, fixed.hash}) == 3
 
 
 @pytest.mark.parametrize(
@@ -115,11 +99,49 @@ def test_hash_ignores_the_name_only():
         (lambda: Recipe.from_dict({"name": "x", "weigth_bits": 8}), "weight_bits"),
         (lambda: Recipe.from_dict({"bits": 8}), "JSON object"),
         (lambda: Recipe.from_json('{"name": '), "not valid JSON"),
-        (lambda: Recipe("x", group=128), "4-bit"),
-        (lambda: Recipe("x", weight_bits=4, group=48), "groups of 48"),
+        (
+            lambda: Recipe.from_dict({"name": "x", "group": 128}),
+            "recipe 'x': no kernel multiplies.*groups of weights are for up to 4 bits",
+        ),
+        (lambda: Recipe.from_dict({"name": "x", "weight_bits": 4, "group": 48}), "recipe 'x': groups of 48"),
         (lambda: Recipe("x", towers=("audio",)), "towers"),
-        (lambda: Recipe("x", weight_observer="msr"), "unknown weight_observer.*'mse'"),
+        (lambda: Treatment(weight_grid="symful"), "unknown weight_grid.*'symfull'"),
+        (lambda: Treatment(8, weight_grid="asym"), "no kernel multiplies"),
+        (lambda: Treatment(weight_observer="msr"), "unknown weight_observer.*'mse'"),
         (lambda: Recipe("x", exceptions=(("*", "half"),)), "wXaY"),
+        (lambda: Recipe("x", exceptions=(("*.q", "w9a8"),)), r"exception '\*.q': weights of 9 bits"),
+        (lambda: Recipe("x", exceptions=(("*", "w4a8"), ("*", "float"))), "two exceptions"),
+        (lambda: Recipe("x", exceptions=((3, "w4a8"),)), "pattern is a text"),
+        (lambda: Recipe("x\ny"), "one line"),
+        (lambda: Recipe("x", steps=(("gtpq", None),)), "unknown method 'gtpq'"),
+        (lambda: Recipe("x", steps=(step("smoothquant"),) * 2), "twice"),
+        (lambda: recipes.get("w8a8-smoothquant+smoothquant"), "twice"),
+        (lambda: step("smoothquant", alpah=0.5), "unknown field 'alpah'.*'alpha'"),
+        (lambda: step("smoothquant", alpha="0.5"), "'alpha' has the wrong type; it takes a finite number or null"),
+        (lambda: step("smoothquant", alpha=1.5), "'smoothquant': alpha .* between 0 and 1"),
+        *[
+            (lambda change=change: Recipe.from_dict({"name": "x"} | change), word)
+            for change, word in (
+                (
+                    {"exceptions": {"*.q": {"weigth_bits": 4}}},
+                    r"exception '\*.q': unknown field 'weigth_bits'.*'weight_bits'",
+                ),
+                ({"exceptions": {"*.q": {"weight_bits": "4"}}}, r"exception '\*.q': 'weight_bits' has the wrong type"),
+                ({"exceptions": {"*.q": {"weight_bits": 9}}}, r"exception '\*.q': weights of 9 bits"),
+                ({"exceptions": {"*.q": 4}}, r"exception '\*.q' is 'float', 'wXaY' or an object"),
+                ({"steps": [{"alpha": 0.5}]}, "a step is a method's name"),
+                ({"steps": [["smoothquant"]]}, "a step is a method's name"),
+                ({"steps": ["smothquant"]}, "unknown method 'smothquant'.*'smoothquant'"),
+                ({"steps": [{"method": "smoothquant", "alpah": 1}]}, "'smoothquant': unknown field 'alpah'.*'alpha'"),
+                ({"steps": ["smoothquant"], "method": "rtn"}, "drop 'method'"),
+                ({"steps": "smoothquant"}, "'steps' has the wrong type"),
+                ({"steps": [{"method": "smoothquant", "alpha": float("nan")}]}, "a finite number"),
+                ({"towers": [1]}, "'towers' has the wrong type"),
+                ({"name": "y" * 10**6, "weight_bits": 0}, "^.{0,400}$"),
+                ({"weight_bits": 10**400}, "^.{0,400}$"),
+                ({"steps": [[[[[[[[]]]]]]]] * 1000}, "^.{0,400}$"),
+            )
+        ],
         *[
             (lambda change=change: Recipe.from_dict({"name": "x"} | change), f"{next(iter(change))}.*wrong type")
             for change in (
@@ -149,3 +171,65 @@ def test_refusals_say_what_is_wrong(make, word):
 def test_json_is_plain():
     content = json.loads(recipes.get("w4a8").to_json())
     assert content["weight_bits"] == 4 and content["towers"] == ["vision", "text"] and content["exceptions"] == {}
+    assert json.loads(recipes.get("w4a8-mixed").to_json())["exceptions"]["*.v"] == "w8a8"
+    smooth = json.loads(recipes.get("w8a8-smoothquant").to_json())
+    assert smooth["steps"] == [{"method": "smoothquant", "alpha": None, "tried": 21, "samples": 32}]
+
+
+def test_json_of_before_is_read():
+    """`method` names methods joined by "+"; exceptions are "float" or "wXaY"."""
+    old = {
+        "name": "mine",
+        "weight_bits": 4,
+        "activation_bits": 8,
+        "group": 64,
+        "static": True,
+        "method": "smoothquant",
+        "towers": ["vision"],
+        "exceptions": {"*.q": "float", "*.k": "w4a8", "*.v": "w8a16"},
+        "weight_observer": "mse",
+    }
+    recipe = Recipe.from_dict(old)
+    assert recipe.default == Treatment(4, 8, 64, True, "mse") and recipe.towers == ("vision",)
+    assert recipe.steps == (step("smoothquant"),) and recipe.method == "smoothquant"
+    # "wXaY" is static where the recipe is and its activations can be.
+    wanted = {"*.q": None, "*.k": Treatment(4, 8, 128, True), "*.v": Treatment(8, FLOAT)}
+    assert dict(recipe.exceptions) == wanted
+    assert Recipe.from_json(recipe.to_json()) == recipe
+    assert Recipe.from_dict(old | {"method": "rtn"}).steps == () == Recipe.from_dict({"name": "x"}).steps
+
+
+def test_an_exception_may_say_everything_that_a_default_says():
+    fields = {"weight_bits": 4, "activation_bits": 8, "group": 32, "static": True, "weight_observer": "mse"}
+    recipe = Recipe.from_dict({"name": "mine", "exceptions": {"*.fc1": fields, "*.fc2": {"weight_bits": 6}}})
+    assert recipe.needs_data  # because of the exception alone
+    plan = recipe.plan("vision.blocks.0.mlp.fc1", "fc1")
+    assert (plan.weight_bits, plan.activation_bits, plan.group, plan.static, plan.weight_observer) == (
+        4,
+        8,
+        32,
+        True,
+        "mse",
+    )
+    assert dict(recipe.exceptions)["*.fc2"] == Treatment(6)  # what it leaves out is as in a recipe that leaves it out
+    assert Recipe.from_json(recipe.to_json()) == recipe
+    assert recipe.hash == Recipe.from_json(recipe.to_json()).hash
+
+
+def test_options_of_a_step_survive_json():
+    recipe = Recipe("mine", steps=(step("smoothquant", alpha=1),))
+    again = Recipe.from_json(recipe.to_json())
+    assert again == recipe and again.hash == recipe.hash and again.steps[0][1].alpha == 1.0
+    assert recipe != Recipe("mine", steps=(step("smoothquant"),))
+
+
+def test_a_method_that_needs_what_nobody_gives_is_refused():
+    class Odd:
+        name, options, needs, inputs = "odd", Treatment, frozenset({"input"}), "float"
+
+    METHODS.register(Odd)
+    try:
+        with pytest.raises(RecipeError, match="method 'odd' needs 'input'; did you mean 'inputs'"):
+            Recipe("x", steps=(step("odd"),))
+    finally:
+        METHODS.unregister("odd")

@@ -54,7 +54,7 @@ def command(
     coverage = done.coverage
     qclip.save(loaded, target, force=force)
     size = artifact.bytes_of(target)
-    shares = {s: {of: coverage.share(s, of) for of in ("macs", "parameters")} for s in ("real", "simulated", "float")}
+    shares = coverage.shares()
     if json:
         rows = [vars(row) for row in coverage.rows]
         common.print_json(

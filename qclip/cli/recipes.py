@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import dataclasses
+from typing import Annotated, Any
 
 import typer
 
@@ -31,5 +32,21 @@ def command(
         common.print_json({n: {"about": about, **recipes.get(n).to_dict()} for n, about in presets.items()})
         return
     common.print_table("presets", ["name", "what it does"], [[n, about] for n, about in presets.items()])
-    print("\nNames compose: wXaY[-static][-METHOD], X weight bits 2..8, Y activation bits 2..8 or 16 (float);")
-    print(f"methods: {', '.join(recipes.METHODS)}. What no kernel runs is simulated in float, and says so.")
+    print("\nNames compose: wXaY[-static][-METHOD[+METHOD]], X weight bits 2..8, Y activation bits 2..8 or 16 (float).")
+    print("What no kernel runs is simulated in float, and says so. Options of methods go into a JSON file's `steps`.\n")
+    rows = [["rtn", "round to nearest, where no method decides otherwise", ""]]
+    rows += [[name, _about(method), _options(method.options)] for name, method in recipes.METHODS.items()]
+    common.print_table("methods", ["name", "what it does", "options"], rows)
+
+
+def _about(method: Any) -> str:
+    """The first line of its docstring."""
+    return (method.__doc__ or "").strip().partition("\n")[0]
+
+
+def _options(kind: Any) -> str:
+    """ "alpha=null, samples=32": fields and their defaults as JSON has them."""
+    from json import dumps
+
+    fields = dataclasses.fields(kind)
+    return ", ".join(f.name if f.default is dataclasses.MISSING else f"{f.name}={dumps(f.default)}" for f in fields)

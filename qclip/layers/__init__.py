@@ -5,10 +5,16 @@ from .embedding import QuantizedEmbedding
 from .linear import Int4Linear, Int8Linear, QuantizedLinear
 from .mlp import QuantizedMlp
 from .patch import QuantizedPatch
+from .registry import LAYERS, check, from_facts
 from .simulated import SimulatedLinear
-from .site import QuantizedSite
+from .site import Description, QuantizedSite
+from .transforms import TRANSFORMS, Hadamard, Scale, Shift, Transform
 
 __all__ = [
+    "LAYERS",
+    "TRANSFORMS",
+    "Description",
+    "Hadamard",
     "Int4Linear",
     "Int8Linear",
     "QuantizedAttention",
@@ -17,5 +23,10 @@ __all__ = [
     "QuantizedMlp",
     "QuantizedPatch",
     "QuantizedSite",
+    "Scale",
+    "Shift",
     "SimulatedLinear",
+    "Transform",
+    "check",
+    "from_facts",
 ]

@@ -13,7 +13,7 @@ import qkernels
 from ..models.hooks import watched
 from ..models.tower import Attention
 from .gradients import refuse_gradients
-from .linear import fusable, join, products, takes_codes
+from .linear import QuantizedLinear, fusable, join, products, takes_codes
 
 
 class QuantizedAttention(Attention):
@@ -34,7 +34,7 @@ class QuantizedAttention(Attention):
         q, k, v, out = core.q, core.k, core.v, core.out
         core.shares_input = takes_codes(q) and q.same_input(k) and q.same_input(v)  # type: ignore[operator, assignment]
         core.shares_pool_input = takes_codes(k) and k.same_input(v)  # type: ignore[operator, assignment]
-        core.codes_out = takes_codes(out) and out.smooth is None and core.inner_norm is None  # type: ignore[assignment]
+        core.codes_out = isinstance(out, QuantizedLinear) and out.takes_plain_codes() and core.inner_norm is None
         return core  # type: ignore[return-value]
 
     def __setattr__(self, name: str, value: Any) -> None:

@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
-from torch import Tensor
+from torch import Tensor, nn
 
-from .site import QuantizedSite
+from qkernels import Int8Weight
+
+from .site import Description, QuantizedSite
 
 
 class QuantizedEmbedding(QuantizedSite):
     """Token ids `[...]` -> float `[..., width]` of the compute dtype. One scale a row; never packed."""
+
+    STANDS_FOR = (nn.Embedding,)
+    CONTAINERS = (Int8Weight,)
+    packs = False
+
+    def describe(self) -> Description:
+        return Description(self.shape, "real", self.grid.bits, None)
+
+    def dequantized(self) -> nn.Module:
+        weight = self.dequantized_weight().to(self.witness.dtype)
+        return nn.Embedding(*self.shape, _weight=weight).train(self.training)
 
     def pack(self) -> None:
         """Stays canonical: rows are gathered, not multiplied."""

@@ -13,8 +13,10 @@ from qkernels import Int4Weight, Int8Weight
 from qkernels.weights import lay_side_by_side, side_by_side
 
 from ..models.hooks import runs_library_code
+from ..untrusted.schema import flag
 from .gradients import refuse_gradients
-from .site import QuantizedSite
+from .site import Description, QuantizedSite
+from .transforms import equal, same, transformed
 
 
 class QuantizedLinear(QuantizedSite):
@@ -24,12 +26,12 @@ class QuantizedLinear(QuantizedSite):
     """
 
     def quantize(self, x: Tensor, norm: nn.LayerNorm | None = None) -> tuple[Tensor, Tensor | None]:
-        """Float `[..., K]` -> int8 codes and float32 scales `[...]`, after `norm` if given (fused with it)."""
-        if norm is None:
-            return qkernels.quantize_per_token(x, smooth=self.smooth, scale=self.input_scale)
-        return qkernels.layer_norm_quantize(
-            x, norm.weight, norm.bias, norm.eps, smooth=self.smooth, scale=self.input_scale
-        )
+        """Float `[..., K]` -> int8 codes and float32 scales `[...]`, after `norm` if given (fused with it where no
+        transform comes between)."""
+        before, rule = self.before, (self.smooth, self.input_scale, self.input_zero)
+        if norm is not None and not before:
+            return qkernels.layer_norm_quantize(x, norm.weight, norm.bias, norm.eps, *rule)
+        return qkernels.quantize_per_token(transformed(x if norm is None else norm(x), before), *rule)
 
     def linear(
         self,
@@ -48,10 +50,19 @@ class QuantizedLinear(QuantizedSite):
         """Whether one quantized input serves both."""
         if not isinstance(other, QuantizedLinear) or type(self).takes_codes(self) != type(other).takes_codes(other):
             return False
-        return all(_equal(getattr(self, name), getattr(other, name)) for name in ("smooth", "input_scale"))
+        constants = ("input_scale", "input_zero")
+        return same(self.transforms, other.transforms) and all(
+            equal(getattr(self, name), getattr(other, name)) for name in constants
+        )
 
     def takes_codes(self) -> bool:
+        """Whether `quantize` gives codes that `linear` reads."""
         return True
+
+    def takes_plain_codes(self) -> bool:
+        """Whether the kernel before this site may write its codes: nothing is to be done to its input before, and its
+        codes have no zero point."""
+        return self.takes_codes() and not self.transforms and self.input_zero is None
 
     def forward(self, x: Tensor) -> Tensor:
         return refuse_gradients(self.linear(*self.quantize(x)), x, self)
@@ -109,6 +120,7 @@ def _alike(sites: Sequence[Any]) -> bool:
         isinstance(site, QuantizedLinear)
         and type(site) is type(first)
         and site.takes_codes()
+        and site.zero_bias is None
         and site.layout in ROWS
         and site.layout == first.layout
         and site.group == first.group
@@ -141,16 +153,13 @@ def _joined(sites: Sequence[Any]) -> tuple[Int8Weight | Int4Weight, Tensor | Non
     return Int4Weight(codes, scales, parts["zeros"], shape, sites[0].group, layout), parts["bias"]
 
 
-def _equal(a: Tensor | None, b: Tensor | None) -> bool:
-    if a is None or b is None:
-        return a is b
-    if a.device.type == "meta":  # a skeleton: what is written into it later comes from one quantized model
-        return a.shape == b.shape
-    return torch.equal(a, b)
-
-
 class Int8Linear(QuantizedLinear):
-    """W8A8: `qkernels.int8_linear`."""
+    """Weights of 2 to 8 bits per channel with INT8 activations: `qkernels.int8_linear`."""
+
+    CONTAINERS = (Int8Weight,)
+
+    def describe(self) -> Description:
+        return Description(self.shape, "real", self.grid.bits, 8, "int8_linear")
 
     def linear(
         self,
@@ -165,7 +174,7 @@ class Int8Linear(QuantizedLinear):
             codes,
             scale,
             self.quantized,
-            self.bias,
+            self.product_bias,
             activation=activation,
             out_scale=out_scale,
             out_group=out_group,
@@ -176,7 +185,15 @@ class Int8Linear(QuantizedLinear):
 class Int4Linear(QuantizedLinear):
     """W4A8 or, with `float_input`, W4A16: `qkernels.int4_linear`."""
 
-    float_input = False
+    CONTAINERS = (Int4Weight,)
+    SETTINGS = {"float_input": flag}
+
+    def __init__(self, *args: Any, float_input: bool = False, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.float_input = float_input
+
+    def describe(self) -> Description:
+        return Description(self.shape, "real", self.grid.bits, None if self.float_input else 8, "int4_linear")
 
     def takes_codes(self) -> bool:
         return not self.float_input
@@ -185,7 +202,7 @@ class Int4Linear(QuantizedLinear):
         if not self.float_input:
             return super().quantize(x, norm)
         x = x if norm is None else norm(x)
-        return (x if self.smooth is None else (x.float() * self.smooth).to(x.dtype)), None
+        return transformed(x, self.transforms).to(x.dtype), None
 
     def linear(
         self,
@@ -200,7 +217,7 @@ class Int4Linear(QuantizedLinear):
             codes,
             scale,
             self.quantized,
-            self.bias,
+            self.product_bias,
             activation=activation,
             out_scale=out_scale,
             out_group=out_group,

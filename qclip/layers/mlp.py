@@ -27,9 +27,8 @@ class QuantizedMlp(Mlp):
         fc1, fc2 = core.fc1, core.fc2
         core.codes_between = (
             isinstance(fc1, QuantizedLinear)
-            and isinstance(fc2, QuantizedLinear)  # type: ignore[assignment]
-            and fc2.takes_codes()
-            and fc2.smooth is None
+            and isinstance(fc2, QuantizedLinear)
+            and fc2.takes_plain_codes()
             and core.inner_norm is None
         )
         return core  # type: ignore[return-value]

@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
 
 import qkernels
 
 from ..models.hooks import watched
+from ..untrusted.schema import Check, Refused, listing, one_of, record, whole
 from .gradients import refuse_gradients
 from .linear import QuantizedLinear
+from .registry import check, from_facts
 from .shown_weight import ShownWeight
+from .site import Description, QuantizedSite
+
+
+def _inner(facts: Any, where: str) -> None:
+    """The facts of the linear site of a patch: of any layer but another patch."""
+    if isinstance(facts, dict) and facts.get("class") == QuantizedPatch.__name__:
+        raise Refused(f"{where} is of class {facts['class']!r}, within another one")
+    check(facts, where)
 
 
 class QuantizedPatch(nn.Module):
@@ -18,9 +30,32 @@ class QuantizedPatch(nn.Module):
     Like a convolution without padding it drops what is left over at the right and lower edge.
     """
 
-    def __init__(self, site: nn.Module, patch: tuple[int, int]) -> None:
+    def __init__(self, site: QuantizedSite, patch: tuple[int, int]) -> None:
         super().__init__()
         self.site, self.patch = site, patch
+
+    def describe(self) -> Description:
+        return self.site.describe()
+
+    def facts(self) -> dict[str, Any]:
+        return {"class": type(self).__name__, "patch": list(self.patch), "site": self.site.facts()}
+
+    @classmethod
+    def schema(cls) -> Check:
+        fields = {"class": one_of(cls.__name__), "patch": listing(whole(1, 1024), 2, 2), "site": _inner}
+        return record(fields, tuple(fields))
+
+    def misfit(self, module: nn.Module) -> str:
+        kernel = getattr(module, "kernel_size", None)
+        if kernel is None or tuple(kernel) != self.patch:
+            return f"takes patches of {self.patch}, and its architecture of {kernel}"
+        n, k = module.weight.flatten(1).shape
+        return self.site.misfit(nn.Linear(k, n, module.bias is not None, device="meta"))
+
+    @classmethod
+    def from_facts(cls, facts: dict[str, Any]) -> QuantizedPatch:
+        height, width = facts["patch"]
+        return cls(from_facts(facts["site"]), (int(height), int(width)))
 
     @staticmethod
     def fits(conv: nn.Module) -> bool:
@@ -34,24 +69,34 @@ class QuantizedPatch(nn.Module):
 
     @property
     def weight(self) -> ShownWeight:
-        n, k = self.site.shape  # type: ignore[misc]
-        shown: ShownWeight = self.site.weight  # type: ignore[assignment]
+        n, k = self.site.shape
+        shown = self.site.weight
         return ShownWeight(shown.dtype, shown.device, (n, k // (self.patch[0] * self.patch[1]), *self.patch))
 
     @property
     def bias(self) -> Tensor | None:
-        return self.site.bias  # type: ignore[return-value]
+        return self.site.bias
 
     def dequantized_weight(self) -> Tensor:
-        return self.site.dequantized_weight()  # type: ignore[operator, no-any-return]
+        return self.site.dequantized_weight()
+
+    def dequantized(self) -> nn.Module:
+        flat = self.site.dequantized()
+        n, k = self.site.shape
+        height, width = self.patch
+        conv = nn.Conv2d(k // (height * width), n, self.patch, self.patch, bias=flat.bias is not None, device="meta")
+        conv.weight = nn.Parameter(flat.weight.detach().unflatten(1, (-1, height, width)))
+        if flat.bias is not None:
+            conv.bias = flat.bias
+        return conv.train(self.training)
 
     def forward(self, x: Tensor) -> Tensor:
         batch, channels, height, width = x.shape
         ph, pw = self.patch
         rows, columns = height // ph, width // pw
         site = self.site
-        if isinstance(site, QuantizedLinear) and site.takes_codes() and not watched(site):
-            y = site.linear(*qkernels.quantize_patches(x, self.patch, site.smooth, site.input_scale))
+        if isinstance(site, QuantizedLinear) and site.takes_codes() and not site.before and not watched(site):
+            y = site.linear(*qkernels.quantize_patches(x, self.patch, site.smooth, site.input_scale, site.input_zero))
             y = refuse_gradients(y, x, site)
         else:
             x = x[:, :, : rows * ph, : columns * pw].reshape(batch, channels, rows, ph, columns, pw)

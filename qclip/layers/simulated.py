@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from qkernels.grids import Grid, dynamic_scales
 
+from ..untrusted.schema import either, one_of, whole
 from .gradients import refuse_gradients
-from .site import QuantizedSite, Weight
+from .site import Description, QuantizedSite
+from .transforms import transformed
+
+FLOAT = 16  # activation bits that mean: not quantized
 
 
-def quantize_dequantize(x: Tensor, bits: int, scale: Tensor | None = None) -> Tensor:
-    """`x` on the symmetric grid of `bits`: dynamic per token (last axis), or with a static `scale`. Float32 inside."""
+def quantize_dequantize(x: Tensor, bits: int, scale: Tensor | None = None, zero_point: Tensor | None = None) -> Tensor:
+    """`x` on the symmetric grid of `bits`: dynamic per token (last axis), or with a static `scale`, whose codes a
+    `zero_point` moves before they are clamped. Float32 inside."""
     grid, y = Grid(bits, "sym"), x.float()
     if scale is not None:
-        return grid.decode(grid.encode(y, scale), scale)
+        zero = None if zero_point is None else zero_point.float()
+        return grid.decode(grid.encode(y, scale, zero), scale, zero)
     low, high = torch.aminmax(y, dim=-1, keepdim=True)
     scale, inverse = dynamic_scales(torch.maximum(high, -low), grid.high)
     return (y * inverse).round_().mul_(scale)  # |y * inverse| rounds to the largest code at most
@@ -25,25 +33,24 @@ def quantize_dequantize(x: Tensor, bits: int, scale: Tensor | None = None) -> Te
 class SimulatedLinear(QuantizedSite):
     """Weight codes as in a real site (6-bit codes in an `Int8Weight`, 4-bit in an `Int4Weight`), computed in float."""
 
-    def __init__(
-        self,
-        weight: Weight,
-        bias: Tensor | None,
-        activation_bits: int,
-        smooth: Tensor | None = None,
-        input_scale: Tensor | None = None,
-        dtype: torch.dtype = torch.float32,
-    ) -> None:
-        super().__init__(weight, bias, smooth, input_scale, dtype)
+    packs = False
+    SETTINGS = {"activation_bits": either(one_of(FLOAT), whole(2, 8))}
+
+    def __init__(self, *args: Any, activation_bits: int, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
         self.activation_bits = activation_bits
+
+    def describe(self) -> Description:
+        bits = None if self.activation_bits == FLOAT else self.activation_bits
+        return Description(self.shape, "simulated", self.grid.bits, bits)
 
     def pack(self) -> None:
         """Stays canonical: no kernel reads it."""
 
     def forward(self, x: Tensor) -> Tensor:
-        y = x if self.smooth is None else x.float() * self.smooth
-        if self.activation_bits < 16:
-            y = quantize_dequantize(y, self.activation_bits, self.input_scale)
+        y = transformed(x, self.transforms)
+        if self.activation_bits != FLOAT:
+            y = quantize_dequantize(y, self.activation_bits, self.input_scale, self.input_zero)
         y = F.linear(y.to(x.dtype), self.quantized.dequantize().to(x.dtype), self.bias)
         return refuse_gradients(y, x, self)
 

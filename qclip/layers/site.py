@@ -2,53 +2,100 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Iterable
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 import qkernels
 from qkernels import Int4Weight, Int8Weight
+from qkernels.grids import KINDS, Grid
+from qkernels.weights import (
+    Weight,
+    levels,
+    pack_bits,
+    unpack_bits,
+    weight_from_levels,
+    zero_point_bias,
+)
 
+from ..errors import ArtifactError
+from ..untrusted.schema import Check, flag, listing, one_of, optional, record, whole
+from . import transforms as site_transforms
+from .fixed import Fixed
 from .shown_weight import ShownWeight
+from .transforms import Transform
+from .values import check_finite, check_normal
 
-FIXED = ("codes", "scales", "zeros", "smooth", "input_scale")  # what `.half()` and `.bfloat16()` leave alone
+MOST = 1 << 20  # rows, columns or groups that a description may speak of
+DTYPES = ("float32", "float16", "bfloat16")
 
-Weight = Int8Weight | Int4Weight
+
+@dataclasses.dataclass(frozen=True)
+class Description:
+    """What a layer says of itself to the coverage table."""
+
+    shape: tuple[int, int]  # of its weight [N, K]
+    state: Literal["real", "simulated"]  # kernels run it / float arithmetic on the quantization grid
+    weight_bits: int
+    activation_bits: int | None  # None: float
+    op: str | None = None  # the function of qkernels that computes it
 
 
-class QuantizedSite(nn.Module):
+class QuantizedSite(Fixed):
     """Holds one quantized weight `[N, K]`; subclasses compute with it.
 
-    Buffers: `codes`, `scales`, `zeros` (None where symmetric) as in `Int8Weight` / `Int4Weight`; `smooth` float32 `[K]`
-    multiplies the input before it is quantized, so the weight carries its inverse; `input_scale` float32 `[]` is the
-    static scale of the input, None = dynamic per token. The packed form replaces the canonical one in memory;
-    `state_dict` holds the canonical form, bit for bit.
+    Buffers: `codes`, `scales`, `zeros` (None where symmetric) as in `Int8Weight` / `Int4Weight`, made on `grid`;
+    `input_scale` float32 `[]` is the static scale of the input, None = dynamic per token; `input_zero` int32 `[]` its
+    zero point, None = 0. The `transforms` run on the input before it is quantized, so the weight carries their inverse.
+    The packed form replaces the canonical one in memory; `state_dict` holds the canonical form, bit for bit.
+
+    A subclass whose constructor takes more than this one's lists those keywords in `SETTINGS`, each with the check of
+    its JSON: attributes of the same names.
     """
 
+    FIXED = ("codes", "scales", "zeros", "input_scale", "input_zero", "zero_bias")
+    STANDS_FOR: ClassVar[tuple[type, ...]] = (nn.Linear,)  # float modules that it may replace
+    CONTAINERS: ClassVar[tuple[type, ...]] = (Int8Weight, Int4Weight)  # of the weights that it takes
+    SETTINGS: ClassVar[dict[str, Check]] = {}
+    packs: ClassVar[bool] = True  # whether its backend wants the weight in a form of its own
     codes: Tensor
     scales: Tensor
     zeros: Tensor | None
-    smooth: Tensor | None
     input_scale: Tensor | None
+    input_zero: Tensor | None
+    zero_bias: Tensor | None
     witness: Tensor
 
     def __init__(
         self,
         weight: Weight,
         bias: Tensor | None = None,
-        smooth: Tensor | None = None,
+        transforms: Iterable[Transform] = (),
         input_scale: Tensor | None = None,
+        input_zero: Tensor | None = None,
         dtype: torch.dtype = torch.float32,
+        grid: Grid | None = None,
     ) -> None:
         super().__init__()
         self.shape, self.group, self.layout = weight.shape, getattr(weight, "group", None), weight.layout
+        self.grid = _usual_grid(weight) if grid is None else grid
         self.register_buffer("codes", weight.codes)
         self.register_buffer("scales", weight.scales)
         self.register_buffer("zeros", getattr(weight, "zeros", None))
-        self.register_buffer("smooth", None if smooth is None else smooth.float())
         self.register_buffer("input_scale", None if input_scale is None else input_scale.float())
+        self.register_buffer("input_zero", None if input_zero is None else input_zero.to(torch.int32))
+        # What codes with a zero point add to every output: float32 `[N]`, since it can be much larger than the result.
+        shifted = None
+        if input_scale is not None and input_zero is not None:
+            meta = weight.codes.is_meta
+            shifted = torch.empty(self.shape[0]) if meta else zero_point_bias(weight, input_scale, input_zero)
+        self.register_buffer("zero_bias", shifted)
         self.bias = None if bias is None else nn.Parameter(bias.to(dtype), requires_grad=False)
+        # No empty child: a module without children is a leaf to the guards of recorded programs.
+        self.transforms = nn.ModuleList(transforms) if (transforms := list(transforms)) else ()
         # An empty tensor that follows `.half()` and `.to()`: it tells others our compute dtype and device.
         self.register_buffer("witness", torch.empty(0, dtype=dtype, device=weight.codes.device), persistent=False)
 
@@ -68,6 +115,175 @@ class QuantizedSite(nn.Module):
             return Int8Weight(self.codes, self.scales, self.shape, self.layout)
         return Int4Weight(self.codes, self.scales, self.zeros, self.shape, self.group, self.layout)
 
+    @property
+    def smooth(self) -> Tensor | None:
+        """Float32 `[K]`: what kernels multiply the input by in one pass with its quantization (see `transforms`)."""
+        return self.transforms[-1].fused if self.transforms else None
+
+    @property
+    def before(self) -> list[Transform]:
+        """The transforms that run before that pass."""
+        transforms = list(self.transforms)
+        return transforms[:-1] if self.smooth is not None else transforms
+
+    # -- what it is --------------------------------------------------------------------------------------------------
+
+    def describe(self) -> Description:
+        raise NotImplementedError
+
+    def facts(self) -> dict[str, Any]:
+        """What `from_facts` needs to make an empty layer of this form, as JSON."""
+        return {
+            "class": type(self).__name__,
+            "shape": list(self.shape),
+            "grid": dataclasses.asdict(self.grid),
+            "zeros": self.zeros is not None,
+            "bias": self.bias is not None,
+            "transforms": [transform.facts() for transform in self.transforms],
+            "input_scale": self.input_scale is not None,
+            "input_zero": self.input_zero is not None,
+            "dtype": str(self.witness.dtype).removeprefix("torch."),
+            **{name: getattr(self, name) for name in self.SETTINGS},
+        }
+
+    @classmethod
+    def schema(cls) -> Check:
+        """What `facts` may hold."""
+        grid = {"bits": whole(2, 8), "kind": one_of(*KINDS), "group": optional(whole(1, MOST))}
+        fields: dict[str, Check] = {
+            "class": one_of(cls.__name__),
+            "shape": listing(whole(1, MOST), 2, 2),
+            "grid": record(grid, tuple(grid)),
+            "transforms": listing(site_transforms.check, 0, 8),
+            **dict.fromkeys(("zeros", "bias", "input_scale", "input_zero"), flag),
+            "dtype": one_of(*DTYPES),
+            **cls.SETTINGS,
+        }
+        return record(fields, tuple(fields))
+
+    @classmethod
+    def from_facts(cls, facts: dict[str, Any]) -> QuantizedSite:
+        """A layer of this form on the meta device. Raises ArtifactError where the facts contradict each other."""
+        grid = Grid(**facts["grid"])
+        (n, k), dtype = facts["shape"], getattr(torch, facts["dtype"])
+        with torch.device("meta"):
+            weight = _empty_weight(grid, n, k, facts["zeros"])
+            if not isinstance(weight, cls.CONTAINERS):
+                raise ArtifactError(f"{cls.__name__} does not run weights on {grid}")
+            if facts["input_zero"] and not facts["input_scale"]:
+                raise ArtifactError(f"{cls.__name__} has a zero point of its input, but no static scale")
+            return cls(
+                weight,
+                torch.empty(n, dtype=dtype) if facts["bias"] else None,
+                [site_transforms.from_facts(each, k) for each in facts["transforms"]],
+                torch.empty(()) if facts["input_scale"] else None,
+                torch.empty((), dtype=torch.int32) if facts["input_zero"] else None,
+                dtype,
+                grid,
+                **{name: facts[name] for name in cls.SETTINGS},
+            )
+
+    def misfit(self, module: nn.Module) -> str:
+        """Why this layer cannot stand for a float module; empty where it can."""
+        weight = module.weight.flatten(1)  # type: ignore[union-attr, operator]
+        if tuple(weight.shape) != self.shape:
+            return f"has the shape {self.shape} instead of {tuple(weight.shape)}"
+        if not isinstance(module, self.STANDS_FOR):
+            return f"is of class {type(self).__name__!r} and stands for a {type(module).__name__}"
+        has = getattr(module, "bias", None) is not None
+        if has != (self.bias is not None) and not (self.transforms and not has):  # some transforms make a bias
+            return "lacks the bias" if has else "has a bias" + ", unlike its architecture"
+        return ""
+
+    def check_tensor(self, attribute: str, tensor: Tensor, what: str) -> None:
+        """Raises ArtifactError for numbers that this layer cannot hold; `what` names the tensor."""
+        if attribute == "codes":
+            self._check_codes(tensor, what)
+        elif attribute in ("scales", "input_scale"):
+            # A negative scale turns an uneven grid around, which the search for the least squared error does.
+            check_normal(tensor, what, positive=attribute == "input_scale" or self.grid.kind != "symfull")
+        elif attribute == "input_zero":
+            if not -128 <= int(tensor) <= 127:
+                raise ArtifactError(f"{what} is {int(tensor)}; a zero point lies between -128 and 127")
+        else:
+            check_finite(tensor, what)
+
+    def _check_codes(self, codes: Tensor, what: str) -> None:
+        if self.group is not None:
+            return  # both codes of a byte use every value of the 4 bits
+        low, high = self.grid.low, self.grid.high
+        if self.grid.kind == "midrise":
+            low, high = -high, high
+        least, most = (int(v) for v in torch.aminmax(codes))
+        if not (low <= least and most <= high):
+            raise ArtifactError(
+                f"{what} holds the code {least if least < low else most}; codes of {self.grid.bits} bits lie between "
+                f"{low} and {high}"
+            )
+
+    # -- on disk -----------------------------------------------------------------------------------------------------
+
+    @property
+    def dense(self) -> bool:
+        """Whether a file holds the codes packed bit by bit: where they leave bits of their container empty."""
+        return self.grid.bits < (8 if self.group is None else 4)
+
+    def to_disk(self) -> dict[str, Tensor]:
+        """Entries of `state_dict` that a file holds in another form."""
+        if not self.dense:
+            return {}
+        return {"codes": pack_bits(levels(self.quantized.canonical(), self.grid), self.grid.bits)}
+
+    def disk_form(self, attribute: str) -> tuple[tuple[int, ...], torch.dtype] | None:
+        """Shape and dtype that a file holds this tensor in; None: as it is."""
+        if attribute != "codes" or not self.dense:
+            return None
+        n, k = self.shape
+        return (-(-n * k * self.grid.bits // 8),), torch.uint8
+
+    def from_disk(self, attribute: str, tensor: Tensor) -> Tensor:
+        """The inverse of `to_disk`. Raises ArtifactError for what it has not made."""
+        if self.disk_form(attribute) is None:
+            return tensor
+        n, k = self.shape
+        try:
+            found = unpack_bits(tensor, self.grid.bits, n * k).view(n, k)
+            return weight_from_levels(found, self.grid, self.scales, self.zeros).codes
+        except ValueError as error:
+            raise ArtifactError(f"codes cannot be unpacked: {error}") from None
+
+    # -- taken out again ---------------------------------------------------------------------------------------------
+
+    def dequantized(self) -> nn.Module:
+        """The float module that computes with the effective weight."""
+        weight, bias = self.dequantized_weight(), self.dequantized_bias()
+        module = nn.Linear(weight.shape[1], weight.shape[0], bias is not None, device="meta")
+        module.weight = nn.Parameter(weight.to(self.witness.dtype))
+        if bias is not None:
+            module.bias = nn.Parameter(bias.to(self.witness.dtype))
+        return module.train(self.training)
+
+    def dequantized_weight(self) -> Tensor:
+        """The effective weight, float32 `[N, K]`, to the input as it comes, before the transforms."""
+        return self._unfolded()[0]
+
+    def dequantized_bias(self) -> Tensor | None:
+        """The bias that belongs to it, `[N]`, a copy."""
+        bias = self._unfolded()[1]
+        return None if bias is None else bias.detach().clone()
+
+    def _unfolded(self) -> tuple[Tensor, Tensor | None]:
+        return site_transforms.unfolded(self.quantized.canonical().dequantize(), self.bias, self.transforms)
+
+    # -- forms of the weight -----------------------------------------------------------------------------------------
+
+    @property
+    def product_bias(self) -> Tensor | None:
+        """What is added to the product of codes: the bias, and what a zero point of the input makes."""
+        if self.zero_bias is None:
+            return self.bias
+        return self.zero_bias if self.bias is None else self.zero_bias + self.bias.float()
+
     def _hold(self, weight: Weight) -> None:
         self.codes, self.scales, self.layout = weight.codes, weight.scales, weight.layout
         if isinstance(weight, Int4Weight):
@@ -81,28 +297,11 @@ class QuantizedSite(nn.Module):
     def unpack(self) -> None:
         self._hold(self.quantized.canonical())
 
-    def dequantized_weight(self) -> Tensor:
-        """The effective weight, float32 `[N, K]`, in the basis of the unsmoothed input."""
-        weight = self.quantized.canonical().dequantize()
-        return weight if self.smooth is None else weight * self.smooth
-
     def _apply(self, fn: Callable, recurse: bool = True) -> QuantizedSite:
         packed = self.layout != "canonical"
         if packed:
             self.unpack()
-        fixed = {name: self._buffers[name] for name in FIXED if self._buffers[name] is not None}
-        for name in fixed:
-            self._buffers[name] = None
         super()._apply(fn, recurse)
-        for name, tensor in fixed.items():
-            device = fn(torch.empty(0, dtype=tensor.dtype, device=tensor.device)).device
-            if device == tensor.device:
-                moved = tensor
-            elif tensor.device.type == "meta":
-                moved = torch.empty_like(tensor, device=device)
-            else:
-                moved = tensor.to(device)
-            self._buffers[name] = moved
         if packed:
             self.pack()
         return self
@@ -125,7 +324,30 @@ class QuantizedSite(nn.Module):
 
     def extra_repr(self) -> str:
         n, k = self.shape
-        smooth = ", smooth" if self.smooth is not None else ""
         static = ", static" if self.input_scale is not None else ""
-        group = f", group={self.group}" if self.group else ""
-        return f"{k}, {n}{group}{smooth}{static}, layout={self.layout!r}"
+        return f"{k}, {n}, {self.grid}{static}, layout={self.layout!r}"
+
+
+def _usual_grid(weight: Weight) -> Grid:
+    """The grid of a weight that none is given for: the largest one of its container."""
+    if isinstance(weight, Int8Weight):
+        return Grid(8, "sym")
+    return Grid(4, "symfull" if weight.zeros is None else "floatzero", weight.group)
+
+
+def _empty_weight(grid: Grid, n: int, k: int, zeros: bool) -> Weight:
+    """A weight without values. Raises ArtifactError for a grid that no weight has."""
+    try:
+        container = grid.container
+    except ValueError as error:
+        raise ArtifactError(str(error)) from None
+    if container == "Int8Weight":
+        if zeros:
+            raise ArtifactError(f"weights on {grid} have no zero points")
+        return Int8Weight(torch.empty(n, k, dtype=torch.int8), torch.empty(n), (n, k))
+    group = k if grid.group is None else min(grid.group, k)
+    if group not in (32, 64, 128, k):
+        raise ArtifactError(f"{k} inputs have no weight groups of {group}")
+    groups = -(-k // group)
+    codes, scales = torch.empty(n, -(-k // 2), dtype=torch.uint8), torch.empty(n, groups, dtype=torch.float16)
+    return Int4Weight(codes, scales, torch.empty_like(scales) if zeros else None, (n, k), group)

@@ -9,17 +9,13 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from .. import calibration, models, recipes, rewrite
+from .. import models, recipes, rewrite
+from ..calibration import Progress, samples
 from ..errors import ModelError, NonFiniteError, RecipeError
 from .base import Context, Method, SiteState, build
-from .smoothquant import SmoothQuant
-from .static import StaticScales
+from .driver import BlockRun, decide, states
 
-Progress = calibration.Progress
-
-METHODS: dict[str, type[Method]] = {"smoothquant": SmoothQuant}
-
-__all__ = ["METHODS", "Context", "Method", "SiteState", "quantize", "quantize_"]
+__all__ = ["BlockRun", "Context", "Method", "SiteState", "build", "quantize", "quantize_"]
 
 
 def quantize(
@@ -85,35 +81,16 @@ def _quantize(
             )
         _check_finite(model, towers)
         encoders = models.encoders(model)
-        data = None
-        if recipe.needs_data:
-            data = _samples(calibration, encoders, seed, strict)
-        sites = {site.name: site for tower in towers.values() for site in tower}
-        plans = rewrite.plans(recipe, towers)
-        rewrite.refuse_hooks(towers, plans, names)
-        context = Context(
-            model,
-            recipe,
-            towers,
-            encoders,
-            data,
-            plans,
-            {n: s.module for n, s in sites.items()},
-            {n: SiteState() for n in sites},
-            {},
-            progress,
-        )
-        for name in recipe.methods:
-            if name in METHODS:  # "rtn" is what `build` does to every site in the end
-                METHODS[name]().run(context)
-        if recipe.static:
-            StaticScales().run(context)
+        data = samples(calibration, encoders, seed=seed, strict=strict) if recipe.needs_data else None
+        context = Context(model, recipe, towers, encoders, data, states(recipe, towers), {}, progress)
+        rewrite.refuse_hooks([state.site for state in context.states.values()], names)
+        decide(context)
         source_hash = rewrite.weight_hash(model)  # of the explicit form: the same for every recipe
-        built, rounded = {}, context.quantized_sites()
-        for done, site in enumerate(rounded):
-            context.report("rounding", done, len(rounded))
-            built[site.name] = build(context, site)
-        context.report("rounding", len(rounded), len(rounded))
+        built, total = {}, len(context.states)
+        for done, (name, state) in enumerate(context.states.items()):
+            context.report("rounding", done, total)
+            built[name] = build(state)
+        context.report("rounding", total, total)
     rewrite.write(towers, built)
     provenance = {
         "qclip": _version(),
@@ -125,7 +102,7 @@ def _quantize(
         **context.notes,
     }
     source = str(getattr(model, "qclip_source", type(model).__name__))
-    return rewrite.mark(model, recipe, plans, provenance, source)
+    return rewrite.mark(model, recipe, provenance, source)
 
 
 def _check_finite(model: nn.Module, towers: dict[str, models.Tower]) -> None:
@@ -136,10 +113,6 @@ def _check_finite(model: nn.Module, towers: dict[str, models.Tower]) -> None:
             raise NonFiniteError(
                 f"{names.get(id(parameter), name)} holds NaN or Inf in {name!r}; the checkpoint is damaged"
             )
-
-
-def _samples(data: object, encoders: models.Encoders, seed: int, strict: bool) -> calibration.Samples:
-    return calibration.samples(data, encoders, seed=seed, strict=strict)
 
 
 def _version() -> str:

@@ -1,116 +1,171 @@
-"""The interface of a post-training method: it may change a site's state; rounding comes last.
+"""What a post-training method is, and what it works on.
 
-A method is one file with one class. `Context` holds the float model in explicit form, the plan of every site and the
-samples; `states[name]` collects, site by site, what the methods decide. `finish` turns a state into the numbers that
-a layer holds.
+A method is one file with one class. It changes the *states* of sites: how their inputs are transformed, which scales
+and codes they get. `build` then makes a layer of a state, by rounding to nearest what no method has decided. The driver
+(`driver.py`) owns the order: every method in turn, `prepare` once, then `block` for every block of every tower.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import typing
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from qkernels import Int4Weight, Int8Weight, weights
-from qkernels.grids import Grid
+from qkernels.weights import Weight
 
 from .. import calibration
-from ..errors import NonFiniteError, RecipeError
-from ..layers import Int4Linear, Int8Linear, QuantizedEmbedding, QuantizedPatch, SimulatedLinear
+from ..errors import NonFiniteError
+from ..layers import Int4Linear, Int8Linear, QuantizedEmbedding, QuantizedPatch, QuantizedSite, SimulatedLinear
+from ..layers.transforms import Transform, folded, transformed
 from ..models import Encoders
-from ..models.tower import Block, Site, Tower
-from ..recipes import FLOAT, Recipe, SitePlan
+from ..models.tower import Site, Tower
+from ..recipes import FLOAT, Recipe, Treatment
+
+if typing.TYPE_CHECKING:
+    from .driver import BlockRun
 
 
 @dataclasses.dataclass
 class SiteState:
-    """What the methods have decided for a site so far."""
+    """What is decided of a site so far; all that `build` needs."""
 
-    smooth: Tensor | None = None  # float32 [K]: multiplies the input; the weight is divided by it
-    input_scale: Tensor | None = None  # float32 []: static scale of the (smoothed) input
+    site: Site
+    source: nn.Module  # the float module, whatever stands in its place for the moment
+    plan: Treatment  # what the recipe wants; a method may replace it
+    transforms: list[Transform] = dataclasses.field(default_factory=list)  # shared by sites of one `site.shared`
+    input_scale: Tensor | None = None  # float32 []: static scale of the transformed input
+    input_zero: Tensor | None = None  # int32 []: zero point of the static codes; None: 0
+    weight: Weight | None = None  # of the transformed input, on the plan's grid; None: round to nearest
+    bias: Tensor | None = None  # float [N], in place of the float module's own
+
+    def float_weight(self) -> Tensor:
+        """Float32 `[N, K]`, to the input as it comes."""
+        return self.source.weight.detach().flatten(1).float()  # type: ignore[union-attr, operator]
+
+    def float_bias(self) -> Tensor | None:
+        bias = getattr(self.source, "bias", None) if self.bias is None else self.bias
+        return None if bias is None else bias.detach()
+
+    def folded(self) -> tuple[Tensor, Tensor | None]:
+        """Weight float32 `[N, K]` and bias to the transformed input."""
+        return folded(self.float_weight(), self.float_bias(), self.transforms)
+
+    def input(self, x: Tensor) -> Tensor:
+        """The transformed input, which is what gets quantized."""
+        return transformed(x, self.transforms)
 
 
 @dataclasses.dataclass
 class Context:
+    """The float model in explicit form, with the state of every site that the recipe does not leave float."""
+
     model: nn.Module
     recipe: Recipe
     towers: dict[str, Tower]
     encoders: Encoders
     samples: calibration.Samples | None
-    plans: dict[str, SitePlan]
-    floats: dict[str, nn.Module]  # the float module of every site, whatever stands in its place for the moment
-    states: dict[str, SiteState]
+    states: dict[str, SiteState]  # by site name
     notes: dict  # goes into the provenance: what a method chose
     progress: calibration.Progress | None = None
+
+    def plan(self, name: str) -> Treatment | None:
+        """What is wanted of a site; None: it stays float."""
+        return self.states[name].plan if name in self.states else None
 
     def report(self, what: str, done: int, total: int) -> None:
         if self.progress is not None:
             self.progress(what, done, total)
 
-    def weight(self, site: Site) -> Tensor:
-        """The float weight, float32 `[N, K]`."""
-        return self.floats[site.name].weight.detach().flatten(1).float()  # type: ignore[union-attr, operator]
-
-    def quantized_sites(self, tower: Tower | None = None) -> list[Site]:
-        towers = self.towers.values() if tower is None else [tower]
-        return [site for t in towers for site in t if self.plans[site.name].state != "float"]
-
-    def blocks(self) -> list[tuple[Tower, Block]]:
-        return [(tower, block) for tower in self.towers.values() for block in tower.blocks]
-
     def need_samples(self) -> calibration.Samples:
-        if self.samples is None:
-            raise RecipeError(
-                f"recipe {self.recipe.name!r} needs data: pass calibration=... (--calibration DATA on the command line)"
-            )
+        """The calibration samples. A method that asks for them names "inputs" in its `needs`."""
+        assert self.samples is not None, "the recipe's `needs_data` said that no method needs samples"
         return self.samples
+
+    def channel_maxima(self, sites: list[Site]) -> dict[str, Tensor]:
+        """Largest |transformed input| per channel, float32 `[K]`, by `site.shared`; a pass over all samples."""
+        return calibration.channel_maxima(
+            self.encoders, self.towers, self.need_samples(), sites, self._inputs(sites), self.progress
+        )
+
+    def static_scales(self, sites: list[Site]) -> dict[str, Tensor]:
+        """Static scales of the transformed inputs by `site.shared`; a pass over all samples."""
+        bits = {site.shared: self.states[site.name].plan.activation_bits for site in sites}
+        return calibration.static_scales(
+            self.encoders, self.towers, self.need_samples(), sites, bits, self._inputs(sites), self.progress
+        )
+
+    def _inputs(self, sites: list[Site]) -> dict[str, typing.Callable[[Tensor], Tensor]]:
+        return {site.shared: self.states[site.name].input for site in sites}
+
+
+@dataclasses.dataclass(frozen=True)
+class NoOptions:
+    """Of a method that has none."""
 
 
 class Method:
-    """One step of a recipe. `run` sees the float model and writes into `context.states`."""
+    """One step of a recipe. Register a subclass with `recipes.METHODS`, or name it in an entry point "qclip.methods".
 
-    name = ""
+    `options`: a frozen dataclass, which is the JSON of the method's options in a recipe (`typed.from_dict` says which
+    types its fields may have); a ValueError of it refuses values.
+    """
 
-    def run(self, context: Context) -> None:
-        raise NotImplementedError
+    name: ClassVar[str]
+    options: ClassVar[type] = NoOptions
+    needs: ClassVar[frozenset[str]] = frozenset()  # of recipes.NEEDS
+    inputs: ClassVar[Literal["float", "quantized"]] = "float"  # what `block` sees: behind float or quantized blocks
+    stage: ClassVar[str] = ""  # for progress: what `block` does; the name without it
+    samples: int | None = None  # images, or captions, that `block` sees; None: all
+
+    def __init__(self, options: Any) -> None:
+        self.chosen = options
+
+    def prepare(self, context: Context) -> None:
+        """Once, before the blocks: statistics, an equal float model, other plans for sites."""
+
+    def block(self, context: Context, run: BlockRun) -> None:
+        """For every block, in the order in which they run. Whatever it writes into the tower is taken out again."""
+
+    def finish(self, context: Context) -> None:
+        """Once, after the blocks."""
 
 
-def weight_grid(plan: SitePlan) -> Grid:
-    """`sym` at 5 bits and above, `symfull` below, where it is the better one (methods 2.0)."""
-    return Grid(plan.weight_bits, "sym" if plan.weight_bits >= 5 else "symfull", plan.group)
-
-
-def quantize_weight(weight: Tensor, plan: SitePlan) -> Int8Weight | Int4Weight:
+def quantize_weight(weight: Tensor, plan: Treatment) -> Weight:
     """Round to nearest on the plan's grid with its observer's scales."""
-    grid = weight_grid(plan)
-    return weights.quantize_weight(weight, grid, *grid.fit(weight, plan.weight_observer))
+    return weights.quantize_weight(weight, plan.grid, *plan.grid.fit(weight, plan.weight_observer))
 
 
-def build(context: Context, site: Site) -> nn.Module:
-    """The module that replaces `site`, from its float weight, which is finite, and its state. Raises NonFiniteError
-    naming the site where no scale can hold its numbers."""
-    plan, state = context.plans[site.name], context.states[site.name]
-    source = context.floats[site.name]
-    weight, bias = context.weight(site), getattr(source, "bias", None)
-    dtype: torch.dtype = source.weight.dtype  # type: ignore[union-attr, assignment]
-    bias = None if bias is None else bias.detach()
-    if site.kind == "embedding":
-        return QuantizedEmbedding(Int8Weight.quantize(weight), dtype=dtype)
-    if state.smooth is not None:
-        weight = weight / state.smooth
+def build(state: SiteState) -> nn.Module:
+    """The layer that replaces a site, from its state alone. Raises NonFiniteError naming the site where no scale can
+    hold its numbers."""
+    source, plan = state.source, state.plan
+    weight, bias = state.folded()
     try:
-        quantized = quantize_weight(weight, plan)
-    except ValueError as error:  # smoothing left the range of float32, or a scale that of float16
-        raise NonFiniteError(f"{site.name}: {error}") from error
-    module: nn.Module
-    if plan.state == "simulated":
-        module = SimulatedLinear(quantized, bias, plan.activation_bits, state.smooth, state.input_scale, dtype)
-    elif isinstance(quantized, Int4Weight):
-        module = Int4Linear(quantized, bias, state.smooth, state.input_scale, dtype)
-        module.float_input = plan.activation_bits == FLOAT
+        quantized = quantize_weight(weight, plan) if state.weight is None else state.weight
+    except ValueError as error:  # a transform left the range of float32, or a scale that of float16
+        raise NonFiniteError(f"{state.site.name}: {error}") from error
+    dtype: torch.dtype = source.weight.dtype  # type: ignore[union-attr, assignment]
+    settings: dict[str, Any] = {
+        "transforms": state.transforms,
+        "input_scale": state.input_scale,
+        "input_zero": state.input_zero,
+        "dtype": dtype,
+        "grid": plan.grid,
+    }
+    layer: QuantizedSite
+    if state.site.kind == "embedding":
+        return QuantizedEmbedding(quantized, dtype=dtype, grid=plan.grid)
+    # Codes of 2 to 8 bits per channel fit the INT8 product; float inputs have a kernel beside 4-bit weights only.
+    if isinstance(quantized, Int4Weight) and plan.activation_bits in (8, FLOAT):
+        layer = Int4Linear(quantized, bias, **settings, float_input=plan.activation_bits == FLOAT)
+    elif isinstance(quantized, Int8Weight) and plan.activation_bits == 8:
+        layer = Int8Linear(quantized, bias, **settings)
     else:
-        module = Int8Linear(quantized, bias, state.smooth, state.input_scale, dtype)
+        layer = SimulatedLinear(quantized, bias, **settings, activation_bits=plan.activation_bits)
     if isinstance(source, nn.Conv2d):
-        return QuantizedPatch(module, tuple(source.kernel_size))  # type: ignore[arg-type]
-    return module
+        return QuantizedPatch(layer, tuple(source.kernel_size))  # type: ignore[arg-type]
+    return layer

@@ -311,10 +311,9 @@ def about_model(results: Results, label: str, model: nn.Module) -> None:
     if quantization is None:
         return
     coverage = quantization.coverage
-    for state in ("real", "simulated", "float"):
+    for state, shares in coverage.shares().items():
         for name, counted in (("coverage_macs", "macs"), ("coverage_params", "parameters")):
-            total = sum(getattr(row, counted) for row in coverage.rows)
-            value = sum(getattr(row, counted) for row in coverage.rows if row.state == state) / max(total, 1)
+            value = shares[counted]
             results.add(model=label, metric=name, role="model", axis="state", at=state, value=value, **described)
     for row in coverage.rows:
         activation = "float" if row.activation_bits in (None, 16) else row.activation_bits

@@ -15,6 +15,7 @@ from qclip.layers import (
     QuantizedEmbedding,
     QuantizedMlp,
     QuantizedPatch,
+    Scale,
     SimulatedLinear,
 )
 from qclip.layers.simulated import quantize_dequantize
@@ -32,7 +33,7 @@ def int8(n=N, k=K, bias=True, smooth=False, static=False, seed=0):
     layer = Int8Linear(
         Int8Weight.quantize(stored),
         torch.randn(n, generator=g) if bias else None,
-        factor,
+        [] if factor is None else [Scale(factor)],
         torch.tensor(0.03) if static else None,
     )
     return layer, weight
@@ -41,9 +42,7 @@ def int8(n=N, k=K, bias=True, smooth=False, static=False, seed=0):
 def int4(n=N, k=K, group=64, float_input=False, seed=0):
     g = torch.Generator().manual_seed(seed)
     weight = torch.randn(n, k, generator=g) / k**0.5
-    layer = Int4Linear(Int4Weight.quantize(weight, group), torch.randn(n, generator=g))
-    layer.float_input = float_input
-    return layer, weight
+    return Int4Linear(Int4Weight.quantize(weight, group), torch.randn(n, generator=g), float_input=float_input), weight
 
 
 def relative(got, want):
@@ -57,7 +56,7 @@ def made(kind):
         "int8-static": lambda: int8(static=True)[0],
         "int4": lambda: int4()[0],
         "int4-float": lambda: int4(float_input=True)[0],
-        "simulated": lambda: SimulatedLinear(Int8Weight.quantize(int8()[1]), torch.ones(N), 8),
+        "simulated": lambda: SimulatedLinear(Int8Weight.quantize(int8()[1]), torch.ones(N), activation_bits=8),
     }[kind]()
 
 
@@ -153,10 +152,10 @@ def test_patches_are_rows_of_the_site(kind):
     weight = torch.randn(40, 48)
     smooth = torch.rand(48) + 0.5 if kind == "smooth" else None
     if kind == "float input":
-        site = Int4Linear(Int4Weight.quantize(weight, 32))
-        site.float_input = True
+        site = Int4Linear(Int4Weight.quantize(weight, 32), float_input=True)
     else:
-        site = Int8Linear(Int8Weight.quantize(weight), None, smooth, torch.tensor(0.02) if kind == "static" else None)
+        scale = torch.tensor(0.02) if kind == "static" else None
+        site = Int8Linear(Int8Weight.quantize(weight), None, [] if smooth is None else [Scale(smooth)], scale)
     x = torch.randn(2, 3, 9, 14)
     rows = torch.nn.functional.unfold(x, 4, stride=4).transpose(1, 2)
     assert torch.equal(QuantizedPatch(site, (4, 4))(x), site(rows).transpose(1, 2).unflatten(2, (2, 3)))
@@ -327,7 +326,7 @@ def test_groups_are_only_for_inputs_that_fc2_would_quantize_plainly(monkeypatch,
     assert not both(make())
     assert both(make(input_scale=torch.tensor(0.2)))
     smoothed = make()
-    smoothed.fc2.smooth = torch.rand(256) + 0.5
+    smoothed.fc2.transforms = [Scale(torch.rand(256) + 0.5)]
     assert both(QuantizedMlp.fuse(smoothed))
     floating = make()
     floating.fc2 = core.fc2

@@ -17,6 +17,7 @@ from qclip import calibration, models, ptq, recipes, rewrite
 from qclip.errors import DataError, ModelError, NonFiniteError, RecipeError
 from qclip.layers import Int8Linear, QuantizedAttention, QuantizedSite
 from qclip.models.tower import Attention
+from qkernels import smooth_scale
 from tests.models import architectures
 from tests.small import IMAGES, TEXTS, small_clip
 
@@ -98,7 +99,7 @@ def test_coverage_counts_everything(model):
     shares = [coverage.share(state) for state in ("real", "simulated", "float")]
     assert math.isclose(sum(shares), 1) and shares[0] > 0.8 and shares[1] == 0
     assert qclip.coverage(small) == coverage
-    assert qclip.quantize(model, "w6a8").qclip_quantization.coverage.share("simulated") > 0.8
+    assert qclip.quantize(model, "w4a4").qclip_quantization.coverage.share("simulated") > 0.8
     # Parameters, counted against the model itself.
     total = sum(row.parameters for row in qclip.coverage(model).rows)
     known = sum(p.numel() for n, p in model.named_parameters() if n != "logit_scale")
@@ -170,7 +171,7 @@ def test_smoothquant_undoes_scale_outliers(model):
 
 def test_smoothquant_balances_maxima():
     x, w = torch.rand(32) * 10 + 0.1, torch.rand(32) + 0.1
-    s = ptq.smoothquant.smooth_scale(x, w, 0.5)
+    s = smooth_scale(x, w, 0.5)
     assert torch.allclose(x / s, w * s, rtol=1e-5)
 
 
@@ -184,11 +185,11 @@ def test_smoothquant_search_never_chooses_worse_than_off(model):
 def test_smoothquant_with_static_scales_searches_with_static_scales(model, monkeypatch):
     tried = []
 
-    def noting(context, site):
-        tried.append(context.states[site.name].input_scale)
-        return ptq.base.build(context, site)
+    def noting(state):
+        tried.append(state.input_scale)
+        return ptq.build(state)
 
-    monkeypatch.setattr(ptq.smoothquant, "build", noting)
+    monkeypatch.setattr(ptq.driver, "build", noting)
     small = qclip.quantize(with_outliers(model), "w8a8-static-smoothquant", calibration=IMAGES)
     assert tried and all(scale is not None for scale in tried)
     assert cosine(embed(small)[0], embed(model)[0]) > 0.999
@@ -278,7 +279,7 @@ def coca():
 
 @pytest.mark.filterwarnings("ignore:CoCa")
 def test_padding_that_coca_computes_enters_no_statistic(monkeypatch):
-    monkeypatch.setattr(calibration, "CAPTIONS", TEXTS)
+    monkeypatch.setattr("qclip.calibration.captions.CAPTIONS", TEXTS)
     model = coca()
     towers, encoders = models.towers(model), models.encoders(model)
     data = calibration.samples(IMAGES, encoders)

@@ -14,6 +14,7 @@ from qclip.errors import DataError, InputError, NonFiniteError
 from qclip.reliability import evaluate
 from qclip.reliability.classification import LABELLED
 from qclip.results import Results
+from qclip.rewrite import Coverage
 from tests.reliability.fakes import CLASSES, Tiny, pictures, preprocess, tokenizer
 
 TEMPLATES = ["a {}", "a drawing of a {}"]
@@ -321,7 +322,7 @@ def test_what_the_model_is_goes_on_its_rows() -> None:
     small.qclip_quantization = SimpleNamespace(
         recipe=recipe,
         source="tiny",
-        coverage=SimpleNamespace(rows=[site("vision.a", "real", 30), site("vision.b", "float", 10)]),
+        coverage=Coverage([site("vision.a", "real", 30), site("vision.b", "float", 10)]),  # type: ignore[list-item]
     )
     results = run({"float": Tiny(), "small": small})
     row = results.row(model="small", set="pets", subset="all", metric="top1")

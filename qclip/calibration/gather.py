@@ -1,0 +1,177 @@
+"""What calibration runs on: images from whatever a user may give, and captions."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import warnings
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..data import batches, load
+from ..errors import DataError
+from ..models import Encoders
+from . import captions as built_in
+
+IMAGES = 128  # enough for maxima and histograms; more changes little (methods 2.1)
+TEXTS = 256  # captions at most
+
+
+@dataclasses.dataclass
+class Samples:
+    """`images` float `[n, 3, H, W]`, preprocessed; `tokens` int64 `[m, context]`."""
+
+    images: Tensor
+    tokens: Tensor | None
+    description: dict  # source, counts, hash: goes into the provenance
+
+    def first(self, count: int | None) -> Samples:
+        """The first `count` images and captions; None: all."""
+        tokens = None if self.tokens is None else self.tokens[:count]
+        return Samples(self.images[:count], tokens, self.description)
+
+    def image_batches(self, size: int = 32) -> Iterator[Tensor]:
+        yield from self.images.split(size)
+
+    def token_batches(self) -> Iterator[Tensor]:
+        """Captions of equal length together: the tower stops at the last EOT of a batch, so that no position behind a
+        caption's own EOT enters a statistic. (For a tower that does not stop there, see `Encoders.text_positions`.)"""
+        if self.tokens is None:
+            return
+        lengths = self.tokens.argmax(-1)
+        for length in lengths.unique().tolist():
+            yield from self.tokens[lengths == length].split(32)
+
+
+@dataclasses.dataclass
+class _Images:
+    """Images as they were given, and what is known about them."""
+
+    stack: Tensor
+    source: str
+    captions: list[str] | None = None
+    unreadable: int = 0
+
+
+def samples(
+    calibration: object, encoders: Encoders, images: int = IMAGES, seed: int = 0, strict: bool = False
+) -> Samples:
+    """From what a user may give: a data name, an `ImageSet`, a loader of image tensors (or tuples that begin with
+    one), or a tensor of preprocessed images `[n, 3, H, W]`. Captions are the set's own, else a built-in list.
+
+    An unreadable image is left out with a warning; with `strict` it raises. Raises DataError when nothing is there, a
+    value is not finite, or the model does not take images of this shape.
+    """
+    given = _images(calibration, encoders, images, seed, strict)
+    _check(given.stack, encoders)
+    captions = built_in.CAPTIONS if given.captions is None else given.captions
+    tokens = None if encoders.tokenizer is None else encoders.tokenizer(captions[:TEXTS])
+    description = {
+        "source": given.source,
+        "images": len(given.stack),
+        "captions": 0 if tokens is None else len(tokens),
+        "captions_from": "built-in captions" if given.captions is None else "the set's captions",
+        "seed": seed,
+        "unreadable": given.unreadable,
+        "sha256": _digest(given.stack, tokens),
+    }
+    return Samples(given.stack.to(encoders.device, encoders.dtype), tokens, description)
+
+
+def _images(calibration: object, encoders: Encoders, count: int, seed: int, strict: bool) -> _Images:
+    source = type(calibration).__name__
+    if isinstance(calibration, str | Path):
+        calibration = load(str(calibration))
+    if isinstance(calibration, Tensor):
+        return _Images(calibration[:count], source)
+    if hasattr(calibration, "image") and hasattr(calibration, "sample"):
+        return _from_set(calibration, encoders, count, seed, strict)
+    if isinstance(calibration, Iterable):
+        return _Images(_from_loader(calibration, count), source)
+    raise DataError(f"calibration is a data name, a loader or a tensor of images, not {source}")
+
+
+def _from_set(data: Any, encoders: Encoders, count: int, seed: int, strict: bool) -> _Images:
+    if encoders.preprocess is None:
+        raise DataError(
+            "the model has no preprocess, so images cannot be calibrated on; "
+            "pass a tensor of preprocessed images, or set model.preprocess"
+        )
+    drawn = data.sample(min(count, len(data)), seed)
+    stack = torch.cat([batch for _, batch in batches(drawn, encoders.preprocess, strict=strict)])
+    unreadable = [why for _, why in drawn.unreadable]
+    if unreadable:
+        listed = "; ".join(unreadable[:5]) + (" ..." if len(unreadable) > 5 else "")
+        warnings.warn(
+            f"{data.spec}: {len(unreadable)} of {len(drawn)} calibration images cannot be read and are left "
+            f"out: {listed}",
+            stacklevel=4,
+        )
+    captions = None if drawn.captions is None else [c for group in drawn.captions for c in group[:1]]
+    return _Images(stack, data.spec, captions, len(unreadable))
+
+
+def _from_loader(loader: Iterable, count: int) -> Tensor:
+    parts, have = [], 0
+    for batch in loader:
+        part = batch[0] if isinstance(batch, tuple | list) else batch
+        if not isinstance(part, Tensor):
+            raise DataError(
+                f"the calibration loader gives {type(part).__name__}; it must give tensors of images, "
+                "or tuples that begin with one"
+            )
+        parts.append(part)
+        have += len(part)
+        if have >= count:
+            break
+    if not parts:
+        raise DataError("the calibration loader gave no batch; pass one with images")
+    first, *others = dict.fromkeys(tuple(part.shape[1:]) for part in parts)
+    if others:
+        raise DataError(
+            f"the calibration loader gives images of shape {first} and of shape {others[0]}; run all "
+            "of them through model.preprocess"
+        )
+    return torch.cat(parts)[:count]
+
+
+def _check(stack: Tensor, encoders: Encoders) -> None:
+    """Raises DataError where these are no images that the model can take."""
+    if stack.ndim != 4 or len(stack) == 0:
+        raise DataError(f"calibration images must be a non-empty [n, 3, H, W] tensor, got {tuple(stack.shape)}")
+    if not stack.is_floating_point():
+        raise DataError(
+            f"calibration images must be preprocessed, floating point, got {stack.dtype}; "
+            "run them through model.preprocess"
+        )
+    if not stack.isfinite().all():
+        bad = int((~stack.flatten(1).isfinite().all(1)).nonzero()[0])
+        raise DataError(f"calibration image {bad} holds NaN or Inf; remove it or check the preprocessing")
+    _check_shape(stack, encoders)
+
+
+@torch.no_grad()
+def _check_shape(stack: Tensor, encoders: Encoders) -> None:
+    """Some models take images of other sizes than their own: whether this one does is tried."""
+    side = encoders.image_size
+    if tuple(stack.shape[1:]) == (3, side, side):
+        return
+    try:
+        encoders.encode_image(stack[:1])
+    except (RuntimeError, ValueError, AssertionError):
+        raise DataError(
+            f"calibration images are {tuple(stack.shape[1:])}, but the model takes {(3, side, side)}; run "
+            "them through model.preprocess"
+        ) from None
+
+
+def _digest(stack: Tensor, tokens: Tensor | None) -> str:
+    digest = hashlib.sha256(np.ascontiguousarray(stack.float().cpu().numpy()).tobytes())
+    if tokens is not None:
+        digest.update(tokens.cpu().numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,165 @@
+"""Runs samples through the float towers in explicit form and keeps, of every site's input, what methods need."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Collection, Iterator
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import DataError, NonFiniteError
+from ..models import Encoders
+from ..models.tower import Site, Tower
+from .gather import Samples
+from .observers import AbsMax, Histogram
+
+Progress = Callable[[str, int, int], None]  # (what, done, in all)
+See = Callable[[Tensor], None]  # is shown an input
+Inputs = dict[str, Callable[[Tensor], Tensor]]  # by `site.shared`: what is done to an input before it is quantized
+
+
+@dataclasses.dataclass
+class Batch:
+    """Samples that go through a tower together; `positions` bool `[B, S]` is what reaches an embedding (None: all)."""
+
+    encode: Callable[[Tensor], Tensor]
+    inputs: Tensor
+    positions: Tensor | None = None
+
+    def run(self) -> None:
+        self.encode(self.inputs)
+
+    def one(self) -> Batch:
+        """The first sample alone."""
+        return Batch(self.encode, self.inputs[:1], None if self.positions is None else self.positions[:1])
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+
+def batches(encoders: Encoders, data: Samples, tower: str) -> Iterator[Batch]:
+    """The samples as one tower takes them."""
+    if tower == "vision":
+        yield from (Batch(encoders.encode_image, images) for images in data.image_batches())
+    if tower == "text":
+        for tokens in data.token_batches():
+            yield Batch(encoders.encode_text, tokens, encoders.text_positions(tokens))
+
+
+class Hooks:
+    """Forward pre-hooks that are gone when the block ends. They see what reaches an embedding: of inputs `[B, S, K]`
+    the positions `reaching` (bool `[B, S]`), all where it is None."""
+
+    def __init__(self) -> None:
+        self.handles: list = []
+        self.reaching: Tensor | None = None
+
+    def add(self, module: nn.Module, see: See) -> None:
+        self.handles.append(module.register_forward_pre_hook(lambda _, args: see(reaching(args[0], self.reaching))))
+
+    def __enter__(self) -> Hooks:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for handle in self.handles:
+            handle.remove()
+
+
+def reaching(x: Tensor, positions: Tensor | None) -> Tensor:
+    """The rows of x `[B, S, ...]` at `positions` bool `[B, S]`, `[n, ...]`; x itself where it has no such positions."""
+    return x if positions is None or x.ndim < 3 or x.shape[:2] != positions.shape else x[positions]
+
+
+@torch.no_grad()
+def run(
+    encoders: Encoders,
+    data: Samples,
+    towers: Collection[str],
+    hooks: Hooks | None = None,
+    progress: Progress | None = None,
+) -> None:
+    """One pass over all samples through the named towers."""
+    found = [batch for name in ("vision", "text") if name in towers for batch in batches(encoders, data, name)]
+    done, total = 0, sum(map(len, found))
+    for batch in (None, *found):
+        if batch is not None:
+            if hooks is not None:
+                hooks.reaching = batch.positions
+            batch.run()
+            done += len(batch)
+        if progress is not None:
+            progress("calibration", done, total)
+    if hooks is not None:
+        hooks.reaching = None
+
+
+def channel_maxima(
+    encoders: Encoders,
+    towers: dict[str, Tower],
+    data: Samples,
+    sites: list[Site],
+    inputs: Inputs | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Tensor]:
+    """Largest |input| per channel for every group of sites that share an input, keyed by `site.shared`; of the input
+    behind `inputs`, where there is one for the group.
+
+    Raises NonFiniteError naming the site whose input is not finite.
+    """
+    observers: dict[str, AbsMax] = {}
+    with Hooks() as hooks:
+        for site in sites:
+            if site.kind != "embedding" and site.shared not in observers:
+                observers[site.shared] = AbsMax()
+                hooks.add(site.module, _behind(inputs, site, observers[site.shared].update))
+        run(encoders, data, towers, hooks, progress)
+    out = {}
+    for site in sites:
+        if site.shared in observers and (value := observers[site.shared].value) is not None:
+            if not value.isfinite().all():
+                raise _not_finite(site)
+            out[site.shared] = value
+    return out
+
+
+def static_scales(
+    encoders: Encoders,
+    towers: dict[str, Tower],
+    data: Samples,
+    sites: list[Site],
+    bits: dict[str, int],
+    inputs: Inputs | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Tensor]:
+    """The static activation scale of every shared input, float32 `[]`, of the input behind `inputs`; `bits` by
+    `site.shared`.
+
+    Raises NonFiniteError naming the site whose input is not finite, DataError naming one that no sample reached.
+    """
+    observers: dict[str, Histogram] = {}
+    with Hooks() as hooks:
+        for site in sites:
+            if site.shared not in observers:
+                observers[site.shared] = Histogram()
+                hooks.add(site.module, _behind(inputs, site, observers[site.shared].update))
+        run(encoders, data, towers, hooks, progress)
+    for site in sites:
+        if not observers[site.shared].finite:
+            raise _not_finite(site)
+        if not observers[site.shared].counts.any():
+            hint = "the model has no tokenizer, set model.tokenizer" if data.tokens is None else "leave it float"
+            raise DataError(f"{site.name} saw nothing during calibration, so it has no static scale; {hint}")
+    return {key: observer.static_scale(bits[key]) for key, observer in observers.items()}
+
+
+def _behind(inputs: Inputs | None, site: Site, see: See) -> See:
+    change = None if inputs is None else inputs.get(site.shared)
+    return see if change is None else lambda x: see(change(x))
+
+
+def _not_finite(site: Site) -> NonFiniteError:
+    return NonFiniteError(
+        f"the input of {site.name} is NaN or Inf during calibration; check the weights before it and "
+        "the calibration images"
+    )

@@ -1,0 +1,115 @@
+"""SmoothQuant (arXiv 2211.10438) with the strength searched per block: one fixed alpha is known to hurt CLIP.
+
+`s_j = max|X_j|^a / max|W_j|^(1-a)`; the input is multiplied by 1/s when it is quantized, the weight by s before it is
+rounded. Nothing is folded into neighbours, so a site stays one weight and one transform of its input. The groups of a
+block are searched in the order in which they run - qkv, out, fc1, fc2 - each over {off, 0, 0.05 .. 1} by the squared
+error of the *block's* output with the real quantizers in place: with a static scale where the recipe wants one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+from torch import Tensor
+
+from qkernels import smooth_scale
+
+from ... import calibration
+from ...layers import Scale
+from ...models.tower import Site
+from ..base import Context, Method, SiteState
+from ..driver import BlockRun
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """`alpha`: one strength for all sites, 0 to 1; None: searched. `tried`: how many are tried besides "off", evenly
+    from 0 to 1. `samples`: images, or captions, of the search."""
+
+    alpha: float | None = None
+    tried: int = 21
+    samples: int = 32
+
+    def __post_init__(self) -> None:
+        if self.alpha is not None and not 0 <= self.alpha <= 1:
+            raise ValueError(f"alpha must lie between 0 and 1, not at {self.alpha:g}")
+        if self.tried < 2:
+            raise ValueError(f"tried must be 2 or more, not {self.tried}")
+        if self.samples < 1:
+            raise ValueError(f"samples must be 1 or more, not {self.samples}")
+
+    @property
+    def alphas(self) -> tuple[float | None, ...]:
+        if self.alpha is not None:
+            return (self.alpha,)
+        return (None, *(i / (self.tried - 1) for i in range(self.tried)))
+
+
+class SmoothQuant(Method):
+    """Move the size of input channels into the weights; the strength is searched per block."""
+
+    name = "smoothquant"
+    stage = "SmoothQuant search"
+    options = Options
+    needs = frozenset({"inputs"})
+
+    def __init__(self, options: Options) -> None:
+        super().__init__(options)
+        self.samples = options.samples
+        self.strengths: dict[str, float | None] = {}
+
+    def prepare(self, context: Context) -> None:
+        self.maxima = context.channel_maxima([s.site for s in context.states.values() if _smoothable(s.site)])
+
+    def block(self, context: Context, run: BlockRun) -> None:
+        groups: dict[str, list[SiteState]] = {}
+        for state in run.states.values():
+            if _smoothable(state.site) and state.site.shared in self.maxima:
+                groups.setdefault(state.site.shared, []).append(state)
+        seen: dict[str, list[Tensor]] = {key: [] for key, group in groups.items() if group[0].plan.static}
+        if seen:
+            run.observe({key: inputs.append for key, inputs in seen.items()})
+        for key, group in groups.items():
+            self.strengths[key] = self._search(run, group, seen.get(key))
+        for group in groups.values():
+            for state in group:
+                state.input_scale = None  # that of a few samples: the one of all is found in the end
+
+    def _search(self, run: BlockRun, group: list[SiteState], seen: list[Tensor] | None) -> float | None:
+        """Sets the states of sites that share an input to the best strength, and leaves their layers in the block."""
+        sites, before = [state.site for state in group], list(group[0].transforms)
+        largest = torch.stack([state.folded()[0].abs().amax(0) for state in group]).amax(0)
+
+        def use(alpha: float | None) -> None:
+            transforms = before
+            if alpha is not None:
+                transforms = [*before, Scale(1 / smooth_scale(self.maxima[sites[0].shared], largest, alpha))]
+            for state in group:
+                state.transforms = transforms
+                state.input_scale = None if seen is None else _static_scale(state, seen)
+            run.use(sites)
+
+        def error(alpha: float | None) -> float:
+            use(alpha)
+            return run.error()
+
+        alphas = self.chosen.alphas
+        best = alphas[0] if len(alphas) == 1 else min(alphas, key=error)
+        use(best)
+        return best
+
+    def finish(self, context: Context) -> None:
+        context.notes["smoothquant_alpha"] = self.strengths
+
+
+def _smoothable(site: Site) -> bool:
+    # Nothing can be folded through GELU into fc1, but the scale stays with fc2, so it needs no folding.
+    return site.kind != "embedding" and (site.smoothable or site.kind == "fc2")
+
+
+def _static_scale(state: SiteState, seen: list[Tensor]) -> Tensor:
+    observer = calibration.Histogram()
+    for x in seen:
+        observer.update(state.input(x))
+    return observer.static_scale(state.plan.activation_bits)

@@ -1,0 +1,297 @@
+"""The driver: inputs go from block to block, in linear time, for every family; what a block run tells is true."""
+
+import copy
+import dataclasses
+from collections import Counter
+from typing import ClassVar
+
+import pytest
+import torch
+from torch import nn
+
+import qclip
+from qclip import calibration, models, ptq, recipes
+from qclip.layers import Int8Linear, QuantizedSite
+from qclip.models.tower import Attention, Mlp
+from qclip.ptq.blocks import first, walk
+from qclip.recipes import METHODS, Recipe, Treatment, step
+from qkernels import Int8Weight
+from tests.models import architectures
+from tests.small import IMAGES, small_clip
+
+
+def family(name: str) -> nn.Module:
+    make = architectures.OPEN_CLIP.get(name)
+    if make is None:
+        proj, width = ("none", 10) if name.startswith("convnext") else ("linear", 24)
+        make = lambda: architectures.with_trunk(architectures.TIMM[name](), proj, width)  # noqa: E731
+    torch.manual_seed(0)
+    return architectures.perturb(make())
+
+
+def samples(model: nn.Module) -> calibration.Samples:
+    lengths = (5, 9, 7, 5)
+    return calibration.Samples(architectures.images(4), architectures.tokens(lengths=lengths), {})
+
+
+def seen_in_one_pass(tower, encoders, data) -> dict[str, list]:
+    """What every block is called with, by hooks while the tower runs as it is."""
+    found: dict[str, list] = {}
+    handles = [
+        block.module.register_forward_pre_hook(
+            lambda _, args, kwargs, name=block.name: found.setdefault(name, []).append((args, kwargs)),
+            with_kwargs=True,
+        )
+        for block in tower.blocks
+    ]
+    with torch.no_grad():
+        for batch in calibration.batches(encoders, data, tower.name):
+            batch.run()
+    for handle in handles:
+        handle.remove()
+    return found
+
+
+def alike(a, b) -> bool:
+    if isinstance(a, torch.Tensor):
+        return torch.allclose(a, b, atol=1e-5, rtol=1e-4)
+    if isinstance(a, tuple | list):
+        return len(a) == len(b) and all(map(alike, a, b))
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(alike(a[key], b[key]) for key in a)
+    return a == b
+
+
+FAMILIES = [
+    "clip",
+    "own_attention_all_norms",
+    "siglip_text",
+    "coca",
+    "coca_parallel_pools",
+    "vit_siglip",
+    "vit_other_pool",
+    "convnext",
+    "convnext_1x1",
+]
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", FAMILIES)
+def test_inputs_that_are_carried_are_those_of_one_pass(name: str) -> None:
+    model = family(name)
+    towers, encoders = models.towers(model), models.encoders(model)
+    data = samples(model)
+    for tower in towers.values():
+        want = seen_in_one_pass(tower, encoders, data)
+        calls: Counter = Counter()
+        handles = [
+            module.register_forward_hook(lambda m, *_, calls=calls: calls.update([id(m)]))
+            for module in tower.module.modules()
+            if isinstance(module, Attention | Mlp)
+        ]
+        found = {block.name: [(c.args, c.kwargs) for c in taken] for block, taken in walk(tower, encoders, data)}
+        for handle in handles:
+            handle.remove()
+        assert list(found) == list(want) and len(found) == len(tower.blocks)
+        for block, taken in found.items():
+            assert alike(taken, want[block]), block
+        # Each core computes once per batch, and once more for the sample that shows the order of the blocks.
+        batches = len(want[tower.blocks[0].name])
+        assert max(calls.values()) <= batches + 1
+        assert not any("forward" in block.module.__dict__ for block in tower.blocks)
+
+
+def hugging_face(kind: str) -> nn.Module:
+    transformers = pytest.importorskip("transformers")
+    small = {"hidden_size": 24, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 2}
+    vision, text = (
+        small | {"image_size": 32, "patch_size": 8},
+        small | {"vocab_size": 100, "max_position_embeddings": 16},
+    )
+    torch.manual_seed(0)
+    if kind == "clip":
+        config = transformers.CLIPConfig(
+            text_config=text | {"eos_token_id": 99}, vision_config=vision, projection_dim=20
+        )
+        return transformers.CLIPModel(config).eval()
+    return transformers.SiglipModel(transformers.SiglipConfig(text_config=text, vision_config=vision)).eval()
+
+
+@pytest.mark.parametrize("kind", ["clip", "siglip"])
+def test_hugging_face_blocks_are_carried(kind: str) -> None:
+    model = hugging_face(kind)
+    towers, encoders = models.towers(model), models.encoders(model)
+    data = samples(model)
+    for tower in towers.values():
+        want = seen_in_one_pass(tower, encoders, data)
+        found = {block.name: [(c.args, c.kwargs) for c in taken] for block, taken in walk(tower, encoders, data)}
+        assert list(found) == list(want) == [block.name for block in tower.blocks]
+        assert all(alike(found[name], want[name]) for name in want)
+
+
+@pytest.mark.parametrize("depth", [2, 5])
+def test_the_search_is_linear_in_the_blocks(depth: int) -> None:
+    """Calls of each block: counted, not timed. The first block is called as often as the last."""
+    torch.manual_seed(0)
+    model = architectures.perturb(architectures.clip({"layers": depth}, {"layers": depth}))
+    towers = models.towers(model)
+    calls: dict[str, Counter] = {name: Counter() for name in towers}
+    for name, tower in towers.items():
+        for at, block in enumerate(tower.blocks):
+            block.module.register_forward_hook(lambda *_, c=calls[name], at=at: c.update([at]))
+    context = context_for(model, "w8a8-smoothquant")
+    ptq.decide(context)
+    for counted in calls.values():
+        assert len(counted) == depth
+        assert max(counted.values()) - min(counted.values()) <= 4  # carrying the inputs; not a pass per block
+        assert max(counted.values()) < 22 * 4 * 4 + 40  # 21 strengths and "off", 4 groups, some batches
+
+
+def context_for(model: nn.Module, recipe: str | Recipe) -> ptq.Context:
+    recipe = recipes.get(recipe)
+    towers, encoders = models.towers(model), models.encoders(model)
+    return ptq.Context(model, recipe, towers, encoders, samples(model), ptq.states(recipe, towers), {})
+
+
+def test_no_more_than_one_blocks_inputs_are_held(monkeypatch) -> None:
+    """Inputs of blocks that are done are gone: nothing else holds the tensors."""
+    import weakref
+
+    model = small_clip()
+    towers, encoders = models.towers(model), models.encoders(model)
+    data = calibration.Samples(IMAGES, None, {})
+    alive: list[weakref.ref] = []
+    for _, calls in walk(towers["vision"], encoders, data):
+        assert sum(ref() is not None for ref in alive) == 0
+        alive += [weakref.ref(first(call.args)) for call in calls]
+        del calls
+
+
+# -- what a method sees --------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Quiet:
+    strength: float = 0.5
+
+
+class Looking(ptq.Method):
+    """Notes what it is shown."""
+
+    name = "looking"
+    options = Quiet
+    needs = frozenset({"inputs"})
+    seen: ClassVar[dict] = {}
+
+    def block(self, context, run):
+        self.seen[run.block.name] = [first(call.args).clone() for call in run.inputs]
+        if run.block.name == "vision.blocks.0":
+            self.errors = [run.error()]
+            run.use(run.sites)
+            self.errors.append(run.error())
+            assert isinstance(run.states["q"].site.module, Int8Linear)
+            run.restore()
+            self.errors.append(run.error())
+            type(self).last = self
+
+
+class LookingBehindQuantized(Looking):
+    name = "looking-behind"
+    inputs = "quantized"
+    seen: ClassVar[dict] = {}
+
+
+@pytest.fixture
+def registered():
+    for kind in (Looking, LookingBehindQuantized):
+        METHODS.register(kind)
+    yield
+    for kind in (Looking, LookingBehindQuantized):
+        METHODS.unregister(kind.name)
+        kind.seen.clear()
+
+
+def test_inputs_are_float_or_quantized_as_the_method_asks(registered) -> None:
+    model = small_clip()
+    want = copy.deepcopy(model)
+    for name in ("looking", "looking-behind"):
+        context = context_for(copy.deepcopy(model), Recipe("mine", steps=(step(name),)))
+        context.samples = calibration.Samples(IMAGES, None, {})
+        ptq.decide(context)
+        assert not any(isinstance(m, QuantizedSite) for m in context.model.modules())  # the float modules are back
+    # The same block of the float model, and of one whose patches and first block are quantized, run whole.
+    quantized = qclip.quantize(want, Recipe("mine", exceptions=(("vision.blocks.1.*", "float"),)))
+    whole = {}
+    for model, kind in ((want, Looking), (quantized, LookingBehindQuantized)):
+        tower = models.towers(model)["vision"]
+        passed = seen_in_one_pass(tower, models.encoders(model), calibration.Samples(IMAGES, None, {}))
+        whole[kind] = first(passed["vision.blocks.1"][0][0])
+    floats, behind = (kind.seen["vision.blocks.1"][0] for kind in (Looking, LookingBehindQuantized))
+    assert torch.allclose(floats, whole[Looking], atol=1e-5)
+    # Fused cores hand codes over that single sites round again: near, and much nearer than float.
+    off = (behind - whole[LookingBehindQuantized]).norm()
+    assert off < 0.3 * (floats - whole[LookingBehindQuantized]).norm() and off < 3e-3 * floats.norm()
+
+
+def test_the_error_is_that_of_real_quantizers_in_place(registered) -> None:
+    model = small_clip()
+    context = context_for(model, Recipe("mine", steps=(step("looking"),)))
+    ptq.decide(context)
+    before, during, after = Looking.last.errors
+    assert before == after == 0 and during > 0
+
+
+def test_the_hessian_is_that_of_the_transformed_input() -> None:
+    model = small_clip()
+    context = context_for(model, "w8a8")
+    context.samples = calibration.Samples(IMAGES, None, {})
+    tower = context.towers["vision"]
+    factor = torch.rand(64) + 0.5
+    with torch.no_grad():
+        block, calls = next(walk(tower, context.encoders, context.samples))
+        run = ptq.BlockRun(context, tower, block, calls)
+        for kind in "qkv":
+            run.states[kind].transforms = [qclip.layers.Scale(factor)]
+        found = run.hessian(run.states["k"].site)
+        x = block.module.ln_1(first(calls[0].args)).flatten(0, 1) * factor
+    want = 2 / len(x) * x.double().T @ x.double()
+    assert torch.allclose(found.double(), want, rtol=1e-4, atol=1e-5)
+    assert run.hessian(run.states["q"].site) is found  # one for all that read the input
+
+
+def test_a_layer_is_made_of_its_state_alone() -> None:
+    """Codes that a method found, its bias, its transforms: `build` asks for nothing else."""
+    source, generator = nn.Linear(32, 8), torch.Generator().manual_seed(0)
+    site = models.Site("vision.x", "fc1", "norm", "vision.x.in", nn.Module())
+    factor = torch.rand(32, generator=generator) + 0.5
+    codes = Int8Weight(torch.randint(-7, 8, (8, 32), generator=generator, dtype=torch.int8), torch.rand(8), (8, 32))
+    bias = torch.randn(8)
+    shared = [qclip.layers.Scale(factor)]
+    layer = ptq.build(ptq.SiteState(site, source, Treatment(5, 8), shared, weight=codes, bias=bias))
+    assert torch.equal(layer.codes, codes.codes) and torch.equal(layer.bias, bias) and layer.transforms[0] is shared[0]
+    assert torch.equal(layer.dequantized_weight(), codes.dequantize() * factor)
+
+
+@pytest.mark.parametrize("bits", [2, 3, 5, 6, 7])
+@pytest.mark.parametrize("static", [False, True])
+def test_few_bits_per_channel_run_on_the_int8_kernels(bits: int, static: bool) -> None:
+    """With the numbers of the simulated path: the same codes, in integers instead of float32."""
+    recipe = Recipe("mine", Treatment(bits, 8, static=static))
+    small = qclip.quantize(small_clip(), recipe, calibration=IMAGES)
+    coverage = qclip.coverage(small)
+    assert coverage.share("simulated") == 0 and coverage.share("real") > 0.8
+    row = next(row for row in coverage.rows if row.site == "vision.blocks.0.mlp.fc1")
+    assert (row.state, row.weight_bits, row.activation_bits) == ("real", bits, 8) and row.backend != "torch"
+    for tower in models.towers(small).values():
+        for site in tower:
+            layer = site.module
+            if isinstance(layer, Int8Linear) and site.kind != "patch":
+                top = 2 ** (bits - 1) - 1
+                codes = layer.quantized.canonical().codes
+                assert int(codes.max()) <= top and int(codes.min()) >= -top - (bits <= 4)
+                simulated = qclip.layers.SimulatedLinear(
+                    layer.quantized.canonical(), layer.bias, layer.transforms, layer.input_scale, activation_bits=8
+                )
+                x = torch.randn(7, layer.shape[1])
+                want = simulated(x)
+                assert (layer(x) - want).norm() < 1e-5 * want.norm()
