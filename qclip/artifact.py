@@ -248,7 +248,7 @@ def _fill(model: nn.Module, path: Path, tensors: TensorFile, device: torch.devic
         if isinstance(owner, QuantizedSite):
             tensor = owner.from_disk(attribute, tensor)
         if hasattr(owner, "check_tensor"):
-            owner.check_tensor(attribute, tensor, f"{name!r} in {str(path)!r}")
+            owner.check_tensor(attribute, tensor, f"{name!r} in {str(path)!r}")  # type: ignore[operator]
         else:
             check_values(name, tensor, str(path), ArtifactError)
         if attribute in owner._parameters:
