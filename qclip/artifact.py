@@ -8,6 +8,7 @@ tensor at a time, looking at its values, so that two forms of a weight never coe
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from collections import Counter
@@ -27,7 +28,7 @@ from .layers import QuantizedSite, from_facts
 from .models.allowed import TOKENIZER_BYTES
 from .models.tokenizer import FILE as TOKENIZER
 from .models.values import check_values
-from .recipes import Recipe
+from .recipes import Recipe, Treatment
 from .untrusted import TensorFile, inside, is_file, open_regular, read_bytes, read_header, read_json, reason
 
 FORMAT = 2  # 2: layers describe themselves, codes of few bits are packed
@@ -73,6 +74,7 @@ def save(model: nn.Module, path: str | Path, force: bool = False) -> Path:
             "tokenizer": tokenizer,
             "source": done.source,
             "recipe": done.recipe.to_dict(),
+            "plans": {name: dataclasses.asdict(plan) for name, plan in done.plans.items()},
             "sites": {
                 site.name: site.module.facts()  # type: ignore[operator]
                 for t in models.towers(model).values()
@@ -175,7 +177,7 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> nn.Module:
         raise ArtifactError(f"{str(file)!r} does not match its checksum; it was changed after it was saved")
     tokenizer = _read_tokenizer(path, content["tokenizer"])
     try:
-        model, recipe = _skeleton(content, tokenizer)
+        model, plans, recipe = _skeleton(content, tokenizer)
     except ArtifactError:
         raise
     except Exception as error:  # sizes that contradict each other: every library below has errors of its own
@@ -183,11 +185,11 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> nn.Module:
             f"{str(path / DESCRIPTION)!r} describes no model that can be built ({reason(error)}); "
             "it is edited or foreign"
         ) from None
-    _fill(model, file, tensors, torch.device(device))
+    _fill(model, file, tensors, plans, torch.device(device))
     models.materialize_buffers(model)
     if torch.device(device).type != "cpu":
         model.to(device)
-    rewrite.mark(model, recipe, content["provenance"], content["source"])
+    rewrite.mark(model, recipe, plans, content["provenance"], content["source"])
     return model.eval()
 
 
@@ -198,8 +200,11 @@ def _read_tokenizer(path: Path, config: dict[str, Any] | None) -> bytes | None:
     return read_bytes(inside(path, TOKENIZER, ArtifactError), TOKENIZER_BYTES, ArtifactError)
 
 
-def _skeleton(content: dict[str, Any], tokenizer: bytes | None) -> tuple[nn.Module, Recipe]:
+def _skeleton(content: dict[str, Any], tokenizer: bytes | None) -> tuple[nn.Module, dict[str, Treatment], Recipe]:
     recipe = Recipe.from_dict(content["recipe"])
+    plans = {name: Treatment(**plan) for name, plan in content["plans"].items()}
+    if odd := sorted(set(content["sites"]) ^ set(plans)):
+        raise ArtifactError(f"the artifact's layers do not fit its plans (first difference: {odd[0]!r})")
     model = models.create_from_config(content["architecture"], device="meta")
     towers = models.towers(model)
     sites = {site.name: site for tower in towers.values() for site in tower}
@@ -210,12 +215,15 @@ def _skeleton(content: dict[str, Any], tokenizer: bytes | None) -> tuple[nn.Modu
         built[name] = layer = from_facts(facts)
         if reason := layer.misfit(sites[name].module):  # type: ignore[operator]
             raise ArtifactError(f"the layer {name!r} {reason}")
+        for below in layer.modules():
+            if isinstance(below, QuantizedSite):
+                description.check_layer(name, below, plans[name])
     rewrite.write(towers, built)
     models.attach(model, content["preprocess"], content["tokenizer"], source=content["source"], file=tokenizer)
-    return model, recipe
+    return model, plans, recipe
 
 
-def _fill(model: nn.Module, path: Path, tensors: TensorFile, device: torch.device) -> None:
+def _fill(model: nn.Module, path: Path, tensors: TensorFile, plans: dict[str, Treatment], device: torch.device) -> None:
     """Move the file's tensors into the skeleton, module by module, looking at the values of each and packing each
     weight as soon as it is there.
 
@@ -241,6 +249,14 @@ def _fill(model: nn.Module, path: Path, tensors: TensorFile, device: torch.devic
         for name, (owner, attribute) in slots.items()
         if attribute == "codes" and isinstance(owner, QuantizedSite) and owner.packs and device.type == "cpu"
     }
+    # The search for the least squared error turns uneven grids around, by negative scales.
+    turned = {
+        id(below)
+        for tower in models.towers(model).values()
+        for site in tower
+        for below in site.module.modules()
+        if (plan := plans.get(site.name)) and plan.weight_observer == "mse" and plan.grid.kind == "symfull"
+    }
     own = Counter(id(owner) for owner, _ in slots.values())  # tensors of each module
     done: dict[int, int] = {}
     for name, tensor in _read(path, tensors, passing):
@@ -248,7 +264,7 @@ def _fill(model: nn.Module, path: Path, tensors: TensorFile, device: torch.devic
         if isinstance(owner, QuantizedSite):
             tensor = owner.from_disk(attribute, tensor)
         if hasattr(owner, "check_tensor"):
-            owner.check_tensor(attribute, tensor, f"{name!r} in {str(path)!r}")  # type: ignore[operator]
+            owner.check_tensor(attribute, tensor, f"{name!r} in {str(path)!r}", id(owner) in turned)  # type: ignore[operator]
         else:
             check_values(name, tensor, str(path), ArtifactError)
         if attribute in owner._parameters:

@@ -7,16 +7,27 @@ from __future__ import annotations
 
 from typing import Any
 
-from . import layers
-from .errors import ArtifactError, ModelError
+from . import layers, typed
+from .errors import ArtifactError, ModelError, RecipeError
 from .models import allowed
+from .recipes import FLOAT, Treatment
 from .untrusted import TensorFile
-from .untrusted.schema import anything, mapping, record, text, validate, whole
+from .untrusted.schema import Refused, anything, mapping, record, text, validate, whole
 
 FLOATS = ("F32", "F16", "BF16")
 
 _DIGEST = text(64, "[0-9a-f]{64}")
 _NAME = text(400)
+
+
+def _plan(value: Any, where: str) -> None:
+    """What was wanted of a site."""
+    try:
+        typed.from_dict(Treatment, value, where, RecipeError)
+    except RecipeError as error:
+        raise Refused(str(error)) from None
+
+
 CONTENT = {
     "format": whole(1, 1000),
     "architecture": anything,  # these three by `allowed.py`
@@ -24,6 +35,7 @@ CONTENT = {
     "tokenizer": anything,
     "source": text(4096),
     "recipe": anything,  # by `Recipe.from_dict`
+    "plans": mapping(_NAME, _plan, 20_000),
     "sites": mapping(_NAME, layers.check, 20_000),
     "coverage": anything,  # shown, never used
     "provenance": mapping(_NAME, anything, 200),
@@ -63,6 +75,19 @@ def _refusal(content: dict[str, Any]) -> str:
     return ""
 
 
+def check_layer(name: str, layer: layers.QuantizedSite, plan: Treatment) -> None:
+    """Raises ArtifactError where a layer is not what its plan asks for."""
+    said, where = layer.describe(), f"the layer {name!r}"
+    if said.weight_bits != plan.weight_bits or layer.grid != plan.grid:
+        raise ArtifactError(f"{where} has weights on {layer.grid}, and its plan is {plan.grid}")
+    if (said.activation_bits or FLOAT) != plan.activation_bits:
+        has = said.activation_bits or FLOAT
+        raise ArtifactError(f"{where} has inputs of {has} bits and its plan says {plan.activation_bits}")
+    static = layer.input_scale is not None
+    if static != plan.static:
+        raise ArtifactError(f"{where} has {'a' if static else 'no'} static scale, unlike its plan")
+
+
 def check_tensors(content: dict[str, Any], tensors: TensorFile, where: str) -> None:
     """Raises ArtifactError where the tensors of a file cannot be those of its (checked) description: before anything is
     built, so that what is built is no larger than the file."""
@@ -73,4 +98,4 @@ def check_tensors(content: dict[str, Any], tensors: TensorFile, where: str) -> N
     allowed.check_sizes(content["architecture"], shapes, where, ArtifactError)
 
 
-__all__ = ["check", "check_saved", "check_tensors"]
+__all__ = ["check", "check_layer", "check_saved", "check_tensors"]

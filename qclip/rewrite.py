@@ -14,7 +14,7 @@ import qkernels
 from . import models
 from .layers import Description, QuantizedAttention, QuantizedMlp, QuantizedSite
 from .models.tower import Block, Site, Tower
-from .recipes import Recipe
+from .recipes import Recipe, Treatment
 
 STATES = ("real", "simulated", "float")  # kernels run it / float arithmetic on the quantization grid / untouched
 
@@ -54,6 +54,7 @@ class Quantization:
     """What was done to a model; kept on it as `qclip_quantization`."""
 
     recipe: Recipe
+    plans: dict[str, Treatment]  # by site name; the others stay float
     provenance: dict
     source: str
     model: nn.Module = dataclasses.field(repr=False, compare=False)
@@ -73,9 +74,9 @@ def quantization(model: nn.Module) -> Quantization | None:
     return model.__dict__.get("qclip_quantization")
 
 
-def mark(model: nn.Module, recipe: Recipe, provenance: dict, source: str) -> nn.Module:
+def mark(model: nn.Module, recipe: Recipe, plans: dict[str, Treatment], provenance: dict, source: str) -> nn.Module:
     # Straight into __dict__: as an attribute of nn.Module it would be looked at as a child.
-    model.__dict__["qclip_quantization"] = Quantization(recipe, provenance, source, model)
+    model.__dict__["qclip_quantization"] = Quantization(recipe, plans, provenance, source, model)
     model.__dict__[POSITIONS] = {}
     return model
 

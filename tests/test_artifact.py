@@ -168,10 +168,11 @@ def other_recipe(folder):
     edit(folder, recipe={"name": "w8a8", "weight_bits": 99})
 
 
-def unknown_site(folder):
-    sites = json.loads((folder / "qclip.json").read_text())["sites"]
-    sites["vision.blocks.9.attn.q"] = sites["vision.blocks.0.attn.q"]
-    edit(folder, sites=sites)
+def unknown_site(folder, planned=False):
+    content = json.loads((folder / "qclip.json").read_text())
+    for key in ["sites", *["plans"] * planned]:
+        content[key]["vision.blocks.9.attn.q"] = content[key]["vision.blocks.0.attn.q"]
+    edit(folder, sites=content["sites"], plans=content["plans"])
 
 
 @pytest.mark.parametrize(
@@ -187,12 +188,14 @@ def unknown_site(folder):
         (lambda f: edit(f, format=artifact.FORMAT + 1), "upgrade qclip"),
         (lambda f: edit(f, format=artifact.FORMAT - 1, seal=False), "of an earlier qclip.*quantize the model again"),
         (lambda f: drop(f, "sites"), "lacks 'sites'"),
+        (lambda f: drop(f, "plans"), "lacks 'plans'"),
         (lambda f: edit(f, architecture={"class": "Dog"}), "."),
         (pickled, "safetensors"),
         (other_shape, "instead of"),
         (foreign_class, "class is 'os.system'; it must be one of"),
         (other_recipe, "99 bits"),
-        (unknown_site, "no site 'vision.blocks.9.attn.q'"),
+        (unknown_site, "do not fit its plans"),
+        (lambda f: unknown_site(f, planned=True), "no site 'vision.blocks.9.attn.q'"),
         (heads, "changed after it was saved"),
         (lambda f: edit(f, seal=False, preprocess={"image_size": 32, "mean": [0, 0, 0]}), "changed after it was saved"),
         (lambda f: edit(f, format=0), "no format version"),

@@ -195,13 +195,13 @@ class QuantizedSite(Fixed):
             return "lacks the bias" if has else "has a bias" + ", unlike its architecture"
         return ""
 
-    def check_tensor(self, attribute: str, tensor: Tensor, what: str) -> None:
-        """Raises ArtifactError for numbers that this layer cannot hold; `what` names the tensor."""
+    def check_tensor(self, attribute: str, tensor: Tensor, what: str, turned: bool = False) -> None:
+        """Raises ArtifactError for numbers that this layer cannot hold; `what` names the tensor. `turned`: negative
+        scales of weights are allowed."""
         if attribute == "codes":
             self._check_codes(tensor, what)
         elif attribute in ("scales", "input_scale"):
-            # A negative scale turns an uneven grid around, which the search for the least squared error does.
-            check_normal(tensor, what, positive=attribute == "input_scale" or self.grid.kind != "symfull")
+            check_normal(tensor, what, positive=attribute == "input_scale" or not turned)
         elif attribute == "input_zero":
             if not -128 <= int(tensor) <= 127:
                 raise ArtifactError(f"{what} is {int(tensor)}; a zero point lies between -128 and 127")

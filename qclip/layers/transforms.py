@@ -70,7 +70,7 @@ class Transform(Fixed):
         width = int(facts["width"])
         return cls(*(torch.empty(width) for _ in cls.PER_CHANNEL)) if cls.PER_CHANNEL else cls(width)
 
-    def check_tensor(self, attribute: str, tensor: Tensor, what: str) -> None:
+    def check_tensor(self, attribute: str, tensor: Tensor, what: str, turned: bool = False) -> None:
         """Raises ArtifactError for numbers that this transform cannot hold; `what` names the tensor."""
         check_finite(tensor, what)
 
@@ -92,7 +92,7 @@ class Scale(Transform):
     def fused(self) -> Tensor | None:
         return self.factor
 
-    def check_tensor(self, attribute: str, tensor: Tensor, what: str) -> None:
+    def check_tensor(self, attribute: str, tensor: Tensor, what: str, turned: bool = False) -> None:
         check_normal(tensor, what, positive=False)
 
     def input(self, x: Tensor) -> Tensor:

@@ -24,5 +24,5 @@ def check_normal(tensor: Tensor, what: str, positive: bool) -> None:
     smallest = torch.finfo(tensor.dtype).tiny
     if not (smallest <= least and most < math.inf):
         worst = most if smallest <= least else least
-        kind = "positive, normal, finite numbers" if positive else "normal, finite numbers without zeros"
+        kind = "positive, normal, finite numbers" if positive else "normal, finite numbers"
         raise ArtifactError(f"{what} holds {worst:g}; it must hold {kind} of {tensor.dtype}")

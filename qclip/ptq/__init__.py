@@ -102,7 +102,7 @@ def _quantize(
         **context.notes,
     }
     source = str(getattr(model, "qclip_source", type(model).__name__))
-    return rewrite.mark(model, recipe, provenance, source)
+    return rewrite.mark(model, recipe, {n: s.plan for n, s in context.states.items()}, provenance, source)
 
 
 def _check_finite(model: nn.Module, towers: dict[str, models.Tower]) -> None:

@@ -34,7 +34,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder, model = tmp_path_factory.mktemp("saved"), small_clip()
     return {
         recipe: qclip.save(qclip.quantize(model, recipe, calibration=IMAGES), folder / recipe)
-        for recipe in ("w8a8", "w4a8", "w8a8-static-smoothquant", "w3a8")
+        for recipe in ("w8a8", "w4a8", "w8a8-static-smoothquant", "w6a8")
     }
 
 
@@ -354,7 +354,7 @@ def _name(tensors: dict[str, torch.Tensor], ending: str) -> str:
     [
         ("w8a8", "q.scales"),
         ("w4a8", "q.scales"),
-        ("w8a8-static-smoothquant", ".smooth"),
+        ("w8a8-static-smoothquant", ".factor"),
         ("w8a8-static-smoothquant", ".input_scale"),
         ("w8a8", "token_embedding.scales"),
     ],
@@ -365,10 +365,11 @@ def test_scales_that_no_layer_can_have_are_refused(
     def change(tensors: dict[str, torch.Tensor]) -> None:
         tensors[_name(tensors, ending)].view(-1)[-1] = value
 
+    if ending == ".factor" and value < 0 and value != -INF:
+        return qclip.load(with_tensors(saved[recipe], tmp_path / "a", change))  # a transform may change signs
+    kind = "normal" if ending == ".factor" else "positive"
     shown = f"{torch.tensor(value, dtype=torch.float16 if recipe == 'w4a8' else torch.float32).item():g}"
-    refused(
-        with_tensors(saved[recipe], tmp_path / "a", change), rf"{ending}' in .* holds {shown}; it must hold positive"
-    )
+    refused(with_tensors(saved[recipe], tmp_path / "a", change), rf"{ending}' in .* holds {shown}; it must hold {kind}")
 
 
 @pytest.mark.parametrize(
@@ -376,7 +377,7 @@ def test_scales_that_no_layer_can_have_are_refused(
     [
         ("w8a8", "q.codes", -128, "holds the code -128; codes of 8 bits lie between -127 and 127"),
         ("w8a8", "token_embedding.codes", -128, "holds the code -128"),
-        ("w3a8", "q.codes", 4, "holds the code 4; codes of 3 bits lie between -4 and 3"),
+        ("w6a8", "q.codes", 255, "codes cannot be unpacked: levels of the 6-bit grid .sym. must be"),
         ("w8a8", "q.bias", NAN, "q.bias' in .* holds NaN or Inf"),
         ("w8a8", "ln_post.weight", INF, "ln_post.weight' in .* holds NaN or Inf"),
         ("w8a8", "logit_scale", NAN, "logit_scale' in .* holds NaN or Inf"),
@@ -401,18 +402,27 @@ def test_the_values_of_honest_artifacts_pass(saved: dict[str, Path]) -> None:
 @pytest.mark.parametrize(
     ("recipe", "changes", "word"),
     [
-        ("w8a8", {f"{PLAN}/state": "fast"}, "state is 'fast'; it must be one of 'real', 'simulated', 'float'"),
-        ("w8a8", {f"{PLAN}/weight_bits": 4}, "is of class 'Int8Linear', which is not what its plan of 4 bits"),
-        ("w8a8", {f"{PLAN}/weight_bits": 99}, "weight_bits is 99; it must be a whole number from 2 to 8"),
-        ("w8a8", {f"{PLAN}/weight_bits": True}, "weight_bits is True; it must be a whole number"),
-        ("w8a8", {f"{PLAN}/state": "simulated"}, "is of class 'Int8Linear'"),
-        ("w8a8", {f"{PLAN}/group": 7}, "group is 7"),
+        ("w8a8", {f"{PLAN}/state": "fast"}, "unknown field 'state'"),
+        ("w8a8", {f"{PLAN}/weight_bits": 4}, "has weights on the 8-bit grid 'sym', and its plan is the 4-bit grid"),
+        ("w8a8", {f"{PLAN}/weight_bits": 99}, "weights of 99 bits are not supported"),
+        ("w8a8", {f"{PLAN}/weight_bits": True}, "'weight_bits' has the wrong type"),
+        ("w8a8", {f"{PLAN}/activation_bits": 4}, "has inputs of 8 bits and its plan says 4"),
+        ("w8a8", {f"{PLAN}/static": True}, "has no static scale, unlike its plan"),
+        ("w8a8", {f"{PLAN}/group": 7}, "groups of 7"),
         ("w8a8", {f"{Q}/dtype": "float64"}, "dtype is 'float64'"),
-        ("w8a8", {f"{Q}/group": 32}, "has weight groups of 32"),
-        ("w4a8", {f"{Q}/float_input": True}, "float_input True"),
-        ("w3a8", {f"{Q}/activation_bits": 16}, "inputs of 16 bits and its plan says 8"),
+        ("w8a8", {f"{Q}/grid/group": 32}, "no kernel multiplies .* in groups of 32"),
+        ("w8a8", {f"{Q}/grid/bits": 4}, "Int8Linear does not run weights on the 4-bit grid"),
+        ("w8a8", {f"{Q}/grid/kind": "midrise"}, "no kernel multiplies"),
+        ("w8a8", {f"{Q}/zeros": True}, "have no zero points"),
+        ("w8a8", {f"{Q}/input_zero": True}, "has a zero point of its input, but no static scale"),
+        ("w8a8", {f"{Q}/transforms": [{"class": "Scale", "width": 63}]}, "63 channels stands before an input of 64"),
+        ("w8a8", {f"{Q}/transforms": [{"class": "os.system", "width": 64}]}, "class is 'os.system'; it must be one of"),
+        ("w8a8", {f"{Q}/class": "SimulatedLinear"}, "lacks 'activation_bits'"),
+        ("w8a8", {f"{Q}/class": "QuantizedPatch"}, "which is not allowed"),
+        ("w4a8", {f"{Q}/float_input": True}, "has inputs of 16 bits and its plan says 8"),
+        ("w6a8", {f"{Q}/activation_bits": 16}, "'activation_bits', which is not allowed"),
         ("w8a8", {f"{Q}/bias": False}, "lacks the bias"),
-        ("w8a8", {"sites/vision.patch/patch": [1, 64]}, "takes patches of \\[1, 64\\]"),
+        ("w8a8", {"sites/vision.patch/patch": [1, 64]}, "takes patches of \\(1, 64\\)"),
         ("w8a8", {f"{VISION}/patch_size": 0}, "patch_size is 0"),
         ("w8a8", {f"{VISION}/patch_size": 33}, "0 x 0 patches"),
         ("w8a8", {f"{VISION}/image_size": 0}, "image_size is 0"),
