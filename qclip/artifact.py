@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -101,7 +102,7 @@ def save(model: nn.Module, path: str | Path, force: bool = False) -> Path:
 def check_output(path: str | Path, force: bool = False) -> None:
     """Raises, before any work, as `save(model, path, force)` would."""
     path = Path(path)
-    if force and path.is_dir() and any(path.iterdir()) and not is_artifact(path):
+    if force and os.path.isdir(path) and os.listdir(path) and not is_artifact(path):
         raise OutputExistsError(
             f"{str(path)!r} holds other files than an artifact and is not replaced; choose another folder"
         )

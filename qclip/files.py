@@ -243,11 +243,12 @@ def _writing(path: PathLike) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if isinstance(error, OutputError):
+        reason = error.__cause__ if isinstance(error, OutputError) else error  # a file in a folder: name the folder
+        if not isinstance(reason, OSError):
             raise
         raise OutputError(
-            f"{_shown(path)} could not be written: {error.strerror or error}; what was there before is unchanged"
-        ) from error
+            f"{_shown(path)} could not be written: {reason.strerror or reason}; what was there before is unchanged"
+        ) from reason
 
 
 def _place(real: Path, alone: bool) -> Path:

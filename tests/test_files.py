@@ -18,6 +18,7 @@ from qclip.errors import InputError, OutputError, OutputExistsError
 NAMES = ("results.json", "report.html")
 HOLDER = """
 import sys
+sys.argv[0] = "qclip"
 from pathlib import Path
 from qclip import files
 with files._part(Path(sys.argv[1]), folder=sys.argv[2] == "folder") as (part, _):

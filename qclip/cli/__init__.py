@@ -44,7 +44,7 @@ def _guarded(arguments: list[str], ending: process.Endings) -> int:
         with warnings.catch_warnings():
             warnings.showwarning = _warn
             code = _run([a for a in arguments if a != "--debug"])
-        fault: BaseException | None = None
+        fault: Any = None
     except (Exception, SystemExit, KeyboardInterrupt) as error:
         if debug and not isinstance(error, SystemExit):
             import traceback
@@ -54,7 +54,10 @@ def _guarded(arguments: list[str], ending: process.Endings) -> int:
     if ending.received or code == INTERRUPTED or isinstance(fault, KeyboardInterrupt):
         process.stdout_fault()
         return _say(STOPPED, ending.exit_code)
-    if unwritten := process.stdout_fault():
+    unwritten = process.stdout_fault()
+    if type(fault) in (OSError, BrokenPipeError) and fault.filename is None:  # out of a print: files have names
+        unwritten = fault
+    if unwritten is not None:
         if not isinstance(unwritten, BrokenPipeError):  # the reader has gone: not our failure to explain
             _say(f"stdout could not be written: {unwritten.strerror}", FAILED)
         return FAILED

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from qclip import files
 
 from . import common
 
@@ -26,6 +29,8 @@ def command(
     from qclip.reporting import page
 
     if output is not None:
+        if os.path.isdir(output):
+            files.check_folder(output, (page.FILE,), force)
         page.check_output(output, force)
         common.keep_input(output, [str(results)])
     found = qclip.Results.from_json(results)

@@ -41,7 +41,7 @@ def report(results: Results, path: str | os.PathLike[str], force: bool = False) 
 def check_output(path: str | os.PathLike[str], force: bool = False) -> Path:
     """Where `report(results, path, force)` will write; raises as it would."""
     target = Path(path)
-    if target.is_dir():
+    if os.path.isdir(target):
         target = target / FILE
     files.check_file(target, force)
     return target

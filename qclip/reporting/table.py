@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import sys
+from typing import Any
 
 from rich import box
 from rich.console import Console
@@ -12,6 +13,7 @@ from rich.markup import escape
 from rich.table import Table as Printed
 from rich.text import Text
 
+from qclip.errors import printable
 from qclip.results import Results
 
 from . import labelled, units, verdicts
@@ -56,9 +58,19 @@ def table(results: Results) -> str:
         highlight=False,
         legacy_windows=False,
     )
-    _print(console, Index(results))
+    _print(console, Index(_printable(results)))
     lines = "\n".join(line.rstrip() for line in out.getvalue().splitlines()).strip("\n")
     return _encodable(lines)
+
+
+def _printable(results: Results) -> Results:
+    """With a visible sign for each control character of a name: a results file commands no terminal."""
+
+    def signs(fields: dict[str, Any]) -> dict[str, Any]:
+        return {name: printable(value) if isinstance(value, str) else value for name, value in fields.items()}
+
+    rows, curves = ([signs(fields) for fields in found] for found in (results.rows, results.curves))
+    return Results(rows, [printable(note) for note in results.notes], results.meta, curves)
 
 
 def _encodable(text: str) -> str:

@@ -1,0 +1,72 @@
+"""Every numeric option of every command takes what makes sense, and refuses the rest by name before anything is done.
+
+The options are read off the commands themselves, so that a new one is tried, too."""
+
+from __future__ import annotations
+
+import os
+import typing
+
+import pytest
+import typer
+
+import qclip
+from qclip.cli import main
+from qclip.cli.app import app
+
+COMMANDS = {command.name or "": command.callback for command in app.registered_commands}
+POWER = str(2**70)
+NONSENSE = ["", "x", "1.5.2", "--", "nan", "inf", "-inf", "1e400", "-1", "-0.5", POWER, f"-{POWER}", "9" * 5000]
+TOO_MUCH = [str(2**40), str(10**9)]  # of threads, images at once, seconds: more than any machine has
+NEEDED = {"quantize": ["x"], "evaluate": ["x", "--data=x"], "spectrum": ["x"], "report": ["x"], "bench": ["x"]}
+
+
+def options(command: str) -> dict[str, set[type]]:
+    """Option -> the types that it takes."""
+    found = {}
+    for hint in typing.get_type_hints(COMMANDS[command], include_extras=True).values():
+        if typing.get_origin(hint) is typing.Annotated:
+            kind, about = typing.get_args(hint)[:2]
+            if isinstance(about, typer.models.OptionInfo):
+                flag = next(d for d in (about.default, *(about.param_decls or ())) if str(d).startswith("--"))
+                found[flag] = {kind, *typing.get_args(kind)}
+    return found
+
+
+OPTIONS = [(name, flag) for name in COMMANDS for flag, kinds in options(name).items() if kinds & {int, float}]
+
+
+@pytest.fixture(autouse=True)
+def _no_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    def work(*_: object, **__: object) -> None:
+        pytest.fail("work began before the numbers were looked at")
+
+    monkeypatch.setattr(qclip, "load_model", work)
+
+
+def test_the_options_are_found() -> None:
+    some = {"evaluate --threads", "evaluate --batch", "evaluate --seed", "demo --samples", "bench --seconds"}
+    assert some <= {f"{name} {flag}" for name, flag in OPTIONS}
+
+
+@pytest.mark.parametrize(("name", "flag"), OPTIONS)
+def test_nonsense_is_refused_by_name(name: str, flag: str, capsys: pytest.CaptureFixture) -> None:
+    more = [] if flag == "--seed" else ["0", *TOO_MUCH]  # a seed is the only number that may be 0, or any number
+    for value in [*NONSENSE, *more]:
+        assert main([name, *NEEDED.get(name, []), f"{flag}={value}"]) == 2, value
+        out, err = capsys.readouterr()
+        assert out == "" and err.startswith("qclip: ") and err.count("\n") == 1, err
+        assert flag in err and f"qclip {name} --help" in err
+
+
+@pytest.mark.parametrize("value", ["1", "2", str(max(64, 4 * (os.cpu_count() or 1)))])
+def test_threads_that_a_machine_may_have_are_taken(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    from qclip import doctor
+
+    taken: list[int] = []
+    monkeypatch.setattr(torch, "set_num_threads", taken.append)
+    monkeypatch.setattr(doctor, "examine", lambda: {"problems": []})
+    assert main(["doctor", "--json", "--threads", value]) == 0
+    assert taken == [int(value)]
