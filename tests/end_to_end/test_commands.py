@@ -3,18 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from qclip.cli import main
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(autouse=True)
@@ -124,43 +117,6 @@ def test_demo_on_a_small_sample(tmp_path: Path, capsys: pytest.CaptureFixture) -
     assert main(line) == 0  # its own earlier output is replaced without --force
     assert Path("qclip-demo/results.json").stat().st_mtime_ns > first
     assert sorted(p.name for p in Path("qclip-demo").iterdir()) == ["report.html", "results.json"]
-
-
-def test_ctrl_c_leaves_nothing_half_written(tiny_model: str, tmp_path: Path) -> None:
-    command = [
-        sys.executable,
-        "-m",
-        "qclip",
-        "evaluate",
-        tiny_model,
-        "--recipe",
-        "float",
-        "--recipe",
-        "w8a8",
-        "--data",
-        "scenes:test?samples=50000",
-        "--no-cache",
-        "--output",
-        "out",
-    ]
-    process = subprocess.Popen(
-        command,
-        stderr=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )
-    assert process.stderr is not None
-    for line in process.stderr:
-        if "%" in line:  # the first images are being embedded
-            break
-    time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
-    assert process.returncode == 130, err
-    assert out == "" and "interrupted" in err and "Traceback" not in err
-    assert [p.name for p in tmp_path.iterdir() if p.name != "cache"] == []
 
 
 def test_bench_measures_the_same_call(tiny_model: str, capsys: pytest.CaptureFixture) -> None:

@@ -34,7 +34,7 @@ class Run:
         """Exit code (minus a signal that killed it), stdout, and what is left of stderr."""
         errors = self.errors.read()
         self.process.join()
-        return self.process.exitcode, self.out.read_text(), errors
+        return self.process.exitcode, self.out.read_text(encoding="utf-8", errors="replace"), errors
 
 
 def start(
@@ -46,7 +46,7 @@ def start(
     process = CONTEXT.Process(target=_child, args=(arguments, folder, out, writer, before, given, environment))
     process.start()
     writer.close()
-    errors = open(os.dup(reader.fileno()), encoding="utf-8")
+    errors = open(os.dup(reader.fileno()), encoding="utf-8", errors="replace")
     reader.close()
     return Run(process, errors, out)
 

@@ -153,7 +153,7 @@ def test_ctrl_c_while_it_starts(module: str, folder: Path) -> None:
 def test_an_interrupt_that_python_swallows_comes_again() -> None:
     """Where Python is called back from C, as when a weak reference dies during an import, exceptions are dropped."""
     code = (
-        "import os, signal, sys, weakref\n"
+        "import os, signal, sys, weakref; sys.argv = ['qclip', 'recipes']\n"
         "import qclip.recipes\n"
         "from qclip.cli import main\n"
         "class Thing: pass\n"
@@ -163,7 +163,6 @@ def test_an_interrupt_that_python_swallows_comes_again() -> None:
         "    del thing\n"
         "    signal.pause()\n"
         "qclip.recipes.presets = presets\n"
-        "sys.argv = ['qclip', 'recipes']\n"
         "sys.exit(main())\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

@@ -193,7 +193,7 @@ def unwritable() -> Iterator[Path]:
 def test_a_folder_without_the_right_to_write(unwritable: Path) -> None:
     """The checks themselves, for somebody without rights: not even the libraries of a command may be theirs to read."""
     code = (
-        "import os, sys\n"
+        "import os, sys; sys.argv[0] = 'qclip'\n"
         "from pathlib import Path\n"
         "from qclip import errors, files\n"
         "if os.geteuid() == 0: os.setgroups([]); os.setgid(65534); os.setuid(65534)\n"
@@ -241,13 +241,7 @@ def limit(size: int) -> None:
 
 @pytest.mark.parametrize(
     ("command", "before"),
-    [
-        ("quantize", "earlier"),
-        ("quantize", "nothing"),
-        ("evaluate", "nothing"),
-        ("spectrum", "nothing"),
-        ("report", "earlier"),
-    ],
+    [(c, "nothing") for c in ("quantize", "evaluate", "spectrum")] + [(c, "earlier") for c in ("quantize", "report")],
 )
 def test_a_disk_that_fills_up_harms_nothing_that_was_there(
     command: str, before: str, tiny_model: str, folder: Path

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import qclip
-from tests.conftest import ROOT
+from qclip.cli import process
 from tests.hostile import processes
 
 QCLIP = f"{sys.executable} -m qclip"
@@ -133,13 +134,12 @@ def test_names_that_are_no_utf8(folder: Path) -> None:
     assert qclip.report(results, "again.html").read_text()
 
 
-def test_a_command_under_nohup_goes_on(folder: Path) -> None:
+def test_a_command_under_nohup_goes_on() -> None:
     """A signal that the caller ignores stays ignored."""
-    code = (
-        "import signal, os; signal.signal(signal.SIGHUP, signal.SIG_IGN)\n"
-        "from qclip.cli import process\n"
-        "with process.endings() as ending:\n"
-        "    os.kill(os.getpid(), signal.SIGHUP)\n"
-        "    assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN and ending.received is None\n"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with process.endings() as ending:
+            os.kill(os.getpid(), signal.SIGHUP)
+        assert ending.received is None and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)

@@ -90,9 +90,9 @@ def test_without_triton_gpu_tensors_run_on_the_reference(monkeypatch: pytest.Mon
 
 def test_import_works_without_triton_and_loads_no_kernel() -> None:
     code = "import sys; sys.modules['triton'] = None; import qkernels, qkernels.triton as t; sys.exit(not t.missing)"
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", code], check=True)
     code = "import sys, qkernels; sys.exit(any(name.startswith('qkernels.triton.') for name in sys.modules))"
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_tier_by_environment(built: None, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -237,4 +237,4 @@ def test_a_forked_process_goes_on_with_one_thread() -> None:
         "assert os.waitpid(pid, 0)[1] == 0, 'the child hung or differed'\n"
         "assert same(run(), y)\n"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", code], check=True)

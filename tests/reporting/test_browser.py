@@ -72,7 +72,6 @@ def browse(folder: Path, page: Path, *flags: str) -> tuple[str, list[str]]:
         ],
         capture_output=True,
         text=True,
-        timeout=180,
         check=True,
     )
     return done.stdout, [line for line in done.stderr.splitlines() if "CONSOLE" in line]
