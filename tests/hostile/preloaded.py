@@ -6,7 +6,7 @@ import torch
 import qclip.artifact
 import qclip.cli.app
 import qclip.doctor
-import qclip.report
+import qclip.reporting
 import qclip.spectral
 import qclip.zoo  # noqa: F401
 
