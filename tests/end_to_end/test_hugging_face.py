@@ -76,9 +76,10 @@ def test_hidden_states_of_a_quantized_model(
             assert torch.equal(last(found[-1]), output.last_hidden_state)  # the last one is what the tower went on with
         else:
             assert torch.equal(found[-1], output.last_hidden_state)
+    played, play = [], replay.Program.__call__
+    monkeypatch.setattr(replay.Program, "__call__", lambda *args: (played.append(1), play(*args))[1])
     assert torch.equal(TOWERS[tower](model, {}).last_hidden_state, plain)
-    if programs and cpu.native is not None:  # transformers' recorders, which are left, stop no program
-        assert len(replay.programs(inner)) == 1
+    assert bool(played) == (programs and cpu.native is not None)  # transformers' recorders, which are left, stop none
     assert getattr(TOWERS[tower](model, {}), "hidden_states", None) is None
 
 
