@@ -11,7 +11,6 @@ import contextlib
 import ctypes
 import errno
 import fcntl
-import json
 import os
 import re
 import secrets
@@ -19,13 +18,11 @@ import shutil
 import stat
 from collections.abc import Collection, Iterator
 from pathlib import Path
-from typing import Any, NoReturn
 
 from .errors import InputError, OutputError, OutputExistsError
 
 PART = re.compile(r"\.qclip-[0-9a-f]{8}\.part")
 LIMIT = 64 << 20  # bytes of a text file that is read whole
-DEPTH = 64  # arrays and objects within each other in JSON
 
 PathLike = str | os.PathLike[str]
 
@@ -57,41 +54,6 @@ def read_text(path: PathLike, what: str, error: type[Exception] = InputError, li
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as reason:
         raise error(f"{what} {_shown(path)} is not UTF-8 text (byte {reason.start})") from None
-
-
-def read_json(path: PathLike, what: str, error: type[Exception] = InputError, limit: int = LIMIT) -> Any:
-    """The value in a JSON file; strict (no NaN), at most `DEPTH` deep. Raises as `read_text` does."""
-    text = read_text(path, what, error, limit)
-    try:
-        value = json.loads(text, parse_constant=_no_constant)
-    except RecursionError:
-        value = None
-        deep = True
-    except ValueError as reason:  # a JSONDecodeError, or an integer of thousands of digits
-        raise error(f"{what} {_shown(path)} is not valid JSON: {reason}") from None
-    else:
-        deep = _deeper(value, DEPTH)
-    if deep:
-        raise error(f"{what} {_shown(path)} is nested more than {DEPTH} deep")
-    return value
-
-
-def _no_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no JSON number")
-
-
-def _deeper(value: Any, limit: int) -> bool:
-    level = [value]
-    for _ in range(limit):
-        level = [
-            inner
-            for outer in level
-            if isinstance(outer, dict | list)
-            for inner in (outer.values() if isinstance(outer, dict) else outer)
-        ]
-        if not level:
-            return False
-    return any(isinstance(value, dict | list) for value in level)
 
 
 # Outputs, before the work

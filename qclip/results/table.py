@@ -13,6 +13,7 @@ from typing import Any
 
 from qclip import files
 from qclip.errors import InputError, nearest
+from qclip.untrusted import parse_json
 
 from . import version1
 
@@ -288,7 +289,7 @@ class Results:
         """Read what `to_json` wrote, or what version 1 wrote. Raises InputError naming the file where it is something
         else, or newer."""
         path = Path(path)
-        body = files.read_json(path, "results file")
+        body = parse_json(files.read_text(path, "results file"), f"results file {str(path)!r}", InputError)
         if not isinstance(body, dict) or body.get("format") != FORMAT:
             raise InputError(f'{path} is not a results file: it has no "format": "{FORMAT}"')
         version = body.get("version")
