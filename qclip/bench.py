@@ -25,9 +25,9 @@ from torch import Tensor, nn
 
 from . import models, recipes, rewrite, zoo
 from .errors import InputError, nearest
+from .machine import cpu_name
 from .models.class_names import IMAGENET
 from .ptq import quantize
-from .reliability.tables import cpu_name
 
 Run = Callable[[], Tensor]
 NEEDS = {

@@ -38,7 +38,7 @@ def examine() -> dict[str, Any]:
 
     import qkernels
     from qclip import zoo
-    from qclip.reliability.tables import cpu_name
+    from qclip.machine import cpu_name
 
     problems: list[str] = []
     info = qkernels.info()

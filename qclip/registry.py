@@ -71,6 +71,16 @@ class Registry(Generic[T]):
             self._loaded[name] = self._load(name)
         return self._loaded[name]
 
+    def forget(self) -> None:
+        """Look again which packages are installed, at the next question."""
+        self.__dict__.pop("_installed", None)
+        self._loaded.clear()
+
+    def made(self, name: str) -> T:
+        """The item, or an instance of it where it is a class."""
+        item = self.get(name)
+        return item() if isinstance(item, type) else item
+
     def items(self) -> list[tuple[str, T]]:
         return [(name, self.get(name)) for name in self.names()]
 

@@ -28,7 +28,7 @@ class StoreWarning(UserWarning):
     """The store cannot be used in some way; results are not affected."""
 
 
-def key_of(stage: str, version: int, **parts: Any) -> str:
+def key_of(stage: str, version: int, /, **parts: Any) -> str:
     """sha256 (hex) of a stage, the version of its meaning, and JSON-able parts by name."""
     described = {"stage": stage, "version": version, "parts": parts}
     return hashlib.sha256(json.dumps(described, sort_keys=True, allow_nan=False).encode()).hexdigest()

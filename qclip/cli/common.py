@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
 import math
 import os
@@ -12,9 +13,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
+import click
 import typer
 
 from qclip.errors import InputError, printable
+from qclip.registry import Registry
 
 from .process import say
 
@@ -56,6 +59,25 @@ Seed = Annotated[
 ]
 Force = Annotated[bool, typer.Option("--force", help="Overwrite an output that is there already.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, and only JSON, on stdout.")]
+
+
+class Named(click.ParamType):
+    """A name of a registry ("module:attribute", imported only when it is asked): the help lists them all, those of
+    other packages too."""
+
+    def __init__(self, registry: str) -> None:
+        self.name, self._where = registry, registry
+
+    def _registry(self) -> Registry:
+        module, _, attribute = self._where.partition(":")
+        return getattr(importlib.import_module(module), attribute)
+
+    def get_metavar(self, *_: Any, **__: Any) -> str:
+        return "|".join(self._registry().names())
+
+    def convert(self, value: Any, *_: Any) -> str:
+        self._registry().get(value)
+        return str(value)
 
 
 def output_path(text: str | Path) -> Path:

@@ -12,6 +12,9 @@ from . import common, lineup
 if TYPE_CHECKING:
     from qclip.data import ImageSet
 
+SCORES = "qclip.reliability.scores:SCORES"
+CORRUPTIONS = "qclip.data.corruptions:CORRUPTIONS"
+MEASUREMENTS = "qclip.reliability.measurements:MEASUREMENTS"
 EXAMPLES = (
     "[bold]Examples[/]\n\n"
     "qclip evaluate scenes-clean --recipe float --recipe w8a8 --data scenes:test --output out\n\n"
@@ -34,6 +37,25 @@ def command(
     ] = None,
     dev: Annotated[
         str | None, typer.Option("--dev", metavar="DATA", help="Labelled images on which temperatures are fitted.")
+    ] = None,
+    train: Annotated[
+        str | None, typer.Option("--train", metavar="DATA", help="Labelled images from which OOD scores learn.")
+    ] = None,
+    score: Annotated[
+        list[str] | None,
+        typer.Option("--score", click_type=common.Named(SCORES), help="OOD score; repeatable. Default: all."),
+    ] = None,
+    corruption: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--corruption",
+            click_type=common.Named(CORRUPTIONS),
+            help="Corruption of the labelled images; repeatable. Default: gaussian_noise.",
+        ),
+    ] = None,
+    measure: Annotated[
+        list[str] | None,
+        typer.Option("--measure", click_type=common.Named(MEASUREMENTS), help="Measurement; repeatable. Default: all."),
     ] = None,
     classes: common.Classes = None,
     templates: Annotated[
@@ -76,6 +98,10 @@ def command(
         "ood": ood or [],
         "shift": labelled(shift or []),
         "dev": None if dev is None else labelled([dev])[0],
+        "train": None if train is None else labelled([train])[0],
+        "scores": score,
+        "corruptions": corruption,
+        "measurements": measure,
         "templates": prompts,
         "full": full,
         "seed": seed,

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from qclip import data as qdata
 from qclip import models as qmodels
+from qclip.data.corruptions import CORRUPTIONS
 from qclip.errors import DataError, InputError, NonFiniteError
 from qclip.store import Entry, Store, key_of
 
@@ -28,7 +29,7 @@ Progress = Callable[[str, int, int], None]
 
 
 @dataclasses.dataclass(frozen=True)
-class Stage:
+class _Stage:
     """One set of images in one condition."""
 
     data: qdata.ImageSet
@@ -42,8 +43,8 @@ class Stage:
 
 @dataclasses.dataclass
 class Embedded:
-    """Unit image embeddings float64 `[m, E]` of the readable images at `indices` `[m]`; the seconds they took when
-    they were computed, which may have been in an earlier run."""
+    """Image embeddings float32 `[m, E]`, of any length, of the readable images at `indices` `[m]`; the seconds they
+    took when they were computed, which may have been in an earlier run."""
 
     indices: np.ndarray
     vectors: np.ndarray
@@ -105,13 +106,13 @@ class Embedder:
         if self.progress is not None:
             self.progress(what, done, total)
 
-    def expect(self, stages: Sequence[Stage]) -> None:
-        """Say what will be embedded, so that progress has an end."""
-        self.total += sum(len(stage.data) for stage in stages) * len(self.views)
+    def expect(self, stages: Sequence[tuple[qdata.ImageSet, str, int]]) -> None:
+        """Say what will be embedded (set, corruption, severity), so that progress has an end."""
+        self.total += sum(len(data) for data, _, _ in stages) * len(self.views)
 
-    def images(self, stage: Stage) -> dict[str, Embedded]:
-        """One `Embedded` for each model. Raises DataError where no image can be read, NonFiniteError where a model
-        gives NaN or Inf."""
+    def images(self, data: qdata.ImageSet, corruption: str = "", severity: int = 0) -> dict[str, Embedded]:
+        """One `Embedded` for each model. Raises DataError where no image can be read."""
+        stage = _Stage(data, corruption, severity)
         size = max(1, SHARD // self.batch) * self.batch
         parts: dict[str, list[Embedded]] = {label: [] for label in self.views}
         for start in range(0, len(stage.data), size):
@@ -130,11 +131,10 @@ class Embedder:
                     f"{stage.data.spec}: none of {len(stage.data)} images can be read{reason}; check the files"
                 )
             vectors = np.concatenate([p.vectors for p in found if len(p.indices)])
-            vectors = unit(vectors, f"image embeddings of {label!r} on {stage.name}")
             out[label] = Embedded(indices, vectors, sum(p.seconds for p in found), unreadable)
         return out
 
-    def _shard(self, stage: Stage) -> dict[str, Embedded]:
+    def _shard(self, stage: _Stage) -> dict[str, Embedded]:
         keys = {
             label: self._key(
                 "images",
@@ -142,6 +142,7 @@ class Embedder:
                 pixels=view.pixels,
                 data=stage.data.digest,
                 corruption=stage.corruption,
+                version=CORRUPTIONS.get(stage.corruption).version if stage.corruption else 0,
                 severity=stage.severity,
                 seed=self.seed if stage.corruption else 0,
                 batch=self.batch,
@@ -167,7 +168,7 @@ class Embedder:
                 out[label] = part
         return out
 
-    def _compute(self, stage: Stage, views: list[View]) -> dict[str, Embedded]:
+    def _compute(self, stage: _Stage, views: list[View]) -> dict[str, Embedded]:
         indices: list[np.ndarray] = []
         vectors: dict[str, list[np.ndarray]] = {view.label: [] for view in views}
         seconds = dict.fromkeys(vectors, 0.0)

@@ -1,31 +1,31 @@
-"""`evaluate`: models and data sets in, one table out. Embeds once, scores many; differences are paired."""
+"""`evaluate`: models and data sets in, one table out. Embeds once, measures many; differences are paired."""
 
 from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
 from qclip import data as qdata
-from qclip import metrics
+from qclip.data.corruptions import CORRUPTIONS
 from qclip.errors import InputError
-from qclip.models import class_names
+from qclip.machine import environment
 from qclip.results import Results
 from qclip.store import Store
 
-from .classification import Outputs, read_out
-from .embed import Embedded, Embedder, Progress, Stage, View
-from .tables import DetectionTable, Setting, Table, about_model, environment
+from .about import about_model
+from .embed import Embedder, Progress
+from .embedded import Embeddings
+from .measurements import MEASUREMENTS
+from .request import Condition, EvalSet, Request, prompt_templates
+from .scores import NEEDS, SCORES, Score
+from .writer import REPLICATES, Writer
 
-NOISE = "gaussian_noise"
-SEVERITIES = (1, 2, 3, 4, 5)
-NOISE_SAMPLE = 1000
-REPLICATES = 1000
+DEFAULT_CORRUPTIONS = ("gaussian_noise",)
 
 
 def evaluate(
@@ -38,6 +38,10 @@ def evaluate(
     full: bool = False,
     seed: int = 0,
     *,
+    train: Any = None,
+    scores: Sequence[str] | None = None,
+    corruptions: Sequence[str] | None = None,
+    measurements: Sequence[str] | None = None,
     batch: int = 64,
     strict: bool = False,
     cache: bool | str | os.PathLike[str] | None = None,
@@ -54,9 +58,12 @@ def evaluate(
     shift: labelled sets of other origin whose classes are among those of the first ID set. A `group` column in any
         labelled set gives the worst group's accuracy and the group gap, a bool column a subset of its true rows.
     dev: labelled set on which each model's temperature is fitted; without one `ece_ts` is None.
+    train: labelled set that OOD scores with a memory of the training images learn from.
     templates: prompts with a `{}`, or the name of a list in `qclip.models.class_names.TEMPLATES`; default: what the set
         brings along, else "simple".
     full: corruptions on every image instead of a fixed seeded sample of 1,000.
+    scores, corruptions, measurements: names (`SCORES`, `CORRUPTIONS`, `MEASUREMENTS`). Default: every score that has
+        what it needs, Gaussian noise, every measurement.
     strict: an unreadable image stops the run; else it is left out, counted and named in `notes`.
     cache: where embeddings are kept: None = the user's cache folder, a path, or False.
     device: the models are moved there; default: where they are.
@@ -68,198 +75,85 @@ def evaluate(
     models = {"model": models} if isinstance(models, nn.Module) else dict(models)
     if not models:
         raise InputError("no model to evaluate; pass a model or a dict {label: model}")
-    id_sets, shift_sets = [_load(d, progress) for d in _listed(data)], [_load(d, progress) for d in _listed(shift)]
-    if not id_sets:
-        raise InputError("no data to evaluate on; pass the name of at least one labelled set")
-    ood_sets = [(kind, _load(d, progress)) for kind, d in _kinds(ood)]
-    dev_set = None if dev is None else _load(dev, progress)
-    _name_apart([*id_sets, *shift_sets, *(found for _, found in ood_sets)])
-    results = Results(meta=environment(seed, batch, REPLICATES))
-    run = _Run(
-        results,
-        Embedder(models, Store.of(cache, "embeddings"), batch, strict, seed, device, progress),
-        seed,
+    chosen = [MEASUREMENTS.made(name) for name in (MEASUREMENTS.names() if measurements is None else measurements)]
+    named = DEFAULT_CORRUPTIONS if corruptions is None else tuple(corruptions)
+    for name in named:
+        CORRUPTIONS.get(name)
+    results = Results(meta=environment(seed=seed, batch=batch, replicates=REPLICATES, command="qclip.evaluate"))
+    request = Request(
+        tuple(models),
+        tuple(_sets(results, data, ood, shift, dev, train, templates, progress)),
+        _scores(results, scores, train is not None),
+        named,
         full,
-        templates,
+        seed,
     )
-    run.all(id_sets, ood_sets, shift_sets, dev_set)
+    embedder = Embedder(models, Store.of(cache, "embeddings"), batch, strict, seed, device, progress)
+    for label, view in embedder.views.items():
+        about_model(results, label, view.model)
+    embedded = Embeddings(embedder, request, results)
+    wanted = [Condition(each) for each in request.of("dev")]
+    if any("train" in score.needs for score in request.scores.values()):
+        wanted += [Condition(each) for each in request.of("train")]
+    embedded.prepare(wanted + [condition for each in chosen for condition in each.wants(request)])
+    writer = Writer(results, request.models, seed, REPLICATES)
+    for each in chosen:
+        each.rows(request, embedded, writer)
     return results
 
 
-@dataclasses.dataclass
-class _Run:
-    """One evaluation. Each method writes the rows of one kind of set."""
+def _sets(
+    results: Results,
+    data: Any,
+    ood: Any,
+    shift: Any,
+    dev: Any,
+    train: Any,
+    templates: str | Sequence[str] | None,
+    progress: Progress | None,
+) -> list[EvalSet]:
+    """Every set with its role and its classes. Shift, dev and train sets have those of the first ID set."""
+    id_sets, shift_sets = ([_load(d, progress) for d in _listed(given)] for given in (data, shift))
+    if not id_sets:
+        raise InputError("no data to evaluate on; pass the name of at least one labelled set")
+    ood_sets = [(kind, _load(d, progress)) for kind, d in _kinds(ood)]
+    fitted = {role: _load(d, progress) for role, d in (("dev", dev), ("train", train)) if d is not None}
+    _name_apart([*id_sets, *shift_sets, *(found for _, found in ood_sets)])
+    others = [*(("shift", each) for each in shift_sets), *fitted.items()]
+    for labelled in (*id_sets, *(each for _, each in others)):
+        labelled.labelled()
+        for note in (*labelled.notes, *labelled.label_notes):
+            results.note(note)
+    for _, each in ood_sets:
+        for note in each.notes:
+            results.note(note)
+    out = []
+    for each in id_sets:
+        prompts = tuple(prompt_templates(templates if templates is not None else each.prompts))
+        out.append(EvalSet(each, "id", tuple(each.classes or ()), prompts, each.labels))
+    first = out[0]
+    for role, each in others:
+        out.append(dataclasses.replace(first, data=each, role=role, labels=each.labels_in(first.data)))
+    for kind, each in ood_sets:
+        out.append(dataclasses.replace(first, data=each, role=f"ood-{kind}" if kind else "ood", labels=None))
+    return out
 
-    results: Results
-    embedder: Embedder
-    seed: int
-    full: bool
-    templates: str | Sequence[str] | None
-    temperatures: dict[str, float | None] = dataclasses.field(default_factory=dict)
 
-    def all(
-        self,
-        id_sets: list[qdata.ImageSet],
-        ood_sets: list[tuple[str, qdata.ImageSet]],
-        shift_sets: list[qdata.ImageSet],
-        dev_set: qdata.ImageSet | None,
-    ) -> None:
-        first, others = id_sets[0], [*shift_sets, *([dev_set] if dev_set else [])]
-        for labelled in (*id_sets, *others):
-            labelled.labelled()
-            for note in (*labelled.notes, *labelled.label_notes):
-                self.results.note(note)
-        for _, ood in ood_sets:
-            for note in ood.notes:
-                self.results.note(note)
-        relabelled = {id(s): s.labels_in(first) for s in others}
-        noise = [(s, self._sample(s)) for s in id_sets]
-        stages = [Stage(s) for s in (*id_sets, *shift_sets, *(s for _, s in ood_sets), *([dev_set] if dev_set else []))]
-        stages += [Stage(s.select(rows), NOISE, severity) for s, rows in noise for severity in SEVERITIES]
-        self.embedder.expect(stages)
-        views = self.embedder.views.values()
-        for view in views:
-            about_model(self.results, view.label, view.model)
-        classifiers = self._classifiers(first)
-        self._fit(dev_set, classifiers, None if dev_set is None else relabelled[id(dev_set)], [*id_sets, *shift_sets])
-        id_outputs: dict[str, Outputs] = {}
-        for k, (labelled, rows) in enumerate(noise):
-            own = classifiers if k == 0 else self._classifiers(labelled)
-            assert labelled.labels is not None
-            clean = self._labelled(labelled, "id", labelled.labels, own)
-            self._noise(labelled, rows, own, clean)
-            id_outputs = id_outputs or {label: outputs for label, (_, outputs) in clean.items()}
-        for labelled in shift_sets:
-            self._labelled(labelled, "shift", relabelled[id(labelled)], classifiers)
-        self._ood(first, id_outputs, ood_sets, classifiers)
-
-    def _sample(self, data: qdata.ImageSet) -> np.ndarray:
-        """Positions of the images that are corrupted."""
-        if self.full or len(data) <= NOISE_SAMPLE:
-            return np.arange(len(data))
-        return np.sort(np.random.default_rng(self.seed).permutation(len(data))[:NOISE_SAMPLE])
-
-    def _classifiers(self, data: qdata.ImageSet) -> dict[str, np.ndarray]:
-        templates = prompt_templates(self.templates if self.templates is not None else data.prompts)
-        self.results.meta.setdefault("templates", {})[data.name] = templates
-        assert data.classes is not None
-        return {
-            label: self.embedder.classifier(view, data.classes, templates)
-            for label, view in self.embedder.views.items()
-        }
-
-    def _embed(self, stage: Stage) -> dict[str, Embedded]:
-        found = self.embedder.images(stage)
-        bad = next(iter(found.values())).unreadable
-        if bad and not stage.corruption:
-            shown = "; ".join(why for _, why in bad[:5]) + (" ..." if len(bad) > 5 else "")
-            self.results.note(
-                f"{stage.data.name}: {len(bad)} of {len(stage.data)} images cannot be read and are left out: {shown}"
-            )
-        return found
-
-    def _read(
-        self, embedded: dict[str, Embedded], classifiers: dict[str, np.ndarray], labels: np.ndarray | None
-    ) -> dict[str, Outputs]:
-        return {
-            label: read_out(
-                e.vectors,
-                classifiers[label],
-                self.embedder.views[label].encoders.logit_scale,
-                None if labels is None else labels[e.indices],
-                self.temperatures.get(label),
-            )
-            for label, e in embedded.items()
-        }
-
-    def _fit(
-        self,
-        dev: qdata.ImageSet | None,
-        classifiers: dict[str, np.ndarray],
-        labels: np.ndarray | None,
-        evaluated: list[qdata.ImageSet],
-    ) -> None:
-        if dev is None or labels is None:
-            self.temperatures = dict.fromkeys(self.embedder.views)
-            self.results.note("temperature and ece_ts are undefined: no dev set was given to fit the temperature on")
-            return
-        for label, embedded in self._embed(Stage(dev)).items():
-            logits = self.embedder.views[label].encoders.logit_scale * (embedded.vectors @ classifiers[label].T)
-            fitted = metrics.fit_temperature(logits, labels[embedded.indices])
-            self.temperatures[label] = fitted.value
-            if fitted.flag:
-                self.results.note(f"{label}: the temperature from {dev.name} is no ordinary optimum: {fitted.flag}")
-        self.results.note(f"temperatures were fitted on {dev.name} ({len(dev)} images), one for each model")
-        if any(dev.digest == data.digest for data in evaluated):
-            self.results.note(f"{dev.name} is evaluated too: its ece_ts is of the images that fitted the temperature")
-
-    def _labelled(
-        self, data: qdata.ImageSet, role: str, labels: np.ndarray, classifiers: dict[str, np.ndarray]
-    ) -> dict[str, tuple[Embedded, Outputs]]:
-        """Rows of a clean labelled set."""
-        embedded = self._embed(Stage(data))
-        outputs = self._read(embedded, classifiers, labels)
-        kept = next(iter(embedded.values())).indices
-        setting = Setting(data.name, role, data.digest, len(kept), len(next(iter(classifiers.values()))), self.seed)
-        table = Table(self.results, setting, list(self.embedder.views), REPLICATES)
-        groups = {name: values[kept] for name, values in data.groups.items()}
-        table.metrics(outputs, groups)
-        table.temperatures(self.temperatures)
-        table.agreement({label: e.vectors for label, e in embedded.items()}, outputs)
-        table.bins(outputs)
-        if role == "id":
-            table.speed({label: e.seconds for label, e in embedded.items()})
-        return {label: (embedded[label], outputs[label]) for label in outputs}
-
-    def _noise(
-        self,
-        data: qdata.ImageSet,
-        rows: np.ndarray,
-        classifiers: dict[str, np.ndarray],
-        clean: dict[str, tuple[Embedded, Outputs]],
-    ) -> None:
-        """Rows of a corrupted sample at each severity; severity 0 is the same images without corruption."""
-        sample = data.select(rows)
-        kept = next(iter(clean.values()))[0].indices
-        severities = {
-            0: {label: outputs.take(np.flatnonzero(np.isin(kept, rows))) for label, (_, outputs) in clean.items()}
-        }
-        assert data.labels is not None
-        for severity in SEVERITIES:
-            embedded = self._embed(Stage(sample, NOISE, severity))
-            severities[severity] = self._read(embedded, classifiers, data.labels[rows])
-        if len(rows) < len(data):
-            self.results.note(
-                f"{data.name}: {NOISE} is on a fixed sample of {len(rows)} of {len(data)} images (seed {self.seed})"
-            )
-        n, classes = len(next(iter(severities[0].values()))), len(next(iter(classifiers.values())))
-        setting = Setting(data.name, "corrupted", sample.digest, n, classes, self.seed, NOISE)
-        Table(self.results, setting, list(self.embedder.views), REPLICATES).severities(severities)
-
-    def _ood(
-        self,
-        id_set: qdata.ImageSet,
-        id_outputs: dict[str, Outputs],
-        ood_sets: list[tuple[str, qdata.ImageSet]],
-        classifiers: dict[str, np.ndarray],
-    ) -> None:
-        if not ood_sets:
-            return
-        self.results.note(f"OOD detection: ID is {id_set.name}")
-        n_id = len(next(iter(id_outputs.values())))
-        table = DetectionTable(
-            self.results,
-            id_set.digest,
-            n_id,
-            list(self.embedder.views),
-            REPLICATES,
-            self.seed,
-            {label: outputs.ood for label, outputs in id_outputs.items()},
-        )
-        for kind, data in ood_sets:
-            outputs = self._read(self._embed(Stage(data)), classifiers, None)
-            table.add(data.name, data.digest, kind, {label: o.ood for label, o in outputs.items()})
-        table.means()
+def _scores(results: Results, names: Iterable[str] | None, trained: bool) -> dict[str, Score]:
+    """The scores that were named, or all that have what they need."""
+    out = {}
+    for name in SCORES.names() if names is None else names:
+        score = SCORES.made(name)
+        if unknown := sorted(set(score.needs) - NEEDS):
+            raise InputError(f"score {name!r} needs {unknown[0]!r}; evaluate gives {', '.join(sorted(NEEDS))}")
+        if "train" in score.needs and not trained:
+            lacking = f"score {name!r} learns from training images: name a set as train= (--train)"
+            if names is not None:
+                raise InputError(lacking)
+            results.note(f"{lacking}; it is left out")
+            continue
+        out[name] = score
+    return out
 
 
 def _listed(data: Any) -> list[Any]:
@@ -298,26 +192,3 @@ def _name_apart(sets: list[qdata.ImageSet]) -> None:
             count += 1
             found.name = f"{name} ({count})"
         taken.add(found.name)
-
-
-def prompt_templates(templates: str | Sequence[str] | None) -> list[str]:
-    """A list of prompts with a `{}` from a list, the name of one of ours, or one prompt. Raises InputError."""
-    known = class_names.TEMPLATES
-    if templates is None:
-        templates = known["simple"]
-    elif isinstance(templates, str):
-        if "{}" not in templates and templates not in known:
-            raise InputError(
-                f"unknown templates {templates!r}; known: {', '.join(known)}, or give prompts with a '{{}}'"
-            )
-        templates = known.get(templates, [templates])
-    templates = list(templates)
-    for template in templates:
-        if not isinstance(template, str) or template.count("{}") != 1:
-            raise InputError(f"template {template!r} needs one '{{}}' where the class name goes")
-    if not templates:
-        raise InputError("the list of templates is empty; give at least one prompt with a '{}'")
-    return templates
-
-
-__all__ = ["View", "evaluate", "prompt_templates"]

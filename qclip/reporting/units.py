@@ -7,6 +7,7 @@ import math
 
 from qclip import metrics
 from qclip.metrics import Metric
+from qclip.reliability.scores import SCORES
 
 MINUS = "\N{MINUS SIGN}"
 ABSENT = "\N{EN DASH}"
@@ -75,7 +76,9 @@ class Measure:
         return self.digits + 1 if self.share else self.digits
 
 
-SCORES = {"mcm": "MCM", "maxlogit": "MaxLogit", "energy": "Energy", "msp": "MSP"}
+def score(name: str) -> str:
+    """What an OOD score is called."""
+    return SCORES.get(name).label if name in SCORES else name
 
 
 def metric(name: str) -> Measure:

@@ -56,7 +56,7 @@ class Question:
 
     @property
     def name(self) -> str:
-        score = units.SCORES.get(self.score, self.score)
+        score = units.score(self.score)
         return f"{self.measure.name}, {score}" if score else self.measure.name
 
     @property

@@ -12,6 +12,7 @@ from PIL import Image
 from torchvision import transforms
 
 from qclip.data import ImageSet, UnreadableImage, batches, corruptions, decoding, load
+from qclip.data.corruptions.noise import NOISE_SIGMA
 from qclip.errors import DataError
 
 MEAN, STD = (0.48, 0.46, 0.41), (0.27, 0.26, 0.28)
@@ -120,7 +121,7 @@ def test_preprocess_that_hides_the_crop_is_refused():
 def test_gaussian_noise_has_the_published_strength(side, table):
     image = np.full((side, side, 3), 128, np.uint8)
     last = 0.0
-    for severity, sigma in enumerate(corruptions.NOISE_SIGMA[table], start=1):
+    for severity, sigma in enumerate(NOISE_SIGMA[table], start=1):
         found = np.stack([corruptions.apply(image, "gaussian_noise", severity, 0, i) for i in range(200 * 32 // side)])
         error = found / 255 - 128 / 255
         reference = np.random.default_rng(5).normal(size=200_000) * sigma  # clipped as the published code clips
@@ -131,8 +132,8 @@ def test_gaussian_noise_has_the_published_strength(side, table):
 
 
 def test_tables_are_those_of_the_published_code():
-    assert corruptions.NOISE_SIGMA["large"] == (0.08, 0.12, 0.18, 0.26, 0.38)
-    assert corruptions.NOISE_SIGMA["small"] == (0.04, 0.06, 0.08, 0.09, 0.10)
+    assert NOISE_SIGMA["large"] == (0.08, 0.12, 0.18, 0.26, 0.38)
+    assert NOISE_SIGMA["small"] == (0.04, 0.06, 0.08, 0.09, 0.10)
 
 
 def test_apply_is_deterministic_and_checks_its_input():

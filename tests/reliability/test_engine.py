@@ -12,7 +12,7 @@ from qclip import data as qdata
 from qclip import metrics
 from qclip.errors import DataError, InputError, NonFiniteError
 from qclip.reliability import evaluate
-from qclip.reliability.classification import LABELLED
+from qclip.reliability.outputs import LABELLED
 from qclip.results import Results
 from qclip.rewrite import Coverage
 from tests.reliability.fakes import CLASSES, Tiny, pictures, preprocess, tokenizer
@@ -143,7 +143,7 @@ def test_agreement_and_flips_are_counted_against_the_reference() -> None:
 
 
 def test_noise_is_on_one_sample_the_same_pixels_for_all_models(monkeypatch) -> None:
-    monkeypatch.setattr("qclip.reliability.engine.NOISE_SAMPLE", 36)
+    monkeypatch.setattr("qclip.reliability.request.SAMPLE", 36)
     models, data = {"float": Tiny(), "worse": Tiny(1.0)}, pictures()
     results = run(models, data, batch=10)
     for a, b in zip(models["float"].seen, models["worse"].seen, strict=True):

@@ -6,20 +6,25 @@ from sklearn.metrics import roc_auc_score
 
 from qclip.metrics import metric, roc_curve_points
 from qclip.metrics.detection import Ranking
-from qclip.reliability.ood import scores
+from qclip.reliability.measurements.ood import DETECTION, ROC_GRID
+from qclip.reliability.outputs import Sample
+from qclip.reliability.scores import SCORES
 from qclip.reliability.statistics import Resampling, seeded
-from qclip.reliability.tables import DETECTION, ROC_GRID
 
 
 def test_scores_are_their_formulas() -> None:
     rng = np.random.default_rng(0)
     cosines, scale = rng.uniform(-0.2, 0.4, (50, 10)), 100.0
-    found = scores(cosines, scale)
+
+    def scores(scale: float) -> dict[str, np.ndarray]:
+        return {name: SCORES.made(name).fit(None)(Sample(cosines, cosines, scale)) for name in SCORES}
+
+    found = scores(scale)
     softmax = np.exp(cosines) / np.exp(cosines).sum(1, keepdims=True)
     np.testing.assert_allclose(found["mcm"], softmax.max(1), rtol=1e-13)
     np.testing.assert_array_equal(found["maxlogit"], cosines.max(1))
     np.testing.assert_allclose(found["energy"], np.log(np.exp(scale * cosines).sum(1)), rtol=1e-13)
-    assert np.isfinite(scores(cosines, 1e5)["energy"]).all()  # would overflow without the shift
+    assert np.isfinite(scores(1e5)["energy"]).all()  # would overflow without the shift
 
 
 def fpr_by_definition(positives: np.ndarray, negatives: np.ndarray) -> float:

@@ -69,7 +69,7 @@ def roc(index: Index) -> list[Panel]:
             lines = {m: sorted(curves[m, name, score]) for m in family.models if (m, name, score) in curves}
             if lines:
                 figures.append(_roc_figure(index, family, name, kinds.get(name, ""), score, lines))
-        out += panel(titled(family, f"By {units.SCORES.get(score, score)}", len(parts) > 1), figures, legend_of(family))
+        out += panel(titled(family, f"By {units.score(score)}", len(parts) > 1), figures, legend_of(family))
     return out
 
 
@@ -115,7 +115,7 @@ def detection(index: Index) -> list[Table]:
             if any(found):
                 cells = [value_cell(units.metric(metric), row) for (_, metric), row in zip(columns, found, strict=True)]
                 rows.append([Cell(model), *cells])
-        head = [Cell(units.metric(metric).name, units.SCORES.get(score, score)) for score, metric in columns]
+        head = [Cell(units.metric(metric).name, units.score(score)) for score, metric in columns]
         n = None if name in index.ood_means else index.n(name)
         notes = [f"{kind} OOD"] * bool(kind) + [f"n = {units.count(n)}"] * bool(n)
         out.append(Table(name, [Cell("Model"), *head], rows, ", ".join(notes)))

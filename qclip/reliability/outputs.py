@@ -1,22 +1,47 @@
-"""Zero-shot outputs of one model on one set: a few numbers per image, from which the metrics are read."""
+"""What a model made of a set: the sample that scores see, and a few numbers per image, from which metrics are read."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
+from qclip.errors import InputError
 from qclip.metrics import metric
 from qclip.metrics.accuracy import ranks
 from qclip.metrics.arrays import softmax_and_log_sum
 from qclip.metrics.calibration import negative_log_likelihood, squared_error
 from qclip.metrics.resampled import Statistic
 
-from .ood import scores
+from .scores import Score
 
 ROWS = 4096  # images at a time: a [n, 1000] matrix of float64 is not needed whole
 LABELLED = ("top1", "top5", "balanced_accuracy", "ece", "ece_ts", "nll", "brier", "signed_gap", "mean_confidence")
+
+
+@dataclasses.dataclass(frozen=True)
+class Sample:
+    """Images of a set as one model sees them.
+
+    features: unit image embeddings float64 `[n, E]`. cosines: to the class embeddings `[n, K]`. scale: the exp'd logit
+    scale. labels: int64 `[n]`, None for a set of other classes. patches: unit patch embeddings `[n, P, E]`, None where
+    they were not asked for.
+    """
+
+    features: np.ndarray
+    cosines: np.ndarray
+    scale: float
+    labels: np.ndarray | None = None
+    patches: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+    @property
+    def logits(self) -> np.ndarray:
+        return self.scale * self.cosines
 
 
 @dataclasses.dataclass
@@ -57,14 +82,16 @@ def read_out(
     scale: float,
     labels: np.ndarray | None = None,
     temperature: float | None = None,
+    scores: Mapping[str, Score] | None = None,
 ) -> Outputs:
-    """Unit image embeddings `[n, E]` and class embeddings `[K, E]` -> `Outputs`; logits are `scale` x cosine."""
+    """Unit image embeddings `[n, E]` and class embeddings `[K, E]` -> `Outputs`; logits are `scale` x cosine. `scores`
+    are fitted ones. Raises InputError where a score gives anything but finite numbers, one per image."""
     parts = []
     for start in range(0, len(vectors), ROWS):
         rows = slice(start, start + ROWS)
-        parts.append(
-            _read_out(vectors[rows] @ classifier.T, scale, None if labels is None else labels[rows], temperature)
-        )
+        part = vectors[rows]
+        sample = Sample(part, part @ classifier.T, scale, None if labels is None else labels[rows])
+        parts.append(_read_out(sample, temperature, scores or {}))
     return Outputs(**{f.name: _joined([getattr(part, f.name) for part in parts]) for f in dataclasses.fields(Outputs)})
 
 
@@ -74,14 +101,23 @@ def _joined(parts: list) -> Any:
     return np.concatenate(parts) if isinstance(parts[0], np.ndarray) else parts[0]
 
 
-def _read_out(cosines: np.ndarray, scale: float, labels: np.ndarray | None, temperature: float | None) -> Outputs:
-    empty = np.empty(0)
+def _read_out(sample: Sample, temperature: float | None, scores: Mapping[str, Score]) -> Outputs:
+    none, empty = np.empty(0, np.int64), np.empty(0)
+    cosines, labels = sample.cosines, sample.labels
     out = Outputs(
-        cosines.shape[1], cosines.argmax(1), scores(cosines, scale), *[empty.astype(np.int64)] * 2, *[empty] * 4
+        classes=cosines.shape[1],
+        predicted=cosines.argmax(1),
+        ood={name: _scored(name, score, sample) for name, score in scores.items()},
+        labels=none,
+        rank=none,
+        confidence=empty,
+        confidence_ts=empty,
+        nll=empty,
+        brier=empty,
     )
     if labels is None:
         return out
-    logits = scale * cosines
+    logits = sample.logits
     probabilities, log_sum = softmax_and_log_sum(logits)
     out.labels = labels
     out.rank = ranks(cosines, labels)
@@ -91,8 +127,19 @@ def _read_out(cosines: np.ndarray, scale: float, labels: np.ndarray | None, temp
     if temperature is None:
         out.confidence_ts = np.full(len(labels), np.nan)
     else:
-        out.confidence_ts = softmax_and_log_sum(scale / temperature * cosines)[0].max(1)
+        out.confidence_ts = softmax_and_log_sum(sample.scale / temperature * cosines)[0].max(1)
     return out
+
+
+def _scored(name: str, score: Score, sample: Sample) -> np.ndarray:
+    values = np.asarray(score(sample), np.float64)
+    if values.shape != (len(sample),) or not np.isfinite(values).all():
+        bad = int(np.size(values) - np.isfinite(values).sum())
+        raise InputError(
+            f"score {name!r} gives {list(values.shape)} with {bad} NaN or infinite values for {len(sample)} images; "
+            "it must give one finite number per image"
+        )
+    return values
 
 
 def statistics(outputs: Outputs, mask: np.ndarray) -> dict[str, Statistic]:

@@ -1,0 +1,120 @@
+"""Every condition that some measurement wants, embedded once by every model, and what was read from the embeddings."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+
+import numpy as np
+
+from qclip import metrics
+from qclip.results import Results
+
+from .embed import Embedded, Embedder, unit
+from .outputs import Outputs, Sample, read_out
+from .request import Condition, EvalSet, Request
+from .scores import Score
+
+FIRST = ("dev", "train")  # temperatures and scores are fitted before anything is read
+
+
+class Embeddings:
+    """`outputs`, `vectors`, `indices` and `seconds` of each condition by model label; `temperatures` by model label."""
+
+    def __init__(self, embedder: Embedder, request: Request, results: Results) -> None:
+        self._embedder, self._request, self._results = embedder, request, results
+        self.temperatures: dict[str, float | None] = dict.fromkeys(embedder.views)
+        self._scores: dict[str, dict[str, Score]] = {label: {} for label in embedder.views}
+        self._classifiers: dict[tuple[tuple[str, ...], tuple[str, ...]], dict[str, np.ndarray]] = {}
+        self._embedded: dict[tuple, dict[str, Embedded]] = {}
+        self._outputs: dict[tuple, dict[str, Outputs]] = {}
+        self._vectors: dict[tuple, dict[str, np.ndarray]] = {}
+
+    def prepare(self, wanted: Iterable[Condition]) -> None:
+        """Embed and read all conditions, each once."""
+        once: dict[tuple, Condition] = {}
+        for condition in wanted:
+            known = once.get(condition.key, condition)
+            vectors, scores = known.vectors or condition.vectors, known.scores or condition.scores
+            once[condition.key] = dataclasses.replace(known, vectors=vectors, scores=scores)
+        self._embedder.expect([(c.set.data, c.corruption, c.severity) for c in once.values()])
+        for condition in sorted(once.values(), key=lambda c: c.set.role not in FIRST):
+            self._read(condition)
+        if all(value is None for value in self.temperatures.values()):
+            self._results.note("temperature and ece_ts are undefined: no dev set was given to fit the temperature on")
+
+    def outputs(self, condition: Condition) -> dict[str, Outputs]:
+        """What was read from the embeddings of a condition that was wanted."""
+        return self._outputs[condition.key]
+
+    def vectors(self, condition: Condition) -> dict[str, np.ndarray]:
+        """Unit embeddings float64 `[m, E]` of a condition that was wanted with `vectors`."""
+        return {
+            label: unit(raw, f"image embeddings of {label!r} on {condition.name}")
+            for label, raw in self._vectors[condition.key].items()
+        }
+
+    def indices(self, condition: Condition) -> np.ndarray:
+        """Positions of the images that could be read, int64 `[m]`."""
+        return next(iter(self._embedded[condition.key].values())).indices
+
+    def seconds(self, condition: Condition) -> dict[str, float]:
+        """What embedding took when it was done, which may have been in an earlier run."""
+        return {label: found.seconds for label, found in self._embedded[condition.key].items()}
+
+    def classifier(self, of: EvalSet) -> dict[str, np.ndarray]:
+        """Unit class embeddings `[K, E]` of a set's classes."""
+        key = of.classes, of.templates
+        if of.role == "id":
+            self._results.meta.setdefault("templates", {})[of.name] = list(of.templates)
+        if key not in self._classifiers:
+            self._classifiers[key] = {
+                label: self._embedder.classifier(view, of.classes, of.templates)
+                for label, view in self._embedder.views.items()
+            }
+        return self._classifiers[key]
+
+    def _read(self, condition: Condition) -> None:
+        classifier = self.classifier(condition.set)
+        found = self._embedder.images(condition.set.data, condition.corruption, condition.severity)
+        self._embedded[condition.key] = found
+        bad = next(iter(found.values())).unreadable
+        if bad and not condition.corruption:
+            shown = "; ".join(why for _, why in bad[:5]) + (" ..." if len(bad) > 5 else "")
+            self._results.note(
+                f"{condition.set.name}: {len(bad)} of {len(condition.set.data)} images cannot be read and are left "
+                f"out: {shown}"
+            )
+        labels = None if condition.set.labels is None else condition.set.labels[self.indices(condition)]
+        outputs = {}
+        for label, each in found.items():
+            vectors = unit(each.vectors, f"image embeddings of {label!r} on {condition.name}")
+            scale = self._embedder.views[label].encoders.logit_scale
+            if condition.set.role in FIRST:
+                sample = Sample(vectors, vectors @ classifier[label].T, scale, labels)
+                self._fit(condition.set, label, sample)
+            else:
+                scores = self._fitted(label) if condition.scores else {}
+                outputs[label] = read_out(vectors, classifier[label], scale, labels, self.temperatures[label], scores)
+        self._outputs[condition.key] = outputs
+        if condition.vectors:
+            self._vectors[condition.key] = {label: each.vectors for label, each in found.items()}
+        for each in found.values():
+            each.vectors = np.empty((0, 0), np.float32)  # large, and wanted no more
+
+    def _fit(self, of: EvalSet, label: str, sample: Sample) -> None:
+        if of.role == "train":
+            self._scores[label] = {name: score.fit(sample) for name, score in self._request.scores.items()}
+            return
+        fitted = metrics.fit_temperature(sample.logits, sample.labels if sample.labels is not None else [])
+        self.temperatures[label] = fitted.value
+        if fitted.flag:
+            self._results.note(f"{label}: the temperature from {of.name} is no ordinary optimum: {fitted.flag}")
+        self._results.note(f"temperatures were fitted on {of.name} ({len(of.data)} images), one for each model")
+        if any(of.data.digest == other.data.digest for other in self._request.of("id", "shift")):
+            self._results.note(f"{of.name} is evaluated too: its ece_ts is of the images that fitted the temperature")
+
+    def _fitted(self, label: str) -> dict[str, Score]:
+        if not self._scores[label]:
+            self._scores[label] = {name: score.fit(None) for name, score in self._request.scores.items()}
+        return self._scores[label]

@@ -1,0 +1,48 @@
+"""How near each model's outputs are to its reference's, image by image."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from qclip.metrics import mcnemar
+from qclip.metrics.resampled import Statistic, evaluate_on, mean_of
+
+from ..embedded import Embeddings
+from ..request import Condition, Request
+from ..writer import Writer
+
+
+class Agreement:
+    name, label = "agreement", "Agreement with the reference"
+
+    def wants(self, request: Request) -> list[Condition]:
+        return [Condition(s, vectors=True) for s in request.of("id", "shift")] if len(request.models) > 1 else []
+
+    def rows(self, request: Request, embedded: Embeddings, out: Writer) -> None:
+        """Cosine between a model's image embeddings and the reference's, equal predictions, and McNemar's flips."""
+        reference, *others = request.models
+        for condition in self.wants(request):
+            of, outputs, vectors = condition.set, embedded.outputs(condition), embedded.vectors(condition)
+            n = len(embedded.indices(condition))
+            page = out.page(of.name, of.role, n, of.data.digest)
+            wanted: dict[tuple[str, str], Statistic] = {}
+            nearest: dict[str, float] = {}
+            for model in others:
+                same = outputs[model].predicted == outputs[reference].predicted
+                wanted[model, "agreement"] = mean_of(same)
+                if vectors[model].shape == vectors[reference].shape:  # else their embeddings live in different spaces
+                    cosines = np.einsum("ne,ne->n", vectors[model], vectors[reference])
+                    wanted[model, "cosine_mean"], nearest[model] = mean_of(cosines), float(cosines.min())
+            common: dict[str, Any] = {"reference": reference}
+            bootstrap = out.resampling(of.data.digest, n).bootstrap()
+            for (model, name), drawn in zip(wanted, evaluate_on(list(wanted.values()), bootstrap), strict=True):
+                page.estimate(model, name, drawn, **common)
+            for model in others:
+                if model in nearest:
+                    page.add(model, "cosine_min", value=nearest[model], **common)
+                flips = mcnemar(outputs[reference].right, outputs[model].right)
+                page.add(model, "flips_lost", value=flips.lost, **common)
+                page.add(model, "flips_won", value=flips.won, **common)
+                page.add(model, "mcnemar_p", value=flips.p, **common)

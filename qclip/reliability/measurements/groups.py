@@ -1,0 +1,71 @@
+"""Subsets and groups of labelled sets, the worst group, and the gap between groups."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ..embedded import Embeddings
+from ..request import Condition, EvalSet, Request
+from ..writer import Page, Part, Writer
+
+SMALL = 10  # a group of fewer images is flagged
+MOST = 64
+
+
+class Groups:
+    name, label = "groups", "Subsets and groups"
+
+    def wants(self, request: Request) -> list[Condition]:
+        """A `group` column makes groups, every bool column a subset of its true rows."""
+        return [
+            Condition(each)
+            for each in request.of("id", "shift")
+            if any(name == "group" or values.dtype == bool for name, values in each.data.groups.items())
+        ]
+
+    def rows(self, request: Request, embedded: Embeddings, out: Writer) -> None:
+        for condition in self.wants(request):
+            kept = embedded.indices(condition)
+            of = condition.set
+            columns = {name: values[kept] for name, values in of.data.groups.items()}
+            groups = _names(of, columns, out)
+            parts = {Part(subset=k): v for k, v in columns.items() if v.dtype == bool and v.any()}
+            parts |= {Part(group=name): columns["group"] == name for name in groups}
+            if not parts:
+                continue
+            page = out.page(of.name, of.role, len(kept), of.data.digest)
+            drawn = page.draw(embedded.outputs(condition), parts)
+            for part, mask in parts.items():
+                page.labelled(drawn, part, n=int(mask.sum()))
+            if len(groups) > 1:
+                top1 = {
+                    name: {model: drawn[model][Part(group=name), "top1"] for model in page.models} for name in groups
+                }
+                _worst(page, top1)
+
+
+def _names(of: EvalSet, columns: dict[str, np.ndarray], out: Writer) -> list[str]:
+    if "group" not in columns:
+        return []
+    names, counts = np.unique(columns["group"], return_counts=True)
+    if len(names) > MOST:
+        out.note(f"{of.name}: {len(names)} groups are too many for a table, only up to {MOST} are shown")
+        return []
+    small = [f"{name} ({count})" for name, count in zip(names, counts, strict=True) if count < SMALL]
+    if small:
+        out.note(f"{of.name}: groups of fewer than {SMALL} images: {', '.join(small)}")
+    return [str(name) for name in names]
+
+
+def _worst(page: Page, top1: dict[str, dict[str, np.ndarray]]) -> None:
+    """Each model's worst and best group are fixed by the sample: the worst group of a replicate is biased low."""
+    worst, gap, names = {}, {}, {}
+    for model in page.models:
+        ranked = sorted(top1, key=lambda name: float(top1[name][model][0]))
+        worst[model] = top1[ranked[0]][model]
+        gap[model] = top1[ranked[-1]][model] - worst[model]
+        names[model] = ranked[0]
+    page.estimates("worst_group_top1", worst)
+    page.estimates("group_gap", gap)
+    shown = ", ".join(f"{model}: {name}" for model, name in names.items())
+    page.writer.note(f"{page.set}: worst group of {shown}; its interval holds the group fixed")

@@ -1,0 +1,108 @@
+"""What is evaluated: sets with their roles, the conditions in which they are embedded, and what is asked of them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from qclip import data as qdata
+from qclip.errors import InputError
+from qclip.models import class_names
+
+from .scores import Score
+
+SAMPLE = 1000  # images that are corrupted where not all are asked for
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class EvalSet:
+    """Images, what they are for (a role of `qclip.results.ROLES`), and the classes among which they are told apart.
+
+    labels: positions in `classes`, int64 `[len(data)]`; None for a set of other classes.
+    """
+
+    data: qdata.ImageSet
+    role: str
+    classes: tuple[str, ...]
+    templates: tuple[str, ...]
+    labels: np.ndarray | None = None
+
+    @property
+    def name(self) -> str:
+        return self.data.name
+
+    def take(self, rows: np.ndarray) -> EvalSet:
+        """The images at these positions."""
+        labels = None if self.labels is None else self.labels[rows]
+        return dataclasses.replace(self, data=self.data.select(rows), labels=labels)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Condition:
+    """A set, as it is or under a corruption. Embedded once, whoever wants it.
+
+    vectors: the embeddings themselves are wanted, not only what is read from them. scores: OOD scores are wanted.
+    """
+
+    set: EvalSet
+    corruption: str = ""
+    severity: int = 0
+    vectors: bool = False
+    scores: bool = False
+
+    @property
+    def name(self) -> str:
+        return f"{self.set.name} {self.corruption} {self.severity}" if self.corruption else self.set.name
+
+    @property
+    def key(self) -> tuple[str, str, str, int]:
+        return self.set.name, self.set.data.digest, self.corruption, self.severity
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """Everything that `evaluate` was asked. The first of `models` is the reference of every difference; the first ID
+    set is what OOD sets are told apart from."""
+
+    models: tuple[str, ...]
+    sets: tuple[EvalSet, ...]
+    scores: Mapping[str, Score]  # by name, not fitted yet
+    corruptions: tuple[str, ...]
+    full: bool = False
+    seed: int = 0
+
+    def of(self, *roles: str) -> list[EvalSet]:
+        """The sets of these roles."""
+        return [each for each in self.sets if each.role in roles]
+
+    @property
+    def ood(self) -> list[EvalSet]:
+        return self.of("ood", "ood-near", "ood-far")
+
+    def sample(self, of: EvalSet) -> np.ndarray:
+        """Positions of the images that are corrupted: all, or a fixed seeded choice."""
+        if self.full or len(of.data) <= SAMPLE:
+            return np.arange(len(of.data))
+        return np.sort(np.random.default_rng(self.seed).permutation(len(of.data))[:SAMPLE])
+
+
+def prompt_templates(templates: str | Sequence[str] | None) -> list[str]:
+    """A list of prompts with a `{}` from a list, the name of one of ours, or one prompt. Raises InputError."""
+    known = class_names.TEMPLATES
+    if templates is None:
+        templates = known["simple"]
+    elif isinstance(templates, str):
+        if "{}" not in templates and templates not in known:
+            raise InputError(
+                f"unknown templates {templates!r}; known: {', '.join(known)}, or give prompts with a '{{}}'"
+            )
+        templates = known.get(templates, [templates])
+    templates = list(templates)
+    for template in templates:
+        if not isinstance(template, str) or template.count("{}") != 1:
+            raise InputError(f"template {template!r} needs one '{{}}' where the class name goes")
+    if not templates:
+        raise InputError("the list of templates is empty; give at least one prompt with a '{}'")
+    return templates

@@ -1,0 +1,17 @@
+"""Energy (Liu et al. 2010.03759)."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ..outputs import Sample
+from . import Formula
+
+
+def energy(sample: Sample) -> np.ndarray:
+    """log sum exp of the logits, T = 1."""
+    top = sample.cosines.max(1)
+    return sample.scale * top + np.log(np.exp(sample.scale * (sample.cosines - top[:, None])).sum(1))
+
+
+ENERGY = Formula("energy", "Energy", energy)
