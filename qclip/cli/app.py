@@ -43,4 +43,4 @@ def root(
 
 for module in (demo, quantize, evaluate, spectrum, report, bench, doctor, models, recipes):
     name = module.__name__.rsplit(".", 1)[-1]
-    app.command(name, epilog=module.EXAMPLES)(module.command)
+    app.command(name, cls=getattr(module, "Command", None), epilog=module.EXAMPLES)(module.command)

@@ -11,10 +11,10 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
-import click
 import typer
+from typer.core import TyperCommand
 
 from qclip.errors import InputError, printable
 from qclip.registry import Registry
@@ -61,23 +61,27 @@ Force = Annotated[bool, typer.Option("--force", help="Overwrite an output that i
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, and only JSON, on stdout.")]
 
 
-class Named(click.ParamType):
-    """A name of a registry ("module:attribute", imported only when it is asked): the help lists them all, those of
-    other packages too."""
+def registry_at(where: str) -> Registry:
+    """The registry at "module:attribute". It is imported only here: `qclip --help` must not wait for torch."""
+    module, _, attribute = where.partition(":")
+    return getattr(importlib.import_module(module), attribute)
 
-    def __init__(self, registry: str) -> None:
-        self.name, self._where = registry, registry
 
-    def _registry(self) -> Registry:
-        module, _, attribute = self._where.partition(":")
-        return getattr(importlib.import_module(module), attribute)
+class NamesInHelp(TyperCommand):
+    """Says below each option of `NAMED` which names it takes, those of other packages too."""
 
-    def get_metavar(self, *_: Any, **__: Any) -> str:
-        return "|".join(self._registry().names())
+    NAMED: ClassVar[dict[str, str]] = {}
 
-    def convert(self, value: Any, *_: Any) -> str:
-        self._registry().get(value)
-        return str(value)
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        told: list[Any] = [option for option in self.params if option.name in self.NAMED]
+        plain = [option.help for option in told]
+        try:
+            for option in told:
+                option.help += f" Known: {', '.join(registry_at(self.NAMED[option.name]).names())}."
+            super().format_help(ctx, formatter)
+        finally:
+            for option, text in zip(told, plain, strict=True):
+                option.help = text
 
 
 def output_path(text: str | Path) -> Path:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import typer
 
@@ -12,9 +12,6 @@ from . import common, lineup
 if TYPE_CHECKING:
     from qclip.data import ImageSet
 
-SCORES = "qclip.reliability.scores:SCORES"
-CORRUPTIONS = "qclip.data.corruptions:CORRUPTIONS"
-MEASUREMENTS = "qclip.reliability.measurements:MEASUREMENTS"
 EXAMPLES = (
     "[bold]Examples[/]\n\n"
     "qclip evaluate scenes-clean --recipe float --recipe w8a8 --data scenes:test --output out\n\n"
@@ -22,6 +19,14 @@ EXAMPLES = (
     "--dev parquet:cifar10_dev.parquet --ood far=parquet:mnist_test.parquet --output out\n\n"
     "qclip evaluate my.safetensors my-artifact --data folder:pictures --templates prompts.txt"
 )
+
+
+class Command(common.NamesInHelp):
+    NAMED: ClassVar[dict[str, str]] = {
+        "score": "qclip.reliability.scores:SCORES",
+        "corruption": "qclip.data.corruptions:CORRUPTIONS",
+        "measure": "qclip.reliability.measurements:MEASUREMENTS",
+    }
 
 
 def command(
@@ -43,19 +48,19 @@ def command(
     ] = None,
     score: Annotated[
         list[str] | None,
-        typer.Option("--score", click_type=common.Named(SCORES), help="OOD score; repeatable. Default: all."),
+        typer.Option("--score", metavar="NAME", help="OOD score; repeatable. Default: all."),
     ] = None,
     corruption: Annotated[
         list[str] | None,
         typer.Option(
             "--corruption",
-            click_type=common.Named(CORRUPTIONS),
+            metavar="NAME",
             help="Corruption of the labelled images; repeatable. Default: gaussian_noise.",
         ),
     ] = None,
     measure: Annotated[
         list[str] | None,
-        typer.Option("--measure", click_type=common.Named(MEASUREMENTS), help="Measurement; repeatable. Default: all."),
+        typer.Option("--measure", metavar="NAME", help="Measurement; repeatable. Default: all."),
     ] = None,
     classes: common.Classes = None,
     templates: Annotated[
@@ -86,6 +91,9 @@ def command(
 
     if output is not None:
         lineup.check_output(output, force)
+    for option, names in (("score", score), ("corruption", corruption), ("measure", measure)):
+        for name in names or []:
+            common.registry_at(Command.NAMED[option]).get(name)
     common.set_threads(threads)
     prompts = None if templates is None else read_lines(templates, "templates")
 
