@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+import operator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,27 +14,29 @@ TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.int8: 3}  
 ACTIVATION_NUMBERS: dict[str | None, int] = {None: 0, **{name: number for number, name in enumerate(ACTIVATIONS, 1)}}
 
 
-class Parameters(NamedTuple):
-    """The parameters of a native function, in its order."""
+class Parameters:
+    """The parameters of a native function, in its order: their names, and the places of those that are pointers."""
 
-    names: tuple[str, ...]
-    pointers: tuple[bool, ...]
-
-    @staticmethod
-    def parse(text: str) -> Parameters:
+    def __init__(self, text: str) -> None:
         """Of a C parameter list: `const float* x, int n`."""
         parts = [part.strip() for part in text.split(",")]
-        return Parameters(tuple(part.split()[-1].lstrip("*") for part in parts), tuple("*" in part for part in parts))
+        self.names = tuple(part.split()[-1].lstrip("*") for part in parts)
+        self.pointers = tuple(place for place, part in enumerate(parts) if "*" in part)
+        self._in_order = operator.itemgetter(*self.names)
 
     def words(self, arguments: dict[str, Any]) -> list[Any]:
         """The arguments in order, tensors as the addresses of their values and None as a null pointer. Whoever holds
         `arguments` keeps the tensors alive. Raises TypeError where a name is missing or unknown."""
-        if len(arguments) != len(self.names) or any(name not in arguments for name in self.names):
+        try:
+            words = list(self._in_order(arguments))
+        except KeyError:
+            words = []
+        if len(words) != len(arguments):
             raise TypeError(f"arguments must be {', '.join(self.names)}; got {', '.join(arguments)}")
-        return [
-            (0 if arguments[name] is None else arguments[name].data_ptr()) if pointer else arguments[name]
-            for name, pointer in zip(self.names, self.pointers, strict=True)
-        ]
+        for place in self.pointers:
+            tensor = words[place]
+            words[place] = 0 if tensor is None else tensor.data_ptr()
+        return words
 
 
 def floats(tensor: Tensor | None) -> Tensor | None:

@@ -89,7 +89,7 @@ def _always(*args: Any, **kwargs: Any) -> str | None:
 
 @functools.cache
 def _parameters(op: str) -> Parameters:
-    return Parameters.parse(native.parameters(op)[0])
+    return Parameters(native.parameters(op)[0])
 
 
 def _run(op: str, **arguments: Any) -> None:
@@ -108,11 +108,10 @@ def _packed(layout: str) -> Any:
 
 
 def _epilogue(epilogue: Epilogue, out: Any) -> dict[str, Any]:
-    return {
-        **epilogue_arguments(epilogue, out),
-        "out_scale_per_column": several(epilogue.out_scale),
-        "out_zero_point_per_column": several(epilogue.out_zero_point),
-    }
+    arguments = epilogue_arguments(epilogue, out)
+    arguments["out_scale_per_column"] = several(epilogue.out_scale)
+    arguments["out_zero_point_per_column"] = several(epilogue.out_zero_point)
+    return arguments
 
 
 def int8_linear(

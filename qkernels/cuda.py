@@ -70,7 +70,7 @@ def functions(loaded: Any) -> dict[str, Parameters]:
     for line in loaded.qk_cuda_ops().decode().splitlines():
         name, parameters = re.fullmatch(r"(\w+)\((.*)\)", line).groups()  # type: ignore[union-attr]
         *own, _, _ = parameters.split(", ")  # the device's index and the stream come last
-        found[name] = Parameters.parse(", ".join(own))
+        found[name] = Parameters(", ".join(own))
         if hasattr(loaded, f"qk_cuda_{name}"):
             words = [parameter.rsplit(" ", 1)[0] for parameter in parameters.split(", ")]
             types = [ctypes.c_void_p if "*" in word else _C_TYPES[word] for word in words]

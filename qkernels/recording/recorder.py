@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
 from qkernels import cpu
+from qkernels.abi import Parameters
 from qkernels.registry import implementations
 
 from .limits import UnrecordableError, check_plain, depends_on_values
@@ -26,7 +27,7 @@ class Recorder(TorchDispatchMode):
         self.steps: list[Step] = []
         self.known: dict[int, tuple[Memory, StorageWeakRef]] = {}
         self.starts: list[int] = []  # sorted addresses of `known`
-        self.parameters: dict[str, tuple[list[str], str]] = {}
+        self.parameters: dict[str, tuple[tuple[str, ...], str]] = {}
         for number, tensor in enumerate(inputs):
             self._enter(tensor, Memory("input", tensor.untyped_storage().nbytes(), number, tensor))
 
@@ -73,7 +74,7 @@ class Recorder(TorchDispatchMode):
         """A native call is about to run."""
         if name not in self.parameters:
             text, kinds = cpu.native.module.parameters(name)
-            self.parameters[name] = ([part.split()[-1].lstrip("*") for part in text.split(",")], kinds)
+            self.parameters[name] = (Parameters(text).names, kinds)
         names, kinds = self.parameters[name]
         given = {n: self.pointer(a) if kind in "rw" else a for n, kind, a in zip(names, kinds, arguments, strict=True)}
         self._add(NativeStep(name, given, dict(zip(names, kinds, strict=True))))

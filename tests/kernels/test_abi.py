@@ -16,8 +16,8 @@ LISTS = sorted((Path(__file__).parents[2] / "csrc").glob("*/ops.def"))
 
 
 def test_words_stand_in_the_functions_order_whatever_the_calls() -> None:
-    parameters = Parameters.parse("const float* x, std::int64_t n, float eps, void* out")
-    assert parameters == (("x", "n", "eps", "out"), (True, False, False, True))
+    parameters = Parameters("const float* x, std::int64_t n, float eps, void* out")
+    assert (parameters.names, parameters.pointers) == (("x", "n", "eps", "out"), (0, 3))
     x = torch.ones(3)
     assert parameters.words({"out": None, "eps": 0.5, "n": 3, "x": x}) == [x.data_ptr(), 3, 0.5, 0]
 
@@ -25,15 +25,15 @@ def test_words_stand_in_the_functions_order_whatever_the_calls() -> None:
 @pytest.mark.parametrize("arguments", [{"x": None}, {"x": None, "m": 1}, {"x": None, "n": 1, "m": 1}])
 def test_missing_and_unknown_names_are_refused(arguments: dict) -> None:
     with pytest.raises(TypeError, match="arguments must be x, n; got"):
-        Parameters.parse("void* x, int n").words(arguments)
+        Parameters("void* x, int n").words(arguments)
 
 
 @pytest.mark.skipif(cpu.native is None, reason=str(cpu.missing))
 def test_the_native_module_tells_what_the_list_says() -> None:
     for name in cpu.native.ops:
         text, kinds = cpu.native.parameters(name)
-        parameters = Parameters.parse(text)
-        assert [kind in "rw" for kind in kinds] == list(parameters.pointers)
+        parameters = Parameters(text)
+        assert tuple(place for place, kind in enumerate(kinds) if kind in "rw") == parameters.pointers
         assert parameters.names[-1] == "threads" and len(set(parameters.names)) == len(parameters.names)
 
 
@@ -43,7 +43,7 @@ def test_both_backends_end_linear_ops_with_what_an_epilogue_gives() -> None:
     for path in LISTS:
         for name in ("int8_linear", "int4_linear"):
             found = re.search(rf"\({name}, (.*?)\)", path.read_text(), re.S)
-            assert found is not None and given <= set(Parameters.parse(found[1]).names), (path, name)
+            assert found is not None and given <= set(Parameters(found[1]).names), (path, name)
 
 
 def test_an_epilogue_knows_shape_and_dtype_of_its_results() -> None:

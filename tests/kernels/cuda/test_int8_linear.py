@@ -17,7 +17,7 @@ from qkernels.contract import Epilogue
 from tests.kernels.linear_cases import Exact, check_codes, check_float, check_groups, finish, guarded, untouched
 
 DEFINITIONS = (Path(__file__).parents[3] / "csrc/cuda/ops.def").read_text()
-PARAMETERS = Parameters.parse(re.search(r"QK_CUDA_OP\(int8_linear, (.*?)\)", DEFINITIONS, re.S)[1])  # type: ignore[index]
+PARAMETERS = Parameters(re.search(r"QK_CUDA_OP\(int8_linear, (.*?)\)", DEFINITIONS, re.S)[1])  # type: ignore[index]
 WIDE = ("m", "x_pitch", "code_pitch")  # 64 bits
 
 #: chip, configuration, and the tile that it makes
@@ -39,9 +39,10 @@ class Emulated:
 
     def launch(self, name: str, device: torch.device, **arguments: Any) -> None:
         assert name == "int8_linear" and device.type == "cpu"
+        pointers = {PARAMETERS.names[place] for place in PARAMETERS.pointers}
         typed = [
-            ctypes.c_void_p(word) if pointer else ctypes.c_int64(word) if name in WIDE else ctypes.c_int(word)
-            for name, pointer, word in zip(*PARAMETERS, PARAMETERS.words(arguments), strict=True)
+            ctypes.c_void_p(word) if name in pointers else ctypes.c_int64(word) if name in WIDE else ctypes.c_int(word)
+            for name, word in zip(PARAMETERS.names, PARAMETERS.words(arguments), strict=True)
         ]
         head = (ctypes.c_int(self.chip), ctypes.c_int(self.processors), ctypes.c_uint(self.seed))
         assert self.emulator.emulate_int8_linear(*head, *typed) == 0, self.emulator.emulator_message().decode()
