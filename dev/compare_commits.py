@@ -32,6 +32,7 @@ ROOT = Path(__file__).resolve().parents[1]
 CHECKPOINTS = ("scenes-clean", "scenes-noisy", "photos")
 RECIPES = ("w8a8", "w8a8-static", "w8a8-smoothquant", "w4a8", "w4a8-mixed", "w4a16", "w6a8", "w4a4")
 FACTS = ("codes", "scales", "zeros", "smooth", "input_scale")
+RENAMED = {"transforms.0.factor": "smooth"}  # names of state_dict that changed since 14cdde2
 TOLERANCE = 1e-12
 MEASURED = ("ms_per_image",)  # times: never equal
 
@@ -51,7 +52,7 @@ def worker(out: Path, checkpoints: list[str]) -> None:
             label = f"{name} {recipe}"
             found["codes"][label] = {
                 key: hashlib.sha256(f"{tensor.dtype}{tuple(tensor.shape)}".encode() + raw(tensor)).hexdigest()
-                for key, tensor in model.state_dict().items()
+                for key, tensor in ((renamed(key), tensor) for key, tensor in model.state_dict().items())
                 if key.rpartition(".")[2] in FACTS
             }
             side = model.visual.image_size
@@ -82,6 +83,13 @@ def worker(out: Path, checkpoints: list[str]) -> None:
         found["rows"].append(str(written))
         print(f"{name} evaluated", file=sys.stderr, flush=True)
     out.write_text(json.dumps(found))
+
+
+def renamed(key: str) -> str:
+    for new, old in RENAMED.items():
+        if key.endswith(f".{new}"):
+            return key.removesuffix(new) + old
+    return key
 
 
 def raw(tensor) -> bytes:  # noqa: ANN001
