@@ -103,12 +103,12 @@ def launch(name: str, device: torch.device, **arguments: Any) -> None:
 @functools.cache
 def device_facts(index: int) -> tuple[tuple[int, int], int, int]:
     """(compute capability, multiprocessors, bytes of shared memory that a block may have) of a GPU."""
-    facts = (ctypes.c_int * 4)()
-    address = ctypes.addressof(facts)
-    code = library().qk_cuda_device_facts(*(address + 4 * i for i in range(4)), index, None)
+    major, minor, processors, shared = ctypes.c_int(), ctypes.c_int(), ctypes.c_int(), ctypes.c_int()
+    places = map(ctypes.addressof, (major, minor, processors, shared))
+    code = library().qk_cuda_device_facts(*places, index, None)
     if code:
         _fail("device_facts", code)
-    return (facts[0], facts[1]), facts[2], facts[3]
+    return (major.value, minor.value), processors.value, shared.value
 
 
 def supports(op: str, *args: Any, **kwargs: Any) -> str | None:

@@ -46,7 +46,8 @@ def quantize_per_token(
     Args:
         x: float `[..., K]`, any strides.
         smooth: float `[K]`, multiplies x first (pass 1/s of SmoothQuant).
-        scale: one positive number; makes it static. `zero_point`: one integer, static only.
+        scale: one positive number; makes it static. `zero_point`: one integer, static only; a linear op takes such
+            codes with the bias of `qkernels.zero_point_bias`.
 
     Returns: codes int8 `[..., K]` and scales float32 `[...]`, by the rules at the top of this module.
     """

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 import qkernels
+from qkernels.grids import Grid
 
 
 class AbsMax:
@@ -56,7 +57,7 @@ class Histogram:
         """The symmetric scale with the least squared error, searched over `steps` clipping points."""
         if self.top == 0.0:
             return 1.0
-        qmax = 2 ** (bits - 1) - 1
+        qmax = Grid(bits, "sym").high
         width = self.top / self.BINS
         centres = (torch.arange(self.BINS, dtype=torch.float64) + 0.5) * width
         used = int(self.counts.nonzero().max()) + 1
