@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -160,33 +162,52 @@ def test_a_run_writes_its_results_and_the_next_goes_on(tmp_path: Path) -> None:
 def test_parts_that_die_or_hang_cost_themselves_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     codes = {
         "dies": "import sys; sys.exit('CUDA error: an illegal memory access')",
-        "hangs": f"import subprocess, sys; subprocess.run([sys.executable, '-c', {SLEEP!r}, {str(tmp_path)!r}])",
+        "hangs": f"import subprocess, sys; subprocess.run([sys.executable, '-c', {HANGS!r}, {str(tmp_path / 'up')!r}])",
     }
-    suite = gpu_suite.Suite(tmp_path, True, 5)
+    os.mkfifo(tmp_path / "up")
+    suite = gpu_suite.Suite(tmp_path, True, 60)
+    start = suite.start
+
+    def started(part: Part) -> gpu_suite.Started:
+        """The limit of the part that hangs begins when what it starts is there."""
+        found = start(part)
+        if part.name == "hangs":
+            assert (tmp_path / "up").read_text() == "up"
+        return dataclasses.replace(found, began=time.monotonic())
+
+    monkeypatch.setattr(suite, "start", started)
     monkeypatch.setattr(suite, "command", lambda part: [sys.executable, "-c", codes[part.name]])
-    suite.run([Part("dies", 20, "a", lambda _: iter(())), Part("hangs", 2, "a", lambda _: iter(()))])
+    suite.run([Part("dies", LONG, "a", lambda _: iter(())), Part("hangs", 2, "a", lambda _: iter(()))])
     found = suite.found()
     assert found["dies"]["state"] == "failed" and "illegal memory access" in found["dies"]["why"]
     assert found["hangs"]["state"] == "failed" and "stopped after 2 s" in found["hangs"]["why"]
     assert not table.succeeded(found)
-    assert not processes_of(tmp_path)  # nor what the part had started
+    assert not survivors(tmp_path)  # nor what the part had started
 
 
-SLEEP = "import time; time.sleep(60)"
+LONG = 300  # seconds: a wait that ends by an event ends here only where the event never comes
+HANGS = f"""
+import signal, sys
+signal.alarm(2 * {LONG})  # where nothing stops it
+for path in sys.argv[1:]:
+    open(path, "w").write("up")
+signal.pause()
+"""
 
 
-def processes_of(folder: Path) -> list[str]:
-    """Command lines in which a folder is named of processes that live on for seconds."""
-    lines: list[str] = []
-    for _ in range(50):
-        lines.clear()
-        for path in Path("/proc").glob("[0-9]*/cmdline"):
-            with contextlib.suppress(OSError):
-                lines.append(path.read_bytes().replace(b"\0", b" ").decode(errors="replace"))
-        if not any(str(folder) in line for line in lines):
-            break
-        time.sleep(0.1)
-    return [line for line in lines if str(folder) in line]
+def survivors(folder: Path) -> list[str]:
+    """Command lines in which a folder is named, of processes that do not end. A killed one has a moment to go."""
+    living: dict[int, str] = {}
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            line = path.read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            if str(folder) in line:
+                living[os.pidfd_open(int(path.parent.name))] = line
+    for process in list(living):
+        if select.select([process], [], [], LONG)[0]:  # readable when it has ended
+            del living[process]
+        os.close(process)
+    return [*living.values()]
 
 
 def test_a_run_that_is_stopped_stops_its_parts_and_the_next_goes_on(tmp_path: Path) -> None:
@@ -194,9 +215,9 @@ def test_a_run_that_is_stopped_stops_its_parts_and_the_next_goes_on(tmp_path: Pa
     run = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert run.stderr is not None and "check triton smooth_scale" in run.stderr.readline()
     run.terminate()
-    assert run.wait(20) == 128 + signal.SIGTERM
-    run.communicate()
-    assert not processes_of(tmp_path)
+    run.communicate(timeout=LONG)
+    assert run.returncode == 128 + signal.SIGTERM
+    assert not survivors(tmp_path)
     run_again = subprocess.run(command, capture_output=True, text=True)
     assert run_again.returncode == 0 and "12 cases, 0 wrong" in run_again.stdout
 
@@ -293,7 +314,7 @@ def test_what_a_part_found_outlives_it(tmp_path: Path, monkeypatch: pytest.Monke
         gpu_suite.work(part, DRY, suite.note)
     assert suite.found()["slow"]["state"] == "unfinished"
     assert suite.found()["slow"]["rows"] == [{"case": 1}, {"case": 2}]
-    monkeypatch.setattr(suite, "command", lambda part: [sys.executable, "-c", "import time; time.sleep(30)"])
+    monkeypatch.setattr(suite, "command", lambda part: [sys.executable, "-c", HANGS])
     suite.run([part])
     assert suite.found()["slow"]["state"] == "failed" and "stopped after 1 s" in suite.found()["slow"]["why"]
     assert suite.found()["slow"]["rows"] == [{"case": 1}, {"case": 2}]

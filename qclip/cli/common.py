@@ -102,7 +102,7 @@ def keep_input(output: Path, inputs: list[str]) -> None:
 
 
 def finite(value: float) -> float:
-    """No bound catches "nan"."""
+    """For options that are real numbers: older versions of typer compare NaN with the bounds, and take it."""
     if not math.isfinite(value):
         raise typer.BadParameter(f"{value} is not a finite number")
     return value

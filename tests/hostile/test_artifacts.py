@@ -18,6 +18,8 @@ import torch
 import qclip
 from qclip import artifact, cli, models, zoo
 from qclip.errors import ArtifactError, InputError, ModelError
+from qclip.models import tokenizer as tokenizers
+from qclip.models.checkpoint import read_state
 from tests.hostile.artifacts import changed, place, read, seal, with_tensors
 from tests.small import CONFIG, IMAGES, small_clip
 
@@ -110,7 +112,7 @@ def test_every_door_of_an_artifact_is_shut(saved: dict[str, Path], tmp_path: Pat
 def huggingface(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A small CLIP of Hugging Face: its folder with a word tokenizer, and an artifact of it."""
     transformers = pytest.importorskip("transformers", reason="needs transformers (extra hf)")
-    tokenizers = pytest.importorskip("tokenizers", reason="needs tokenizers (extra hf)")
+    rust = pytest.importorskip("tokenizers", reason="needs tokenizers (extra hf)")
     folder = tmp_path_factory.mktemp("hf")
     torch.manual_seed(0)
     shared = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
@@ -120,9 +122,9 @@ def huggingface(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     )
     transformers.CLIPModel(config).eval().save_pretrained(folder / "model")
     words = {"[PAD]": 0, "a": 1, "dog": 2, "[UNK]": 3, "<eos>": 99}
-    made = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="[UNK]"))
-    made.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
-    made.post_processor = tokenizers.processors.TemplateProcessing(single="$A <eos>", special_tokens=[("<eos>", 99)])
+    made = rust.Tokenizer(rust.models.WordLevel(words, unk_token="[UNK]"))
+    made.pre_tokenizer = rust.pre_tokenizers.Whitespace()
+    made.post_processor = rust.processors.TemplateProcessing(single="$A <eos>", special_tokens=[("<eos>", 99)])
     fast = transformers.PreTrainedTokenizerFast(tokenizer_object=made, pad_token="[PAD]", eos_token="<eos>")
     fast.save_pretrained(folder / "model")
     model = models.load(f"hf:{folder / 'model'}")
@@ -159,13 +161,30 @@ def test_an_artifact_carries_its_tokenizer(huggingface: dict[str, Path], tmp_pat
     assert ids.dtype == torch.int64 and ids.shape == (2, 16)
     assert ids[0, :4].tolist() == [1, 2, 99, 0] and ids[1, :4].tolist() == [2, 2, 3, 99]
     theirs = models.load(f"hf:{huggingface['folder']}").tokenizer
-    from qclip.models.tokenizer import PROBES
-
-    assert torch.equal(loaded.tokenizer(PROBES), theirs(PROBES))
+    assert torch.equal(loaded.tokenizer(tokenizers.PROBES), theirs(tokenizers.PROBES))
     (folder / "tokenizer.json").unlink()  # it was read with the model
     again = qclip.save(loaded, tmp_path / "b")
     assert (again / "tokenizer.json").read_bytes() == (huggingface["artifact"] / "tokenizer.json").read_bytes()
     refused(folder, "tokenizer.json' cannot be read")
+
+
+def test_a_tokenizer_that_would_give_other_ids_is_not_carried(
+    huggingface: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    as_json = tokenizers._as_json
+
+    def other(theirs: Any, config: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
+        described, file = as_json(theirs, config)
+        return described | {"pad_id": 7}, file
+
+    monkeypatch.setattr(tokenizers, "_as_json", other)
+    model = qclip.quantize(models.load(f"hf:{huggingface['folder']}"), "w8a8")
+    with pytest.warns(UserWarning, match="will have no tokenizer .as a tokenizer.json it gives other ids.; set model"):
+        folder = qclip.save(model, tmp_path / "a")
+    assert read(folder)["tokenizer"] == {"kind": "unknown", "context_length": 16}
+    assert not (folder / "tokenizer.json").exists()
+    with pytest.raises(ModelError, match="tokenizer is not known; set model.tokenizer"):
+        qclip.load(folder).tokenizer(["a dog"])
 
 
 def test_the_carried_tokenizer_is_checked(huggingface: dict[str, Path], tmp_path: Path) -> None:
@@ -366,7 +385,8 @@ def test_scales_that_no_layer_can_have_are_refused(
         tensors[_name(tensors, ending)].view(-1)[-1] = value
 
     if ending == ".factor" and value < 0 and value != -INF:
-        return qclip.load(with_tensors(saved[recipe], tmp_path / "a", change))  # a transform may change signs
+        qclip.load(with_tensors(saved[recipe], tmp_path / "a", change))  # a transform may change signs
+        return
     kind = "normal" if ending == ".factor" else "positive"
     shown = f"{torch.tensor(value, dtype=torch.float16 if recipe == 'w4a8' else torch.float32).item():g}"
     refused(with_tensors(saved[recipe], tmp_path / "a", change), rf"{ending}' in .* holds {shown}; it must hold {kind}")
@@ -713,6 +733,27 @@ def torch_bomb(path: Path) -> None:
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, data in entries.items():
             archive.writestr(name, data)
+
+
+def test_checkpoints_that_would_become_larger_than_their_file(tmp_path: Path) -> None:
+    torch_bomb(tmp_path / "bomb.pt")
+    with pytest.raises(ModelError, match="bomb.pt' is a compressed archive"):
+        read_state(tmp_path / "bomb.pt")
+    sparse = torch.sparse_coo_tensor(torch.zeros(2, 1, dtype=torch.int64), torch.ones(1), (2**20, 2**20))
+    odd = {
+        "expanded": torch.zeros(1).expand(2**20, 2**20),
+        "stride of 0": torch.zeros(4).as_strided((4, 4), (0, 1)),
+        "sparse": sparse,
+        "complex": torch.zeros(1, dtype=torch.complex64),
+        "without memory": torch.zeros(2**20, device="meta"),
+    }
+    for name, tensor in odd.items():
+        torch.save({"a": torch.zeros(1), name: tensor}, tmp_path / "odd.pt")
+        with pytest.raises(ModelError, match=f"'{name}' in .*odd.pt' is no plain tensor"):
+            read_state(tmp_path / "odd.pt")
+    shared = torch.arange(6.0)
+    torch.save({"tied": shared, "transposed": shared.view(2, 3).T}, tmp_path / "plain.pt")
+    assert read_state(tmp_path / "plain.pt")["transposed"].tolist() == [[0, 3], [1, 4], [2, 5]]
 
 
 # ---- chance ----------------------------------------------------------------------------------------------------------

@@ -7,15 +7,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from hypothesis import HealthCheck, settings
+from hypothesis import settings
 from hypothesis import strategies as st
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 
-#: hypothesis: the `backend` fixture is set once for all examples, and times vary on shared machines
-examples = lambda count: settings(  # noqa: E731
-    max_examples=count, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
-)
+examples = lambda count: settings(max_examples=count)  # noqa: E731
 seeds = st.integers(0, 2**31)
 dtypes = st.sampled_from(FLOATS)
 

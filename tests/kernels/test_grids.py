@@ -296,7 +296,7 @@ def test_refusals(make, message: str) -> None:
 # -- codes in few bits -----------------------------------------------------------------------------------------------
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(bits=st.integers(1, 8), count=st.integers(0, 70), seed=st.integers(0, 99))
 def test_packing_bits_is_a_bijection(bits: int, count: int, seed: int) -> None:
     codes = torch.randint(0, 2**bits, (count,), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import qkernels
@@ -59,7 +59,7 @@ def test_sums_are_exact_for_every_size_from_1_to_129(tier: str, monkeypatch: pyt
 
 
 @pytest.mark.parametrize("tier", TIERS)
-@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60)
 @given(data=st.data())
 def test_w4a8_within_the_contract(tier: str, data: st.DataObject, monkeypatch: pytest.MonkeyPatch) -> None:
     force(monkeypatch, tier)
@@ -119,7 +119,7 @@ def test_w4a8_within_the_contract(tier: str, data: st.DataObject, monkeypatch: p
 
 
 @pytest.mark.parametrize("tier", TIERS)
-@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40)
 @given(data=st.data())
 def test_w4a16_within_the_contract(tier: str, data: st.DataObject, monkeypatch: pytest.MonkeyPatch) -> None:
     force(monkeypatch, tier)

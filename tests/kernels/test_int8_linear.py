@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import qkernels
@@ -68,7 +68,7 @@ def test_deep_sums_and_saturation(tier: str, k: int, monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize("tier", TIERS)
-@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60)
 @given(data=st.data())
 def test_epilogue_within_the_contract(tier: str, data: st.DataObject, monkeypatch: pytest.MonkeyPatch) -> None:
     force(monkeypatch, tier)

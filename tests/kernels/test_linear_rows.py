@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import qkernels
@@ -17,7 +17,7 @@ from tests.kernels.tiers import TIERS, force
 
 SIZES = st.integers(1, 129)
 SHIFTED = ["avxvnni", "avx512vnni"]  # tiers whose int8 products want x + 128
-few = settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+few = settings(max_examples=40)
 
 
 def native_linear(

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import qkernels
@@ -15,7 +15,7 @@ from qkernels import cpu
 from qkernels.abi import TYPES
 from tests.kernels.tiers import TIERS, force
 
-few = settings(deadline=None, max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+few = settings(max_examples=30)
 gaps = st.sampled_from([0, 1, 3, 64])
 NOISE = 77
 

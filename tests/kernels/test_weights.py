@@ -17,7 +17,7 @@ def matrix(n: int, k: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(n, k, generator=torch.Generator().manual_seed(seed))
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(n=st.integers(1, 140), k=st.integers(1, 140), seed=st.integers(0, 99))
 def test_int8_packing_is_a_bijection(n: int, k: int, seed: int) -> None:
     weight = Int8Weight.quantize(matrix(n, k, seed))
@@ -31,7 +31,7 @@ def test_int8_packing_is_a_bijection(n: int, k: int, seed: int) -> None:
         assert torch.equal(form.dequantize(), weight.dequantize())
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     n=st.integers(1, 140),
     k=st.integers(1, 300),
