@@ -190,6 +190,7 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> nn.Module:
     models.materialize_buffers(model)
     if torch.device(device).type != "cpu":
         model.to(device)
+        rewrite.pack(model)
     rewrite.mark(model, recipe, plans, content["provenance"], content["source"])
     return model.eval()
 

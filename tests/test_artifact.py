@@ -7,6 +7,7 @@ import shutil
 import open_clip
 import pytest
 import torch
+from safetensors import safe_open
 
 import qclip
 from qclip import artifact, files, layers, models, ptq, recipes, rewrite
@@ -49,6 +50,19 @@ def test_round_trip_is_bit_for_bit(model, recipe, tmp_path):
         assert torch.equal(small.encode_text(tokens), again.encode_text(again.tokenizer(TEXTS)))
     assert again.qclip_quantization.recipe == small.qclip_quantization.recipe
     assert not again.training
+
+
+@pytest.mark.parametrize("bits", range(2, 9))
+def test_codes_take_their_bits_on_disk(model, bits, tmp_path):
+    """Of a weight 2 to 8 bits per code; what comes back is the same bit for bit."""
+    small = qclip.quantize(model, f"w{bits}a8")
+    path = qclip.save(small, tmp_path / "a")
+    with safe_open(path / "model.safetensors", "pt") as file:
+        stored = file.get_tensor("visual.transformer.resblocks.0.mlp.fc1.codes")
+    assert stored.numel() * stored.element_size() == 64 * 256 * bits / 8
+    again = qclip.load(path)
+    state, other = small.state_dict(), again.state_dict()
+    assert all(torch.equal(state[k], other[k]) and state[k].dtype == other[k].dtype for k in state)
 
 
 def test_a_loaded_artifact_can_be_saved_again(saved, tmp_path):

@@ -25,7 +25,11 @@ Progress = Callable[[str, int, int], None]
 
 Recipes = Annotated[
     list[str] | None,
-    typer.Option("--recipe", metavar="RECIPE", help="Name, JSON file or `float`; repeatable. See `qclip recipes`."),
+    typer.Option(
+        "--recipe",
+        metavar="RECIPE",
+        help="wXaY[-static][-METHOD], a JSON file or `float`; repeatable. See `qclip recipes`.",
+    ),
 ]
 Calibration = Annotated[
     str | None, typer.Option("--calibration", metavar="DATA", help="Images for recipes that need data: KIND:PATH.")
@@ -77,7 +81,8 @@ class NamesInHelp(TyperCommand):
         plain = [option.help for option in told]
         try:
             for option in told:
-                option.help += f" Known: {', '.join(registry_at(self.NAMED[option.name]).names())}."
+                registry = registry_at(self.NAMED[option.name])
+                option.help += f" Known {registry.kind}s: {', '.join(registry.names())}."
             super().format_help(ctx, formatter)
         finally:
             for option, text in zip(told, plain, strict=True):

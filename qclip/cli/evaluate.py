@@ -23,6 +23,7 @@ EXAMPLES = (
 
 class Command(common.NamesInHelp):
     NAMED: ClassVar[dict[str, str]] = {
+        "recipe": "qclip.recipes:METHODS",
         "score": "qclip.reliability.scores:SCORES",
         "corruption": "qclip.data.corruptions:CORRUPTIONS",
         "measure": "qclip.reliability.measurements:MEASUREMENTS",

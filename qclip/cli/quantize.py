@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import typer
 
@@ -17,9 +17,16 @@ EXAMPLES = (
 )
 
 
+class Command(common.NamesInHelp):
+    NAMED: ClassVar[dict[str, str]] = {"recipe": "qclip.recipes:METHODS"}
+
+
 def command(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="Name, file, hf:ID ... See `qclip models`.")],
-    recipe: Annotated[str, typer.Option("--recipe", help="Recipe name or JSON file. See `qclip recipes`.")] = "w8a8",
+    recipe: Annotated[
+        str,
+        typer.Option("--recipe", help="wXaY[-static][-METHOD] or a JSON file; see `qclip recipes`."),
+    ] = "w8a8",
     calibration: common.Calibration = None,
     output: Annotated[
         Path | None,

@@ -10,12 +10,10 @@ from torch import Tensor
 
 from qkernels.grids import Grid, dynamic_scales
 
-from ..untrusted.schema import either, one_of, whole
+from ..untrusted.schema import optional, whole
 from .gradients import refuse_gradients
 from .site import Description, QuantizedSite
 from .transforms import transformed
-
-FLOAT = 16  # activation bits that mean: not quantized
 
 
 def quantize_dequantize(x: Tensor, bits: int, scale: Tensor | None = None, zero_point: Tensor | None = None) -> Tensor:
@@ -31,25 +29,25 @@ def quantize_dequantize(x: Tensor, bits: int, scale: Tensor | None = None, zero_
 
 
 class SimulatedLinear(QuantizedSite):
-    """Weight codes as in a real site (6-bit codes in an `Int8Weight`, 4-bit in an `Int4Weight`), computed in float."""
+    """Weight codes as in a real site (6-bit codes in an `Int8Weight`, 4-bit in an `Int4Weight`), computed in float.
+    `activation_bits`: None leaves the input float."""
 
     packs = False
-    SETTINGS = {"activation_bits": either(one_of(FLOAT), whole(2, 8))}
+    SETTINGS = {"activation_bits": optional(whole(2, 8))}
 
-    def __init__(self, *args: Any, activation_bits: int, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, activation_bits: int | None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.activation_bits = activation_bits
 
     def describe(self) -> Description:
-        bits = None if self.activation_bits == FLOAT else self.activation_bits
-        return Description(self.shape, "simulated", self.grid.bits, bits)
+        return Description(self.shape, "simulated", self.grid.bits, self.activation_bits)
 
     def pack(self) -> None:
         """Stays canonical: no kernel reads it."""
 
     def forward(self, x: Tensor) -> Tensor:
         y = transformed(x, self.transforms)
-        if self.activation_bits != FLOAT:
+        if self.activation_bits is not None:
             y = quantize_dequantize(y, self.activation_bits, self.input_scale, self.input_zero)
         y = F.linear(y.to(x.dtype), self.quantized.dequantize().to(x.dtype), self.bias)
         return refuse_gradients(y, x, self)

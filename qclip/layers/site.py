@@ -88,11 +88,8 @@ class QuantizedSite(Fixed):
         self.register_buffer("input_scale", None if input_scale is None else input_scale.float())
         self.register_buffer("input_zero", None if input_zero is None else input_zero.to(torch.int32))
         # What codes with a zero point add to every output: float32 `[N]`, since it can be much larger than the result.
-        shifted = None
-        if input_scale is not None and input_zero is not None:
-            meta = weight.codes.is_meta
-            shifted = torch.empty(self.shape[0]) if meta else zero_point_bias(weight, input_scale, input_zero)
-        self.register_buffer("zero_bias", shifted)
+        self.register_buffer("zero_bias", None, persistent=False)
+        self._derive()
         self.bias = None if bias is None else nn.Parameter(bias.to(dtype), requires_grad=False)
         # No empty child: a module without children is a leaf to the guards of recorded programs.
         self.transforms = nn.ModuleList(transforms) if (transforms := list(transforms)) else ()
@@ -284,6 +281,11 @@ class QuantizedSite(Fixed):
             return self.bias
         return self.zero_bias if self.bias is None else self.zero_bias + self.bias.float()
 
+    def _derive(self) -> None:
+        """Compute anew what follows from the other constants."""
+        if self.input_scale is not None and self.input_zero is not None and not self.codes.is_meta:
+            self.zero_bias = zero_point_bias(self.quantized, self.input_scale, self.input_zero)
+
     def _hold(self, weight: Weight) -> None:
         self.codes, self.scales, self.layout = weight.codes, weight.scales, weight.layout
         if isinstance(weight, Int4Weight):
@@ -292,6 +294,7 @@ class QuantizedSite(Fixed):
     def pack(self) -> None:
         """Replace the weight by the form that the backend of its device wants. Nothing on the meta device."""
         if self.codes.device.type != "meta":
+            self._derive()
             self._hold(qkernels.pack(self.quantized))
 
     def unpack(self) -> None:
@@ -319,6 +322,7 @@ class QuantizedSite(Fixed):
         if packed:
             self.unpack()
         super()._load_from_state_dict(state_dict, prefix, *args)  # type: ignore[arg-type]
+        self._derive()
         if packed:
             self.pack()
 

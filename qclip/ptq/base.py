@@ -148,6 +148,7 @@ def build(state: SiteState) -> nn.Module:
         quantized = quantize_weight(weight, plan) if state.weight is None else state.weight
     except ValueError as error:  # a transform left the range of float32, or a scale that of float16
         raise NonFiniteError(f"{state.site.name}: {error}") from error
+    bits = None if plan.activation_bits == FLOAT else plan.activation_bits
     dtype: torch.dtype = source.weight.dtype  # type: ignore[union-attr, assignment]
     settings: dict[str, Any] = {
         "transforms": state.transforms,
@@ -160,12 +161,12 @@ def build(state: SiteState) -> nn.Module:
     if state.site.kind == "embedding":
         return QuantizedEmbedding(quantized, dtype=dtype, grid=plan.grid)
     # Codes of 2 to 8 bits per channel fit the INT8 product; float inputs have a kernel beside 4-bit weights only.
-    if isinstance(quantized, Int4Weight) and plan.activation_bits in (8, FLOAT):
-        layer = Int4Linear(quantized, bias, **settings, float_input=plan.activation_bits == FLOAT)
-    elif isinstance(quantized, Int8Weight) and plan.activation_bits == 8:
+    if isinstance(quantized, Int4Weight) and bits in (8, None):
+        layer = Int4Linear(quantized, bias, **settings, float_input=bits is None)
+    elif isinstance(quantized, Int8Weight) and bits == 8:
         layer = Int8Linear(quantized, bias, **settings)
     else:
-        layer = SimulatedLinear(quantized, bias, **settings, activation_bits=plan.activation_bits)
+        layer = SimulatedLinear(quantized, bias, **settings, activation_bits=bits)
     if isinstance(source, nn.Conv2d):
         return QuantizedPatch(layer, tuple(source.kernel_size))  # type: ignore[arg-type]
     return layer

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import qclip
-from qclip import calibration, models, ptq, recipes
+from qclip import calibration, models, ptq, recipes, rewrite
 from qclip.layers import Int8Linear, QuantizedSite
 from qclip.models.tower import Attention, Mlp
 from qclip.ptq.blocks import first, walk
@@ -295,3 +295,76 @@ def test_few_bits_per_channel_run_on_the_int8_kernels(bits: int, static: bool) -
                 x = torch.randn(7, layer.shape[1])
                 want = simulated(x)
                 assert (layer(x) - want).norm() < 1e-5 * want.norm()
+
+
+# -- static inputs with a zero point ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "plan", [Treatment(8, 8, static=True), Treatment(4, 8, 32, True), Treatment(8, 6, static=True)]
+)
+@pytest.mark.parametrize("zero", [-100, 0, 37])
+def test_zero_points_of_static_inputs_reach_the_product(plan: Treatment, zero: int) -> None:
+    """Inputs that lie to one side of 0 use all codes; the kernels' product is that of what the codes stand for."""
+    torch.manual_seed(0)
+    source = nn.Linear(64, 40)
+    site = models.Site("vision.x", "fc1", "norm", "vision.x.in", nn.Module())
+    scale, top = 0.02, 2 ** (plan.activation_bits - 1) - 1
+    x = (torch.rand(9, 64) * 2 * top - top - zero) * scale  # what the codes -top .. top can hold
+    state = ptq.SiteState(
+        site, source, plan, input_scale=torch.tensor(scale), input_zero=torch.tensor(zero, dtype=torch.int32)
+    )
+    layer = ptq.build(state)
+    rewrite.pack(layer)
+    codes = (x.double() / scale).round() + zero
+    assert codes.abs().max() <= top
+    seen = (codes - zero) * scale
+    with torch.no_grad():
+        want = seen @ layer.dequantized_weight().double().T + source.bias.double()
+        got = layer(x)
+        assert torch.allclose(got.double(), want, atol=1e-4)
+        float_product = source(x)
+        close = 0.1 if plan.weight_bits == 4 else 0.03
+        assert (got - float_product).norm() < close * float_product.norm()
+        if zero:  # without it half of the values would be clipped
+            state.input_zero = None
+            plain = ptq.build(state)
+            rewrite.pack(plain)
+            assert (plain(x) - float_product).norm() > 0.02 * float_product.norm()
+    # A copy, half precision, and what was described and loaded again keep what the zero point adds.
+    again = qclip.layers.from_facts(layer.facts()).to_empty(device="cpu")
+    again.load_state_dict(layer.state_dict())
+    again.pack()
+    for same in (copy.deepcopy(layer), again):
+        assert torch.equal(same(x), got)
+    assert layer.bfloat16()(x.bfloat16()).dtype == torch.bfloat16
+    if plan.activation_bits == 8:
+        assert layer.zero_bias.dtype == torch.float32 and not layer.takes_plain_codes()
+
+
+def test_sites_with_zero_points_work_inside_their_cores() -> None:
+    """Attention and MLP run such sites on codes where they can, one by one where another kernel would write them."""
+
+    class Shifted(ptq.Method):
+        name, needs = "shifted", frozenset({"inputs"})
+
+        def prepare(self, context):
+            sites = [s.site for s in context.states.values() if s.plan.static]
+            for name, scale in ((site.name, context.static_scales([site])[site.shared]) for site in sites):
+                context.states[name].input_scale = scale
+                context.states[name].input_zero = torch.tensor(-3 if name.endswith("fc2") else 2, dtype=torch.int32)
+
+    METHODS.register(Shifted)
+    try:
+        model = small_clip()
+        small = qclip.quantize(model, Recipe("x", Treatment(static=True), steps=(step("shifted"),)), IMAGES)
+    finally:
+        METHODS.unregister("shifted")
+    blocks = models.towers(small)["vision"].blocks
+    assert getattr(*blocks[0].attention).shares_input and not getattr(*blocks[0].attention).codes_out
+    assert all(int(site.module.input_zero) in (2, -3) for site in blocks[0].sites.values())
+    with torch.no_grad():
+        got, want = small.encode_image(IMAGES), model.encode_image(IMAGES)
+        for _ in range(3):  # recorded, then replayed
+            assert torch.equal(small.encode_image(IMAGES), got)
+    assert nn.functional.cosine_similarity(got, want).min() > 0.999
