@@ -7,7 +7,6 @@ product, and the difference between two models is taken inside the resample: wha
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import math
 from statistics import NormalDist
 
@@ -17,12 +16,6 @@ from qclip.errors import InputError
 from qclip.metrics.resampled import BLOCK
 
 LEVEL = 0.95
-
-
-def seeded(seed: int, name: str) -> np.random.Generator:
-    """A generator for (seed, name), independent between names."""
-    digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
-    return np.random.default_rng(np.frombuffer(digest, np.uint32))
 
 
 @dataclasses.dataclass(frozen=True)

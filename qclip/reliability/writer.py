@@ -11,9 +11,10 @@ import numpy as np
 from qclip.metrics import metric
 from qclip.metrics.resampled import Statistic, evaluate_on
 from qclip.results import Results
+from qclip.seeds import generator
 
 from .outputs import LABELLED, Outputs, statistics
-from .statistics import INTERVALS, Estimate, Resampling, seeded
+from .statistics import INTERVALS, Estimate, Resampling
 
 REPLICATES = 1000
 KEPT = 3  # resamplings held at once
@@ -55,7 +56,7 @@ class Writer:
         if key not in self._resamplings:
             while len(self._resamplings) >= KEPT:
                 del self._resamplings[next(iter(self._resamplings))]
-            self._resamplings[key] = Resampling.draw(n, seeded(self.seed, name), self.replicates)
+            self._resamplings[key] = Resampling.draw(n, generator(self.seed, name), self.replicates)
         return self._resamplings[key]
 
 

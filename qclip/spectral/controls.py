@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Iterator
 from statistics import NormalDist
@@ -11,12 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..seeds import generator
+
 MIN_SEEDS = 8
-
-
-def generator(seed: int, name: str) -> np.random.Generator:
-    """A generator for (seed, name), independent between names."""
-    return np.random.default_rng(np.frombuffer(hashlib.sha256(f"{seed}:{name}".encode()).digest(), np.uint32))
 
 
 def white_directions(shape: tuple[int, int], name: str, seeds: int = MIN_SEEDS, seed: int = 0) -> Iterator[Tensor]:

@@ -22,7 +22,8 @@ from qclip.errors import InputError, NonFiniteError, nearest
 from qclip.models.tower import Site, Tower
 from qclip.results import Results
 
-from .controls import MIN_SEEDS, generator, prediction_interval, white_directions
+from ..seeds import generator
+from .controls import MIN_SEEDS, prediction_interval, white_directions
 
 BANDS: dict[str, tuple[int, int | None]] = {"ranks 0-8": (0, 8), "ranks 8-64": (8, 64), "ranks 64-": (64, None)}
 EMPTY = 1e-24  # share of the energy below which a band of a float64 SVD is rounding noise

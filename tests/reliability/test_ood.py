@@ -9,7 +9,8 @@ from qclip.metrics.detection import Ranking
 from qclip.reliability.measurements.ood import DETECTION, ROC_GRID
 from qclip.reliability.outputs import Sample
 from qclip.reliability.scores import SCORES
-from qclip.reliability.statistics import Resampling, seeded
+from qclip.reliability.statistics import Resampling
+from qclip.seeds import generator
 
 
 def test_scores_are_their_formulas() -> None:
@@ -42,8 +43,8 @@ def test_detection_equals_the_definition_on_every_resample(ties: bool, sizes: tu
     ids, oods = rng.normal(0.5, 1, sizes[0]), rng.normal(0, 1, sizes[1])
     if ties:
         ids, oods = np.round(ids * 2) / 2, np.round(oods * 2) / 2
-    id_counts = Resampling.draw(sizes[0], seeded(0, "id"), 150).bootstrap()
-    ood_counts = Resampling.draw(sizes[1], seeded(0, "ood"), 150).bootstrap()
+    id_counts = Resampling.draw(sizes[0], generator(0, "id"), 150).bootstrap()
+    ood_counts = Resampling.draw(sizes[1], generator(0, "ood"), 150).bootstrap()
     definitions = [metric(name).of for name in DETECTION]
     area, fpr, fpr_ood = Ranking(ids, oods).on(definitions, id_counts, ood_counts)
     for column in range(151):

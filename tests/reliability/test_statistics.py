@@ -10,7 +10,8 @@ from qclip.errors import InputError
 from qclip.metrics import auroc, mcnemar
 from qclip.metrics.arrays import ratio
 from qclip.metrics.resampled import Statistic, Sums, evaluate_on, mean_of
-from qclip.reliability.statistics import Resampling, bca, percentile, seeded
+from qclip.reliability.statistics import Resampling, bca, percentile
+from qclip.seeds import generator
 
 
 def ece_statistic(gap: np.ndarray, bins: np.ndarray, size: int = 15) -> Statistic:
@@ -18,7 +19,7 @@ def ece_statistic(gap: np.ndarray, bins: np.ndarray, size: int = 15) -> Statisti
 
 
 def test_a_resampling_is_the_sample_then_multinomial_counts_then_blocks_left_out() -> None:
-    drawn = Resampling.draw(500, seeded(0, "a"), replicates=300, blocks=50)
+    drawn = Resampling.draw(500, generator(0, "a"), replicates=300, blocks=50)
     assert drawn.counts.shape == (500, 351)
     assert (drawn.counts[:, 0] == 1).all()
     replicates = drawn.counts[:, 1:301].astype(float)
@@ -26,12 +27,12 @@ def test_a_resampling_is_the_sample_then_multinomial_counts_then_blocks_left_out
     assert abs(replicates.mean() - 1) < 1e-12 and abs(replicates.var() - (1 - 1 / 500)) < 0.02  # Binomial(n, 1/n)
     left_out = drawn.counts[:, 301:]
     assert (left_out.sum(0) == 490).all() and (left_out == 0).any(0).all() and (left_out.sum(1) == 49).all()
-    assert (Resampling.draw(500, seeded(0, "a"), 300, 50).counts == drawn.counts).all()
-    assert (Resampling.draw(500, seeded(0, "b"), 300, 50).counts != drawn.counts).any()
-    assert (Resampling.draw(500, seeded(1, "a"), 300, 50).counts != drawn.counts).any()
-    assert Resampling.draw(1, seeded(0, "a"), 10).counts[:, :11].tolist() == [[1] * 11]
+    assert (Resampling.draw(500, generator(0, "a"), 300, 50).counts == drawn.counts).all()
+    assert (Resampling.draw(500, generator(0, "b"), 300, 50).counts != drawn.counts).any()
+    assert (Resampling.draw(500, generator(1, "a"), 300, 50).counts != drawn.counts).any()
+    assert Resampling.draw(1, generator(0, "a"), 10).counts[:, :11].tolist() == [[1] * 11]
     with pytest.raises(InputError):
-        Resampling.draw(0, seeded(0, "a"))
+        Resampling.draw(0, generator(0, "a"))
 
 
 @pytest.mark.parametrize("size", [15, 100])  # products with one-hot columns, and sums of runs
@@ -49,7 +50,7 @@ def test_statistics_equal_those_of_the_repeated_sample(size: int) -> None:
 
 
 def test_a_mean_over_nothing_is_undefined_not_zero() -> None:
-    counts = Resampling.draw(5, seeded(0, ""), 20).counts
+    counts = Resampling.draw(5, generator(0, ""), 20).counts
     (values,) = evaluate_on([mean_of(np.ones(5)).within(np.zeros(5, bool))], counts)
     assert np.isnan(values).all()
     estimate = percentile(values, 20)
@@ -59,7 +60,7 @@ def test_a_mean_over_nothing_is_undefined_not_zero() -> None:
 
 def test_bca_agrees_with_scipy_on_a_skewed_statistic() -> None:
     sample = np.random.default_rng(3).exponential(size=60)
-    drawn = Resampling.draw(60, seeded(0, "bca"), 20000, 60)
+    drawn = Resampling.draw(60, generator(0, "bca"), 20000, 60)
     weight = Sums(np.ones(60))
     variance = Statistic([Sums(sample), Sums(sample**2), weight], lambda s, q, n: q[0] / n[0] - (s[0] / n[0]) ** 2)
     (values,) = evaluate_on([variance], drawn.counts)
