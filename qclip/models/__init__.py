@@ -4,38 +4,45 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from copy import deepcopy
 from typing import Any
 
 import torch
 from torch import nn
 
-from ..errors import ModelError
-from ..untrusted import expand, is_file
-from . import huggingface, huggingface_files, local, open_clip, timm
+from .allowed import check_architecture
 from .encoders import Encoders, encoders
 from .explicit import unsupported
+from .family import (
+    DEFAULT,
+    FAMILIES,
+    Family,
+    UnknownModelError,
+    described_family,
+    families,
+    family_of,
+    get_family,
+    materialize_buffers,
+)
 from .hooks import refuse_layer, refuse_others
-from .inputs import Preprocess, preprocess_from_config
-from .open_clip import UnknownModelError, attach, create, materialize_buffers, names
+from .inputs import Preprocess, attach, preprocess_from_config
 from .structure import Structure, evaluating
 from .tokenizer import Tokenizer, tokenizer_from_config
-from .tower import Block, Site, Tower
-
-FILES = local.SUFFIXES
+from .tower import Attention, Block, Mlp, Site, Tower
 
 
 def towers(model: nn.Module) -> dict[str, Tower]:
-    """The towers of `model` by name, "vision" and "text" (a timm model has "vision" alone).
+    """The towers of `model` by name, "vision" and "text" (a model with an image encoder alone has only that).
 
     Brings the model into explicit form in place: every site a module of its own, attention and MLP as the cores of
     `tower`. Its outputs change by rounding only. Calling it again describes the model as it is then; whoever only looks
     uses `explicit_form`. Raises ModelError naming the class that no adapter knows, or the module with code, hooks or
     weights of its own that would be lost; the model is as before then.
     """
-    before = Structure(model)
+    family, before = _owner(model), Structure(model)
     with before.kept_on_error():
-        found = _towers(model)
-        before.refuse_losses()
+        found = family.towers(model)
+        before.refuse_losses(family.libraries)
         for site in (site for tower in found.values() for site in tower):
             if not type(site.module).__module__.startswith("qclip."):
                 refuse_layer(site.module, before.names.get(site.module, site.name))
@@ -53,54 +60,55 @@ def explicit_form(model: nn.Module) -> Iterator[dict[str, Tower]]:
         before.restore()
 
 
-def _towers(model: nn.Module) -> dict[str, Tower]:
-    if open_clip.owns(model):
-        return open_clip.towers(model)
-    if huggingface.owns(model):
-        return huggingface.towers(model)
-    if hasattr(model, "pretrained_cfg"):  # every timm model
-        return {"vision": timm.tower(model)}
-    raise unsupported(model)
+def _owner(model: nn.Module) -> Family:
+    family = family_of(model)
+    if family is None:
+        raise unsupported(model)
+    return family
+
+
+def names() -> list[str]:
+    """The names of models that `load` takes, as far as they can be listed."""
+    return [name for family in families() for name in family.names()]
 
 
 def load(name: str, device: str | torch.device = "cpu", arch: str | dict | None = None) -> nn.Module:
     """A float model in eval mode with `.preprocess`, `.tokenizer` and `.qclip_source`.
 
     `name`: an open_clip name, with its pretrained tag (`"ViT-B-32:laion2b_s34b_b79k"`) or without (random weights,
-    which a warning says), `"local-dir:PATH"` in open_clip's layout, `"hf:ID_OR_DIR"`, or a checkpoint file, whose
-    architecture `arch` names where nothing beside the file does. Raises UnknownModelError or ModelError.
+    which a warning says), `"local-dir:PATH"` in open_clip's layout, `"hf:ID_OR_DIR"`, a name that begins as those of
+    another family (`Family.prefixes`), or a checkpoint file, whose architecture `arch` names where nothing beside the
+    file does. Raises UnknownModelError or ModelError.
     """
-    if name.startswith("local-dir:"):
-        return local.load_directory(name.removeprefix("local-dir:")).to(device)
-    if name.startswith("hf:"):
-        source = name.removeprefix("hf:")
-        return attach(*huggingface_files.load(source, device), source=name)
-    path = expand(name, ModelError)
-    if is_file(path, ModelError) or path.suffix in FILES:
-        return local.load_file_checkpoint(path, arch).to(device)
-    return create(name, device=device)
+    for family in families():
+        if name.startswith(family.prefixes):
+            return family.load(name, device, arch)
+    return get_family(DEFAULT).load(name, device, arch)
 
 
 def create_from_config(config: dict[str, Any], device: str | torch.device = "cpu") -> nn.Module:
-    """A model of the described architecture with random weights; see the `create_from_config` of the families."""
-    if config.get("family") == "huggingface":
-        return huggingface_files.create_from_config(config, device)
-    return open_clip.create_from_config(config, device)
+    """A model of the described architecture with random weights (without memory on the meta device), from `config_of`'s
+    description or from open_clip's own `model_cfg`. Raises ModelError, also for a setting that is not allowed."""
+    if "family" in config:
+        check_architecture(config)
+    return described_family(config).create_from_config(config, device)
 
 
 def config_of(model: nn.Module) -> dict[str, Any]:
     """The JSON-able description from which `create_from_config` builds this architecture again. Raises ModelError."""
-    return huggingface.config_of(model) if huggingface.owns(model) else open_clip.config_of(model)
+    return _owner(model).config_of(model)
 
 
 def preprocess_config(model: nn.Module) -> dict[str, Any] | None:
     """The description of the model's image transform (`preprocess_from_config` builds it), None if it has none."""
-    return huggingface.preprocess_config(model) if huggingface.owns(model) else open_clip.preprocess_config(model)
+    kept = model.__dict__.get("preprocess")
+    return deepcopy(kept.config) if isinstance(kept, Preprocess) else _owner(model).preprocess_config(model)
 
 
 def tokenizer_config(model: nn.Module) -> dict[str, Any] | None:
     """The description of the model's tokenizer (`tokenizer_from_config` builds it), None if it has none."""
-    return huggingface.tokenizer_config(model) if huggingface.owns(model) else open_clip.tokenizer_config(model)
+    kept = model.__dict__.get("tokenizer")
+    return deepcopy(kept.config) if isinstance(kept, Tokenizer) else _owner(model).tokenizer_config(model)
 
 
 def carried_tokenizer(model: nn.Module) -> tuple[dict[str, Any] | None, bytes | None]:
@@ -111,8 +119,12 @@ def carried_tokenizer(model: nn.Module) -> tuple[dict[str, Any] | None, bytes | 
 
 
 __all__ = [
+    "Attention",
     "Block",
     "Encoders",
+    "FAMILIES",
+    "Family",
+    "Mlp",
     "Preprocess",
     "Site",
     "Structure",
@@ -122,11 +134,13 @@ __all__ = [
     "attach",
     "carried_tokenizer",
     "config_of",
-    "create",
     "create_from_config",
     "encoders",
     "evaluating",
     "explicit_form",
+    "families",
+    "family_of",
+    "get_family",
     "load",
     "materialize_buffers",
     "names",

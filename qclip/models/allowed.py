@@ -1,4 +1,5 @@
-"""Every setting that a description of a model may carry: architecture, preprocessing, tokenizer.
+"""Every setting that a description of a model may carry: preprocessing, tokenizer, and the architecture, whose settings
+stand with its family (`Family.classes`).
 
 A description is data. What is not listed here is refused by name, whether it comes from an artifact, an open_clip
 folder, a Hugging Face folder or the hub, so that no switch of a library that runs code, loads kernels or asks the
@@ -30,167 +31,26 @@ from ..untrusted.schema import (
     validate,
     whole,
 )
+from .family import FAMILIES, described_family
 
 LAYERS, WIDTH, TOKENS, VOCABULARY, SIDE, POSITIONS = 256, 16384, 2048, 2_000_000, 2048, 16384
 
 
-def _sides(low: int, high: int) -> Check:
+def sides(low: int, high: int) -> Check:
     """One number, or height and width."""
     return either(listing(whole(low, high), 2, 2), whole(low, high))
 
 
-def _dropout(value: Any, where: str) -> None:
+def dropout(value: Any, where: str) -> None:
     real(0, 0.99)(value, where)
 
-
-# ---- open_clip -------------------------------------------------------------------------------------------------------
-
-_NORM = optional(record({"eps": real(1e-12, 0.1), "elementwise_affine": one_of(True)}))
-_ACTIVATION = optional(record({"approximate": one_of("none", "tanh")}))
-_TRANSFORMER: dict[str, Check] = {
-    "width": whole(1, WIDTH),
-    "mlp_ratio": real(0.01, 64),
-    "ls_init_value": optional(real(-1e3, 1e3)),
-    "act_kwargs": _ACTIVATION,
-    "norm_kwargs": _NORM,
-    "output_tokens": flag,
-    "final_ln_after_pool": flag,
-    "block_type": optional(one_of("default", "custom")),
-    **dict.fromkeys(
-        ("qk_norm", "scaled_cosine_attn", "scale_heads", "scale_attn_inner", "scale_attn", "scale_fc"), flag
-    ),
-}
-_VISION: dict[str, Check] = _TRANSFORMER | {
-    "layers": either(listing(whole(1, LAYERS), 4, 4), whole(1, LAYERS)),
-    "head_width": whole(1, WIDTH),
-    "patch_size": optional(_sides(1, SIDE)),
-    "image_size": _sides(1, SIDE),
-    "patch_dropout": _dropout,
-    "attentional_pool": either(one_of("parallel", "cascade"), flag),
-    "attn_pooler_queries": whole(1, 4096),
-    "attn_pooler_heads": whole(1, WIDTH),
-    "no_ln_pre": flag,
-    "pos_embed_type": one_of("learnable", "sin_cos_2d"),
-    "pool_type": one_of("tok", "avg", "none"),
-    "timm_model_name": optional(text(80, r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)?")),
-    "timm_model_pretrained": one_of(False),
-    "timm_pool": one_of("", "avg", "max", "avgmax", "map", "token", "abs_attn", "rot_attn"),
-    "timm_proj": optional(one_of("", "linear", "mlp", "none")),
-    "timm_proj_bias": flag,
-    "timm_drop": _dropout,
-    "timm_drop_path": optional(_dropout),
-}
-_TEXT: dict[str, Check] = _TRANSFORMER | {
-    "layers": whole(1, LAYERS),
-    "heads": whole(1, WIDTH),
-    "context_length": whole(1, TOKENS),
-    "vocab_size": whole(1, VOCABULARY),
-    "embed_cls": flag,
-    "pad_id": whole(0, VOCABULARY),
-    "eos_id": whole(0, VOCABULARY),
-    "no_causal_mask": flag,
-    "pool_type": one_of("first", "last", "argmax", "eos", "none"),
-    "proj_bias": flag,
-    "proj_type": optional(one_of("linear", "none")),
-    "hf_model_name": null,  # text towers of Hugging Face: open_clip would fetch them
-    "hf_tokenizer_name": null,
-    "tokenizer_mode": null,
-    "tokenizer_kwargs": null,
-}
-_MULTIMODAL = _TEXT | {"dim_head": whole(1, WIDTH), "n_queries": whole(1, 4096), "attn_pooler_heads": whole(1, WIDTH)}
-_OPEN_CLIP: dict[str, Check] = {
-    "embed_dim": whole(1, WIDTH),
-    "vision_cfg": record(_VISION),
-    "text_cfg": record(_TEXT),
-    "quick_gelu": flag,
-    "init_logit_scale": real(-100, 100),
-    "init_logit_bias": optional(real(-1e4, 1e4)),
-    "nonscalar_logit_scale": flag,
-    "cast_dtype": one_of("float32", "float16", "bfloat16"),
-    "output_dict": flag,
-}
-_NEEDED = ("embed_dim", "vision_cfg", "text_cfg")
-CLASSES: dict[str, Check] = {
-    "CLIP": record(_OPEN_CLIP, _NEEDED),
-    "CustomTextCLIP": record(_OPEN_CLIP, _NEEDED),
-    "CoCa": record(
-        _OPEN_CLIP | {"multimodal_cfg": record(_MULTIMODAL), "pad_id": whole(0, VOCABULARY)},
-        (*_NEEDED, "multimodal_cfg"),
-    ),
-}
-
-# What says how texts become tokens stands in open_clip's own configs beside the architecture; it is taken apart there.
-CLEANING = one_of("lower", "whitespace", "canonicalize")
-OPEN_CLIP_TOKENIZER: dict[str, Check] = {
-    "hf_tokenizer_name": optional(text(200)),
-    "tokenizer_mode": optional(one_of("clips")),
-    "tokenizer_kwargs": optional(record({"clean": CLEANING, "strip_sep_token": flag})),
-}
-
-# ---- Hugging Face ----------------------------------------------------------------------------------------------------
-
-_ID = optional(whole(0, VOCABULARY))
-_SHARED: dict[str, Check] = {
-    "hidden_size": whole(1, WIDTH),
-    "intermediate_size": whole(1, 4 * WIDTH),
-    "projection_dim": optional(whole(1, WIDTH)),
-    "num_hidden_layers": whole(1, LAYERS),
-    "num_attention_heads": whole(1, WIDTH),
-    "hidden_act": one_of(
-        "quick_gelu", "gelu", "gelu_new", "gelu_fast", "gelu_python", "gelu_pytorch_tanh", "gelu_pytorch", "relu"
-    ),
-    "layer_norm_eps": real(1e-12, 0.1),
-    "attention_dropout": _dropout,
-    "dropout": _dropout,
-    "initializer_range": real(0, 100),
-    "initializer_factor": real(0, 100),
-}
-_HF_TEXT = _SHARED | {
-    "vocab_size": whole(1, VOCABULARY),
-    "max_position_embeddings": whole(1, TOKENS),
-    "pad_token_id": _ID,
-    "bos_token_id": _ID,
-    "eos_token_id": either(listing(whole(0, VOCABULARY), 1, 16), _ID),
-    "projection_size": optional(whole(1, WIDTH)),
-}
-_HF_VISION = _SHARED | {
-    "num_channels": one_of(3),
-    "image_size": _sides(1, SIDE),
-    "patch_size": _sides(1, SIDE),
-    "vision_use_head": flag,
-}
-# What transformers writes into every config and no image or text tower reads: dropped, never handed over.
-BOOKKEEPING = frozenset(
-    """_name_or_path add_cross_attention architectures bad_words_ids begin_suppress_tokens chunk_size_feed_forward
-    cross_attention_hidden_size decoder_start_token_id diversity_penalty do_sample dtype early_stopping
-    encoder_no_repeat_ngram_size exponential_decay_length_penalty finetuning_task forced_bos_token_id
-    forced_eos_token_id gradient_checkpointing id2label is_decoder is_encoder_decoder label2id length_penalty
-    max_length min_length model_type no_repeat_ngram_size num_beam_groups num_beams num_return_sequences
-    output_attentions output_hidden_states output_scores prefix problem_type pruned_heads remove_invalid_values
-    repetition_penalty return_dict return_dict_in_generate sep_token_id suppress_tokens task_specific_params
-    temperature tf_legacy_loss tie_encoder_decoder tie_word_embeddings tokenizer_class top_k top_p torch_dtype
-    torchscript transformers_version typical_p use_bfloat16 use_cache""".split()
-)
-HF_SETTINGS: dict[str, dict[str, Check]] = {"text_config": _HF_TEXT, "vision_config": _HF_VISION}
-_HF_TOP: dict[str, Check] = {
-    "text_config": record(_HF_TEXT),
-    "vision_config": record(_HF_VISION),
-    "projection_dim": whole(1, WIDTH),
-    "logit_scale_init_value": real(-100, 100),
-    "initializer_factor": real(0, 100),
-    "initializer_range": real(0, 100),
-}
-HF_CLASSES: dict[str, Check] = {
-    "CLIPModel": record(_HF_TOP, ("text_config", "vision_config")),
-    "SiglipModel": record(_HF_TOP, ("text_config", "vision_config")),
-}
 
 # ---- preprocessing and tokenizer -------------------------------------------------------------------------------------
 
 _COLOURS = listing(real(-1e3, 1e3), 3, 3)
 PREPROCESS = record(
     {
-        "image_size": _sides(1, SIDE),
+        "image_size": sides(1, SIDE),
         "mean": _COLOURS,
         "std": listing(real(1e-6, 1e6), 3, 3),
         "interpolation": one_of("bicubic", "bilinear", "random"),
@@ -200,6 +60,7 @@ PREPROCESS = record(
     ("image_size",),
 )
 
+CLEANING = one_of("lower", "whitespace", "canonicalize")
 _LENGTH = {"context_length": whole(1, TOKENS)}
 _DIGEST = text(64, "[0-9a-f]{64}")
 TOKENIZER_BYTES = 64_000_000
@@ -280,15 +141,17 @@ def check_architecture(description: Any, refuse: type[InputError] = ModelError) 
     where = "the description's architecture"
     validate(record(dict.fromkeys(("family", "class", "config"), anything)), description, where, refuse)
     family, name = (value if isinstance(value := description.get(key), str) else "" for key in ("family", "class"))
-    known = {"open_clip": CLASSES, "huggingface": HF_CLASSES}.get(family, {})
+    known = described_family(description).classes if family in FAMILIES else {}
     if name not in known:
+        of_it = f"known classes: {', '.join(known)}" if known else f"known families: {', '.join(FAMILIES)}"
         raise refuse(
-            f"the description is of no model that is supported (family {shown(family)}, class {shown(name)}); "
-            f"known classes: {', '.join([*CLASSES, *HF_CLASSES])}"
+            f"the description is of no model that is supported (family {shown(family)}, class {shown(name)}); {of_it}"
         )
     validate(known[name], description.get("config"), f"{where}, {name}", refuse)
-    if (sides := _grid(description)) is not None and not 1 <= sides[0] * sides[1] <= POSITIONS:
-        raise refuse(f"{where}: {sides[0]} x {sides[1]} patches; there must be from 1 to {POSITIONS}")
+    if (grid := described_family(description).grid(description)) is not None:
+        down, across = grid[1]
+        if not 1 <= down * across <= POSITIONS:
+            raise refuse(f"{where}: {down} x {across} patches; there must be from 1 to {POSITIONS}")
 
 
 def check_preprocess(description: Any, refuse: type[InputError] = ModelError) -> None:
@@ -298,9 +161,8 @@ def check_preprocess(description: Any, refuse: type[InputError] = ModelError) ->
 
 def check_image_size(architecture: dict[str, Any], preprocess: dict[str, Any], refuse: type[InputError]) -> None:
     """Raises `refuse` where an image transform makes images of another size than the model has positions for."""
-    if _grid(architecture) is not None:
-        part = "vision_config" if architecture["family"] == "huggingface" else "vision_cfg"
-        mine, its = _pair(preprocess["image_size"]), _pair(architecture["config"][part].get("image_size", 224))
+    if (grid := described_family(architecture).grid(architecture)) is not None:
+        mine, its = pair(preprocess["image_size"]), grid[0]
         if mine != its:
             raise refuse(
                 f"preprocessing takes images of {mine[0]} x {mine[1]} and the architecture {its[0]} x {its[1]}"
@@ -325,65 +187,9 @@ def check_tokenizer(description: Any, refuse: type[InputError] = ModelError) -> 
 Shapes = Mapping[str, tuple[int, ...]]
 
 
-def _pair(value: Any) -> tuple[int, int]:
+def pair(value: Any) -> tuple[int, int]:
+    """Height and width of one number or two."""
     return (value[0], value[1]) if isinstance(value, list | tuple) else (value, value)
-
-
-def _grid(description: dict[str, Any]) -> tuple[int, int] | None:
-    """Patches down and across; None where no setting says so (timm, ResNet)."""
-    config = description["config"]
-    if description["family"] == "huggingface":
-        vision, default = config["vision_config"], 32 if description["class"] == "CLIPModel" else 16
-    else:
-        vision, default = config["vision_cfg"], 16
-        if vision.get("timm_model_name") or isinstance(vision.get("layers"), list):
-            return None
-    (height, width), (ph, pw) = _pair(vision.get("image_size", 224)), _pair(vision.get("patch_size") or default)
-    return height // ph, width // pw
-
-
-def _sizes(description: dict[str, Any]) -> tuple[list[tuple[str, int]], list[tuple[str, tuple[int, int]]]]:
-    """(prefix of numbered blocks, how many) and (table, its shape) that tensors of this architecture have. What stands
-    here is what grows without bound when a description lies: depths, positions, vocabularies."""
-    config, grid = description["config"], _grid(description)
-    blocks: list[tuple[str, int]] = []
-    tables: list[tuple[str, tuple[int, int]]] = []
-    if description["family"] == "huggingface":
-        clip = description["class"] == "CLIPModel"
-        vision, words = config["vision_config"], config["text_config"]
-        width, narrow = vision.get("hidden_size", 768), words.get("hidden_size", 512 if clip else 768)
-        assert grid is not None
-        blocks = [
-            ("vision_model.encoder.layers.", vision.get("num_hidden_layers", 12)),
-            ("text_model.encoder.layers.", words.get("num_hidden_layers", 12)),
-        ]
-        tables = [
-            ("vision_model.embeddings.position_embedding.weight", (grid[0] * grid[1] + clip, width)),
-            (
-                "text_model.embeddings.position_embedding.weight",
-                (words.get("max_position_embeddings", 77 if clip else 64), narrow),
-            ),
-            (
-                "text_model.embeddings.token_embedding.weight",
-                (words.get("vocab_size", 49408 if clip else 32000), narrow),
-            ),
-        ]
-        return blocks, tables
-    vision, words = config["vision_cfg"], config["text_cfg"]
-    if grid is not None:
-        blocks.append(("visual.transformer.resblocks.", vision.get("layers", 12)))
-        tables.append(("visual.positional_embedding", (grid[0] * grid[1] + 1, vision.get("width", 768))))
-    elif isinstance(vision.get("layers"), list):  # a ResNet
-        blocks += [(f"visual.layer{i + 1}.", count) for i, count in enumerate(vision["layers"])]
-    prefix = "" if description["class"] == "CLIP" else "text."
-    width = words.get("width", 512)
-    length = words.get("context_length", 77) + bool(words.get("embed_cls"))
-    blocks.append((f"{prefix}transformer.resblocks.", words.get("layers", 12)))
-    tables.append((f"{prefix}positional_embedding", (length, width)))
-    tables.append((f"{prefix}token_embedding.weight", (words.get("vocab_size", 49408), width)))
-    if (decoder := config.get("multimodal_cfg")) is not None:
-        blocks.append(("text_decoder.resblocks.", decoder.get("layers", 12)))
-    return blocks, tables
 
 
 def check_sizes(
@@ -394,7 +200,7 @@ def check_sizes(
 
     Called before anything is built, so that what is built is no larger than the file.
     """
-    blocks, tables = _sizes(description)
+    blocks, tables = described_family(description).sizes(description)
     for prefix, count in blocks:
         found = _numbered(shapes, prefix)
         if found != count:
@@ -421,12 +227,7 @@ def _numbered(names: Iterable[str], prefix: str) -> int:
 
 
 __all__ = [
-    "BOOKKEEPING",
-    "CLASSES",
-    "HF_CLASSES",
-    "HF_SETTINGS",
     "NAMED_TOKENIZERS",
-    "OPEN_CLIP_TOKENIZER",
     "TOKENIZER_BOOKKEEPING",
     "TOKENIZER_BYTES",
     "TOKENIZER_CLASSES",

@@ -79,22 +79,31 @@ def _torchs_own(hook: Any) -> bool:
     return (getattr(getattr(hook, "hook", hook), "__module__", None) or "").startswith("torch.")
 
 
-def runs_library_code(module: nn.Module, kind: type | None = None, method: str = "forward") -> bool:
+def runs_library_code(
+    module: nn.Module, kind: type | None = None, method: str = "forward", libraries: tuple[str, ...] = ()
+) -> bool:
     """Whether `module` (of the class `kind`, default: its own) computes what its library's class does: no subclass
-    overrides `method`, no `forward` is set on the object."""
+    overrides `method`, no `forward` is set on the object. `libraries`: what counts besides `LIBRARIES`."""
     found: Any = getattr(type(module) if kind is None else kind, method, None)
     home = getattr(found, "__module__", None) or ""
-    return "forward" not in module.__dict__ and home.partition(".")[0] in LIBRARIES
+    known = any(home == name or home.startswith(f"{name}.") for name in (*LIBRARIES, *libraries))
+    return known and "forward" not in module.__dict__
 
 
-def refuse_foreign_code(module: nn.Module, name: str, kind: type | None = None, method: str = "forward") -> None:
+def refuse_foreign_code(
+    module: nn.Module,
+    name: str,
+    kind: type | None = None,
+    method: str = "forward",
+    libraries: tuple[str, ...] = (),
+) -> None:
     """Raises ModelError where `runs_library_code` is false."""
     if "forward" in module.__dict__:
         raise ModelError(
             f"{name} has a forward of its own, set on the object, which the quantized model would not run; remove it "
             "first (accelerate: remove_hook_from_module)"
         )
-    if not runs_library_code(module, kind, method):
+    if not runs_library_code(module, kind, method, libraries):
         raise ModelError(f"{name} is a {_of(kind or type(module))} with a {method} of its own, {MORE}")
 
 

@@ -6,11 +6,11 @@ import sys
 from copy import deepcopy
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ..errors import ModelError
-from . import replay
-from .allowed import HF_SETTINGS
+from . import huggingface_settings, replay
 from .explicit import (
     Form,
     activation_name,
@@ -27,10 +27,10 @@ from .explicit import (
     transformer_block,
     unsupported,
 )
+from .family import Family
 from .hooks import watched
-from .inputs import Preprocess
+from .inputs import Preprocess, attach
 from .open_clip_form import visible
-from .tokenizer import Tokenizer
 from .tower import Attention, Block, Mlp, Site, Tower, fuse, normed
 
 ALIGN = "its EfficientNet and BERT towers have no kernels here"
@@ -289,7 +289,7 @@ def config_of(model: Any) -> dict[str, Any]:
     """A JSON-able description for `huggingface_files.create_from_config`: the settings that make the architecture."""
     config: dict[str, Any] = {
         name: {key: value for key, value in getattr(model.config, name).to_dict().items() if key in settings}
-        for name, settings in HF_SETTINGS.items()
+        for name, settings in huggingface_settings.SETTINGS.items()
     }
     if _kind(model) == "CLIPModel":
         config["projection_dim"] = model.config.projection_dim
@@ -297,10 +297,7 @@ def config_of(model: Any) -> dict[str, Any]:
 
 
 def preprocess_config(model: Any) -> dict[str, Any]:
-    """The description of the model's image transform: its own, else what its family was trained with."""
-    kept = model.__dict__.get("preprocess")
-    if isinstance(kept, Preprocess):
-        return deepcopy(kept.config)
+    """The description of the image transform that the model's kind was trained with."""
     size = model.config.vision_config.image_size
     if _kind(model) == "SiglipModel":
         return Preprocess({"image_size": size, "mean": [0.5] * 3, "std": [0.5] * 3, "resize_mode": "squash"}).config
@@ -309,10 +306,52 @@ def preprocess_config(model: Any) -> dict[str, Any]:
 
 def tokenizer_config(model: Any) -> dict[str, Any]:
     """The description of the model's tokenizer; unknown where it was not loaded with one."""
-    kept = model.__dict__.get("tokenizer")
-    if isinstance(kept, Tokenizer):
-        return deepcopy(kept.config)
     length = model.config.text_config.max_position_embeddings
     if _kind(model) == "CLIPModel" and model.config.text_config.vocab_size == 49408:
         return {"kind": "clip-bpe", "context_length": length}
     return {"kind": "unknown", "context_length": length}
+
+
+class HuggingFace(Family):
+    """CLIPModel and SiglipModel."""
+
+    name = "huggingface"
+    classes = huggingface_settings.CLASSES
+    prefixes = ("hf:",)
+    examples = (("hf:ID_OR_DIR", "a Hugging Face CLIP or SigLIP (extra `hf`)"),)
+
+    owns = staticmethod(owns)
+    towers = staticmethod(towers)
+    encode_image = staticmethod(image_features)
+    encode_text = staticmethod(text_features)
+    preprocess_config = staticmethod(preprocess_config)
+    tokenizer_config = staticmethod(tokenizer_config)
+    config_of = staticmethod(config_of)
+    grid = staticmethod(huggingface_settings.grid)
+    sizes = staticmethod(huggingface_settings.sizes)
+
+    def encodes(self, model: Any) -> bool:
+        return True
+
+    def image_size(self, model: Any) -> int:
+        return int(model.config.vision_config.image_size)
+
+    def create_from_config(self, config: dict[str, Any], device: str | torch.device = "cpu") -> nn.Module:
+        from . import huggingface_files  # which reads models with what stands above
+
+        return huggingface_files.create_from_config(config, device)
+
+    def load(self, name: str, device: str | torch.device = "cpu", arch: str | dict | None = None) -> nn.Module:
+        from . import huggingface_files
+
+        source = name.removeprefix("hf:")
+        return attach(*huggingface_files.load(source, device), source=name)
+
+    def rebuild_buffers(self, model: nn.Module) -> None:
+        for module in model.modules():
+            ids = module._buffers.get("position_ids")
+            if ids is not None and ids.is_meta:
+                module._buffers["position_ids"] = torch.arange(ids.shape[-1], device="cpu").expand((1, -1))
+
+
+FAMILY = HuggingFace()

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ..errors import ModelError
 from ..untrusted import expand, is_file, is_folder, read_json, reason, schema
 from . import allowed, huggingface
+from . import huggingface_settings as settings
 from .checkpoint import difference, read_state
 from .inputs import Preprocess
 from .tokenizer import SETTINGS, VOCABULARIES, check_folder
@@ -120,13 +121,13 @@ def read_config(folder: Path, what: str) -> dict[str, Any]:
     if (kind := KINDS.get(content["model_type"])) is None:
         reason = huggingface.ALIGN if content["model_type"] == "align" else "only CLIP and SigLIP are"
         raise ModelError(f"{what} is a {content['model_type'][:60]!r} model, which is not supported: {reason}")
-    config = {key: value for key, value in content.items() if key not in allowed.BOOKKEEPING}
-    for part in allowed.HF_SETTINGS:
+    config = {key: value for key, value in content.items() if key not in settings.BOOKKEEPING}
+    for part in settings.SETTINGS:
         merged: dict[str, Any] = {}
         for found in (config.get(part), config.pop(f"{part}_dict", None)):  # the second of old files, and it wins
             if found is not None and not isinstance(found, dict):
                 raise ModelError(f"{str(path)!r}: {part!r} is no object")
-            merged |= {key: value for key, value in (found or {}).items() if key not in allowed.BOOKKEEPING}
+            merged |= {key: value for key, value in (found or {}).items() if key not in settings.BOOKKEEPING}
         config[part] = merged
     description = {"family": "huggingface", "class": kind, "config": config}
     allowed.check_architecture(description)

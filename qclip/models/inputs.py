@@ -1,4 +1,4 @@
-"""What turns images into a model's inputs, described by JSON so that an artifact needs no source."""
+"""What turns images and texts into a model's inputs, described by JSON so that an artifact needs no source."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ from typing import Any
 
 import open_clip
 from open_clip.transform import PreprocessCfg, image_transform_v2
+from torch import nn
 from torchvision.transforms import Compose
 
 from .allowed import check_preprocess
+from .tokenizer import tokenizer_from_config
 
 VOCABULARY = 49408  # of CLIP's BPE
 
@@ -59,3 +61,18 @@ class Preprocess(Compose):
 def preprocess_from_config(config: dict[str, Any]) -> Preprocess:
     """The image transform that `config` describes (see `Preprocess`)."""
     return Preprocess(config)
+
+
+def attach(
+    model: Any,
+    preprocess: dict[str, Any] | None,
+    tokenizer: dict[str, Any] | None,
+    source: str = "",
+    file: bytes | None = None,
+) -> nn.Module:
+    """Give `model` its `.preprocess` and `.tokenizer` (from their descriptions, and the tokenizer's `file`) and
+    `.qclip_source`."""
+    model.preprocess = None if preprocess is None else preprocess_from_config(preprocess)
+    model.tokenizer = None if tokenizer is None else tokenizer_from_config(tokenizer, file)
+    model.qclip_source = source
+    return model

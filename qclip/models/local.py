@@ -13,7 +13,8 @@ from ..untrusted import expand, is_file, is_folder, read_json
 from . import open_clip as family
 from .allowed import check_preprocess
 from .checkpoint import SUFFIXES, read_state
-from .inputs import VOCABULARY
+from .family import UnknownModelError
+from .inputs import VOCABULARY, attach
 
 CONFIG = "open_clip_config.json"
 
@@ -44,7 +45,7 @@ def load_file_checkpoint(path: str | Path, arch: str | dict | None = None) -> nn
         return _load(arch, {}, path, str(path))
     if arch is not None:
         if arch not in family.names():
-            raise family.UnknownModelError(f"open_clip knows no model {arch!r}; {nearest(arch, family.names())}")
+            raise UnknownModelError(f"open_clip knows no model {arch!r}; {nearest(arch, family.names())}")
         return family.create(arch, str(path))
     beside = path.parent / CONFIG
     if is_file(beside, ModelError):
@@ -83,7 +84,7 @@ def _load(
     described = {key: preprocess[key] for key in keys if preprocess.get(key) is not None}
     check_preprocess({"image_size": 1} | described)  # before the long work
     model: Any = family.from_checkpoint(config, path)
-    return family.attach(model, {"image_size": model.visual.image_size} | described, tokenizer, source)
+    return attach(model, {"image_size": model.visual.image_size} | described, tokenizer, source)
 
 
 def fitting(state: dict[str, Tensor]) -> list[str]:

@@ -21,13 +21,14 @@ from torch import Tensor, nn
 
 from ..errors import ModelError, nearest
 from ..untrusted import expand, is_file, reason, schema
-from . import allowed, timm
-from .checkpoint import fill, read_state
+from . import allowed, open_clip_settings, timm
+from .checkpoint import SUFFIXES, fill, read_state
 from .describe import describe
 from .explicit import unsupported
-from .inputs import VOCABULARY, Preprocess, preprocess_from_config
+from .family import Family, UnknownModelError, materialize_buffers
+from .inputs import VOCABULARY, Preprocess, attach
 from .open_clip_form import text_tower, vision_tower
-from .tokenizer import Tokenizer, check_folder, tokenizer_from_config
+from .tokenizer import check_folder
 from .tower import Tower
 
 HF_TEXT = (
@@ -35,10 +36,6 @@ HF_TEXT = (
     "open_clip's own text tower"
 )
 CLASSES: dict[str, type[nn.Module]] = {"CLIP": CLIP, "CustomTextCLIP": CustomTextCLIP, "CoCa": CoCa}
-
-
-class UnknownModelError(ModelError):
-    """A model name that open_clip does not know."""
 
 
 def names() -> list[str]:
@@ -58,7 +55,7 @@ def architecture(config: dict[str, Any]) -> dict[str, Any]:
     if isinstance(text, dict):
         if text.get("hf_model_name"):
             raise ModelError(f"the model is not supported: {HF_TEXT}")
-        for name in allowed.OPEN_CLIP_TOKENIZER:
+        for name in open_clip_settings.TOKENIZER:
             text.pop(name, None)
     kind = "CLIP" if not custom else "CoCa" if "multimodal_cfg" in config else "CustomTextCLIP"
     return {"family": "open_clip", "class": kind, "config": config}
@@ -68,7 +65,7 @@ def create_from_config(config: dict[str, Any], device: str | torch.device = "cpu
     """A model with random weights from `config_of`'s description, or from open_clip's own `model_cfg`.
 
     On the meta device it has no memory; when its parameters are there, call `materialize_buffers`. Raises ModelError
-    for a description that builds no model, and for a setting that is not allowed (`allowed.py`).
+    for a description that builds no model, and for a setting that is not allowed (`open_clip_settings.py`).
     """
     if "family" not in config:
         config = architecture(config)
@@ -110,35 +107,8 @@ def config_of(model: nn.Module) -> dict[str, Any]:
     return config
 
 
-def materialize_buffers(model: nn.Module) -> nn.Module:
-    """Rebuild the buffers that no checkpoint stores (masks, position ids), for a model that began on the meta device.
-
-    They are made on the CPU; raises ModelError naming one that is not known here.
-    """
-    for module in model.modules():
-        mask = getattr(module, "attn_mask", None)
-        if isinstance(module, CLIP | TextTransformer | MultimodalTransformer) and isinstance(mask, torch.Tensor):
-            if mask.is_meta:
-                dtype = mask.dtype
-                module.attn_mask = torch.full(mask.shape, float("-inf"), device="cpu").triu_(1).to(dtype)
-        ids = module._buffers.get("position_ids")
-        if ids is not None and ids.is_meta:
-            module._buffers["position_ids"] = torch.arange(ids.shape[-1], device="cpu").expand((1, -1))
-    for prefix, module in model.named_modules():
-        for name in module._non_persistent_buffers_set:
-            buffer = module._buffers[name]
-            if buffer is not None and buffer.is_meta:
-                raise ModelError(
-                    f"buffer '{prefix}.{name}' of {type(model).__name__} is in no checkpoint and cannot be rebuilt"
-                )
-    return model
-
-
 def preprocess_config(model: nn.Module) -> dict[str, Any] | None:
-    """The description of the model's image transform: its own, else open_clip's record on the vision tower."""
-    kept = model.__dict__.get("preprocess")
-    if isinstance(kept, Preprocess):
-        return deepcopy(kept.config)
+    """The description of the model's image transform: open_clip's record on the vision tower."""
     visual = getattr(model, "visual", None)
     size = getattr(visual, "image_size", None)
     if size is None:
@@ -150,9 +120,6 @@ def preprocess_config(model: nn.Module) -> dict[str, Any] | None:
 
 def tokenizer_config(model: nn.Module) -> dict[str, Any] | None:
     """The description of the model's tokenizer. CLIP's BPE is assumed where the vocabulary has its size."""
-    kept = model.__dict__.get("tokenizer")
-    if isinstance(kept, Tokenizer):
-        return deepcopy(kept.config)
     text = getattr(model, "text", model)
     length, rows = getattr(text, "context_length", None), getattr(text, "vocab_size", None)
     if length is None:
@@ -165,8 +132,8 @@ def _tokenizer_for(name: str, config: dict[str, Any], folder: Path | None = None
     """open_clip's choice (`get_tokenizer`) as a description. Raises ModelError for a setting that is not allowed, and
     for a tokenizer in `folder` that asks for code."""
     text = config["text_cfg"]
-    settings = {key: text[key] for key in allowed.OPEN_CLIP_TOKENIZER if text.get(key) is not None}
-    schema.validate(schema.record(allowed.OPEN_CLIP_TOKENIZER), settings, "the description's text_cfg", ModelError)
+    settings = {key: text[key] for key in open_clip_settings.TOKENIZER if text.get(key) is not None}
+    schema.validate(schema.record(open_clip_settings.TOKENIZER), settings, "the description's text_cfg", ModelError)
     length, options = text.get("context_length", 77), settings.get("tokenizer_kwargs", {})
     if settings.get("hf_tokenizer_name"):
         if folder is not None:
@@ -182,21 +149,6 @@ def _tokenizer_for(name: str, config: dict[str, Any], folder: Path | None = None
         variant = "gemma" if "siglip2" in name.lower() else "mc4" if "i18n" in name.lower() else "c4-en"
         return {"kind": "siglip", "variant": variant, "context_length": length}
     return {"kind": "clip-bpe", "context_length": length, "options": options}
-
-
-def attach(
-    model: Any,
-    preprocess: dict[str, Any] | None,
-    tokenizer: dict[str, Any] | None,
-    source: str = "",
-    file: bytes | None = None,
-) -> nn.Module:
-    """Give `model` its `.preprocess` and `.tokenizer` (from their descriptions, and the tokenizer's `file`) and
-    `.qclip_source`."""
-    model.preprocess = None if preprocess is None else preprocess_from_config(preprocess)
-    model.tokenizer = None if tokenizer is None else tokenizer_from_config(tokenizer, file)
-    model.qclip_source = source
-    return model
 
 
 # ---- by name ---------------------------------------------------------------------------------------------------------
@@ -324,20 +276,67 @@ def _config_or_reason(model: nn.Module) -> dict[str, Any] | ModelError:
         return ModelError(f"the architecture cannot be described ({error})")
 
 
-__all__ = [
-    "UnknownModelError",
-    "architecture",
-    "attach",
-    "config_of",
-    "create",
-    "create_from_config",
-    "from_checkpoint",
-    "materialize_buffers",
-    "names",
-    "owns",
-    "preprocess_config",
-    "preprocess_from_config",
-    "tokenizer_config",
-    "tokenizer_from_config",
-    "towers",
-]
+class OpenClip(Family):
+    """CLIP, CustomTextCLIP and CoCa, with towers of open_clip's own or of timm's."""
+
+    name = "open_clip"
+    classes = open_clip_settings.CLASSES
+    prefixes = ("local-dir:",)
+    examples = (
+        ("ViT-B-32:laion2b_s34b_b79k", "an open_clip name with its pretrained tag (downloads)"),
+        ("ViT-B-32", "an open_clip architecture with random weights: good for speed only"),
+        ("FILE", "a .safetensors or .pt checkpoint (with --arch where the file does not say)"),
+        ("local-dir:PATH", "an open_clip model folder"),
+    )
+
+    owns = staticmethod(owns)
+    towers = staticmethod(towers)
+    preprocess_config = staticmethod(preprocess_config)
+    tokenizer_config = staticmethod(tokenizer_config)
+    names = staticmethod(names)
+    config_of = staticmethod(config_of)
+    create_from_config = staticmethod(create_from_config)
+    grid = staticmethod(open_clip_settings.grid)
+    sizes = staticmethod(open_clip_settings.sizes)
+
+    def encode_image(self, model: Any, images: Tensor) -> Tensor:
+        return model.encode_image(images, normalize=False)  # CoCa normalises unless told not to
+
+    def encode_text(self, model: Any, tokens: Tensor) -> Tensor:
+        """Tokens in host memory are cut at the last EOT before they move, where that is exact, so that a GPU need not
+        be asked for the length."""
+        device = model.logit_scale.device
+        if tokens.device != device:
+            text = getattr(model, "text", model)
+            tokens = (text.visible_tokens(tokens) if hasattr(text, "visible_tokens") else tokens).to(device)
+        return model.encode_text(tokens, normalize=False)
+
+    def text_positions(self, model: Any, tokens: Tensor) -> Tensor | None:
+        """CoCa pools a class token behind the padding, so its tower runs to the end; its mask says what it reads."""
+        text: Any = getattr(model, "text", None)
+        if getattr(text, "cls_emb", None) is None:
+            return None
+        mask = text._embeds(tokens.to(model.logit_scale.device))[1]  # additive, [B * heads, S, S]
+        read = mask[:: len(mask) // len(tokens), -1] == 0
+        read[:, -1] = True
+        return read
+
+    def load(self, name: str, device: str | torch.device = "cpu", arch: str | dict | None = None) -> nn.Module:
+        from . import local  # which builds its models with what stands above
+
+        if name.startswith("local-dir:"):
+            return local.load_directory(name.removeprefix("local-dir:")).to(device)
+        path = expand(name, ModelError)
+        if is_file(path, ModelError) or path.suffix in SUFFIXES:
+            return local.load_file_checkpoint(path, arch).to(device)
+        return create(name, device=device)
+
+    def rebuild_buffers(self, model: nn.Module) -> None:
+        for module in model.modules():
+            mask = getattr(module, "attn_mask", None)
+            if isinstance(module, CLIP | TextTransformer | MultimodalTransformer) and isinstance(mask, Tensor):
+                if mask.is_meta:
+                    module.attn_mask = torch.full(mask.shape, float("-inf"), device="cpu").triu_(1).to(mask.dtype)
+
+
+FAMILY = OpenClip()

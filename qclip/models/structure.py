@@ -49,17 +49,18 @@ class Structure:
             self.restore()
             raise
 
-    def refuse_losses(self) -> None:
-        """Raises ModelError naming the module whose code, hooks or parameters the model does not have any more."""
+    def refuse_losses(self, libraries: tuple[str, ...] = ()) -> None:
+        """Raises ModelError naming the module whose code, hooks or parameters the model does not have any more.
+        `libraries`: whose classes were taken apart, see `Family.libraries`."""
         present = set(self.model.modules())
         carried = {id(m.__dict__["_forward_hooks"]) for m in present}
         for module, kind, *_ in self.parts:
             name = self.names[module] or "the model"
             if type(module) is not kind:
                 for method in type(module).overridden(kind):  # type: ignore[attr-defined]
-                    hooks.refuse_foreign_code(module, name, kind, method)
+                    hooks.refuse_foreign_code(module, name, kind, method, libraries)
             elif module not in present and ".parametrizations." not in name:
-                hooks.refuse_foreign_code(module, name, kind)
+                hooks.refuse_foreign_code(module, name, kind, libraries=libraries)
                 hooks.refuse_others(module, name)
                 if hooks.watched_itself(module) and id(module.__dict__["_forward_hooks"]) not in carried:
                     raise ModelError(

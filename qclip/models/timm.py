@@ -31,6 +31,7 @@ from .explicit import (
     transformer_block,
     unsupported,
 )
+from .family import Family
 from .tower import Attention, Block, Mlp, Site, Tower, normed
 
 
@@ -254,3 +255,18 @@ def _head(visual: Any, trunk: Any) -> list[Site]:
     classifier = trunk.head
     owner, attribute = (classifier, "fc") if hasattr(classifier, "fc") else (trunk, "head")
     return projection_site("vision", owner, attribute)
+
+
+class Timm(Family):
+    """VisionTransformer and ConvNeXt by themselves: a vision tower, which is quantized and not saved."""
+
+    name = "timm"
+
+    def owns(self, model: nn.Module) -> bool:
+        return hasattr(model, "pretrained_cfg")  # every timm model has it
+
+    def towers(self, model: Any) -> dict[str, Tower]:
+        return {"vision": tower(model)}
+
+
+FAMILY = Timm()

@@ -223,7 +223,7 @@ def test_downloaded_weights_and_their_activation(
     quick = open_clip.CLIP(**CONFIG, quick_gelu=True).eval()
     quick.load_state_dict(original.state_dict())
     assert same(model, quick) and model.preprocess.config["mean"] == [0.5] * 3 and model.qclip_source == "Tiny:t1"
-    named = models.create("Tiny", str(folder / "open_clip_model.safetensors"))
+    named = family.create("Tiny", str(folder / "open_clip_model.safetensors"))
     assert same(named, original)
 
 
