@@ -577,7 +577,7 @@ except ImportError: pass
 def peak():
     return next(int(l.split()[1]) for l in open("/proc/self/status") if l.startswith("VmHWM"))
 built, out = [], []
-for family in (models.open_clip, models.huggingface_files):
+for family in (models.open_clip, *models.families()):
     make = family.create_from_config
     family.create_from_config = lambda *a, make=make, **k: built.append(1) or make(*a, **k)
 for name, what in cases:
