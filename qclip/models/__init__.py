@@ -21,7 +21,6 @@ from .family import (
     described_family,
     families,
     family_of,
-    get_family,
     materialize_buffers,
 )
 from .hooks import refuse_layer, refuse_others
@@ -83,7 +82,7 @@ def load(name: str, device: str | torch.device = "cpu", arch: str | dict | None 
     for family in families():
         if name.startswith(family.prefixes):
             return family.load(name, device, arch)
-    return get_family(DEFAULT).load(name, device, arch)
+    return FAMILIES.made(DEFAULT).load(name, device, arch)
 
 
 def create_from_config(config: dict[str, Any], device: str | torch.device = "cpu") -> nn.Module:
@@ -140,7 +139,6 @@ __all__ = [
     "explicit_form",
     "families",
     "family_of",
-    "get_family",
     "load",
     "materialize_buffers",
     "names",

@@ -143,15 +143,9 @@ FAMILIES: Registry[Family] = Registry(
 DEFAULT = "open_clip"
 
 
-def get_family(name: str) -> Family:
-    """The family of that name; of a class that was registered, an object. Raises ModelError for an unknown name."""
-    found: Any = FAMILIES.get(name)
-    return found() if isinstance(found, type) else found  # type: ignore[no-any-return]
-
-
 def families() -> Iterator[Family]:
     """Every family, in the order in which they are asked."""
-    return (get_family(name) for name in reversed(FAMILIES.names()))
+    return (FAMILIES.made(name) for name in reversed(FAMILIES.names()))
 
 
 def family_of(model: nn.Module) -> Family | None:
@@ -161,7 +155,7 @@ def family_of(model: nn.Module) -> Family | None:
 
 def described_family(config: Mapping[str, Any]) -> Family:
     """The family that a description names, which must be registered. Raises ModelError."""
-    return get_family(config.get("family", DEFAULT))
+    return FAMILIES.made(config.get("family", DEFAULT))
 
 
 def materialize_buffers(model: nn.Module) -> nn.Module:

@@ -394,7 +394,7 @@ def test_nan_calibration_images_are_named(model):
 
 def test_a_tower_that_calibration_cannot_reach_gets_no_scale_made_up(model, monkeypatch):
     model.tokenizer = None
-    monkeypatch.setattr(models.get_family("open_clip"), "tokenizer_config", lambda _: {"kind": "unknown"})
+    monkeypatch.setattr(models.FAMILIES.get("open_clip"), "tokenizer_config", lambda _: {"kind": "unknown"})
     with pytest.raises(DataError, match="text.*saw nothing during calibration.*model.tokenizer"):
         qclip.quantize(model, "w8a8-static", calibration=IMAGES)
 
