@@ -8,13 +8,14 @@ from collections.abc import Callable, Collection, Iterator
 import torch
 from torch import Tensor, nn
 
+from qclip.progress import Progress
+
 from ..errors import DataError, NonFiniteError
 from ..models import Encoders
 from ..models.tower import Site, Tower
 from .gather import Samples
 from .observers import AbsMax, Histogram
 
-Progress = Callable[[str, int, int], None]  # (what, done, in all)
 See = Callable[[Tensor], None]  # is shown an input
 Inputs = dict[str, Callable[[Tensor], Tensor]]  # by `site.shared`: what is done to an input before it is quantized
 

@@ -9,7 +9,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
@@ -17,11 +17,10 @@ import typer
 from typer.core import TyperCommand
 
 from qclip.errors import InputError, printable
+from qclip.progress import Progress
 from qclip.registry import Registry
 
 from .process import say
-
-Progress = Callable[[str, int, int], None]
 
 Recipes = Annotated[
     list[str] | None,

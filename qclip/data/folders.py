@@ -25,8 +25,7 @@ from qclip.data.listing import (
     unreadable_folder,
 )
 from qclip.errors import DataError, nearest
-
-Progress = Callable[[str, int, int], None]  # (what, done, in all)
+from qclip.progress import Progress
 
 
 class _Files:

@@ -18,14 +18,13 @@ from qclip import data as qdata
 from qclip import models as qmodels
 from qclip.data.corruptions import CORRUPTIONS
 from qclip.errors import DataError, InputError, NonFiniteError
+from qclip.progress import Progress
 from qclip.store import Entry, Store, key_of
 
 from .keys import STAGES, model_fingerprint, preprocess_fingerprint, runtime
 
 SHARD = 1024  # images in one file of the cache: what a killed run loses at most, for each model
 TEXTS = 256  # prompts in one forward
-
-Progress = Callable[[str, int, int], None]
 
 
 @dataclasses.dataclass(frozen=True)

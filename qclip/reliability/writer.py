@@ -17,7 +17,7 @@ from .outputs import LABELLED, Outputs, statistics
 from .statistics import INTERVALS, Estimate, Resampling
 
 REPLICATES = 1000
-KEPT = 3  # resamplings held at once
+KEPT = 256 << 20  # bytes of resamplings that are held: drawing them again takes longer than reading them
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,10 +54,14 @@ class Writer:
         """Counts for n images, drawn from the run's seed and `name`: the same whoever asks."""
         key = name, n
         if key not in self._resamplings:
-            while len(self._resamplings) >= KEPT:
+            drawn = Resampling.draw(n, generator(self.seed, name), self.replicates)
+            while self._resamplings and self._bytes() + drawn.counts.nbytes > KEPT:
                 del self._resamplings[next(iter(self._resamplings))]
-            self._resamplings[key] = Resampling.draw(n, generator(self.seed, name), self.replicates)
+            self._resamplings[key] = drawn
         return self._resamplings[key]
+
+    def _bytes(self) -> int:
+        return sum(each.counts.nbytes for each in self._resamplings.values())
 
 
 @dataclasses.dataclass(frozen=True)

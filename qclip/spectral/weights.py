@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import fnmatch
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from qclip import models as qmodels
 from qclip.errors import InputError, NonFiniteError, nearest
 from qclip.models.tower import Site, Tower
+from qclip.progress import Progress
 from qclip.results import Results
 
 from ..seeds import generator
@@ -30,7 +31,6 @@ EMPTY = 1e-24  # share of the energy below which a band of a float64 SVD is roun
 RANKS_SHOWN = 24  # singular values in the rows of one site, log-spaced over its ranks
 RESAMPLES = 2000
 Row = dict[str, Any]
-Progress = Callable[[str, int, int], None]
 
 
 def bands(rank: int) -> dict[str, slice]:
