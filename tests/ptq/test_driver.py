@@ -368,3 +368,27 @@ def test_sites_with_zero_points_work_inside_their_cores() -> None:
         for _ in range(3):  # recorded, then replayed
             assert torch.equal(small.encode_image(IMAGES), got)
     assert nn.functional.cosine_similarity(got, want).min() > 0.999
+
+
+@pytest.mark.parametrize(
+    "treatment",
+    [
+        *(Treatment(4, 8, 32, weight_grid=kind) for kind in ("sym", "asym", "midrise", "floatzero")),
+        Treatment(3, 8, 32),
+        Treatment(2, 8, 64, weight_grid="asym"),
+        Treatment(6, 8, weight_grid="midrise"),
+        Treatment(4, 16, weight_grid="asym", weight_observer="mse"),
+    ],
+    ids=str,
+)
+def test_every_grid_runs_on_kernels_and_comes_back(treatment: Treatment, tmp_path) -> None:
+    model = small_clip()
+    small = qclip.quantize(model, Recipe("mine", treatment))
+    coverage = qclip.coverage(small)
+    assert coverage.share("simulated") == 0 and coverage.share("real") > 0.8
+    again = qclip.load(qclip.save(small, tmp_path / "a"))
+    assert models.towers(again)["text"].sites["text.blocks.0.mlp.fc2"].module.grid == treatment.grid
+    with torch.no_grad():
+        want, got, loaded = (m.encode_image(IMAGES) for m in (model, small, again))
+    least = {2: 0.4, 3: 0.8}.get(treatment.weight_bits, 0.95)
+    assert nn.functional.cosine_similarity(got, want).min() > least and torch.equal(got, loaded)
