@@ -68,8 +68,8 @@ class Int8Weight:
         static rule: `clamp(rne(w * (1 / scale)), -127, 127)`. Raises ValueError on NaN, Inf, empty or too large weights
         and on bad scales.
         """
-        if scales is not None and not (scales > 0).all():
-            raise ValueError(f"scales must be {weight.shape[0]} positive finite numbers, got {float(scales.min())}")
+        if scales is not None and (len(scales) != len(weight) or not (scales > 0).all()):
+            raise ValueError(f"scales must be {len(weight)} positive finite numbers, got shape {tuple(scales.shape)}")
         quantized = quantize_weight(weight, Grid(8, "sym"), scales)
         assert isinstance(quantized, Int8Weight)
         return quantized
@@ -252,8 +252,11 @@ def _check_scales(weight: Tensor, grid: Grid, scales: Tensor, zeros: Tensor | No
     scales = scales.detach().to(device=weight.device, dtype=torch.float32)
     scales = scales[:, None] if scales.dim() == 1 else scales
     if kind == "Int8Weight":
-        if scales.shape != wanted or not (torch.isfinite(scales) & (scales != 0)).all():
-            raise ValueError(f"scales must be {n} positive finite numbers, got shape {tuple(scales.shape)}")
+        if scales.shape != wanted or not (scales.isfinite() & (1 / scales).isfinite()).all():
+            raise ValueError(
+                f"scales of an Int8Weight must be {n} finite numbers with finite reciprocals, "
+                f"got shape {tuple(scales.shape)}"
+            )
     else:
         scales = scales.half().float()
         if scales.shape != wanted:
