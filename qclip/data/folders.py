@@ -31,6 +31,25 @@ from qclip.progress import Progress
 class _Files:
     def __init__(self, root: str, files: list[str]) -> None:
         self.root, self.files = root, files
+        self.hashes: dict[int, bytes] = {}  # of the files that were hashed, by row
+
+    def digest(self, rows: Sequence[int]) -> str:
+        """Of names and contents, and no other file is read; of what cannot be read, why."""
+        whole = hashlib.sha256()
+        for row in rows:
+            if row not in self.hashes:
+                self.hashes[row] = self._hash(self.files[row])
+            whole.update(os.fsencode(os.path.relpath(self.files[row], self.root)) + b"\0" + self.hashes[row])
+        return whole.hexdigest()
+
+    def _hash(self, path: str) -> bytes:
+        try:
+            with open_regular(path) as stream:
+                if os.fstat(stream.fileno()).st_size > LARGEST_BYTES:  # refused when it is read
+                    return b""
+                return hashlib.file_digest(stream, "sha256").digest()
+        except OSError as error:
+            return str(error.strerror).encode()
 
     def read(self, rows: Sequence[int]) -> Iterator[Image.Image | UnreadableImage]:
         return (self._one(self.files[row]) for row in rows)
@@ -101,7 +120,6 @@ def load_folder(
         labels=labels,
         captions=None,
         groups={},
-        digest=_digest(top, files, lambda done: say(f"reading {spec}", done, len(files))),
         prompts=None,
         source=_Files(top, files),
         rows=np.arange(len(files), dtype=np.int64),
@@ -154,18 +172,3 @@ def _is_file(entry: os.DirEntry[str]) -> bool:
         return entry.is_file()
     except OSError:  # a link in a circle
         return False
-
-
-def _digest(root: str, files: list[str], progress: Callable[[int], None]) -> str:
-    """sha256 (hex) of names and contents; of what cannot be read, why."""
-    digest = hashlib.sha256()
-    for done, path in enumerate(files):
-        digest.update(os.fsencode(os.path.relpath(path, root)) + b"\0")
-        try:
-            with open_regular(path) as stream:
-                if os.fstat(stream.fileno()).st_size <= LARGEST_BYTES:  # a larger one is refused when it is read
-                    digest.update(hashlib.file_digest(stream, "sha256").digest())
-        except OSError as error:
-            digest.update(str(error.strerror).encode())
-        progress(done + 1)
-    return digest.hexdigest()

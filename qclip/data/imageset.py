@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
@@ -28,6 +29,10 @@ class Source(Protocol):
         given as its error, not raised."""
         ...
 
+    def digest(self, rows: Sequence[int]) -> str:
+        """sha256 (hex) of the content of these rows, in this order."""
+        ...
+
 
 @dataclasses.dataclass
 class ImageSet:
@@ -42,7 +47,6 @@ class ImageSet:
     labels: NDArray[np.int64] | None
     captions: list[list[str]] | None
     groups: dict[str, NDArray]
-    digest: str  # content hash of what is selected, in its order
     prompts: str | list[str] | None
     source: Source = dataclasses.field(repr=False)
     rows: NDArray[np.int64] = dataclasses.field(repr=False)  # row of each image in `source`
@@ -52,6 +56,11 @@ class ImageSet:
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """Content hash of what is selected, in its order. Made when it is first asked for: it reads the images."""
+        return self.source.digest(self.rows.tolist())
 
     def image(self, index: int) -> Image.Image:
         """Image `index` in RGB. Raises UnreadableImage naming the file or row."""
@@ -137,7 +146,6 @@ class ImageSet:
             labels=None if self.labels is None else self.labels[index],
             captions=None if self.captions is None else [self.captions[i] for i in index],
             groups={name: values[index] for name, values in self.groups.items()},
-            digest=digest_of(self.digest, index.tolist()),
             rows=self.rows[index],
             unreadable=[],
         )
@@ -154,3 +162,9 @@ class ImageSet:
 def digest_of(*parts: object) -> str:
     """sha256 (hex) of JSON-able parts."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def digest_of_rows(whole: str, count: int, rows: Sequence[int]) -> str:
+    """The digest of some of `count` rows, where only that of all of them, `whole`, can be had."""
+    rows = list(rows)
+    return whole if rows == list(range(count)) else digest_of(whole, rows)

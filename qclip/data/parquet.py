@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -16,7 +17,7 @@ from PIL import Image
 from qclip.data import parquet_columns as columns
 from qclip.data.decoding import decode
 from qclip.data.files import open_regular, shown
-from qclip.data.imageset import ImageSet, UnreadableImage, digest_of
+from qclip.data.imageset import ImageSet, UnreadableImage, digest_of, digest_of_rows
 from qclip.data.parquet_columns import Columns
 from qclip.data.shards import parquet_files
 from qclip.errors import DataError, nearest
@@ -40,6 +41,22 @@ class _ParquetImages:
         self.opened: tuple[int, pq.ParquetFile] | None = None
         self.held: tuple[int, Any] | None = None  # a row group's number, and its column or what is wrong with it
         self.lock = threading.Lock()
+
+    @functools.cached_property
+    def whole(self) -> str:
+        """Of the files' contents, and of which column the pictures are in."""
+        found = []
+        for path in self.files:
+            try:
+                with open_regular(path) as stream:
+                    found.append(hashlib.file_digest(stream, "sha256").hexdigest())
+            except OSError as error:
+                raise DataError(f"{shown(path)} {error.strerror}; it was there a moment ago.") from None
+        digest = found[0] if len(found) == 1 else digest_of(*found)
+        return digest if self.column == Columns.image else digest_of(digest, self.column)
+
+    def digest(self, rows: Sequence[int]) -> str:
+        return digest_of_rows(self.whole, int(self.starts[-1]), rows)
 
     def _column(self, number: int) -> Any:
         if self.held is None or self.held[0] != number:
@@ -96,7 +113,6 @@ def load_parquet(
     classes: list[str] | None = None
     tables: list[pa.Table] = []
     groups: list[list[int]] = []  # rows in each row group, by file
-    digests: list[str] = []
     pathless = True
     for done, file_path in enumerate(files):
         file = _opened(file_path)
@@ -117,8 +133,6 @@ def load_parquet(
             raise DataError(f"{where}: its rows are more than the {LARGEST_ROWS} that are read.")
         pathless = pathless and _holds_no_bytes(file, names.image)
         tables.append(_table(where, file, names))
-        with open_regular(file_path) as stream:
-            digests.append(hashlib.file_digest(stream, "sha256").hexdigest())
         if progress is not None:
             progress(f"reading {spec}", done + 1, len(files))
     if pathless and any(any(counts) for counts in groups):
@@ -147,15 +161,12 @@ def load_parquet(
         if names.captions in table.column_names
         else None,
         groups=columns.groups(table, {names.label, names.captions}),
-        digest=digests[0] if len(digests) == 1 else digest_of(*digests),
         prompts=None,
         source=_ParquetImages(files, groups, names.image),
         rows=rows,
         notes=notes,
         label_notes=label_notes,
     )
-    if names.image != Columns.image:
-        found.digest = digest_of(found.digest, names.image)  # other pictures of the same file
     if split is None or split_chosen:
         return found
     if "split" not in table.column_names:

@@ -8,6 +8,7 @@ alone. Some are ambiguous on purpose (occluded, see-through, small, between two 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import numpy as np
@@ -16,7 +17,7 @@ from PIL import Image
 
 from qclip.data import drawing
 from qclip.data.drawing import Dice, Float, column
-from qclip.data.imageset import ImageSet, UnreadableImage, digest_of
+from qclip.data.imageset import ImageSet, UnreadableImage, digest_of, digest_of_rows
 from qclip.errors import DataError, nearest
 
 CLASSES = list(drawing.SHAPES)
@@ -237,8 +238,17 @@ def draw(split: str, indices: Sequence[int] | NDArray, side: int = SIDE, seed: i
 
 
 class _Scenes:
-    def __init__(self, split: str, side: int, seed: int) -> None:
-        self.split, self.side, self.seed = split, side, seed
+    def __init__(self, split: str, count: int, side: int, seed: int) -> None:
+        self.split, self.count, self.side, self.seed = split, count, side, seed
+
+    @functools.cached_property
+    def whole(self) -> str:
+        some = np.arange(self.count)[:: max(1, self.count // 32)][:32]
+        probe = draw(self.split, some, self.side, self.seed)  # ties the digest to what is really drawn
+        return digest_of("scenes", self.split, self.count, self.seed, self.side, probe.tobytes().hex())
+
+    def digest(self, rows: Sequence[int]) -> str:
+        return digest_of_rows(self.whole, self.count, rows)
 
     def read(self, rows: Sequence[int]) -> list[Image.Image | UnreadableImage]:
         return [Image.fromarray(pixels) for pixels in draw(self.split, rows, self.side, self.seed)]
@@ -267,7 +277,6 @@ def load_scenes(split: str, samples: int | None = None, seed: int = 0, side: int
         groups["style"] = np.array(STYLES)[plan.style]
     elif split == "spurious-test":
         groups["group"] = np.where(plan.conflict, "conflict", "aligned")
-    probe = draw(split, rows[:: max(1, n // 32)][:32], side, seed)  # ties the digest to what is really drawn
     return ImageSet(
         name=f"scenes-{split}",
         spec=f"scenes:{split}?samples={n}&seed={seed}&side={side}",
@@ -275,9 +284,8 @@ def load_scenes(split: str, samples: int | None = None, seed: int = 0, side: int
         labels=plan.shape.astype(np.int64) if labelled else None,
         captions=plan.captions() if labelled else None,
         groups=groups,
-        digest=digest_of("scenes", split, n, seed, side, probe.tobytes().hex()),
         prompts=PROMPTS if labelled else None,
-        source=_Scenes(split, side, seed),
+        source=_Scenes(split, n, side, seed),
         rows=rows,
     )
 

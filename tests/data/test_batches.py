@@ -33,7 +33,7 @@ class Pictures:
 
 def picture_set(images) -> ImageSet:
     n = len(images)
-    return ImageSet("p", "p", None, None, None, {}, "d", None, Pictures(images), np.arange(n, dtype=np.int64))
+    return ImageSet("p", "p", None, None, None, {}, None, Pictures(images), np.arange(n, dtype=np.int64))
 
 
 def grey(*values, side=32):

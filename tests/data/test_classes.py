@@ -119,7 +119,7 @@ def test_an_empty_class_folder_is_noted(tmp_path):
 
 def labelled(names, labels, spec="memory:x") -> ImageSet:
     n = len(labels)
-    return ImageSet(spec, spec, list(names), np.array(labels), None, {}, "d", None, None, np.arange(n))  # type: ignore[arg-type]
+    return ImageSet(spec, spec, list(names), np.array(labels), None, {}, None, None, np.arange(n))  # type: ignore[arg-type]
 
 
 def test_labels_in_the_classes_of_another_set_compare_names_alike():

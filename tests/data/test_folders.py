@@ -16,8 +16,8 @@ import torch
 from PIL import Image
 
 from qclip import calibration
-from qclip.data import UnreadableImage, batches, load
-from qclip.data.files import SHOWN_NAME, shown
+from qclip.data import UnreadableImage, batches, folders, load
+from qclip.data.files import SHOWN_NAME, open_regular, shown
 from qclip.data.listing import is_leftover
 from qclip.errors import DataError
 from tests.reliability.fakes import Tiny, preprocess
@@ -298,13 +298,37 @@ def test_listing_looks_at_each_folder_and_file_once_and_says_how_far_it_is(tmp_p
     data = load(f"folder:{tmp_path}", names, progress=progress)
     monkeypatch.undo()
     assert data.classes[0] == f"class {count - 1}" and len(data) == count
-    assert calls["scandir"] == count + 1 and calls["open"] <= count + 10
+    assert calls["scandir"] == count + 1 and calls["open"] <= 10
     assert calls["stat"] + calls["lstat"] + calls["readlink"] <= count + 100
     assert before_first_word["scandir"] == 0
-    listing, reading = f"listing folder:{tmp_path}", f"reading folder:{tmp_path}"
-    assert said == [(listing, done, count if done else 0) for done in range(count + 1)] + [
-        (reading, done + 1, count) for done in range(count)
-    ]
+    listing = f"listing folder:{tmp_path}"
+    assert said == [(listing, done, count if done else 0) for done in range(count + 1)]
+
+
+def test_only_what_is_selected_is_read(tmp_path, monkeypatch):
+    for number in range(12):
+        path = tmp_path / f"class {number % 2}" / f"{number}.png"
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(encoded(number))
+    opened: list[str] = []
+
+    def noted(path):
+        opened.append(Path(path).name)
+        return open_regular(path)
+
+    monkeypatch.setattr(folders, "open_regular", noted)
+    data = load(f"folder:{tmp_path}?samples=3&seed=4")
+    assert opened == []
+    chosen = [Path(data.source.files[row]).name for row in data.rows]
+    digest = data.digest
+    assert sorted(opened) == sorted(chosen) and len(set(chosen)) == 3
+    parts = [data.select([k]).digest for k in range(3)]
+    assert len(opened) == 3 and len({digest, *parts, data.select([1, 0, 2]).digest}) == 5
+    for name in set(f"{n}.png" for n in range(12)) - set(chosen):
+        next(tmp_path.rglob(name)).write_bytes(encoded(99))
+    assert load(f"folder:{tmp_path}?samples=3&seed=4").digest == digest  # the same pictures, whatever is beside them
+    next(tmp_path.rglob(chosen[1])).write_bytes(encoded(98))
+    assert load(f"folder:{tmp_path}?samples=3&seed=4").digest != digest
 
 
 def test_calibration_warns_of_what_is_left_out(pets, monkeypatch):

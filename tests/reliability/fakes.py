@@ -27,6 +27,9 @@ class Pictures:
         blur = np.random.default_rng(seed).normal(0, noise, (len(labels), SIDE, SIDE, 3))
         self.pixels = np.clip(patterns[labels] + blur, 0, 255).astype(np.uint8)
 
+    def digest(self, rows: Sequence[int]) -> str:
+        return hashlib.sha256(self.pixels[list(rows)].tobytes() + bytes(r in self.bad for r in rows)).hexdigest()
+
     def read(self, rows: Sequence[int]) -> list[Image.Image | UnreadableImage]:
         self.reads += len(rows)
         return [
@@ -52,7 +55,6 @@ def pictures(
         labels=None if strange else labels.astype(np.int64),
         captions=None,
         groups=groups or {},
-        digest=hashlib.sha256(source.pixels.tobytes() + bytes(bad)).hexdigest(),
         prompts=None,
         source=source,
         rows=np.arange(n),
