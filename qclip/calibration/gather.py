@@ -104,6 +104,8 @@ def _from_set(data: Any, encoders: Encoders, count: int, seed: int, strict: bool
         )
     drawn = data.sample(min(count, len(data)), seed)
     stack = torch.cat([batch for _, batch in batches(drawn, encoders.preprocess, strict=strict)])
+    for note in data.notes:
+        warnings.warn(note, stacklevel=4)
     unreadable = [why for _, why in drawn.unreadable]
     if unreadable:
         listed = "; ".join(unreadable[:5]) + (" ..." if len(unreadable) > 5 else "")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-import sys
+import functools
+import inspect
+from collections.abc import Callable
 from copy import deepcopy
 from typing import Any
 
@@ -88,7 +90,13 @@ class ExplicitLayer(Form):
             kwargs["hidden_states"] = self.layer_norm1(hidden_states)
         hidden_states = hidden_states + self.self_attn(**kwargs)[0]
         hidden_states = hidden_states + normed(self.layer_norm2, self.mlp, hidden_states)
-        return hidden_states if _version() >= 5 else (hidden_states,)
+        return (hidden_states,) if _gives_a_tuple(super().forward.__func__) else hidden_states  # type: ignore[misc]
+
+
+@functools.cache
+def _gives_a_tuple(forward: Callable[..., Any]) -> bool:
+    """Whether a layer of transformers gives a tuple: it differs between families in the same version, and they say."""
+    return "tuple" in str(inspect.signature(forward).return_annotation).lower()
 
 
 class ExplicitAttention(Form):
@@ -275,11 +283,6 @@ def text_features(model: Any, tokens: Tensor) -> Tensor:
         eos = _inner(model, "text").eos_token_id
         tokens = visible(tokens, "argmax" if eos == 2 else "eos", eos)
     return _tensor(model.get_text_features(input_ids=tokens.to(model.logit_scale.device)))
-
-
-def _version() -> int:
-    """transformers' major version; something of it is running."""
-    return int(sys.modules["transformers"].__version__.partition(".")[0])
 
 
 # ---- descriptions ----------------------------------------------------------------------------------------------------
