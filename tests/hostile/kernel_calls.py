@@ -21,12 +21,12 @@ from torch import Tensor
 
 import qkernels
 from qkernels import Int4Weight, Int8Weight, ops
+from tests.kernels import fresh_memory
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 REFUSALS = (ValueError, TypeError, RuntimeError)
 SPECIAL = (0.0, -0.0, 1e-42, 1e-30, 3e38, -3e38, float("inf"), -float("inf"), float("nan"))
 NUMBERS = (0, 1, -1, 2, 7, 128, 2**31, -(2**40), 2**63 - 1, 0.5, -2.5, float("nan"), float("inf"), True, "x", None)
-GUARD = 64  # bytes before and behind an `out=`
 
 
 class Call:
@@ -310,15 +310,10 @@ def compare(found: Any, wanted: Any, near: float) -> None:
             assert (a - b).abs().max() <= limit * (1 + b.abs().max()), f"differs by up to {(a - b).abs().max()}"
 
 
-def outs(call: Call, like: Any, chance: random.Random) -> tuple[Any, list[tuple[Tensor, Tensor]], bool]:
-    """`out=` for a call: its tensors, each with the bytes around it, and whether it overlaps something."""
-    made, guards = [], []
-    for result in tensors(like):
-        size = result.numel() * result.element_size()
-        room = torch.full((size + 2 * GUARD,), 0xA5, dtype=torch.uint8)
-        made.append(room[GUARD : GUARD + size].view(result.dtype).view(result.shape))
-        guards.append((room[:GUARD], room[GUARD + size :]))
-    overlaps = False
+def outs(call: Call, like: Any, chance: random.Random) -> tuple[list[Tensor], bool]:
+    """`out=` for a call: its tensors, and whether one overlaps something."""
+    fresh_memory.forget()
+    made, overlaps = [fresh_memory.guarded(result.shape, result.dtype) for result in tensors(like)], False
     if chance.random() < 0.3:
         size = made[0].numel() * made[0].element_size()
         hit = [
@@ -330,7 +325,7 @@ def outs(call: Call, like: Any, chance: random.Random) -> tuple[Any, list[tuple[
             start = chance.choice((0, 8, 16))
             made[0] = flat[start : start + size].view(made[0].dtype).view(made[0].shape)
             overlaps = True
-    return made, guards, overlaps
+    return made, overlaps
 
 
 def one(index: int, seed: int, log: Callable[[str], None]) -> str:
@@ -368,7 +363,7 @@ def one(index: int, seed: int, log: Callable[[str], None]) -> str:
         assert qkernels.channel_absmax(call.args[0], running) is None and torch.equal(bits(running), bits(found))
     if tensors(found)[0].is_meta or chance.random() < 0.5 or call.name == "fake_quantize":
         return "right"
-    made, guards, overlaps = outs(call, found, chance)
+    made, overlaps = outs(call, found, chance)
     log(f"{index} out={_shown(made)} {'overlapping ' if overlaps else ''}{call}")
     with_out = Call(f"{call.name}_out" if raw else call.name, call.args, dict(call.kwargs), call.near)
     with_out.kwargs["out"] = made if raw or len(made) > 1 else made[0]
@@ -381,7 +376,7 @@ def one(index: int, seed: int, log: Callable[[str], None]) -> str:
     assert not overlaps, "an overlapping out was accepted"
     for written, result in zip(made, tensors(found), strict=True):
         assert torch.equal(bits(written), bits(result)), "out= differs from the result"
-    assert all((edge == 0xA5).all() for edges in guards for edge in edges), "memory beside out= was written"
+    fresh_memory.check()
     return "right"
 
 
@@ -411,7 +406,7 @@ def main(seed: int, count: int, path: str) -> int:
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     became = {"right": 0, "refused": 0, "wrong": 0}
-    with open(path, "w", buffering=1) as log:
+    with open(path, "w", buffering=1) as log, fresh_memory.poisoned():
         for index in range(count):
             lines: list[str] = []
 

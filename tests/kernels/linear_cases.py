@@ -74,21 +74,3 @@ def check_groups(codes: torch.Tensor, scales: torch.Tensor, exact: Exact) -> Non
         assert (((scale - absmax / 127).abs() <= 1.01 * error / 127 + absmax * EPS) | near_zero).all()
         back = codes[:, part].double() * scale[:, None]
         assert (((back - value).abs() <= scale[:, None] * 0.51 + 2 * error[:, None]) | near_zero[:, None]).all()
-
-
-def guarded(shape: tuple[int, ...], dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
-    """An output full of poison inside a larger buffer of poison: (output, the buffer's ends)."""
-    count = 1
-    for size in shape:
-        count *= size
-    buffer = torch.full((count + 256,), 77, dtype=dtype)
-    if dtype.is_floating_point:
-        buffer.fill_(float("nan"))
-    return buffer[128 : 128 + count].view(shape), torch.stack([buffer[:128], buffer[-128:]])
-
-
-def untouched(ends: torch.Tensor, output: torch.Tensor) -> bool:
-    """Whether the poison around `output` is still there."""
-    whole = output.new_empty(0).set_(output.untyped_storage())
-    now = torch.stack([whole[:128], whole[-128:]])
-    return torch.equal(now.view(torch.uint8), ends.view(torch.uint8))

@@ -13,6 +13,7 @@ import torch
 
 import qkernels
 from qkernels import Int4Weight, Int8Weight, reference
+from tests.kernels.fresh_memory import guarded
 from tests.kernels.test_quantize import check_layer_norm, sample
 from tests.kernels.tiers import TIERS, force
 
@@ -164,9 +165,9 @@ def test_unaligned_memory(tier: str) -> None:
             wanted, found = call(*arguments), call(*map(moved, arguments))
             pairs = zip(wanted, found, strict=True) if isinstance(wanted, tuple) else [(wanted, found)]
             assert all(torch.equal(a, b) for a, b in pairs), (name, dtype)
-        out = moved(torch.full((13, 90), float("nan")).to(dtype))
+        out = guarded((13, 90), dtype, shift=1)
         qkernels.int8_linear(x8, scale, w8, bias, out_dtype=dtype, out=out)
         assert torch.equal(out, qkernels.int8_linear(x8, scale, w8, bias, out_dtype=dtype))
-    out8 = moved(torch.full((13, 70), 99, dtype=torch.int8)), moved(torch.full((13,), -1.0))
+    out8 = guarded((13, 70), torch.int8, shift=1), guarded((13,), torch.float32, shift=1)
     qkernels.quantize_per_token(x, smooth, out=out8)
     assert all(torch.equal(a, b) for a, b in zip(out8, qkernels.quantize_per_token(x, smooth), strict=True))

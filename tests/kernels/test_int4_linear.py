@@ -9,14 +9,13 @@ from hypothesis import strategies as st
 
 import qkernels
 from qkernels import Int4Weight
+from tests.kernels.fresh_memory import guarded
 from tests.kernels.linear_cases import (
     Exact,
     check_codes,
     check_float,
     check_groups,
     finish,
-    guarded,
-    untouched,
 )
 from tests.kernels.tiers import TIERS, force
 
@@ -112,10 +111,9 @@ def test_w4a8_within_the_contract(tier: str, data: st.DataObject, monkeypatch: p
         out_scale = torch.tensor(0.05)
         check_codes(qkernels.int4_linear(x, x_scale, packed, out_scale=out_scale, **kwargs), exact, out_scale)
     else:
-        out, ends = guarded((m, n), torch.float32)
+        out = guarded((m, n), torch.float32)
         qkernels.int4_linear(x, x_scale, packed, out=out, **kwargs)
         check_float(out, exact)
-        assert untouched(ends, out)
 
 
 @pytest.mark.parametrize("tier", TIERS)

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 import qkernels
 from qkernels import Int4Weight, Int8Weight, cpu
 from qkernels.abi import TYPES
+from tests.kernels.fresh_memory import guarded
 from tests.kernels.tiers import TIERS, force
 
 SIZES = st.integers(1, 129)
@@ -25,7 +26,7 @@ def native_linear(
 ) -> torch.Tensor:
     """x [M, K] . w^T as float32 by the native function, x given by its first row and the bytes between two rows."""
     kind = 0 if x_scale is None else x_scale.dim()
-    out = torch.full((len(x), weight.shape[0]), float("nan"))
+    out = guarded((len(x), weight.shape[0]), torch.float32)
     rows = (len(x), k, stride, int(shifted), 0 if x_scale is None else x_scale.data_ptr(), kind)
     end = (0, 0, 0, 0, out.data_ptr(), 0, 0, 0, 0, 0, 0, torch.get_num_threads())
     codes, scales, n = weight.codes.data_ptr(), weight.scales.data_ptr(), weight.shape[0]

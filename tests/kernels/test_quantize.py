@@ -10,14 +10,11 @@ from hypothesis import strategies as st
 
 import qkernels
 from tests.kernels import oracles
+from tests.kernels.fresh_memory import guarded, guarded_codes
 from tests.kernels.oracles import FLOATS, dtypes, examples, f32, f64, same, seeds
 
 widths = st.one_of(st.integers(1, 70), st.sampled_from([127, 128, 129, 255, 768, 1000]))
 leads = st.sampled_from([(), (1,), (3,), (2, 5), (4, 1, 2), (0,), (2, 0)])
-
-
-def poisoned(*shape: int) -> tuple[torch.Tensor, torch.Tensor]:
-    return torch.full(shape, 77, dtype=torch.int8), torch.full(shape[:-1], -3.0)
 
 
 def sample(seed: int, *shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -49,7 +46,7 @@ def test_quantize_per_token_is_bit_exact(backend, seed, lead, k, dtype, smoothed
     x = sample(seed, *lead, k, dtype=dtype)
     smooth = torch.rand(k, generator=torch.Generator().manual_seed(seed)) + 0.5 if smoothed else None
     zero_point = None if scale is None else zero_point
-    out = poisoned(*lead, k)
+    out = guarded_codes(*lead, k)
     codes, scales = qkernels.quantize_per_token(x, smooth, scale, zero_point, out=out)
     assert codes is out[0] and scales is out[1]
     y = f32(f64(x) * (1.0 if smooth is None else f64(smooth)))
@@ -125,7 +122,7 @@ def test_quantize_patches_is_bit_exact(backend, seed, shape, patch, dtype, smoot
     k = shape[1] * size[0] * size[1]
     smooth = torch.rand(k, generator=torch.Generator().manual_seed(seed)) + 0.5 if smoothed else None
     count = shape[2] // size[0] * (shape[3] // size[1])
-    out = poisoned(shape[0], count, k)
+    out = guarded_codes(shape[0], count, k)
     codes, scales = qkernels.quantize_patches(x, patch, smooth, *rule, out=out)
     assert codes is out[0] and scales is out[1]
     rows = x[:, :, : shape[2] // size[0] * size[0]].unfold(2, size[0], size[0]).unfold(3, size[1], size[1])
@@ -181,7 +178,7 @@ def test_layer_norm_quantize(backend, seed, lead, k, dtype, affine, smoothed, sc
     smooth = torch.rand(k, generator=generator) + 0.5 if smoothed else None
     zero_point = 5 if scale is not None and seed % 2 else None
     # values around 0.25 of each other's deviation: keep the variance well above eps
-    out = poisoned(*lead, k)
+    out = guarded_codes(*lead, k)
     qkernels.layer_norm_quantize(x, weight, bias, 1e-5, smooth, scale, zero_point, out=out)
     check_layer_norm(x, weight, bias, smooth, scale, zero_point, out)
 
@@ -238,7 +235,7 @@ def test_channel_absmax(backend, seed, lead, k, dtype):
     if x.numel() and seed % 2:
         x.view(-1)[seed % x.numel()] = (float("nan"), float("inf"), -float("inf"))[seed % 3]
     expected = np.abs(f64(x)).reshape(-1, k).max(0, initial=0)
-    out = torch.full((k,), 55.0)
+    out = guarded((k,), torch.float32)
     assert qkernels.channel_absmax(x, out=out) is out and same(out, expected)
     running = torch.rand(k, generator=generator) * 3
     running[seed % k] = -float("nan") if seed % 5 == 0 else 1.0
@@ -252,7 +249,7 @@ def test_smooth_scale(backend, seed, k, strength):
     generator = torch.Generator().manual_seed(seed)
     act, weight = (torch.exp(4 * torch.randn(k, generator=generator)) for _ in range(2))
     act[seed % k], weight[(seed + 1) % k] = 0.0, 0.0
-    out = torch.full((k,), float("nan"))
+    out = guarded((k,), torch.float32)
     assert qkernels.smooth_scale(act, weight, strength, out=out) is out
     a, w = f64(act), f64(weight)
     live = (a > 0) & (w > 0)

@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 import qkernels
 from qkernels import cpu
 from qkernels.abi import TYPES
+from tests.kernels.fresh_memory import guarded
 from tests.kernels.tiers import TIERS, force
 
 few = settings(max_examples=30)
 gaps = st.sampled_from([0, 1, 3, 64])
-NOISE = 77
 
 
 def native() -> Any:
@@ -25,20 +25,16 @@ def native() -> Any:
     return cpu.native
 
 
-def poisoned(rows: int, k: int, gap: int) -> tuple[torch.Tensor, torch.Tensor, tuple[int, int, int, int]]:
-    """A buffer of rows `k + gap` bytes apart that starts at an odd address, scales, and where they lie as shifted
-    rows."""
-    buffer = torch.full((rows * (k + gap) + 1,), NOISE, dtype=torch.uint8)[1:].view(rows, k + gap)
-    scales = torch.full((rows,), -3.0)
-    return buffer, scales, (buffer.data_ptr(), k + gap, 1, scales.data_ptr())
+def written(rows: int, k: int, gap: int, dynamic: bool = True) -> tuple[torch.Tensor, torch.Tensor, tuple]:
+    """Codes in rows `k + gap` bytes apart from an odd address on, scales where they are dynamic, and where both lie as
+    shifted rows."""
+    codes = guarded((rows, k), torch.uint8, gap, shift=1)
+    scales = guarded((rows,), torch.float32) if dynamic else torch.empty(0)
+    return codes, scales, (codes.data_ptr(), k + gap, 1, scales.data_ptr())
 
 
-def check(buffer: torch.Tensor, codes: torch.Tensor) -> None:
-    """Codes + 128 in the rows, nothing between them."""
-    codes = codes.reshape(len(buffer), -1)
-    k = codes.shape[1]
-    assert torch.equal(buffer[:, :k], codes.view(torch.uint8) ^ 128)
-    assert (buffer[:, k:] == NOISE).all()
+def check(shifted: torch.Tensor, codes: torch.Tensor) -> None:
+    assert torch.equal(shifted, codes.reshape(shifted.shape).view(torch.uint8) ^ 128)
 
 
 def same(a: torch.Tensor, b: torch.Tensor) -> bool:
@@ -72,7 +68,7 @@ def test_quantizers(
     x, smooth = special_rows(m, k, seed), torch.rand(k) + 0.5 if seed % 2 else None
     scale = None if rule == "dynamic" else torch.tensor(0.02)
     zero = torch.tensor(-7.0) if rule == "zero point" else None
-    buffer, scales, out = poisoned(m, k, gap)
+    buffer, scales, out = written(m, k, gap)
     end = (*(0 if t is None else t.data_ptr() for t in (smooth, scale, zero)), *out, torch.get_num_threads())
     rows = (x.data_ptr(), 0, m, k)
     integer = None if zero is None else -7
@@ -93,7 +89,7 @@ def test_patches(tier: str, gap: int, monkeypatch: pytest.MonkeyPatch) -> None:
     x = torch.randn(2, 3, 10, 23)
     x[0, 0, 0, 0], x[1, :, 4:8, :7] = float("inf"), 0.0
     codes, wanted = qkernels.quantize_patches(x, (4, 7))
-    buffer, scales, out = poisoned(12, 84, gap)
+    buffer, scales, out = written(12, 84, gap)
     native().quantize_patches(
         x.data_ptr(), 0, 2, 3, 2, 3, 4, 7, *x.stride()[:3], 0, 0, 0, *out, torch.get_num_threads()
     )
@@ -123,7 +119,7 @@ def test_attention(
     static = rule != "dynamic"
     result = qkernels.attention(q, k, v, mask, out_scale=step if static else None, out_dynamic=not static)
     codes, wanted = (result, None) if static else result
-    buffer, scales, (out, stride, shift, at) = poisoned(18, heads * d, gap)
+    buffer, scales, (out, stride, shift, at) = written(18, heads * d, gap, not static)
     native().attention(
         *(t for x in (q, k, v) for t in (x.data_ptr(), *x.stride()[:3])),
         *(0, 2, 9, 9, heads, d, mask.data_ptr(), 1, 0, 0, 9, 0, d**-0.5, out, stride, shift, TYPES[torch.int8]),

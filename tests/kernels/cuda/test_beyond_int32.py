@@ -16,6 +16,11 @@ from tests.kernels.cuda.test_int8_linear import Emulated
 FAR = 2**31
 
 
+@pytest.fixture(autouse=True)
+def poisoned_memory() -> None:
+    """None here: what no tile touches is to take no memory."""
+
+
 @pytest.fixture
 def ends(emulated: Any, emulated_library: Any) -> Any:
     """`qkernels.cuda`, of whose grids the ends run."""

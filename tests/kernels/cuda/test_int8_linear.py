@@ -14,7 +14,8 @@ import torch
 from qkernels import Int8Weight, cuda, reference
 from qkernels.abi import Parameters
 from qkernels.contract import Epilogue
-from tests.kernels.linear_cases import Exact, check_codes, check_float, check_groups, finish, guarded, untouched
+from tests.kernels.fresh_memory import guarded
+from tests.kernels.linear_cases import Exact, check_codes, check_float, check_groups, finish
 
 DEFINITIONS = (Path(__file__).parents[3] / "csrc/cuda/ops.def").read_text()
 PARAMETERS = Parameters(re.search(r"QK_CUDA_OP\(int8_linear, (.*?)\)", DEFINITIONS, re.S)[1])  # type: ignore[index]
@@ -87,10 +88,9 @@ def test_sums_are_exact_around_every_tile(name: str, emulated: Emulated) -> None
         x, w = codes(generator, m, k), codes(generator, n, k)
         if number == len(cases) - 1:
             x, w = 127 * x.sign(), 127 * w.sign()
-        out, ends = guarded((m, n), torch.float32)
+        out = guarded((m, n), torch.float32)
         cuda.int8_linear(x, torch.ones(()), packed(w), out=out, configuration=configuration)
         assert torch.equal(out.long(), x.long() @ w.long().t()), (m, n, k)
-        assert untouched(ends, out)
 
 
 @pytest.mark.parametrize("seed", range(12))
@@ -151,8 +151,8 @@ def test_epilogues_within_the_contract(epilogue: dict, n: int, kind: str, emulat
         out_scale = torch.tensor(0.05) if static != "channel" else torch.rand(n, generator=generator) * 0.1 + 0.02
         zero = torch.tensor(-7.0) if static == "zero point" else None
     dtype = torch.int8 if static or group else epilogue["out_dtype"]
-    out, ends = guarded((m, n), dtype)
-    group_scales, group_ends = guarded((m, -(-n // 128)), torch.float32)
+    out = guarded((m, n), dtype)
+    group_scales = guarded((m, -(-n // 128)), torch.float32)
     cuda.int8_linear(
         x,
         x_scale,
@@ -169,7 +169,6 @@ def test_epilogues_within_the_contract(epilogue: dict, n: int, kind: str, emulat
         out=(out, group_scales) if group else out,
         configuration=configuration,
     )
-    assert untouched(ends, out) and (not group or untouched(group_ends, group_scales))
     if group:
         check_groups(out, group_scales, exact)
     elif static:

@@ -10,15 +10,12 @@ import pytest
 import torch
 
 from qkernels import reference
+from tests.kernels.fresh_memory import guarded_codes
 from tests.kernels.oracles import FLOATS, assert_near_ties, f64, layer_norm
 
 # Around the widths where another kernel takes over (768, 1024, 1280, 5120, 20,480), and what vectors do not divide.
 WIDTHS = [1, 7, 8, 31, 96, 257, 760, 768, 769, 776, 1024, 1280, 1283, 1288, 4099, 5120, 5128]
 LONG = [20480, 20483, 20488]
-
-
-def poisoned(*shape: int) -> tuple[torch.Tensor, torch.Tensor]:
-    return torch.full(shape, 77, dtype=torch.int8), torch.full(shape[:-1], -3.0)
 
 
 def sample(rows: int, width: int, dtype: torch.dtype) -> torch.Tensor:
@@ -52,7 +49,7 @@ def test_codes_are_the_reference_s_bit_for_bit(emulated: Any, width: int, dtype:
         (None, torch.tensor(7e-39), None),  # its reciprocal is infinite
         (None, torch.tensor(1e-30), torch.tensor(127.0)),
     ):
-        out = poisoned(*x.shape)
+        out = guarded_codes(*x.shape)
         assert emulated.quantize_per_token(x, *arguments, out=out) is out
         assert_equal(out, reference.quantize_per_token(x, *arguments))
 
@@ -108,7 +105,7 @@ def test_layer_norm_is_right_but_for_ties(emulated: Any, width: int, dtype: torc
     smooth = torch.rand(width, generator=generator) + 0.5
     scale, zero = torch.tensor(0.03), torch.tensor(5.0)
     for w, b, s, static in ((weight, bias, None, False), (None, None, None, False), (weight, bias, smooth, True)):
-        out = poisoned(*x.shape)
+        out = guarded_codes(*x.shape)
         emulated.layer_norm_quantize(x, w, b, 1e-5, s, scale if static else None, zero if static else None, out=out)
         y = layer_norm(f64(x), None if w is None else f64(w), None if b is None else f64(b), 1e-5)
         y = y if s is None else y * f64(s)

@@ -9,7 +9,8 @@ import torch
 
 import qkernels
 from qkernels.triton import layer_norm, rows
-from tests.kernels.test_quantize import check_layer_norm, poisoned
+from tests.kernels.fresh_memory import guarded_codes
+from tests.kernels.test_quantize import check_layer_norm
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 WIDTHS = [2, 31, 77, 300, 768, 1026, 2048, 3000, 8192, 10_248]
@@ -31,7 +32,7 @@ def test_rows(k: int, dtype: torch.dtype) -> None:
     x = x.to(dtype)
     cases = [(weight, bias, None, None, None), (weight, bias, smooth, 0.02, 5), (None, None, smooth, None, None)]
     for given in cases if k == 300 else cases[k % 2 :: 2]:
-        out = poisoned(5, k)
+        out = guarded_codes(5, k)
         assert qkernels.layer_norm_quantize(x, given[0], given[1], 1e-5, *given[2:], out=out) is out
         check_layer_norm(x, *given, out)
 
@@ -89,7 +90,7 @@ def test_programs_go_through_many_rows() -> None:
     x = torch.randn(331, 33)  # the interpreter's chip has 3 multiprocessors: steps of 4, and a part of one
     assert layer_norm.steps_of(331, rows.row_tile(33, x.dtype), 3) == 4
     check_layer_norm(
-        x, None, None, None, None, None, qkernels.layer_norm_quantize(x, None, None, 1e-5, out=poisoned(331, 33))
+        x, None, None, None, None, None, qkernels.layer_norm_quantize(x, None, None, 1e-5, out=guarded_codes(331, 33))
     )
 
 

@@ -10,6 +10,7 @@ import torch
 import qkernels
 from qkernels import reference
 from qkernels.triton import rows
+from tests.kernels.fresh_memory import guarded_codes
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 #: One warp a row, two, four, eight, none (the loop); whole chunks, parts of one; vectors of 8, 4, 2 and 1.
@@ -31,10 +32,6 @@ def sample(m: int, k: int, dtype: torch.dtype, seed: int = 0) -> torch.Tensor:
     return x.to(dtype)
 
 
-def poisoned(lead: tuple[int, ...], k: int) -> tuple[torch.Tensor, torch.Tensor]:
-    return torch.full((*lead, k), 77, dtype=torch.int8), torch.full(lead, -3.0)
-
-
 def check(found: tuple, wanted: tuple) -> None:
     for a, b in zip(found, wanted, strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=0, equal_nan=True)
@@ -50,7 +47,7 @@ def test_rows(k: int, dtype: torch.dtype) -> None:
     x = sample(9, k, dtype)
     for number, (scale, zero_point) in enumerate(RULES if k == 300 else RULES[:: 1 + k % 4]):
         smooth = torch.rand(k, generator=torch.Generator().manual_seed(k)) + 0.5 if number % 2 == k % 2 else None
-        out = poisoned((9,), k)
+        out = guarded_codes(9, k)
         assert qkernels.quantize_per_token(x, smooth, scale, zero_point, out=out) is out
         check(out, reference.quantize_per_token(x, smooth, *static(scale, zero_point)))
 
@@ -64,7 +61,7 @@ def test_the_widths_reach_every_tile() -> None:
 @pytest.mark.parametrize("shape", [(5,), (1, 40), (3, 1, 40), (0, 40), (2, 0, 7)])
 def test_leading_axes(shape: tuple[int, ...]) -> None:
     x = torch.randn(shape)
-    out = poisoned(shape[:-1], shape[-1])
+    out = guarded_codes(*shape)
     qkernels.quantize_per_token(x, out=out)
     check(out, reference.quantize_per_token(x))
     check(qkernels.quantize_per_token(x), out)
@@ -111,7 +108,7 @@ def test_patches(shape: tuple[int, ...], patch: tuple[int, int], layout: str) ->
         (torch.bfloat16, torch.rand(k) + 0.5, (0.02, None)),
         (torch.float16, torch.rand(k) + 0.5, (None, None)),
     ):
-        out = poisoned((b, count), k)
+        out = guarded_codes(b, count, k)
         assert qkernels.quantize_patches(x.to(dtype), patch, smooth, *rule, out=out) is out
         check(out, reference.quantize_patches(x.to(dtype), *patch, smooth, *static(*rule)))
 

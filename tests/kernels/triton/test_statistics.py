@@ -10,6 +10,7 @@ import torch
 import qkernels
 from qkernels import reference
 from qkernels.triton import statistics
+from tests.kernels.fresh_memory import guarded
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
@@ -34,7 +35,7 @@ def test_channel_absmax(shape: tuple[int, ...], dtype: torch.dtype) -> None:
         flat[:, 4], flat[-1, 4] = 1.0, math.nan  # a NaN that comes after numbers
         flat[1, 0] = 3e4  # and one before them
     x = x.to(dtype)
-    out = torch.full((k,), math.nan)
+    out = guarded((k,), torch.float32)
     assert qkernels.channel_absmax(x, out=out) is out
     same(out, reference.channel_absmax(x))
     running = torch.rand(k, generator=generator) * 3
@@ -65,7 +66,7 @@ def test_smooth_scale(strength: float) -> None:
     act[:6] = torch.tensor([0.0, 0.0, 1.0, 3e38, 1e-38, math.nan])
     weight[:6] = torch.tensor([0.0, 2.0, 0.0, 1e-38, 3e38, 1.0])
     act[6], weight[7] = math.inf, math.inf
-    out = torch.full((300,), math.nan)
+    out = guarded((300,), torch.float32)
     assert qkernels.smooth_scale(act, weight, strength, out=out) is out
     torch.testing.assert_close(out, reference.smooth_scale(act, weight, strength), rtol=1e-6, atol=0, equal_nan=True)
     assert qkernels.smooth_scale(act[:0], weight[:0], strength).shape == (0,)
