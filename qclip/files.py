@@ -11,6 +11,7 @@ import contextlib
 import ctypes
 import errno
 import fcntl
+import io
 import os
 import re
 import secrets
@@ -30,24 +31,55 @@ PathLike = str | os.PathLike[str]
 # Reading
 
 
+def why_not_a_file(path: PathLike) -> str | None:
+    """None for a regular file (or a link to one); else what stands in the way, as in "x.png: is a pipe"."""
+    try:
+        mode = os.stat(path).st_mode
+    except ValueError as error:  # a NUL in the name
+        return f"cannot be read ({error})"
+    except OSError as error:
+        if os.path.islink(path):
+            return f"is a link that leads nowhere ({error.strerror})"
+        return f"cannot be read ({error.strerror})"
+    return None if stat.S_ISREG(mode) else f"is {_kind(mode)}"
+
+
+def open_regular(path: PathLike) -> io.BufferedReader:
+    """A regular file, opened for reading bytes; nothing that could block, or never end, is opened.
+
+    What says to hold nothing is read as nothing: the files of /proc do, and some of them wait or have no end. Raises
+    OSError whose `strerror` is a sentence's end ("is a pipe", "cannot be read (Permission denied)").
+    """
+    if reason := why_not_a_file(path):  # before it is opened: a device may act on that
+        raise OSError(0, reason)
+    try:
+        # not blocking: it may have become a pipe since
+        file = os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")
+    except OSError as error:
+        raise OSError(error.errno, f"cannot be read ({error.strerror})") from error
+    facts = os.fstat(file.fileno())
+    if stat.S_ISREG(facts.st_mode) and facts.st_size:
+        return file
+    file.close()
+    if not stat.S_ISREG(facts.st_mode):
+        raise OSError(0, f"is {_kind(facts.st_mode)}")
+    return open(os.devnull, "rb")
+
+
 def read_text(path: PathLike, what: str, error: type[Exception] = InputError, limit: int = LIMIT) -> str:
     """The text of a regular UTF-8 file of at most `limit` bytes, without a byte order mark.
 
-    what: names the kind of file in messages ("results file"). Raises `error` naming the file and the reason; nothing
-    that blocks, or never ends, is opened.
+    what: names the kind of file in messages ("results file"). Raises `error` naming the file and the reason.
     """
+    if not os.path.lexists(path):
+        raise error(f"there is no {what} {_shown(path)}")
     try:
-        facts = os.stat(path)
-        if not stat.S_ISREG(facts.st_mode):
-            raise error(f"{what} {_shown(path)} is {_kind(facts.st_mode)}; give a file")
-        if not facts.st_size:  # the files of /proc, too, some of which have no end
-            raise error(f"{what} {_shown(path)} is empty")
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             content = file.read(limit + 1)
-    except FileNotFoundError:
-        raise error(f"there is no {what} {_shown(path)}") from None
-    except (OSError, ValueError) as reason:
-        raise error(f"{what} {_shown(path)} cannot be read: {getattr(reason, 'strerror', None) or reason}") from None
+    except OSError as reason:
+        raise error(f"{what} {_shown(path)} {reason.strerror}; give a file") from None
+    if not content:
+        raise error(f"{what} {_shown(path)} is empty")
     if len(content) > limit:
         raise error(f"{what} {_shown(path)} is larger than {limit >> 20} MB, the most that is read")
     try:

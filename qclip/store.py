@@ -23,6 +23,9 @@ import safetensors.numpy
 
 from .files import write_atomic
 
+# What numpy has a type for; safetensors knows more and fails on them in ways of its own.
+_DTYPES = {"F64", "F32", "F16", "I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8", "BOOL"}
+
 
 class StoreWarning(UserWarning):
     """The store cannot be used in some way; results are not affected."""
@@ -86,7 +89,7 @@ class Store:
                 return None
             entry = _read(path, key)
             wrong = "its content does not fit its checksum or its name" if entry is None else check(entry)
-        except (safetensors.SafetensorError, ValueError) as why:
+        except (safetensors.SafetensorError, ValueError, RecursionError) as why:  # the last: facts nested very deep
             entry, wrong = None, f"it is not whole ({why})"
         except OSError as why:
             self._tell("read", f"{path} cannot be read ({why.strerror or why}) and is not used")
@@ -142,7 +145,11 @@ def default_folder(kind: str) -> Path:
 
 
 def _read(path: Path, key: str) -> Entry | None:
+    if path.stat().st_size > os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"):
+        return None  # more than this machine can have held, and stored
     with safetensors.safe_open(path, framework="np") as file:
+        if any(file.get_slice(name).get_dtype() not in _DTYPES for name in file.keys()):  # noqa: SIM118 (not a dict)
+            return None
         metadata = file.metadata() or {}
         arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     text = metadata.get("facts", "")

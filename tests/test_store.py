@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
+import struct
 import subprocess
 import sys
 import warnings
@@ -12,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from qclip.store import Entry, Store, StoreWarning, key_of
+from qclip.store import Entry, Store, StoreWarning, _checksum, key_of
 
 KEY = key_of("tested", 1, a=1)
 ARRAYS = {"x": np.random.default_rng(0).normal(size=(3, 4)).astype(np.float32), "i": np.arange(5)[::2]}
@@ -111,6 +113,42 @@ def test_an_entry_that_cannot_be_read_is_computed(tmp_path, told, monkeypatch) -
     for _ in range(2):
         assert store.fill(KEY, lambda: Entry(ARRAYS, FACTS)).facts == FACTS
     assert len(told()) == 1 and "cannot be read (Denied)" in told()[0]
+
+
+def _foreign(path: Path, tensor: dict, facts: str, content: bytes) -> None:
+    """An entry as another program would write it: under the right name, and with a right checksum where it has one."""
+    metadata = {"key": KEY, "facts": facts, "sha256": _checksum({"x": np.zeros(2, np.uint8)}, facts)}
+    header = json.dumps({"__metadata__": metadata, "x": tensor}).encode()
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(struct.pack("<Q", len(header)) + header + content)
+
+
+@pytest.mark.parametrize("dtype", ["BF16", "F8_E4M3", "F8_E5M2", "F8_E8M0", "F4", "C64"])
+def test_an_entry_of_a_dtype_that_numpy_lacks_is_computed_again(tmp_path, told, dtype: str) -> None:
+    store = Store(tmp_path)
+    size = {"BF16": 8, "C64": 32, "F4": 2}.get(dtype, 4)
+    _foreign(store.path(KEY), {"dtype": dtype, "shape": [4], "data_offsets": [0, size]}, "{}", bytes(size))
+    assert store.fill(KEY, lambda: Entry(ARRAYS)).arrays is ARRAYS
+    assert len(told()) == 1 and "it is computed again" in told()[0] and Store(tmp_path).open(KEY) is not None
+
+
+@pytest.mark.parametrize("facts", ["[" * 10**5 + "]" * 10**5, '{"a": ' + "9" * 5000 + "}", "[1]", "", "{", "NaN"])
+def test_facts_that_are_none_are_computed_again_though_their_checksum_is_right(tmp_path, told, facts: str) -> None:
+    store = Store(tmp_path)
+    _foreign(store.path(KEY), {"dtype": "U8", "shape": [2], "data_offsets": [0, 2]}, facts, bytes(2))
+    assert store.fill(KEY, lambda: Entry(ARRAYS)).arrays is ARRAYS
+    assert len(told()) == 1 and "it is computed again" in told()[0]
+
+
+def test_an_entry_larger_than_memory_is_computed_again(tmp_path, told) -> None:
+    store, size = Store(tmp_path), 2**42
+    _foreign(store.path(KEY), {"dtype": "U8", "shape": [size], "data_offsets": [0, size]}, "{}", b"")
+    try:
+        os.truncate(store.path(KEY), store.path(KEY).stat().st_size + size)  # sparse: takes no room
+    except OSError:
+        pytest.skip("the file system has no files of this size")
+    assert store.fill(KEY, lambda: Entry(ARRAYS)).arrays is ARRAYS
+    assert len(told()) == 1 and "it is computed again" in told()[0]
 
 
 def test_without_a_home_nothing_is_kept_and_that_is_said(told, monkeypatch) -> None:

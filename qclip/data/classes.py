@@ -12,8 +12,9 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from qclip.data.files import open_regular, shown, some
+from qclip.data.files import shown, some
 from qclip.errors import DataError
+from qclip.files import open_regular
 
 LARGEST_TEXT = 64 * 2**20  # bytes of a text file
 

@@ -12,7 +12,7 @@ from PIL import Image
 
 from qclip.data import classes as class_names
 from qclip.data.decoding import LARGEST_BYTES, decode
-from qclip.data.files import open_regular, shown, some
+from qclip.data.files import shown, some
 from qclip.data.imageset import ImageSet, UnreadableImage
 from qclip.data.listing import (
     LeftOut,
@@ -25,6 +25,7 @@ from qclip.data.listing import (
     unreadable_folder,
 )
 from qclip.errors import DataError, nearest
+from qclip.files import open_regular
 from qclip.progress import Progress
 
 

@@ -8,8 +8,9 @@ import os
 from collections.abc import Iterator
 
 from qclip.data.decoding import looks_encoded, suffixes
-from qclip.data.files import open_regular, shown, some
+from qclip.data.files import shown, some
 from qclip.errors import DataError
+from qclip.files import open_regular
 
 # What operating systems, archives and editors leave behind; so is every name that begins with a dot.
 _LEFTOVERS = {

@@ -16,11 +16,12 @@ from PIL import Image
 
 from qclip.data import parquet_columns as columns
 from qclip.data.decoding import decode
-from qclip.data.files import open_regular, shown
+from qclip.data.files import shown
 from qclip.data.imageset import ImageSet, UnreadableImage, digest_of, digest_of_rows
 from qclip.data.parquet_columns import Columns
 from qclip.data.shards import parquet_files
 from qclip.errors import DataError, nearest
+from qclip.files import open_regular
 
 LARGEST_ROW_GROUP = 2 * 2**30  # bytes of one row group: what is held in memory at once
 LARGEST_ROWS = 50_000_000

@@ -7,9 +7,10 @@ import os
 import re
 from pathlib import Path
 
-from qclip.data.files import shown, some, why_not_a_file
+from qclip.data.files import shown, some
 from qclip.data.listing import is_leftover
 from qclip.errors import DataError, nearest
+from qclip.files import why_not_a_file
 
 _SHARD = re.compile(r"(?P<split>.+?)-(?P<number>\d+)-of-(?P<count>\d+)")  # train-00000-of-00002.parquet
 

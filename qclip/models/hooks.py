@@ -79,15 +79,28 @@ def _torchs_own(hook: Any) -> bool:
     return (getattr(getattr(hook, "hook", hook), "__module__", None) or "").startswith("torch.")
 
 
+#: What runs when a module is called, besides its `forward`.
+CALLS = ("__call__", "_call_impl", "_wrapped_call_impl")
+
+
 def runs_library_code(
     module: nn.Module, kind: type | None = None, method: str = "forward", libraries: tuple[str, ...] = ()
 ) -> bool:
     """Whether `module` (of the class `kind`, default: its own) computes what its library's class does: no subclass
-    overrides `method`, no `forward` is set on the object. `libraries`: what counts besides `LIBRARIES`."""
-    found: Any = getattr(type(module) if kind is None else kind, method, None)
-    home = getattr(found, "__module__", None) or ""
-    known = any(home == name or home.startswith(f"{name}.") for name in (*LIBRARIES, *libraries))
-    return known and "forward" not in module.__dict__
+    overrides `method` or what calls it, and none is set on the object. `libraries`: what counts besides `LIBRARIES`."""
+    return _foreign_method(kind or type(module), method, libraries) is None and _set_on_object(module) is None
+
+
+def _foreign_method(kind: type, method: str, libraries: tuple[str, ...]) -> str | None:
+    for name in (method, *(CALLS if method == "forward" else ())):
+        home = getattr(getattr(kind, name, None), "__module__", None) or ""
+        if not any(home == library or home.startswith(f"{library}.") for library in (*LIBRARIES, *libraries)):
+            return name
+    return None
+
+
+def _set_on_object(module: nn.Module) -> str | None:
+    return next((name for name in ("forward", *CALLS) if name in module.__dict__), None)
 
 
 def refuse_foreign_code(
@@ -98,13 +111,13 @@ def refuse_foreign_code(
     libraries: tuple[str, ...] = (),
 ) -> None:
     """Raises ModelError where `runs_library_code` is false."""
-    if "forward" in module.__dict__:
+    if found := _set_on_object(module):
         raise ModelError(
-            f"{name} has a forward of its own, set on the object, which the quantized model would not run; remove it "
+            f"{name} has a {found} of its own, set on the object, which the quantized model would not run; remove it "
             "first (accelerate: remove_hook_from_module)"
         )
-    if not runs_library_code(module, kind, method, libraries):
-        raise ModelError(f"{name} is a {_of(kind or type(module))} with a {method} of its own, {MORE}")
+    if found := _foreign_method(kind or type(module), method, libraries):
+        raise ModelError(f"{name} is a {_of(kind or type(module))} with a {found} of its own, {MORE}")
 
 
 def refuse_layer(module: nn.Module, name: str) -> None:

@@ -1,4 +1,4 @@
-"""Regular files only, a bounded number of bytes. A FIFO, a device or a file of /proc is refused, never waited for."""
+"""Regular files only (`qclip.files.open_regular`), a bounded number of bytes, refused in the caller's error."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import stat
 from io import BufferedReader
 from pathlib import Path
 
+from .. import files
 from ..errors import InputError
 
 
@@ -68,17 +69,12 @@ def inside(folder: Path, name: str, refuse: type[InputError]) -> Path:
 def open_regular(path: Path, refuse: type[InputError]) -> BufferedReader:
     """The file, opened for reading bytes. Raises `refuse` for anything but a regular file that holds something."""
     try:
-        if not stat.S_ISREG(path.stat().st_mode):  # before it is opened: a device may act on that
-            raise refuse(f"{str(path)!r} is no regular file")
-        file = os.fdopen(os.open(path, os.O_RDONLY | os.O_CLOEXEC | getattr(os, "O_NONBLOCK", 0)), "rb")
-    except (OSError, ValueError) as error:
-        raise (
-            error if isinstance(error, refuse) else refuse(f"{str(path)!r} cannot be read ({reason(error)})")
-        ) from None
-    status = os.fstat(file.fileno())
-    if not stat.S_ISREG(status.st_mode) or status.st_size == 0:  # files of /proc have size 0, and some never end
+        file = files.open_regular(path)
+    except OSError as error:
+        raise refuse(f"{str(path)!r} {error.strerror}") from None
+    if not os.fstat(file.fileno()).st_size:
         file.close()
-        raise refuse(f"{str(path)!r} is empty, or no regular file")
+        raise refuse(f"{str(path)!r} is empty")
     return file
 
 

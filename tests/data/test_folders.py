@@ -145,6 +145,17 @@ def test_what_a_file_system_can_trip_on_is_named_and_the_rest_is_read(pets):
     said.encode(), " ".join(why for _, why in data.unreadable).encode()  # all of it can be printed
 
 
+def test_a_file_that_says_to_hold_nothing_is_read_as_nothing(pets):
+    """As files of /proc do: some of them wait for something (kmsg), some have no end."""
+    for name, target in {"kmsg": "/proc/kmsg", "mem": "/proc/self/mem", "maps": "/proc/self/maps"}.items():
+        (pets / "cat" / f"{name}.png").symlink_to(target)
+        (pets / "cat" / name).symlink_to(target)
+    data = load(f"folder:{pets}")
+    assert set(unreadable(data)) <= {f"cat/{name}.png" for name in ("kmsg", "mem", "maps")}
+    assert unreadable(data)["cat/maps.png"] == "is empty (0 bytes)."
+    assert len(data) == 5 and data.labels.tolist() == [0, 0, 0, 0, 1]
+
+
 def test_a_file_that_goes_between_listing_and_reading_is_named(pets):
     data = load(f"folder:{pets}")
     (pets / "dog" / "0.png").unlink()

@@ -235,6 +235,12 @@ class OwnAttention(nn.MultiheadAttention):
         return 2 * y, weights
 
 
+class OwnCall(nn.MultiheadAttention):
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        y, weights = super().__call__(*args, **kwargs)
+        return 2 * y, weights
+
+
 class OwnEmbedding(nn.Embedding):
     def forward(self, tokens: Tensor) -> Tensor:
         return super().forward(tokens) + 1
@@ -258,15 +264,11 @@ def recast(name: str, kind: type) -> Callable[[nn.Module], None]:
     return on(name, lambda module: setattr(module, "__class__", kind))
 
 
-def own(base: type) -> type:
-    return type("Own", (base,), {"__module__": __name__, "forward": _double})
+def own(base: type, method: str = "forward") -> type:
+    def double(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return 2 * getattr(super(type(self), self), method)(*args, **kwargs)
 
-
-def _double(self: Any, *args: Any, **kwargs: Any) -> Any:
-    return 2 * super(type(self), self).forward(*args, **kwargs)
-
-
-_double.__module__ = __name__
+    return type("Own", (base,), {"__module__": __name__, method: double})
 
 
 def patch_forward(module: nn.Module) -> None:
@@ -302,6 +304,13 @@ REFUSED: dict[str, tuple[Callable[[nn.Module], None], str]] = {
     "own sequence": (
         on(f"{BLOCK}.mlp", lambda m: setattr(m, "__class__", own(nn.Sequential))),
         f"{BLOCK}.mlp is a .*Own",
+    ),
+    "own __call__": (recast(FC, own(nn.Linear, "__call__")), f"{FC} is a .*Own with a __call__ of its own"),
+    "own _call_impl": (recast(FC, own(nn.Linear, "_call_impl")), f"{FC} is a .*Own with a _call_impl of its own"),
+    "own __call__ of attention": (recast(ATTN, OwnCall), f"{ATTN} is a .*OwnCall with a __call__"),
+    "_call_impl set on a layer": (
+        on(FC, lambda m: setattr(m, "_call_impl", lambda x: 3 * m.forward(x))),
+        f"{FC} has a _call_impl of its own, set on the object",
     ),
     "forward set on a layer": (on(FC, patch_forward), f"{FC} has a forward of its own"),
     "forward set on attention": (on(ATTN, patch_forward), f"{ATTN} has a forward of its own"),
