@@ -97,9 +97,15 @@ def refuse_twins(names: Sequence[str], where: str) -> None:
 
 def renamed(names: Sequence[str], file: Sequence[str], where: str) -> tuple[NDArray[np.int64], list[str]]:
     """Positions in the classes file of a set's classes `names`, and notes: by name where the names are the same, else
-    by position, which a note then says. Raises DataError where only some names are the same, or where counts differ."""
+    by position, which a note then says. Raises DataError where only some names are the same, where counts differ, or
+    where a line looks like the name of another class than that of its position."""
     found = positions(names, file, where, "the classes file")
     if found is not None:
+        if others := [repr(file[k]) for k in sorted(set(range(len(file))) - set(found.tolist()))]:
+            return found, [
+                f"{where}: {len(others)} of {len(file)} lines of the classes file name none of its classes: "
+                f"{some(others)}; they can only be wrong answers"
+            ]
         return found, []
     if len(names) != len(file):
         raise DataError(
@@ -107,12 +113,39 @@ def renamed(names: Sequence[str], file: Sequence[str], where: str) -> tuple[NDAr
             f"({some(list(file), 3)}), and none of them by the same name; it needs one line for each class, in the "
             "order of the labels."
         )
+    _refuse_near_names(names, file, where)
     pairs = [f"{name!r} is {line!r}" for name, line in zip(names, file, strict=True)]
     note = (
         f"{where}: none of its classes is named in the classes file, so the lines of the file name them by position: "
         f"{some(pairs, 3)}"
     )
     return np.arange(len(names)), [note]
+
+
+def _refuse_near_names(names: Sequence[str], file: Sequence[str], where: str) -> None:
+    """Raises DataError where a line holds the name of a class, but for quotes, numbers before it, a plural and the like
+    (`"dog"`, `3: dog`, `dogs,`), and its position is that of another class: it is no list by position."""
+    index = {_core(_words(name)): k for k, name in enumerate(names) if any(map(str.isalpha, name))}
+    for k, line in enumerate(file):
+        words = _words(line)[:50]
+        held = {_core(words[a:b]) for a in range(len(words)) for b in range(a + 1, len(words) + 1)} & index.keys() - {
+            ""
+        }
+        if held and _core(_words(names[k])) not in held:
+            meant = names[index[max(held, key=len)]]
+            raise DataError(
+                f"{where}: none of its classes is named in the classes file, but line {k + 1}, {line!r}, looks like "
+                f"class {meant!r}, and by its position would name class {names[k]!r}; write one name per line, as the "
+                "classes are called, and nothing else."
+            )
+
+
+def _words(name: str) -> list[str]:
+    return re.findall(r"[^\W_]+", unicodedata.normalize("NFKC", name.casefold()))
+
+
+def _core(words: Sequence[str]) -> str:
+    return "".join(words).removesuffix("s")
 
 
 def remarks(classes: Sequence[str], where: str) -> list[str]:

@@ -68,6 +68,45 @@ def test_labels_are_positional_only_where_no_name_matches_and_a_note_says_so(tmp
         load(f"folder:{root}", file_of(tmp_path, "dog", "house cat", "cow"))
 
 
+@pytest.mark.parametrize(
+    "line",
+    ["{}s", '"{}"', "'{}'", "{},", "0: {}", "7\t{}", "0 {}", "[{}]", "{}\u200b", "a photo of a {}", "{};3"],
+)
+def test_a_list_that_nearly_names_the_classes_is_never_taken_by_position(tmp_path, line):
+    root = folder_of(tmp_path / "set", "bird", "cat", "golden_retriever")
+    lines = [line.format(name) for name in ("golden retriever", "bird", "cat")]
+    with pytest.raises(DataError, match="line 1, .* looks like class 'golden_retriever', .* would name class 'bird'"):
+        load(f"folder:{root}", file_of(tmp_path, *lines))
+    lines = [line.format(name) for name in ("bird", "cat", "golden retriever")]  # in the same order there is no doubt
+    assert load(f"folder:{root}", file_of(tmp_path, *lines)).labels.tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    "names, lines",
+    [
+        (["n01440764", "n01443537"], ["tench", "goldfish"]),
+        (["n01440764", "n01443537"], ["n01440764 tench", "n01443537 goldfish"]),  # as in LOC_synset_mapping.txt
+        (["0", "1", "2"], ["boeing 2", "airbus 0", "type 1"]),
+        (["1", "2"], ["1. dog", "2. cat"]),
+    ],
+)
+def test_lists_by_position_are_taken_so(tmp_path, names, lines):
+    data = load(f"folder:{folder_of(tmp_path / 'set', *names)}", file_of(tmp_path, *lines))
+    assert data.labels.tolist() == list(range(len(names))) and "by position" in data.label_notes[0]
+
+
+def test_ids_before_names_are_not_taken_by_position_in_another_order(tmp_path):
+    root = folder_of(tmp_path / "set", "n01440764", "n01443537")
+    with pytest.raises(DataError, match="'n01443537 goldfish', looks like class 'n01443537'"):
+        load(f"folder:{root}", file_of(tmp_path, "n01443537 goldfish", "n01440764 tench"))
+
+
+def test_lines_that_name_no_folder_are_noted(tmp_path):
+    root = folder_of(tmp_path / "set", "cat", "dog")
+    (note,) = load(f"folder:{root}", file_of(tmp_path, "# pets", "dog", "cat", "\x1a")).label_notes
+    assert r"2 of 4 lines of the classes file name none of its classes: '# pets', '\x1a'" in note
+
+
 def test_more_names_than_folders_is_a_larger_label_space(tmp_path):
     root = folder_of(tmp_path / "set", "cat", "dog")
     data = load(f"folder:{root}", file_of(tmp_path, "dog", "cow", "cat"))
