@@ -12,6 +12,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from qclip.files import write_atomic
 from qclip.reporting import svg
 
 WIDTH, LEFT, RIGHT, ROW, HEAD = 760.0, 150.0, 120.0, 20.0, 30.0
@@ -76,8 +77,8 @@ def main() -> None:
     parser.add_argument("results", type=Path, nargs="+")
     parser.add_argument("--output", type=Path, required=True)
     args = parser.parse_args()
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    args.output.write_text(draw([json.loads(path.read_text()) for path in args.results]) + "\n")
+    drawn = draw([json.loads(path.read_text()) for path in args.results])
+    write_atomic(args.output, f"{drawn}\n".encode())
 
 
 if __name__ == "__main__":

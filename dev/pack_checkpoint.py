@@ -57,8 +57,7 @@ def main() -> None:
     if args.measured:
         card["measured"] = [row for file in args.measured for row in measured(file)]
     out = Path(zoo.__file__).parent / "checkpoints" / args.name
-    zoo.write_checkpoint(out, state, card)
-    (out / "README.md").write_text(readme(card))
+    zoo.write_checkpoint(out, state, card, readme(card))
     print(f"{out}: {(out / 'model.safetensors').stat().st_size / 2**20:.1f} MiB")
 
 

@@ -24,6 +24,8 @@ import torch.nn.functional as F
 from PIL import Image
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from qclip.files import write_atomic
+
 CONFIG = {
     "embed_dim": 128,
     "vision_cfg": {"image_size": 32, "layers": 6, "width": 192, "head_width": 32, "patch_size": 4},
@@ -162,8 +164,9 @@ def optimizers(model: torch.nn.Module, rate: float):
 
 
 def save(path: Path, state: dict) -> None:
-    torch.save(state, path.with_suffix(".tmp"))
-    path.with_suffix(".tmp").replace(path)
+    content = io.BytesIO()
+    torch.save(state, content)
+    write_atomic(path, content.getvalue())
 
 
 def main() -> None:
@@ -274,7 +277,7 @@ def main() -> None:
                 "dev_top1": accuracy,
                 "logit_scale": average.module.logit_scale.exp().item(),
             }
-            (args.output / "facts.json").write_text(json.dumps(facts, indent=1))
+            write_atomic(args.output / "facts.json", json.dumps(facts, indent=1).encode())
             tick = clock()
 
 

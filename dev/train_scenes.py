@@ -13,6 +13,7 @@ The dev split decides nothing but what is printed and noted in facts.json.
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import math
 import random
@@ -25,6 +26,7 @@ import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from qclip.data import scenes
+from qclip.files import write_atomic
 
 CONFIG = {
     "embed_dim": 64,
@@ -90,8 +92,9 @@ def optimizers(model: torch.nn.Module) -> list[torch.optim.Optimizer]:
 
 
 def save(path: Path, state: dict) -> None:
-    torch.save(state, path.with_suffix(".tmp"))
-    path.with_suffix(".tmp").replace(path)
+    content = io.BytesIO()
+    torch.save(state, content)
+    write_atomic(path, content.getvalue())
 
 
 def main() -> None:
@@ -186,7 +189,7 @@ def main() -> None:
                 "dev_signed_gap": dev["signed_gap"],
                 "logit_scale": average.module.logit_scale.exp().item(),
             }
-            (args.output / "facts.json").write_text(json.dumps(facts, indent=1))
+            write_atomic(args.output / "facts.json", json.dumps(facts, indent=1).encode())
             tick = time.perf_counter()
 
 

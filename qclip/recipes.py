@@ -21,6 +21,7 @@ from qkernels.grids import KINDS, OBSERVERS, Grid
 
 from . import typed
 from .errors import RecipeError, nearest
+from .files import write_atomic
 from .registry import Registry
 from .untrusted import is_file, parse_json, read_json
 from .untrusted.schema import shown
@@ -201,9 +202,10 @@ class Recipe:
         return treatment.name if short else dataclasses.asdict(treatment)
 
     def to_json(self, path: str | Path | None = None) -> str:
+        """The recipe as JSON, which also becomes the file at `path`, whole. Raises OutputError."""
         text = json.dumps(self.to_dict(), indent=2)
         if path is not None:
-            Path(path).write_text(text + "\n")
+            write_atomic(path, f"{text}\n".encode())
         return text
 
     @classmethod

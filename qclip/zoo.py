@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from . import artifact, models
 from .errors import ArtifactError, InputError, ModelError, nearest
+from .files import whole_folder
 from .untrusted import expand, is_folder
 
 EMBEDDING = "token_embedding.weight"
@@ -114,8 +115,9 @@ def unpack_tensors(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return out
 
 
-def write_checkpoint(path: Path, state: dict[str, Tensor], card: dict[str, Any]) -> None:
-    """Package data from a trained state dict; used by `dev/pack_checkpoint.py`."""
-    path.mkdir(parents=True, exist_ok=True)
-    save_file(pack_tensors(state), path / "model.safetensors", metadata={"format": "pt"})
-    (path / "card.json").write_text(json.dumps(card, indent=1) + "\n")
+def write_checkpoint(path: Path, state: dict[str, Tensor], card: dict[str, Any], readme: str) -> None:
+    """Package data from a trained state dict, whole or not at all; used by `dev/pack_checkpoint.py`."""
+    with whole_folder(path, last="card.json") as part:
+        save_file(pack_tensors(state), part / "model.safetensors", metadata={"format": "pt"})
+        (part / "README.md").write_text(readme, encoding="utf-8")
+        (part / "card.json").write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -305,3 +306,37 @@ def test_nothing_that_blocks_or_never_ends_is_read(special: dict[str, Path], tmp
     for path in [*special.values(), *names]:
         with pytest.raises(InputError):
             files.read_text(path, "templates file")
+
+
+ROOT = Path(__file__).resolve().parents[1]
+WRITES = re.compile(
+    r"\.write_(?:text|bytes)\(|\bopen\([^)]*[\"'][wxa]b?\+?[\"']|torch\.save\(|save_file\(|np\.save|os\.replace|\.rename\("
+)
+# File and a part of the line -> why it writes in place.
+IN_PLACE = {
+    ("qclip/zoo.py", "part / "): "into a part of `whole_folder`",
+    ("qclip/artifact.py", "fresh / "): "into a part of `whole_folder`",
+    ("qclip/models/tokenizer.py", "target / SETTINGS"): "into a temporary folder",
+    ("qclip/cli/process.py", "open(number"): "a standard stream",
+    ("dev/compare_commits.py", "out.write_text("): "runs on checkouts that may have no `qclip.files`; a temporary file",
+    ("dev/train_scenes.py", "torch.save(state, content)"): "into memory",
+    ("dev/train_photos.py", "torch.save(state, content)"): "into memory",
+    ("benchmarks/exactness.py", "torch.save(found, args.to)"): "into a temporary folder",
+    ("benchmarks/gpu_suite.py", "self.log.open("): "lines are added, each in one piece; needs no installed qclip",
+    (
+        "benchmarks/gpu_suite.py",
+        "(self.out / name).write_text(text)",
+    ): "made again by every run; needs no installed qclip",
+}
+
+
+def test_files_are_written_in_one_place() -> None:
+    used = set()
+    for path in (p for folder in ("qclip", "dev", "benchmarks") for p in sorted((ROOT / folder).rglob("*.py"))):
+        name = path.relative_to(ROOT).as_posix()
+        for line in path.read_text().splitlines() if name != "qclip/files.py" else ():
+            if WRITES.search(line):
+                reasons = [key for key in IN_PLACE if key[0] == name and key[1] in line]
+                assert reasons, f"{name}: {line.strip()!r} can leave half a file; use qclip/files.py"
+                used.update(reasons)
+    assert used == set(IN_PLACE), "these lines are gone; take them out of IN_PLACE"

@@ -1,11 +1,13 @@
 """Recipes: names compose, JSON both ways, every refusal in one sentence."""
 
+import errno
 import json
+import os
 
 import pytest
 
 from qclip import recipes
-from qclip.errors import RecipeError
+from qclip.errors import OutputError, RecipeError
 from qclip.models.tower import KINDS
 from qclip.recipes import FLOAT, METHODS, Recipe, Treatment, step
 
@@ -18,6 +20,17 @@ def test_presets_survive_json(name, tmp_path):
     again = recipes.get(path)
     assert again == recipe and again.hash == recipe.hash
     assert Recipe.from_json(recipe.to_json()) == recipe
+
+
+def test_a_recipe_file_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
+    path = tmp_path / "recipe.json"
+    recipes.get("w8a8").to_json(path)
+    before = path.read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left")))
+        with pytest.raises(OutputError, match="No space left; what was there before is unchanged"):
+            recipes.get("w4a8").to_json(path)
+    assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
 
 
 @pytest.mark.parametrize(

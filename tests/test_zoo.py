@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 
 import pytest
+import torch
 
 import qclip
 from qclip import errors, zoo
@@ -40,6 +41,21 @@ def test_a_device_that_is_not_there_is_bad_input(device):
     with pytest.raises(InputError, match=f"device '{device}' cannot be used here") as caught:
         qclip.load_model("scenes-clean", device)
     assert "\n" not in str(caught.value)
+
+
+def test_a_checkpoint_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    state = {"visual.proj": torch.eye(3), "token_embedding.weight": torch.ones(2, 4)}
+    path = tmp_path / "new"
+    zoo.write_checkpoint(path, state, {"name": "one"}, "one\n")
+    names = ["README.md", "card.json", "model.safetensors"]
+    before = {name: (path / name).read_bytes() for name in names}
+    with monkeypatch.context() as patch:
+        patch.setattr(zoo.json, "dumps", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt()))
+        with pytest.raises(KeyboardInterrupt):
+            zoo.write_checkpoint(path, {"visual.proj": torch.ones(3, 3)}, {"name": "two"}, "two\n")
+    assert {p.name: p.read_bytes() for p in path.iterdir()} == before and list(tmp_path.iterdir()) == [path]
+    zoo.write_checkpoint(path, state, {"name": "two"}, "two\n")
+    assert (path / "README.md").read_text() == "two\n" and sorted(p.name for p in path.iterdir()) == names
 
 
 def test_every_shipped_checkpoint_has_a_card():
