@@ -41,7 +41,7 @@ class Parameters:
 
 def floats(tensor: Tensor | None) -> Tensor | None:
     """Contiguous float32, or None."""
-    return None if tensor is None else tensor.to(torch.float32).contiguous()
+    return None if tensor is None else tensor.float().contiguous()
 
 
 def scale_kind(x: Tensor, x_scale: Tensor | None) -> int:

@@ -67,7 +67,7 @@ def vector(
     tensor(op, name, value, FLOATS, device)
     if value.dim() != 1 or value.shape[0] != size:
         raise ValueError(f"{op}: {name} must have shape ({size},), got {tuple(value.shape)}")
-    return (value if dtype is None else value.to(dtype)).contiguous()
+    return (value if dtype is None or value.dtype is dtype else value.to(dtype)).contiguous()
 
 
 def number(op: str, name: str, value: Any) -> float:
@@ -92,7 +92,8 @@ def scalar(op: str, name: str, value: Any, device: torch.device) -> Tensor | Non
     tensor(op, name, value, (*FLOATS, *INTEGERS), device)
     if value.numel() != 1:
         raise ValueError(f"{op}: {name} must be one number for the whole tensor, got shape {tuple(value.shape)}")
-    return value.float().reshape(())
+    value = value.float()
+    return value if value.dim() == 0 else value.reshape(())
 
 
 def zero_point(op: str, value: Any, scale: Any, device: torch.device) -> Tensor | None:
@@ -159,13 +160,16 @@ def x_scale(op: str, x: Tensor, value: Any) -> Tensor:
     if isinstance(value, int | float):
         return torch.full((), float(value), dtype=torch.float32, device=x.device)
     tensor(op, "x_scale", value, (torch.float32,), x.device)
-    groups = (*x.shape[:-1], -(-x.shape[-1] // GROUP))
-    if value.shape == x.shape[:-1] or tuple(value.shape) == groups:
+    rows = x.shape[:-1]
+    if value.shape == rows:
+        return value.contiguous()
+    groups = (*rows, -(-x.shape[-1] // GROUP))
+    if tuple(value.shape) == groups:
         return value.contiguous()
     if value.numel() != 1:
         raise ValueError(
             f"{op}: x_scale of shape {tuple(value.shape)} does not fit x of shape {tuple(x.shape)}; "
-            f"it must be one number, {tuple(x.shape[:-1])} or {groups}"
+            f"it must be one number, {tuple(rows)} or {groups}"
         )
     return value.reshape(())
 
@@ -175,35 +179,51 @@ def weight(op: str, value: Any, kind: type[Int8Weight] | type[Int4Weight]) -> No
     if not isinstance(value, kind):
         name = kind.__name__
         raise TypeError(f"{op}: weight must be an {name}, got {type(value).__name__}; make one with {name}.quantize")
-    n, k = value.shape
-    panels = -(-n // 64)
-    wanted: list[tuple[str, Any, torch.dtype, tuple]]
-    if isinstance(value, Int8Weight):
-        packed = (256 * panels * -(-k // 4) + 256 * panels,)  # codes, then an int32 for each of the padded channels
-        layouts: dict[str, tuple] = {"canonical": (torch.int8, (n, k)), "vnni64": (torch.uint8, packed)}
-        layouts["rows16"] = (torch.int8, (n, -(-k // 16) * 16))
-        wanted = [("scales", value.scales, torch.float32, (n,))]
-    else:
-        if value.group not in (*WEIGHT_GROUPS, k):
-            raise ValueError(f"{op}: weight has groups of {value.group}; they must be 32, 64, 128 or K = {k}")
-        groups = -(-k // value.group)
-        packed = (256 * panels * -(-k // 8),)
-        layouts = {"canonical": (torch.uint8, (n, -(-k // 2))), "nibble64": (torch.uint8, packed)}
-        layouts["halves128"] = (torch.uint8, (n, -(-k // 128) * 64))
-        shape = (panels, groups, 64) if value.layout == "nibble64" else (n, groups)
-        wanted = [("scales", value.scales, torch.float16, shape)]
-        if value.zeros is not None:
-            wanted.append(("zeros", value.zeros, torch.float16, shape))
-    codes = layouts.get(value.layout)
-    if codes is None:
+    sizes = _int8_codes(value) if isinstance(value, Int8Weight) else _int4_codes(op, value)
+    if sizes is None:
         raise ValueError(f"{op}: weight has the unknown layout {value.layout!r}; make it with {kind.__name__}.pack")
-    for name, buffer, dtype, shape in [("codes", value.codes, *codes), *wanted]:
-        tensor(op, f"weight.{name}", buffer, (buffer.dtype,) if isinstance(buffer, Tensor) else ())
-        if buffer.dtype != dtype or tuple(buffer.shape) != shape or buffer.device != value.codes.device:
-            raise ValueError(
-                f"{op}: weight of shape {(n, k)} in layout {value.layout!r} must have {dtype} {name} of shape {shape}, "
-                f"got {buffer.dtype} of shape {tuple(buffer.shape)}"
-            )
+    _buffer(op, value, "codes", value.codes, *sizes)
+    n, k = value.shape
+    if isinstance(value, Int8Weight):
+        return _buffer(op, value, "scales", value.scales, torch.float32, (n,))
+    groups = -(-k // value.group)
+    shape = (-(-n // 64), groups, 64) if value.layout == "nibble64" else (n, groups)
+    _buffer(op, value, "scales", value.scales, torch.float16, shape)
+    if value.zeros is not None:
+        _buffer(op, value, "zeros", value.zeros, torch.float16, shape)
+
+
+def _int8_codes(weight: Int8Weight) -> tuple[torch.dtype, tuple] | None:
+    """Dtype and shape of the codes in the weight's layout, None where there is no such layout."""
+    n, k = weight.shape
+    if weight.layout == "vnni64":  # codes, then an int32 for each of the padded channels
+        panels = -(-n // 64)
+        return torch.uint8, (256 * panels * -(-k // 4) + 256 * panels,)
+    if weight.layout == "rows16":
+        return torch.int8, (n, -(-k // 16) * 16)
+    return (torch.int8, (n, k)) if weight.layout == "canonical" else None
+
+
+def _int4_codes(op: str, weight: Int4Weight) -> tuple[torch.dtype, tuple] | None:
+    """As `_int8_codes`."""
+    n, k = weight.shape
+    if weight.group != k and weight.group not in WEIGHT_GROUPS:
+        raise ValueError(f"{op}: weight has groups of {weight.group}; they must be 32, 64, 128 or K = {k}")
+    if weight.layout == "nibble64":
+        return torch.uint8, (256 * -(-n // 64) * -(-k // 8),)
+    if weight.layout == "halves128":
+        return torch.uint8, (n, -(-k // 128) * 64)
+    return (torch.uint8, (n, -(-k // 2))) if weight.layout == "canonical" else None
+
+
+def _buffer(op: str, weight: Int8Weight | Int4Weight, name: str, buffer: Any, dtype: torch.dtype, shape: tuple) -> None:
+    if not isinstance(buffer, Tensor) or buffer.layout != torch.strided:
+        tensor(op, f"weight.{name}", buffer, (getattr(buffer, "dtype", None),))  # type: ignore[arg-type]  # refuses it
+    if buffer.dtype != dtype or buffer.shape != shape or buffer.device != weight.codes.device:
+        raise ValueError(
+            f"{op}: weight of shape {tuple(weight.shape)} in layout {weight.layout!r} must have {dtype} {name} of "
+            f"shape {shape}, got {buffer.dtype} of shape {tuple(buffer.shape)}"
+        )
 
 
 def epilogue(op: str, x: Tensor, weight: Int8Weight | Int4Weight, given: Epilogue) -> Epilogue:
@@ -227,10 +247,10 @@ def epilogue(op: str, x: Tensor, weight: Int8Weight | Int4Weight, given: Epilogu
         )
     if out_group is not None and (out_group != GROUP or out_scale is not None):
         raise ValueError(f"{op}: out_group must be {GROUP} and excludes out_scale, got {out_group}")
-    shape = (*x.shape[:-1], n)
     bias = vector(op, "bias", bias, n, x.device, None)
     if residual is not None:
         tensor(op, "residual", residual, FLOATS, x.device)
+        shape = (*x.shape[:-1], n)
         if tuple(residual.shape) != shape:
             raise ValueError(f"{op}: residual must have shape {shape}, got {tuple(residual.shape)}")
         residual = residual.contiguous()
@@ -258,7 +278,7 @@ def fake_quantize_scale(
         scale = torch.full((), number(op, "scale", scale), dtype=torch.float32, device=x.device)
     tensor(op, "scale", scale, FLOATS, x.device)
     for name, value in (("axis", axis), ("group", group)):
-        if not isinstance(value, int | None):
+        if value is not None and not isinstance(value, int):
             raise TypeError(f"{op}: {name} must be an integer or None, got {value!r}")
     if axis is not None and group is not None:
         raise ValueError(f"{op}: axis and group exclude each other; groups run along the last axis")

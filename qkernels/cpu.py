@@ -25,32 +25,41 @@ from qkernels.hadamard import base_matrix, base_order
 from qkernels.weights import Int4Weight, Int8Weight
 
 
+class _Note(threading.local):
+    """What a thread wants to hear of its native calls: a function, or nothing."""
+
+    to: Callable[[str, tuple], None] | None = None
+
+
 class _Native:
     """The native functions. What a thread calls while it records (`noting`) is noted, with its arguments."""
 
     def __init__(self, module: Any) -> None:
-        self.module, self._thread = module, threading.local()
+        self.module, self._note = module, _Note()
+        for name in module.ops:  # found at once, where `__getattr__` would cost a microsecond per call
+            setattr(self, name, self._noted(name))
 
     def __getattr__(self, name: str) -> Any:
-        function = getattr(self.module, name)
-        note = getattr(self._thread, "note", None)
-        if note is None or name not in self.module.ops:
-            return function
+        return getattr(self.module, name)
 
-        def noted(*arguments: Any) -> Any:
-            note(name, arguments)
+    def _noted(self, name: str) -> Callable[..., Any]:
+        function, note = getattr(self.module, name), self._note
+
+        def call(*arguments: Any) -> Any:
+            if note.to is not None:
+                note.to(name, arguments)
             return function(*arguments)
 
-        return noted
+        return call
 
     @contextlib.contextmanager
     def noting(self, note: Callable[[str, tuple], None]) -> Iterator[None]:
         """Within it, `note(name, arguments)` hears of each native call of this thread."""
-        self._thread.note = note
+        self._note.to = note
         try:
             yield
         finally:
-            self._thread.note = None
+            self._note.to = None
 
 
 # Found or not, never "found but broken": an extension that fails to import raises.
@@ -263,7 +272,9 @@ def attention(
     out: Any = None,
 ) -> Any:
     """See `qkernels.ops.attention`. Strided tensors are read in place where the values of a head lie together."""
-    q, k, v = (t if t.stride(-1) == 1 else t.contiguous() for t in (q, k, v))
+    q, k, v = (t if t.stride()[-1] == 1 else t.contiguous() for t in (q, k, v))
+    (q_batch, q_token, q_head, _), (k_batch, k_token, k_head, _) = q.stride(), k.stride()
+    v_batch, v_token, v_head, _ = v.stride()
     (batch, queries, heads, d), keys = q.shape, k.shape[1]
     if mask is not None:
         if mask.dtype != torch.bool:
@@ -281,17 +292,17 @@ def attention(
     _run(
         "attention",
         q=q,
-        q_batch=q.stride(0),
-        q_token=q.stride(1),
-        q_head=q.stride(2),
+        q_batch=q_batch,
+        q_token=q_token,
+        q_head=q_head,
         k=k,
-        k_batch=k.stride(0),
-        k_token=k.stride(1),
-        k_head=k.stride(2),
+        k_batch=k_batch,
+        k_token=k_token,
+        k_head=k_head,
         v=v,
-        v_batch=v.stride(0),
-        v_token=v.stride(1),
-        v_head=v.stride(2),
+        v_batch=v_batch,
+        v_token=v_token,
+        v_head=v_head,
         type=TYPES[q.dtype],
         batch=batch,
         queries=queries,

@@ -1,96 +1,92 @@
-"""What torch's transforms make of an op: its gradient, its forward-mode derivative and its vmap.
-
-Each op stands behind a `torch.autograd.Function` of its own. `Derivative` is what the integer ops have: none, said in
-one sentence when a derivative is asked for, in eager mode and in a compiled graph. Ops with a derivative give a
-subclass with their formulas (`qkernels.ops`). `register` in `qkernels.registry` adds the forward half and the vmap.
-"""
+"""The formulas of the ops that have a derivative: reverse mode, forward mode and the second derivative."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
-NO_GRADIENT = (
-    "{op}: integer ops have no gradient; differentiate the float model, or train with qkernels.fake_quantize, "
-    "which has gradients"
-)
-#: Runs the kernels of an op and not its gradient.
-below_autograd = torch._C._AutoDispatchBelowAutograd
+from . import reference
+from .granularity import learned
+from .registry import call
+from .transforms import Derivative
 
 
-def transformed() -> bool:
-    """Whether a transform of torch.func or forward-mode differentiation is at work."""
-    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
-
-
-def wanted(args: tuple) -> bool:
-    """Whether reverse mode wants a gradient of an op with these arguments."""
-    return torch.is_grad_enabled() and torch._C._any_requires_grad(*args)
-
-
-class Derivative(torch.autograd.Function):
-    """None: a derivative of these ops is refused when it is asked for, not when the op runs, so that a quantized model
-    works while gradients are on."""
-
-    op = ""
+class FakeQuantize(Derivative):
+    """Reverse mode by the estimator, forward mode its transpose."""
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: Any) -> None:
-        ctx.set_materialize_grads(False)
-        ctx.like = [(tuple(value.shape), value.dtype) if isinstance(value, Tensor) else None for value in inputs]
+        tensors, ctx.rest = inputs[:3], inputs[3:]
+        ctx.save_for_backward(*tensors)
+        ctx.save_for_forward(*tensors)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> Any:
-        """An op of its own, so that compilers can trace the gradient of what never asks for it."""
-        grad = next((g for g in grads if g is not None), None)
-        return tuple(
-            torch.ops.qkernels.no_gradient(grad, *like, ctx.op) if needed and like and grad is not None else None
-            for needed, like in zip(ctx.needs_input_grad, ctx.like, strict=True)
-        )
+        x, scale, zero_point = ctx.saved_tensors
+        dx, *others = call("fake_quantize_backward", None, grads[0], x, scale, zero_point, *ctx.rest)
+        has = learned(zero_point, ctx.rest[2])
+        return dx, *(found if there else None for found, there in zip(others, has, strict=True)), *[None] * 7
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Tensor | None) -> Any:
-        raise RuntimeError(NO_GRADIENT.format(op=ctx.op))
+        _check_linear("forward-mode", ctx.rest)
+        x, scale, offset = tangents[:3]
+        return reference.fake_quantize_tangent(x, scale, offset, *ctx.saved_tensors, *ctx.rest)
 
 
-def no_gradient(grad: Tensor, shape: list[int], dtype: torch.dtype, op: str) -> Tensor:
-    raise RuntimeError(NO_GRADIENT.format(op=op))
+class FakeQuantizeBackward(Derivative):
+    """Of the gradients. They are linear in the incoming gradient ("ewgs" is not), and where x, scale and offset move,
+    rounding and clipping stay as they are, as in the first derivative: so it is 0 by these."""
 
-
-def function(
-    name: str, derivative: type[Derivative], run: Callable[..., Any], again: Callable[..., Any]
-) -> type[Derivative]:
-    """The autograd function of an op: `run(*args)` computes it, `again(*args)` calls it from within a transform."""
-
-    def forward(*args: Any) -> Any:
-        with below_autograd():
-            result = run(*args)
-        return tuple(result) if isinstance(result, list) else result
-
+    @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: Any) -> None:
-        ctx.op = name
-        derivative.setup_context(ctx, inputs, output)
+        tensors, ctx.rest = inputs[1:4], inputs[4:]
+        ctx.save_for_backward(*tensors)
+        ctx.save_for_forward(*tensors)
 
-    def vmap(info: Any, in_dims: tuple, *args: Any) -> Any:
-        return each(name, again, info.batch_size, in_dims, args)
-
-    members = {"forward": forward, "setup_context": setup_context, "vmap": vmap}
-    return type(name, (derivative,), {key: staticmethod(member) for key, member in members.items()})
-
-
-def each(name: str, call: Callable[..., Any], size: int, in_dims: tuple, args: tuple) -> tuple[Any, Any]:
-    """torch.vmap: the op once per element of the batch, whatever is batched; slower than leading axes, and as exact."""
-    if size == 0:
-        raise RuntimeError(
-            f"{name}: torch.vmap over an axis of size 0 is not supported; give the batch as a leading axis"
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> Any:
+        _check_linear("double backward", ctx.rest)
+        tensors = x, scale, zero_point = ctx.saved_tensors
+        of_scale, of_offset = learned(zero_point, ctx.rest[2])
+        steps = grads[0], grads[1] if of_scale else None, grads[2] if of_offset else None
+        constant = (
+            torch.zeros_like(t) if needed else None
+            for t, needed in zip(tensors, ctx.needs_input_grad[1:4], strict=True)
         )
-    found = []
-    for index in range(size):
-        result = call(*(a if dim is None else a.select(dim, index) for a, dim in zip(args, in_dims, strict=True)))
-        found.append([result] if isinstance(result, Tensor) else list(result))
-    stacked = tuple(torch.stack(parts) for parts in zip(*found, strict=True))
-    return (stacked[0], 0) if isinstance(result, Tensor) else (stacked, (0,) * len(stacked))
+        by_grad = reference.fake_quantize_tangent(steps[0], steps[1], steps[2], *tensors, *ctx.rest)
+        return by_grad, *constant, *[None] * 7
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Tensor | None) -> Any:
+        _check_linear("forward-mode", ctx.rest)
+        x, scale, zero_point = ctx.saved_tensors
+        grad = torch.zeros_like(x) if tangents[0] is None else tangents[0]
+        return call("fake_quantize_backward", None, grad, x, scale, zero_point, *ctx.rest)
+
+
+def _check_linear(mode: str, rest: tuple) -> None:
+    estimator, delta = rest[2], rest[6]
+    if estimator == "ewgs" and delta:
+        raise RuntimeError(
+            f"fake_quantize: 'ewgs' has no {mode} derivative, because its gradient depends on the sign of the incoming "
+            "one; take another estimator, or delta=0"
+        )
+
+
+class Hadamard(Derivative):
+    """Of a linear map: itself forward, its transpose in reverse, and so on in every order."""
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Any) -> None:
+        ctx.transpose = inputs[1]
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> Any:
+        return call("hadamard_transform", None, grads[0], not ctx.transpose), None
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Tensor | None) -> Any:
+        return call("hadamard_transform", None, tangents[0], ctx.transpose)

@@ -1,7 +1,7 @@
 """Registration with torch: one call per op makes `torch.ops.qkernels.NAME` and `NAME_out`, with shapes for tracing.
 
 Both are opaque to compilers and run the backend that `dispatch` selects. Outputs are always allocated here, by the same
-rule that tracing uses, and backends fill them. Derivatives and vmap are those of `derivatives`.
+rule that tracing uses, and backends fill them. Derivatives and vmap are those of `transforms`.
 
 Kernels trust sizes, so nothing unchecked may reach them. `call` is for arguments that were checked; the op itself sees
 whether it got these very arguments, and checks whatever else comes (a traced graph, a caller of `torch.ops.qkernels`).
@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 from torch._C._dynamo import eval_frame
 
-from . import checks, derivatives, dispatch
-from .derivatives import Derivative, below_autograd
+from . import checks, dispatch, transforms
+from .transforms import Derivative, below_autograd
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 Specs = list[tuple[Sequence[int], torch.dtype]]
@@ -79,7 +79,9 @@ def register(
     """
 
     def allocate(*args: Any) -> list[Tensor]:
-        return [torch.empty(shape, dtype=dtype, device=args[0].device) for shape, dtype in shapes(*args)]
+        device = args[0].device
+        # torch reads a plain tuple in less time than a Size
+        return [torch.empty(tuple(shape), dtype=dtype, device=device) for shape, dtype in shapes(*args)]
 
     def package(results: Sequence[Tensor]) -> Any:
         return results[0] if returns == "Tensor" else tuple(results) if returns.startswith("(") else list(results)
@@ -113,7 +115,7 @@ def register(
         torch.autograd.graph.increment_version(out)
 
     def differentiate(*args: Any) -> Any:
-        if derivatives.transformed() or derivatives.wanted(args):
+        if transforms.transformed() or transforms.wanted(args):
             if torch._C._are_functorch_transforms_active():
                 raise RuntimeError(
                     f"{name}: torch.ops.qkernels.{name} has no derivative under torch.func; call qkernels.{name}"
@@ -129,7 +131,7 @@ def register(
             _out[name](*args, out=out)
 
     def batched(info: Any, in_dims: tuple, *args: Any) -> Any:
-        results, dims = derivatives.each(name, _functional[name], info.batch_size, in_dims, args)
+        results, dims = transforms.each(name, _functional[name], info.batch_size, in_dims, args)
         return (results, dims) if returns == "Tensor" else (package(results), package(dims))
 
     library.define(f"{name}({arguments}) -> {returns}", tags=_TAGS)
@@ -147,7 +149,7 @@ def register(
     _shape_rules[name] = shapes
     _functional[name] = getattr(torch.ops.qkernels, name).default
     _out[name] = getattr(torch.ops.qkernels, f"{name}_out").default
-    _functions[name] = derivatives.function(name, derivative, _functional[name], lambda *args: call(name, None, *args))
+    _functions[name] = transforms.function(name, derivative, _functional[name], lambda *args: call(name, None, *args))
 
 
 def _check_device(name: str, args: tuple) -> None:
@@ -158,7 +160,7 @@ def _check_device(name: str, args: tuple) -> None:
 
 
 def _refuse_out(name: str, args: tuple) -> None:
-    if derivatives.transformed() or derivatives.wanted(args):
+    if transforms.transformed() or transforms.wanted(args):
         raise RuntimeError(f"{name}: out= carries no derivative, and one is asked for here; leave out= away or detach")
 
 
@@ -181,8 +183,10 @@ def call(name: str, out: Any, *args: Any) -> Any:
         return _functional[name](*args)
     _checked.args = args
     try:
-        if derivatives.transformed() or derivatives.wanted(args):
+        if transforms.transformed() or transforms.wanted(args):
             return _functions[name].apply(*args)
+        if torch.is_inference_mode_enabled():  # it leaves autograd out by itself
+            return _functional[name](*args)
         with below_autograd():
             return _functional[name](*args)
     finally:
@@ -190,7 +194,7 @@ def call(name: str, out: Any, *args: Any) -> Any:
 
 
 library.define("no_gradient(Tensor grad, SymInt[] shape, ScalarType dtype, str op) -> Tensor", tags=_TAGS)
-library.impl("no_gradient", derivatives.no_gradient, "CompositeExplicitAutograd")
+library.impl("no_gradient", transforms.no_gradient, "CompositeExplicitAutograd")
 torch.library.register_fake(
     "qkernels::no_gradient", lambda grad, shape, dtype, op: grad.new_empty(shape, dtype=dtype), lib=library
 )
