@@ -47,7 +47,7 @@ auto bind(void (*const (&tiers)[QK_TIER_COUNT])(Args...)) {
   };
 }
 
-// An op as a tape wants it: the text of its parameters, their kinds, and one call a tier.
+// An op as a tape wants it: the text of its parameters, their kinds, and one call per tier.
 struct Recorded {
   const char* parameters;
   const char* kinds;

@@ -111,7 +111,7 @@ def batch(sources: dict[str, Source], size: int, generator: torch.Generator, rng
     for name, source in sources.items():
         rows, pixels = source.draw(round(size * MIX[name]), generator)
         images.append(pixels)
-        if source.labels is not None:  # equal class names are positives: one text a class, also for absent classes
+        if source.labels is not None:  # equal class names are positives: one text per class, also for absent classes
             target += [len(texts) + int(source.labels[r]) for r in rows]
             texts += [rng.choice(TEMPLATES).format(rng.choice(n)) for n in source.names]
         else:

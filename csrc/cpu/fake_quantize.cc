@@ -238,7 +238,7 @@ void QK_IMPL(fake_quantize_backward)(const void* grad, const void* x, int type, 
                                      float bend, void* dx, float* dscale, float* doffset, int threads) {
   const Layout layout{runs, length, period, last, scales};
   const Grid grid{scale, zero_point, low, high, bend};
-  // Partial sums: those of a scale lie in groups of `together` neighbours, one group a row or run of the scale.
+  // Partial sums: those of a scale lie in groups of `together` neighbours, one group per row or run of the scale.
   const bool columns = by_columns(layout);
   const std::int64_t pieces = layout.pieces(), rows = scales ? runs / scales : 0;
   const std::int64_t count = columns ? (rows + row_block - 1) / row_block * scales : runs * pieces;

@@ -1,4 +1,4 @@
-// Rows of floats -> int8 codes and a scale a row (dynamic), or codes by a given scale (static); LayerNorm in front of
+// Rows of floats -> int8 codes and one scale per row (dynamic), or codes by a given scale (static); LayerNorm in front of
 // it; channel maxima.
 #include <type_traits>
 

@@ -17,7 +17,7 @@
 // product does not care in which order it adds.
 //
 // Sums of a group leave the tensor core for float32 sums, sum += scale *
-// (product - (zero - 8) * sum of x). One group for all of K and one scale a row
+// (product - (zero - 8) * sum of x). One group for all of K and one scale per row
 // of x keep the integer sum to the end instead.
 #include <type_traits>
 

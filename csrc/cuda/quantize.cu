@@ -1,4 +1,4 @@
-// quantize_per_token, and layer_norm_quantize: rows of floats -> int8 codes and a scale a row.
+// quantize_per_token, and layer_norm_quantize: rows of floats -> int8 codes and one scale per row.
 //
 // Bound by memory: a row is read once, 16 bytes a load, and stays in registers from there to its codes. A row of up to
 // 1280 values belongs to one warp (no shared memory, no barrier), longer ones to 128 or 512 threads; beyond 20,480

@@ -18,7 +18,7 @@ from ..errors import DataError
 from ..models import Encoders
 from . import captions as built_in
 
-IMAGES = 128  # enough for maxima and histograms; more changes little (methods 2.1)
+IMAGES = 128  # enough for maxima and histograms; more changes little (docs/methods.md, Activation ranges)
 TEXTS = 256  # captions at most
 
 

@@ -1,6 +1,6 @@
 """What every other part sees of a model: towers, blocks and sites.
 
-A *site* is one linear map of a tower (DESIGN: `vision.blocks.3.attn.q`). An adapter of this package brings a foreign
+A *site* is one linear map of a tower (`vision.blocks.3.attn.q`). An adapter of this package brings a foreign
 model into *explicit form* in place - every site a module of its own, attention and MLP as the two cores below - and
 describes it as `Tower`s. The float numbers do not change. Whoever replaces a layer calls `Tower.write`.
 """

@@ -1,4 +1,4 @@
-"""Singular spectra of weights before and after quantization (methods 3.8).
+"""Singular spectra of weights before and after quantization (docs/methods.md, Spectra).
 
 W = U S V' is the float weight, W^ the quantized one, E = W^ - W. The tail energy of W^'s *own* spectrum rises under any
 rounding, and SQNR falls with rank under any noise; so what is asked is the gain on the float basis, beside that of

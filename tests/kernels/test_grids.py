@@ -55,7 +55,7 @@ HELD = [grid for group in GROUPS for grid in held(group)]
 
 # -- rounding --------------------------------------------------------------------------------------------------------
 
-# Minimal mean squared errors on N(0, 1) and the scales that reach them (methods 2.0, "Grids").
+# Minimal mean squared errors on N(0, 1) and the scales that reach them (docs/methods.md, Grids).
 TABLE = [
     *((1, "midrise", 1.5958, 0.36338), (1, "symfull", None, 0.595)),
     *((2, "midrise", 0.9957, 0.11885), (2, "sym", 1.224, 0.1902), (2, "symfull", 1.048, 0.1494)),

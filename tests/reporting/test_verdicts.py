@@ -176,7 +176,7 @@ def test_damping_needs_the_gain_and_the_difference_to_white_clear(gain, gap, wan
 
 
 def test_chance_ece_is_the_half_normal_mean() -> None:
-    # methods 3.1: one bin of 1,000 at accuracy 1/2: sqrt(2 * 0.25 / (pi * 1000))
+    # docs/methods.md, Accuracy and calibration: one bin of 1,000 at accuracy 1/2: sqrt(2 * 0.25 / (pi * 1000))
     assert chance_ece([(1000, 0.5)]) == pytest.approx(0.012616, abs=1e-6)
     assert chance_ece([(10, 1.0), (10, 0.0)]) == 0 and chance_ece([]) == 0
 

@@ -174,7 +174,7 @@ def test_damping_is_said_only_of_damping() -> None:
 
 
 def test_tail_energy_rises_under_rounding_although_nothing_is_amplified() -> None:
-    """The trap that the float basis is there for (methods 3.8)."""
+    """The trap that the float basis is there for (docs/methods.md, Spectra)."""
     weight = power_law(256, 256)
     rows = weight_spectrum(Model([weight]), {"w4": Model([rounded(weight, 4)], quantized=True)})
     site = {"set": "vision.blocks.0.mlp.fc1", "subset": "ranks 64-"}
