@@ -1,5 +1,5 @@
-"""What the ops must compute, in float64 on the device of the inputs, and how far a result may be from it (the tolerances
-of `qkernels/ops.py`; docs/methods.md, Numbers).
+"""What the ops must compute, in float64 on the device of the inputs, and how far a result may be from it
+(docs/methods.md, Numbers).
 
 A float32 step of the contract is a float64 step rounded to float32: for one product, sum or quotient of float32
 numbers that is the correctly rounded result. Nothing here imports a backend of `qkernels`.
