@@ -15,19 +15,20 @@ from torch import Tensor, nn
 
 from ..errors import ModelError
 from ..untrusted import is_file, open_regular, read_header, reason
-from .values import check_values
+from .values import check_float, check_values
 
 PICKLED = (".bin", ".pth", ".pt")
 SUFFIXES = (".safetensors", *PICKLED)
 STATE = ("state_dict", "model_state_dict", "model")  # under which training loops keep it
-WRAPPERS = ("module", "_orig_mod")  # DistributedDataParallel and torch.compile, around the model or a part of it
+# DistributedDataParallel, torch.compile, FSDP and activation checkpointing, around the model or a part of it.
+WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 SHOWN = 3
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
     """The state dict in a `.safetensors`, `.pt`, `.pth` or `.bin` file, on the CPU.
 
-    `state_dict` entries of training checkpoints are unwrapped and the prefixes `module.`, `_orig_mod.` and `model.`
+    `state_dict` entries of training checkpoints are unwrapped and the prefixes `model.` and those of `WRAPPERS`
     stripped, alone or nested. Raises ModelError for files that are missing, truncated, foreign, or hold anything but
     plain tensors that are as large as the file: unpickling would run code from the file.
     """
@@ -139,6 +140,8 @@ def fill(model: nn.Module, state: dict[str, Tensor], path: Path) -> nn.Module:
                 f"{str(path)!r} does not fit {kind}: {name!r} is {tuple(tensor.shape)} "
                 f"instead of {tuple(wanted[name].shape)}; give the architecture that has this shape"
             )
+        if wanted[name].is_floating_point():
+            check_float(name, tensor, str(path), ModelError)
         check_values(name, tensor, str(path), ModelError)
     model.load_state_dict(state)
     return model.eval()

@@ -17,7 +17,7 @@ from . import huggingface_settings as settings
 from .checkpoint import difference, read_state
 from .inputs import Preprocess
 from .tokenizer import SETTINGS, VOCABULARIES, check_folder
-from .values import check_values
+from .values import check_float, check_values
 
 KINDS = {"clip": "CLIPModel", "siglip": "SiglipModel"}
 PILLOW = {2: "bilinear", 3: "bicubic"}  # numbers of PIL.Image.Resampling
@@ -59,6 +59,9 @@ def load(name: str, device: str | torch.device = "cpu") -> tuple[nn.Module, dict
     if tokenizer_files:
         check_folder(folder)
     state = _state(folder, what)
+    for key, tensor in state.items():
+        if not key.endswith("position_ids"):
+            check_float(key, tensor, what, ModelError)
     allowed.check_sizes(description, {n: tuple(t.shape) for n, t in state.items()}, what)
     cls = getattr(library, description["class"])
     try:

@@ -23,6 +23,15 @@ def span(tensor: Tensor) -> tuple[float, float]:
     return float(low), float(high)
 
 
+def check_float(name: str, tensor: Tensor, where: str, refuse: type[InputError]) -> None:
+    """Raises `refuse` for integers where a model holds floats: codes, whose scales would be lost."""
+    if not tensor.is_floating_point():
+        raise refuse(
+            f"{name!r} in {where!r} holds {str(tensor.dtype).removeprefix('torch.')} where the model has floats; such "
+            "codes of another quantization mean nothing without their scales: give the float checkpoint"
+        )
+
+
 def check_values(name: str, tensor: Tensor, where: str, refuse: type[InputError]) -> None:
     """Raises `refuse` for NaN, Inf, and a logit scale or bias that no training gives."""
     if not tensor.is_floating_point():

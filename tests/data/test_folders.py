@@ -17,7 +17,7 @@ from PIL import Image
 
 from qclip import calibration
 from qclip.data import UnreadableImage, batches, folders, load
-from qclip.data.files import SHOWN_NAME, open_regular, shown
+from qclip.data.files import SHOWN_NAME, shown
 from qclip.data.listing import is_leftover
 from qclip.errors import DataError
 from tests.reliability.fakes import Tiny, preprocess

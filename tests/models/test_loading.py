@@ -255,7 +255,7 @@ def test_import_without_transformers() -> None:
 @pytest.mark.parametrize(
     "prefix",
     ["module.", "_orig_mod.", "model.", "module._orig_mod.", "_orig_mod.module.", "model._orig_mod.", "model.module."]
-    + ["module.model.", "model.model._orig_mod.module."],
+    + ["module.model.", "model.model._orig_mod.module.", "_fsdp_wrapped_module._checkpoint_wrapped_module."],
 )
 def test_prefixes_of_training_scripts_are_stripped(
     tmp_path: Path, original: nn.Module, prefix: str, suffix: str
@@ -272,6 +272,20 @@ def test_a_compiled_part_is_stripped(tmp_path: Path, original: nn.Module) -> Non
         state = {n.replace(part, f"{part}_orig_mod.", 1) if n.startswith(part) else n: t for n, t in state.items()}
     save_file(state, tmp_path / "a.safetensors")
     assert same(models.load(str(tmp_path / "a.safetensors"), arch=CONFIG), original)
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.int64, torch.bool])
+def test_integers_where_the_model_has_floats_are_refused(
+    tmp_path: Path, original: nn.Module, dtype: torch.dtype
+) -> None:
+    """Codes of another quantization have the right shape, and give wrong embeddings without a word."""
+    state = tensors(original)
+    state["visual.proj"] = (state["visual.proj"] * 50).to(dtype)
+    save_file(state, tmp_path / "a.safetensors")
+    with pytest.raises(
+        ModelError, match="'visual.proj' in .* where the model has floats; .* give the float checkpoint"
+    ):
+        models.load(str(tmp_path / "a.safetensors"), arch=CONFIG)
 
 
 def test_the_names_that_differ_are_said(tmp_path: Path, original: nn.Module) -> None:
