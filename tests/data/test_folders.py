@@ -20,6 +20,7 @@ from qclip.data import UnreadableImage, batches, folders, load
 from qclip.data.files import SHOWN_NAME, shown
 from qclip.data.listing import is_leftover
 from qclip.errors import DataError
+from qclip.files import open_regular
 from tests.reliability.fakes import Tiny, preprocess
 
 

@@ -282,9 +282,7 @@ def test_integers_where_the_model_has_floats_are_refused(
     state = tensors(original)
     state["visual.proj"] = (state["visual.proj"] * 50).to(dtype)
     save_file(state, tmp_path / "a.safetensors")
-    with pytest.raises(
-        ModelError, match="'visual.proj' in .* where the model has floats; .* give the float checkpoint"
-    ):
+    with pytest.raises(ModelError, match="'visual.proj' in .* where the model has floats; .* the float checkpoint"):
         models.load(str(tmp_path / "a.safetensors"), arch=CONFIG)
 
 
