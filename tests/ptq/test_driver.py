@@ -392,3 +392,15 @@ def test_every_grid_runs_on_kernels_and_comes_back(treatment: Treatment, tmp_pat
         want, got, loaded = (m.encode_image(IMAGES) for m in (model, small, again))
     least = {2: 0.4, 3: 0.8}.get(treatment.weight_bits, 0.95)
     assert nn.functional.cosine_similarity(got, want).min() > least and torch.equal(got, loaded)
+
+
+def test_static_scales_behind_smoothquant_are_those_of_all_samples() -> None:
+    """The search looks at a few of them; here the others are larger."""
+    context = context_for(small_clip(), Recipe("x", Treatment(static=True), steps=(step("smoothquant", samples=2),)))
+    context.samples = calibration.Samples(torch.cat([IMAGES[:2], 5 * IMAGES[2:]]), architectures.tokens(), {})
+    ptq.decide(context)
+    sites = [state.site for state in context.states.values() if state.plan.static]
+    want = context.static_scales(sites)
+    assert len(want) > 10 and any(state.transforms for state in context.states.values())
+    for site in sites:
+        assert torch.equal(context.states[site.name].input_scale, want[site.shared])
