@@ -186,6 +186,15 @@ def test_fpr_threshold_is_the_ceil_of_the_share():
         assert metrics.fpr_at_tpr(positives, negatives) == pytest.approx(np.mean(negatives >= threshold)), n
 
 
+@pytest.mark.parametrize(("percent", "n"), [(55, 20), (55, 100), (7, 100), (14, 50), (28, 25), (56, 50)])
+def test_a_share_that_is_a_whole_number_of_samples_is_enough(percent, n):
+    """0.55 * 20 is 11.000000000000002 in floating point, and 11 of 20 are 55 %."""
+    positives, negatives = np.arange(n, 0, -1.0), np.arange(0.5, n + 1)
+    threshold = positives[-(-percent * n // 100) - 1]
+    assert metrics.fpr_at_tpr(positives, negatives, percent / 100) == np.mean(negatives >= threshold)
+    assert metrics.fpr_at_tpr(-negatives, -positives, percent / 100, "ood") == np.mean(negatives >= threshold)
+
+
 def test_an_empty_side_is_undefined_not_perfect():
     assert math.isnan(metrics.auroc([1.0], []))
     assert math.isnan(metrics.fpr_at_tpr([1.0], []))
