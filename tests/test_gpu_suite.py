@@ -211,9 +211,17 @@ def survivors(folder: Path) -> list[str]:
 
 
 def test_a_run_that_is_stopped_stops_its_parts_and_the_next_goes_on(tmp_path: Path) -> None:
-    command = [*SUITE, "--out", str(tmp_path), "--dry-run", "--only", "smooth_scale"]
-    run = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert run.stderr is not None and "check triton smooth_scale" in run.stderr.readline()
+    options = ["--out", str(tmp_path), "--dry-run", "--only", "smooth_scale"]
+    command = [*SUITE, *options]
+    os.mkfifo(tmp_path / "up")
+    hanging = (
+        "import sys\n"
+        "from benchmarks import gpu_suite\n"
+        f"gpu_suite.Suite.command = lambda *_: [sys.executable, '-c', {HANGS!r}, {str(tmp_path / 'up')!r}]\n"
+        f"sys.exit(gpu_suite.main({options}))\n"
+    )
+    run = subprocess.Popen([sys.executable, "-c", hanging], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    assert (tmp_path / "up").read_text() == "up"
     run.terminate()
     run.communicate(timeout=LONG)
     assert run.returncode == 128 + signal.SIGTERM

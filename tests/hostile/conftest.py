@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,7 +14,10 @@ from tests.conftest import ROOT
 
 @pytest.fixture(scope="session", autouse=True)
 def _environment() -> Iterator[None]:
-    """For every process that a test starts, the fork server first of all: this checkout, and one thread."""
+    """For every process that a test starts, the fork server first of all: this checkout, one thread, and Ctrl-C: shells
+    start what runs in the background with SIGINT ignored, and a command leaves it so."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", f"{ROOT}:{os.environ.get('PYTHONPATH', '')}".rstrip(":"))
         patch.setenv("OMP_NUM_THREADS", "1")

@@ -3,6 +3,7 @@ changes a file, a line of progress, a module that is imported."""
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import random
@@ -10,11 +11,14 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import qclip
+from qclip import files
 from qclip.artifact import DESCRIPTION, file_hash, is_artifact, read_description
 from tests.hostile import processes
 
@@ -103,6 +107,97 @@ def test_a_quantization_that_is_killed_leaves_the_old_artifact_or_the_new_one(
         assert (folder / "small" / DESCRIPTION).read_bytes() == undisturbed
         assert leftovers(folder) == [] and is_artifact(folder / "small")
     assert "w4a8" in found
+
+
+OLD, NEW = ({name: f"{age} {name}" for name in names} for age, names in (("old", "abc"), ("new", "abd")))
+
+
+def killed_at_every_call(write: Callable[[], object], after: Callable[[], None]) -> int:
+    """Runs `write` in forks of this process that are killed right before their first, second, ... call that changes a
+    file, and `after` here each time, until one comes to its end. Returns how many were killed."""
+    for moment in itertools.count(1):
+        if not (child := os.fork()):
+            processes.kill_at(moment)
+            write()
+            os._exit(0)
+        status = os.waitpid(child, 0)[1]
+        after()
+        if not os.WIFSIGNALED(status):
+            assert os.WEXITSTATUS(status) == 0
+            return moment - 1
+    raise AssertionError
+
+
+def content(folder: Path) -> dict[str, str]:
+    return {path.name: path.read_text() for path in folder.iterdir() if not files.PART.fullmatch(path.name)}
+
+
+@pytest.mark.parametrize("how", ["exchanged", "moved", "joined", "new"])
+def test_a_folder_whose_writer_is_killed_at_any_call(how: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = folder / "out"
+    if how == "moved":  # a file system that cannot exchange
+        monkeypatch.setattr(files, "_exchange", lambda *_: False)
+
+    def write() -> None:
+        with files.whole_folder(out, last="d", alone=how in ("exchanged", "moved")) as part:
+            for name, text in NEW.items():
+                (part / name).write_text(text)
+
+    def anew() -> None:
+        for path in folder.iterdir():
+            shutil.rmtree(path)
+        if how != "new":
+            out.mkdir()
+            for name, text in OLD.items():
+                (out / name).write_text(text)
+
+    found: list[str] = []
+
+    def after() -> None:
+        aside = [path for path in folder.iterdir() if path.name.endswith(".old")]
+        there = content(out) if out.exists() else None
+        if how == "joined":  # each file is whole, and the last one comes last
+            assert there is not None and set("abc") <= set(there) <= set("abcd")
+            assert all(text in (f"old {name}", f"new {name}") for name, text in there.items())
+            assert "d" not in there or there == OLD | NEW
+            found.append("new" if "d" in there else "old")
+        elif there is None:
+            assert how == "new" or [content(path) for path in aside] == [OLD]
+            found.append("none")
+        else:
+            assert there in (OLD, NEW)
+            found.append("old" if there == OLD else "new")
+        files.remove_leftovers(folder)
+        files.remove_leftovers(out)
+        assert not [path for path in folder.rglob("*") if files.PART.fullmatch(path.name)]
+        anew()
+
+    anew()
+    assert killed_at_every_call(write, after) > 20
+    ages = {
+        "exchanged": ["old", "new"],
+        "moved": ["old", "none", "new"],
+        "joined": ["old", "new"],
+        "new": ["none", "new"],
+    }
+    assert list(dict.fromkeys(found)) == ages[how] and found == sorted(found, key=ages[how].index)
+
+
+def test_a_file_whose_writer_is_killed_at_any_call(folder: Path) -> None:
+    out, found = folder / "results.json", []
+    results = qclip.Results(notes=["new"])
+    before, now = qclip.Results(notes=["old"]).text(), results.text()
+
+    def after() -> None:
+        assert out.read_text() in (before, now)
+        found.append(out.read_text() == now)
+        out.write_text(before)
+        files.remove_leftovers(folder)
+        assert list(folder.iterdir()) == [out]
+
+    out.write_text(before)
+    assert killed_at_every_call(lambda: results.to_json(out), after) > 5
+    assert found == sorted(found) and set(found) == {False, True}
 
 
 def test_two_runs_on_one_cache_at_once(folder: Path) -> None:
