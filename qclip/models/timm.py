@@ -258,7 +258,8 @@ def _head(visual: Any, trunk: Any) -> list[Site]:
 
 
 class Timm(Family):
-    """VisionTransformer and ConvNeXt by themselves: a vision tower, which is quantized and not saved."""
+    """VisionTransformer and ConvNeXt by themselves: a vision tower to be looked at (sites, spectra). Without a text
+    encoder and a logit scale they are not quantized."""
 
     name = "timm"
 
