@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .artifact import load, save
-    from .models import encoders, towers
+    from .models import towers
+    from .models.encoders import encoders
     from .ptq import quantize, quantize_
     from .recipes import Recipe
     from .reliability import evaluate
