@@ -15,7 +15,7 @@ def generator() -> torch.Generator:
 
 @pytest.fixture(scope="session")
 def peak_gops() -> float | None:
-    """INT8 peak of torch's threads on this machine in 10^9 operations a second, None without native code."""
+    """INT8 peak of torch's threads on this machine in 10^9 operations per second, None without native code."""
     if not qkernels.info()["built"]:
         return None
     from qkernels.cpu import peak_gops
@@ -25,7 +25,7 @@ def peak_gops() -> float | None:
 
 @pytest.fixture
 def rate(benchmark, peak_gops):
-    """`rate(operations)`: notes operations a second and the share of the peak, from the median of the timed call."""
+    """`rate(operations)`: notes operations per second and the share of the peak, from the median of the timed call."""
 
     def note(operations: float) -> None:
         if benchmark.stats is None:  # --benchmark-disable

@@ -11,7 +11,7 @@ from qkernels.cpu import peak_gops
 
 
 def paired(functions: dict[str, Callable[[], Any]], seconds: float = 5e-3, repeats: int = 9) -> dict[str, float]:
-    """Median CPU seconds a call of each function on one thread, and under "peak" the INT8 peak in operations a second.
+    """Median CPU seconds per call of each function on one thread; under "peak" the INT8 peak, operations per second.
 
     Functions take turns, each for about `seconds` after a call that warms the caches; the peak is measured between.
     """

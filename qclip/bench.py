@@ -84,7 +84,7 @@ def bench(
 
     `batch` images of standard normal pixels, or prompts "a photo of a NAME" (`full`: prompts that fill the context);
     `seconds` for all measurements together.
-    Returns JSON: `ours` and `peers[NAME]` (seconds a call: median and quartiles; ms_per_item; cosine to float32),
+    Returns JSON: `ours` and `peers[NAME]` (seconds per call: median and quartiles; ms_per_item; cosine to float32),
     `ratios[NAME]` = peer seconds / our seconds, `cpu`, `threads`, `peak_gops`, `percent_of_peak`, notes.
     """
     chosen = recipes.get(recipe)
@@ -180,7 +180,7 @@ def interleave(
     say: Callable[[str, int, int], None],
     probe: Callable[[], float | None] = lambda: None,
 ) -> tuple[dict[Any, list[float]], list[float]]:
-    """Seconds a call, one value a round and contender, and the speed of the processor (`probe`) after each round.
+    """Seconds per call, one value per round and contender, and the speed of the processor (`probe`) after each round.
 
     Each turn begins with an untimed call, because the one before left its data in the caches and its threads spinning;
     the order turns round after round. A round after which the probe finds the processor far slower than at its best

@@ -31,7 +31,7 @@ def examine() -> dict[str, Any]:
     """A JSON-able picture: `versions`, `processor`, `kernels`, `costs`, `checkpoints` (each name -> value) and
     `problems`, a list of sentences that is empty where all is well.
 
-    `int8_peak_gops` is measured: register-only INT8 multiply-adds on torch's threads, 10^9 operations a second, a
+    `int8_peak_gops` is measured: register-only INT8 multiply-adds on torch's threads, 10^9 operations per second, a
     multiply-add counted as two.
     """
     import torch

@@ -1,7 +1,7 @@
-"""How long work says how far it is."""
+"""How a long computation reports its progress."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-Progress = Callable[[str, int, int], None]  # (what, done, in all); called often, returns at once
+Progress = Callable[[str, int, int], None]  # called as (what, done, in all), often: must return at once

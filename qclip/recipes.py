@@ -255,7 +255,7 @@ def _treated(content: dict) -> dict:
 
 
 def _known(content: dict) -> dict:
-    """What is no field of the treatment. Raises RecipeError for a name that is none of a recipe's."""
+    """The fields of a recipe that are not its default treatment's. Raises RecipeError for an unknown field."""
     known = [*typed.fields(_Written), *typed.fields(Treatment)]
     for key in content:
         if key not in known:
@@ -265,7 +265,7 @@ def _known(content: dict) -> dict:
 
 @contextlib.contextmanager
 def _at(what: str) -> Iterator[None]:
-    """Refusals inside say where."""
+    """A RecipeError raised inside begins with `what`."""
     try:
         yield
     except RecipeError as error:

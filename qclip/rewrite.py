@@ -60,7 +60,7 @@ class Quantization:
     model: nn.Module = dataclasses.field(repr=False, compare=False)
 
     def __deepcopy__(self, memo: dict) -> Quantization:
-        model = memo.get(id(self.model))  # the copy that is being made of our model, if it is that which is copied
+        model = memo.get(id(self.model))  # the copy of our model, where deepcopy is making one
         return dataclasses.replace(self, model=self.model if model is None else model)
 
     @property

@@ -2,6 +2,8 @@
 
 Arguments were validated in `qkernels.ops`. Float inputs may be float32, bfloat16 or float16. A function takes every
 case that `supports` lets through.
+
+All ops stand in one file, long as it is: each is little more than one native call, and they share how to make it.
 """
 
 from __future__ import annotations
@@ -474,7 +476,7 @@ def int4_linear(
 
 
 def peak_gops(threads: int | None = None) -> float:
-    """Measured limit of the tier's int8 dot products in 10^9 operations a second, without memory traffic.
+    """Measured limit of the tier's int8 dot products in 10^9 operations per second, without memory traffic.
 
     A multiply-add is two operations. Takes about 0.1 s on `threads` threads (default: torch's). Raises RuntimeError
     where the native code is missing.

@@ -3,6 +3,8 @@
 Arguments were validated in `qkernels.ops`. A function takes every case that `supports` lets through. Work goes to the
 current stream of the tensors' device; nothing here waits for it. No kernel here has been timed against `qkernels`'
 Triton kernels yet, so this backend runs only where `QKERNELS_BACKEND=cuda` asks for it.
+
+All ops stand in one file, long as it is: each is little more than one native call, and they share how to make it.
 """
 
 from __future__ import annotations

@@ -2,11 +2,13 @@
 
 Arguments were validated and normalised in `qkernels.ops`: scales are float32 tensors, masks broadcast, widths are
 supported. Where the contract asks for bits (scales, codes, `fake_quantize`), the arithmetic is float32 with one
-rounding an operation; where it asks for closeness, it is float64. Every function takes `out` (a tensor, or a pair for
+rounding per operation; where it asks for closeness, it is float64. Every function takes `out` (a tensor, or a pair for
 two results) and then writes there.
 
 Two traps of torch: `127 / t` is `t.reciprocal() * 127`, two roundings, and division by a Python number is a
 multiplication by its reciprocal on a GPU. Divisors are tensors here.
+
+All ops stand in one file, long as it is, so that the whole contract can be read in one place.
 """
 
 from __future__ import annotations

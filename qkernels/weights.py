@@ -167,7 +167,7 @@ class Int4Weight:
         return replace(self, codes=codes, scales=scales, zeros=zeros, layout="canonical")
 
     def unpacked_codes(self) -> Tensor:
-        """The codes one a byte: uint8 `[N, K]`."""
+        """The codes, one per byte: uint8 `[N, K]`."""
         return layouts.from_nibbles(self.canonical().codes, self.shape[1])
 
     def dequantize(self) -> Tensor:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 ROOT = Path(__file__).resolve().parents[2]
-#: INT8 tensor-core operations a second by NVIDIA's data sheets, dense
+#: INT8 tensor-core operations per second by NVIDIA's data sheets, dense
 INT8_PEAKS = {"H100 PCIe": 1513e12, "H100": 1979e12, "H200": 1979e12, "A100": 624e12}
 
 

@@ -114,7 +114,7 @@ def _repeats(machine: Machine, run: Callable[[], None], seconds: float, rounds: 
 
 
 def copy_bandwidth(machine: Machine) -> float:
-    """Bytes a second, read and written, of a device copy far larger than the cache."""
+    """Bytes per second, read and written, of a device copy far larger than the cache."""
     size = 1 << 16 if machine.tiny else 1 << 31
     source, target = (torch.empty(size, dtype=torch.uint8, device=machine.device) for _ in range(2))
     source.random_()

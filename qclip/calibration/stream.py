@@ -49,8 +49,8 @@ def batches(encoders: Encoders, data: Samples, tower: str) -> Iterator[Batch]:
 
 
 class Hooks:
-    """Forward pre-hooks that are gone when the block ends. They see what reaches an embedding: of inputs `[B, S, K]`
-    the positions `reaching` (bool `[B, S]`), all where it is None."""
+    """Forward pre-hooks that are removed when the `with` block ends. Of inputs `[B, S, K]` they see only the positions
+    that reach an embedding: `reaching`, bool `[B, S]` (None: all)."""
 
     def __init__(self) -> None:
         self.handles: list = []
@@ -68,7 +68,7 @@ class Hooks:
 
 
 def reaching(x: Tensor, positions: Tensor | None) -> Tensor:
-    """The rows of x `[B, S, ...]` at `positions` bool `[B, S]`, `[n, ...]`; x itself where it has no such positions."""
+    """x `[B, S, ...]` at `positions` (bool `[B, S]`): `[n, ...]`. x itself where it has no such axes."""
     return x if positions is None or x.ndim < 3 or x.shape[:2] != positions.shape else x[positions]
 
 

@@ -30,10 +30,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with process.endings() as ending:
         code = _guarded(list(sys.argv[1:] if arguments is None else arguments), ending)
     if program:
-        for number in process.ENDING:  # from here on only the interpreter's own end can be interrupted
+        for number in process.ENDING:  # only the interpreter's own shutdown is left to interrupt
             if signal.getsignal(number) is not signal.SIG_IGN:
                 signal.signal(number, signal.SIG_DFL)
-        if ending.received:  # maybe in the middle of an import: nothing that is half there is asked to clean up
+        if ending.received:  # perhaps in the middle of an import: half-made modules must not clean up
             os._exit(code)
     return code
 

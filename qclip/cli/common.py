@@ -35,7 +35,7 @@ Calibration = Annotated[
 ]
 Classes = Annotated[
     Path | None,
-    typer.Option("--classes", metavar="FILE", help="Class names, one a line: found by name, else by position."),
+    typer.Option("--classes", metavar="FILE", help="Class names, one per line: found by name, else by position."),
 ]
 Arch = Annotated[
     str | None, typer.Option("--arch", metavar="NAME", help="Architecture of a checkpoint file, if it does not say.")
@@ -148,8 +148,8 @@ def print_table(title: str, columns: list[str], rows: list[list[Any]]) -> None:
 
 @contextlib.contextmanager
 def progress() -> Iterator[Progress]:
-    """A bar with an ETA on stderr, driven by `report(what, done, total)`. Without a terminal: a line every tenth, at
-    most one a second."""
+    """A bar with an ETA on stderr, driven by `report(what, done, total)`. Without a terminal: a line per
+    tenth of the work, at most one per second."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from . import common, lineup
+from . import common, comparison
 
 EXAMPLES = "[bold]Examples[/]\n\nqclip demo\n\nqclip demo --samples 200 --output quick-look"
 MODELS = ["scenes-clean", "scenes-noisy"]
@@ -35,7 +35,7 @@ def command(
     def scenes(split: str) -> str:
         return f"scenes:{split}?samples={samples}"
 
-    lineup.check_output(output, force or output == OUTPUT)
+    comparison.check_output(output, force or output == OUTPUT)
     common.set_threads(threads)
     settings = {
         "data": scenes("test"),
@@ -45,9 +45,9 @@ def command(
         "seed": seed,
         "cache": cache,
     }
-    found = lineup.groups(MODELS, RECIPES, seed=seed)
-    results = lineup.join([lineup.evaluate(group, True, **settings) for group in found])
-    lineup.write(results, output)
+    found = comparison.groups(MODELS, RECIPES, seed=seed)
+    results = comparison.join([comparison.evaluate(group, True, **settings) for group in found])
+    comparison.write(results, output)
     if json:
         common.print_results(results)
         return

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import typer
 
-from . import common, lineup
+from . import common, comparison
 
 if TYPE_CHECKING:
     from qclip.data import ImageSet
@@ -65,7 +65,7 @@ def command(
     ] = None,
     classes: common.Classes = None,
     templates: Annotated[
-        Path | None, typer.Option("--templates", metavar="FILE", help="Prompts with a {} for the name, one a line.")
+        Path | None, typer.Option("--templates", metavar="FILE", help="Prompts with a {} for the name, one per line.")
     ] = None,
     calibration: common.Calibration = None,
     output: Annotated[
@@ -91,7 +91,7 @@ def command(
     from qclip.data import load, read_lines
 
     if output is not None:
-        lineup.check_output(output, force)
+        comparison.check_output(output, force)
     for option, names in (("score", score), ("corruption", corruption), ("measure", measure)):
         for name in names or []:
             common.registry_at(Command.NAMED[option]).get(name)
@@ -119,10 +119,12 @@ def command(
         "cache": cache,
         "device": device,
     }
-    found = lineup.groups(models, recipe, calibration=calibration, arch=arch, device=device, seed=seed, strict=strict)
-    results = lineup.join([lineup.evaluate(group, spectrum, **settings) for group in found])
+    found = comparison.groups(
+        models, recipe, calibration=calibration, arch=arch, device=device, seed=seed, strict=strict
+    )
+    results = comparison.join([comparison.evaluate(group, spectrum, **settings) for group in found])
     if output is not None:
-        lineup.write(results, output)
+        comparison.write(results, output)
     if json:
         common.print_results(results)
         return

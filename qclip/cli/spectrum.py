@@ -9,7 +9,7 @@ import typer
 
 from qclip import files
 
-from . import common, lineup
+from . import common, comparison
 
 EXAMPLES = (
     "[bold]Examples[/]\n\nqclip spectrum photos --recipe w8a8 --recipe w4a8\n\n"
@@ -37,9 +37,9 @@ def command(
         files.check_file(output, force)
         common.keep_input(output, models)
     common.set_threads(threads)
-    recipes = None if recipe is None else list(dict.fromkeys([lineup.FLOAT, *recipe]))
-    found = lineup.groups(models, recipes, calibration=calibration, arch=arch, seed=seed)
-    results = lineup.join([lineup.spectrum(group) for group in found])
+    recipes = None if recipe is None else list(dict.fromkeys([comparison.FLOAT, *recipe]))
+    found = comparison.groups(models, recipes, calibration=calibration, arch=arch, seed=seed)
+    results = comparison.join([comparison.spectrum(group) for group in found])
     if output is not None:
         results.to_json(output)
     if json:

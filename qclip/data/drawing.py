@@ -27,7 +27,7 @@ def mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 
 def image_keys(seed: int, split: str, indices: NDArray[np.int64]) -> NDArray[np.uint64]:
-    """One 64-bit key an image, `[B]`, that depends on (seed, split, index) alone."""
+    """One 64-bit key per image, `[B]`, that depends on (seed, split, index) alone."""
     start = mix(np.array([seed % 2**64], np.uint64)) ^ np.uint64(zlib.crc32(split.encode()))
     return mix(mix(start) ^ indices.astype(np.uint64))
 

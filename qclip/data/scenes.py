@@ -85,7 +85,7 @@ class _Plan:
         self.family = dice.pick("family", len(FAR_FAMILIES))
 
     def captions(self) -> list[list[str]]:
-        """Four captions an image, from the fullest to the shortest."""
+        """Four captions per image, from the fullest to the shortest."""
         verb = self.dice.pick("verb", 3)
         out = []
         for i in range(len(self.indices)):

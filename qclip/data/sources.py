@@ -79,7 +79,7 @@ def load(
 
     `samples=N` draws N images without replacement (`seed`), or the first N of scenes, whose `seed` draws other images;
     `split` is a scenes split, a value of the column `split` or of a shard's name, or a sub-folder; `where` names a bool
-    column; `image`, `label` and `captions` name the columns of a Parquet file. `classes_file` holds one class name a
+    column; `image`, `label` and `captions` name the columns of a Parquet file. `classes_file` holds one class name per
     line: classes of the set that have a name get the line of that name, else line N names label N, and `label_notes`
     say so. `progress` is called as (what, done, in all) while files are listed and read.
 

@@ -10,7 +10,7 @@ from .site import Description, QuantizedSite
 
 
 class QuantizedEmbedding(QuantizedSite):
-    """Token ids `[...]` -> float `[..., width]` of the compute dtype. One scale a row; never packed."""
+    """Token ids `[...]` -> float `[..., width]` of the compute dtype. One scale per row; never packed."""
 
     STANDS_FOR = (nn.Embedding,)
     CONTAINERS = (Int8Weight,)

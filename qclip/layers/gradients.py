@@ -1,4 +1,4 @@
-"""No gradient passes a quantized layer: rounding has none, and what would reach the parameters around it is a part."""
+"""No gradient passes a quantized layer: rounding has none, and gradients around it would be incomplete."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ class _Refusing(torch.autograd.Function):
 
 
 def refuse_gradients(y: Tensor, *sources: Tensor | nn.Module | None) -> Tensor:
-    """y, made of `sources` (tensors, or modules for their parameters) by ops without gradients. It requires a gradient
-    where one of them does, and asking for it raises GradientError."""
+    """Returns y, which ops without gradients made of `sources` (tensors, or modules for their parameters). It requires
+    a gradient where one of `sources` does; a backward pass through it raises GradientError."""
     if not torch.is_grad_enabled():
         return y
     tensors = [t for s in sources for t in (s.parameters() if isinstance(s, nn.Module) else (s,)) if t is not None]

@@ -19,7 +19,7 @@ from qkernels.recording import GraphProgram, Program, UnrecordableError, record
 
 from . import hooks
 
-KEPT = 4  # programs a thread and function: each holds a workspace
+KEPT = 4  # programs per thread and function: each holds a workspace
 SCALARS = (bool, int, float, str, type(None))
 
 

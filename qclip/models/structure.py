@@ -1,4 +1,4 @@
-"""What a model is made of at one moment, so that it can be made so again, and what a rewrite lost can be named."""
+"""A snapshot of a model's modules: puts them back, and names what a rewrite lost."""
 
 from __future__ import annotations
 

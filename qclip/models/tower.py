@@ -167,7 +167,7 @@ class Site:
     owner: nn.Module = dataclasses.field(repr=False, compare=False)  # the module that holds it ...
     attribute: str = ""  # ... under this name
     smoothable: bool = True  # False where a scale cannot be moved into or out of its input
-    rows: int = 1  # input rows a sample at the model's own resolution / context: MACs = rows * N * K (lookups: none)
+    rows: int = 1  # input rows per sample at the model's own resolution / context: MACs = rows * N * K (lookups: none)
 
     @property
     def module(self) -> nn.Module:

@@ -1,6 +1,6 @@
 """Paired statistics: one count matrix per data set, shared by every model and metric.
 
-A resample is a vector of counts, one a sample. Every metric that is a function of weighted sums is then a matrix
+A resample is a vector of counts, one per sample. Every metric that is a function of weighted sums is then a matrix
 product, and the difference between two models is taken inside the resample: what both models find hard cancels.
 """
 

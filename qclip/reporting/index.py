@@ -25,7 +25,7 @@ class Part:
 
     @property
     def key(self) -> dict[str, Any]:
-        """The columns of a row that say it."""
+        """The columns of a row that name this part."""
         return {"subset": self.subset} | ({} if self.group is None else {"axis": "group", "at": self.group})
 
     @property

@@ -21,7 +21,8 @@ LINEAR = ("int8_linear", "int4_linear")
 
 
 def hand_over_shifted(steps: list[Step], outputs: list[Any]) -> None:
-    """Codes that nobody but VNNI linear ops reads are written as these want them: plus 128, rows a cache line apart."""
+    """Codes that only VNNI linear ops read are written in the form that these multiply: plus 128, and with every row
+    on cache lines of its own."""
     touched = touching(steps, outputs)
     for number, step in enumerate(steps):
         if not isinstance(step, NativeStep) or step.name not in SHIFTABLE:

@@ -99,7 +99,7 @@ class FusedRegion:
 
 
 def _moves(step: Any) -> Iterator[tuple[str, Any, int, bool]]:
-    """(argument, pointer, bytes an item, whether it is written) of the pointers that move with a step's items."""
+    """(argument, pointer, bytes per item, whether it is written) of the pointers that move with a step's items."""
     for name, stride in OPS[step.name].strides(step.arguments).items():
         pointer = step.arguments.get(name)
         if pointer is not None and stride:

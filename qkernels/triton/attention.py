@@ -9,9 +9,9 @@ shared memory only.
 second product. Float32 input is cut in three tf32 products ("tf32x3", about 2^-21 relative): exact float32 products
 (input_precision="ieee") have no tensor cores and hold whole operands in registers, more than there are.
 
-What bounds it: exp (16 a clock and multiprocessor) and the traffic of keys and values from L2, which tall tiles halve;
-the products come third. So int8 products for q k^T are left out: at 257 tokens attention is 5-8 % of a ViT-L, half of
-its products are q k^T, and quantizing q and k costs a pass: 1-2 % could be won at 257 tokens and 3-4 % at 577.
+What bounds it: exp (16 per clock and multiprocessor), then the traffic of keys and values from L2, which tall tiles
+halve; the products come third. So int8 products for q k^T are left out: at 257 tokens attention is 5-8 % of a ViT-L,
+half of its products are q k^T, and quantizing q and k costs a pass: 1-2 % could be won at 257 tokens and 3-4 % at 577.
 
 int8 by a given scale is written at once. The dynamic rule needs the largest magnitude over all heads of a token, so
 float results go to a scratch tensor of q's dtype and `quantize_per_token` reads it: two launches, no host sync. A
@@ -188,7 +188,7 @@ class Variant:
 
 @dataclass(frozen=True)
 class Configuration:
-    """ROWS queries and KEYS keys a tile, and warps a program. Two stages: the next keys load during a tile."""
+    """A tile has ROWS queries and KEYS keys; `warps` per program. Two stages: the next keys load meanwhile."""
 
     rows: int
     keys: int

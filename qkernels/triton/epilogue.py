@@ -79,9 +79,9 @@ def write(
     """The epilogue of a tile of sums, rows `first_row` and on, into `out` (`[M, N]`, contiguous). Offsets are 64 bits
     wide up to the tile, and 32 within it.
 
-    X_SCALE: "one" number, one a "row", or else `acc` has it already; so it is with `w_scale` where it is None. OUT:
-    "float"; "tensor" or "channel": int8 by one static scale or one a column; "group": int8 by the dynamic rule over the
-    columns of the tile, which must be 128.
+    X_SCALE: "one" number or one per "row"; anything else: `acc` has that scale already. `w_scale` None: `acc` has the
+    weight's. OUT: "float"; "tensor" or "channel": int8 by one static scale, or one per column; "group": int8 by the
+    dynamic rule over the columns of the tile, which must be 128.
     """
     lines = tl.arange(0, acc.shape[0])
     rows = first_row + lines

@@ -9,6 +9,8 @@ scale, and goes on to `steps` tiles of the same scales. What its values add to t
 in registers. That is the gradient where one program sees all values of a scale (weights by channel, groups: one
 launch); elsewhere it is one of `terms` partial sums, which a second small kernel adds in their order. Tiles depend on
 the shape alone: no atomics, the same bits on every chip and in every run.
+
+One file, long as it is: the gradients walk over the tiles of the forward half, and are checked against it.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ from .aot import AotCase
 from .launch import ceil_div, on, power_of_two, uncountable
 from .rounding import EXACT, round_half_even, round_small
 
-TILE = 4096  # values of a tile: 16 a thread, two loads of 16 bytes in 16 bits
+TILE = 4096  # values of a tile: 16 per thread, two loads of 16 bytes in 16 bits
 WARPS = 8
 ROWS = 64  # that a program sums at least where columns have their own scales: partial sums are 2 % of the traffic
 TERMS = 4096  # partial sums at most, if those of one scale take several programs

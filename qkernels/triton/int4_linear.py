@@ -12,6 +12,8 @@ into a float32 sum where a group ends. A zero point other than 8 subtracts `scal
 Weights are the left operand where rows are few: then they go from registers into tensor cores.
 
 Bound: for few rows the weights' way from memory (4.125 bits per weight at groups of 128), else tensor cores.
+
+One file, long as it is: W4A8 and W4A16 are one kernel, whose configurations and compiled cases belong to it.
 """
 
 from __future__ import annotations

@@ -158,13 +158,13 @@ class Config:
 
     def legal(self, chip: Chip, x_scale: str | None, out: str, out_bytes: int) -> bool:
         """Whether it compiles without spills (Triton 3.6 and 3.8) and fits into shared memory. `out`: what leaves, as
-        `epilogue.write` calls it, of `out_bytes` a value."""
+        `epilogue.write` calls it, of `out_bytes` per value."""
         shared = self.per_sm * self.stages * (self.block_m + self.block_n) * self.block_k
         if self.flat(chip):  # values change threads beside the operands: 128 columns at a time, sums if transposed
             shared += self.block_m * min(self.block_n, 128) * (4 if self.swap else out_bytes)
         if out == "group" and self.block_n % 128 or x_scale == "group" and self.block_k != 128:
             return False
-        # Accumulators a thread: two sets where activations have groups. Triton 3.8 holds int8 fragments on sm_80.
+        # Accumulators per thread: two sets where activations have groups. Triton 3.8 holds int8 fragments on sm_80.
         held = self.block_m * self.block_n // (32 * self.warps) * (2 if x_scale == "group" else 1)
         # Static codes need more registers; by one scale, a tile 256 wide is finished in halves.
         narrow = out == "channel" or out == "tensor" and self.block_n < 256
@@ -192,7 +192,7 @@ def candidates(chip: Chip) -> list[Config]:
 def configure(m: int, n: int, k: int, chip: Chip, x_scale: str | None, out: str, out_bytes: int) -> Config:
     """The configuration for a shape: the legal tile with the least estimated time, split along K where tiles are few.
 
-    A tile takes its products at the rate of its kind (small tiles load more an operation), and for each output an
+    A tile takes its products at the rate of its kind (small tiles load more per operation), and for each output an
     epilogue as dear as 256 products, which is hidden where a SM holds two blocks. No figure here was measured on a GPU.
     """
     steps = ceil_div(k, 128)

@@ -45,7 +45,7 @@ def channel_tile(rows: int, k: int, dtype: torch.dtype, multiprocessors: int) ->
 
 
 def partial_tile(parts: int) -> ChannelTile:
-    """Of the maxima of the parts: all of them, 32 channels a program, so that many programs share little work."""
+    """Of the maxima of the parts: all of them, 32 channels per program, so that many programs share little work."""
     return ChannelTile(128, 32, ceil_div(parts, 128) * 128)
 
 

@@ -11,7 +11,7 @@ from qclip.cli import common
 def test_progress_without_a_terminal_is_lines_on_stderr(
     step: float, lines: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    """A line every tenth; at most one a second, so that what is quick says little."""
+    """A line per tenth of the work, at most one per second, so that what is quick says little."""
     now = 0.0
     monkeypatch.setattr(common.time, "monotonic", lambda: now)
     with common.progress() as report:

@@ -55,7 +55,7 @@ def test_explicit_form_equals_the_original(name: str) -> None:
 
 @pytest.mark.parametrize("name", [*ALL, *TIMM])
 def test_sites_are_what_runs(name: str) -> None:
-    """Every site sees exactly `rows` rows a sample of width K, and equal `shared` means the same tensor."""
+    """Every site sees exactly `rows` rows per sample of width K, and equal `shared` means the same tensor."""
     model = perturb(TIMM[name]()) if name in TIMM else build(name)
     towers = models.towers(model)
     seen: dict[str, list[torch.Tensor]] = {}

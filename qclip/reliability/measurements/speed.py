@@ -1,4 +1,4 @@
-"""What embedding an image took, in passing. `qclip bench` measures speed."""
+"""The time per image that embedding took, noted in passing. Speed is measured by `qclip bench`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Spurious correlation: how groups of one set fare apart."""
+"""Spurious correlation: accuracy of each group of a set."""
 
 from __future__ import annotations
 

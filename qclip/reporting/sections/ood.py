@@ -50,7 +50,7 @@ class OodSection(Section):
 
 
 def roc(index: Index) -> list[Panel]:
-    """One ROC curve panel a family: a figure for each OOD set, by the score that is judged."""
+    """A panel of ROC curves per family: one figure for each OOD set, by the score that is judged."""
     curves: dict[tuple[str, str, str], list[svg.Point]] = {}
     for curve in index.curves("roc"):
         pairs = zip(curve["points"]["fpr"], curve["points"]["tpr"], strict=True)

@@ -24,7 +24,7 @@ class SpeedSection(Section):
 
 
 def size_and_speed(index: Index) -> list[Panel]:
-    """Bars of model bytes, artifact bytes and milliseconds an image."""
+    """Bars of model bytes, artifact bytes and milliseconds per image."""
     kinds: tuple[tuple[str, str, Callable[[float | None], str]], ...] = (
         ("model_bytes", "Size in memory", units.size),
         ("artifact_bytes", "Size of the artifact", units.size),

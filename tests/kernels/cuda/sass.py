@@ -20,7 +20,7 @@ class Kernel:
     name: str  # demangled, without its parameters
     chip: str
     registers: int
-    stack: int  # bytes a thread: spilled registers, or arrays that no register could hold
+    stack: int  # bytes per thread: spilled registers, or arrays that no register could hold
     instructions: list[str]
 
     def uses(self, pattern: str) -> bool:

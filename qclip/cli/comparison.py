@@ -1,4 +1,4 @@
-"""Which models a command compares: names and recipes in, labelled models in groups out."""
+"""What a command compares: names and recipes in, groups of labelled models out; then their results and the page."""
 
 from __future__ import annotations
 
