@@ -4,12 +4,13 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt
 SOURCES := pyproject.toml setup.py constraints.txt $(wildcard csrc/*.cc csrc/*.h csrc/cpu/* csrc/cuda/*)
 
-.PHONY: help demo test test-hf4 sanitize tsan lint bench clean
+.PHONY: help demo test test-fast test-hf4 sanitize tsan lint bench clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make demo      quantize two small CLIP models and show what that did to their reliability"
 	@echo "make test      the whole test suite"
+	@echo "make test-fast the tests that take seconds and need no GPU"
 	@echo "make test-hf4  the Hugging Face tests with transformers 4, in .venv-hf4"
 	@echo "make sanitize  the kernels' tests on a build with AddressSanitizer and UndefinedBehaviorSanitizer"
 	@echo "make tsan      every op on several threads under ThreadSanitizer"
@@ -20,8 +21,15 @@ help:
 demo: .venv/.installed
 	$(BIN)/qclip demo
 
+# One process per core. Each keeps its threads, which tests of races want: they sleep, not spin, while they wait.
+SPREAD := -n auto --dist loadfile
+export OMP_WAIT_POLICY ?= passive
+
 test: .venv/.installed-test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(SPREAD)
+
+test-fast: .venv/.installed-test
+	$(BIN)/python -m pytest $(SPREAD) -m "not slow and not gpu"
 
 lint: .venv/.installed-dev
 	$(BIN)/ruff check .

@@ -26,6 +26,8 @@ from benchmarks.gpu.parts import Part, SkipError, parts
 from qkernels import reference
 from tests.kernels.emulated_cuda_graph import EmulatedCuda
 
+pytestmark = pytest.mark.slow  # runs every part of the suite
+
 DRY = Machine(dry=True)
 SUITE = [sys.executable, str(ROOT / "benchmarks/gpu_suite.py")]
 

@@ -16,6 +16,8 @@ from qclip.layers import QuantizedAttention
 from ..models.test_huggingface import build as build_hf
 from ..small import IMAGES, TEXTS, small_clip
 
+pytestmark = pytest.mark.slow  # whole commands
+
 
 @pytest.fixture
 def model() -> nn.Module:

@@ -9,6 +9,8 @@ import pytest
 
 from qclip.cli import main
 
+pytestmark = pytest.mark.slow  # whole commands
+
 
 @pytest.fixture(autouse=True)
 def _own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,6 +19,8 @@ from qkernels import cpu
 
 from ..models.test_huggingface import build, images, tokens
 
+pytestmark = pytest.mark.slow  # models of many families
+
 TOWERS: dict[str, Callable[[nn.Module, dict], Any]] = {
     "vision": lambda model, asked: model.vision_model(pixel_values=images(), **asked),
     "text": lambda model, asked: model.text_model(input_ids=tokens(), **asked),

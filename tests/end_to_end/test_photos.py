@@ -12,6 +12,8 @@ from torch import Tensor
 import qclip
 from qclip.data import batches, load
 
+pytestmark = pytest.mark.slow  # a trained model over photographs
+
 
 @pytest.fixture(scope="module")
 def cosines(shared_data: Path) -> Callable[[str], Tensor]:

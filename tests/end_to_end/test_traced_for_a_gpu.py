@@ -20,7 +20,10 @@ from qclip import models
 from qclip.layers import QuantizedSite
 from qkernels import triton
 
-pytestmark = pytest.mark.skipif(triton.missing is not None, reason=f"needs triton: {triton.missing}")
+pytestmark = [
+    pytest.mark.slow,  # traces ViT-B/32
+    pytest.mark.skipif(triton.missing is not None, reason=f"needs triton: {triton.missing}"),
+]
 
 BLOCKS = 12
 

@@ -11,6 +11,8 @@ import pytest
 
 from qkernels import cpu
 
+pytestmark = pytest.mark.slow  # thousands of calls
+
 ROOT = Path(__file__).resolve().parents[2]
 TIERS = ["reference"] if cpu.native is None else list(cpu.native.tiers())
 

@@ -22,6 +22,8 @@ from qclip import files
 from qclip.artifact import DESCRIPTION, file_hash, is_artifact, read_description
 from tests.hostile import processes
 
+pytestmark = pytest.mark.slow  # starts and kills many processes
+
 EVALUATE = ["evaluate", "scenes-clean", "--data", "scenes:test?samples=12"]
 EVALUATE += ["--no-spectrum", "--force", "--output", "out"]
 MOMENTS, ALL_MOMENTS = (4, 4), (33, 20)  # of an evaluation and of a quantization

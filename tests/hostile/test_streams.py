@@ -15,6 +15,8 @@ import qclip
 from qclip.cli import process
 from tests.hostile import processes
 
+pytestmark = pytest.mark.slow  # starts the program again and again
+
 QCLIP = f"{sys.executable} -m qclip"
 ODD = "caf\N{LATIN SMALL LETTER E WITH ACUTE} \N{CHECK MARK} \x1b[2J"
 

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.kernels import fresh_memory
+from qkernels import cpu
+from tests.kernels import fresh_memory, remote
 from tests.kernels.tiers import TIERS, force
 
 BACKENDS = ("reference", *TIERS)
@@ -30,3 +31,12 @@ def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     else:
         force(monkeypatch, name)
     return name
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tiers of other processors are slow: an emulator runs them."""
+    here = set(TIERS) if cpu.native is None else set(cpu.native.tiers())
+    for item in items:
+        given = item.callspec.params.values() if hasattr(item, "callspec") else ()
+        if any(isinstance(value, str) and value in remote.CXX and value not in here for value in given):
+            item.add_marker(pytest.mark.slow)

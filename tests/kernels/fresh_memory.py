@@ -91,4 +91,4 @@ def check() -> None:
     """Fails where an op wrote beside an output made since the last check, or left a part of it out."""
     faults = [fault for each in _made if (fault := each.fault())]
     forget()
-    assert not faults, "; ".join(faults)
+    assert not faults, faults[0] + (f" (the first of {len(faults)} faults)" if len(faults) > 1 else "")

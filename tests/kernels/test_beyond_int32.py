@@ -17,6 +17,7 @@ from qkernels import Int8Weight, cpu, reference
 from qkernels.contract import Epilogue
 
 pytestmark = [
+    pytest.mark.slow,  # walks over gigabytes
     pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs memfd of Linux"),
     pytest.mark.skipif(cpu.native is None, reason=f"needs the native code: {cpu.missing}"),
 ]

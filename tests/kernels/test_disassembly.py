@@ -14,6 +14,8 @@ import pytest
 
 from qkernels import cpu
 
+pytestmark = pytest.mark.slow  # compiles and disassembles the kernels
+
 ROOT = Path(__file__).resolve().parents[2]
 SPILL = re.compile(r"%[zy]mm\d+,-?(0x)?[0-9a-f]*\(%r([sb])p\)")
 COMPILERS = [f"g++-{n}" for n in range(11, 15)] + [f"clang++-{n}" for n in range(14, 20)]

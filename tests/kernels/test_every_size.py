@@ -17,6 +17,8 @@ from tests.kernels.fresh_memory import guarded
 from tests.kernels.test_quantize import check_layer_norm, sample
 from tests.kernels.tiers import TIERS, force
 
+pytestmark = pytest.mark.slow  # every size up to 129 on every tier
+
 SIZES = [(1 + i, 1 + (37 * i + 11) % 129, 1 + (50 * i + 64) % 129) for i in range(129)]
 
 

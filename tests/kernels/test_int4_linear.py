@@ -35,6 +35,7 @@ def group_terms(x: torch.Tensor, weight: Int4Weight) -> tuple[torch.Tensor, int]
     return total, count
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tier", TIERS)
 def test_sums_are_exact_for_every_size_from_1_to_129(tier: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Scales of one and whole zeros: small integers, exact in float32."""

@@ -33,6 +33,7 @@ def exact_sums(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
     return x.long() @ w.long().t()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tier", TIERS)
 def test_sums_are_exact_for_every_size_from_1_to_129(tier: str, monkeypatch: pytest.MonkeyPatch) -> None:
     force(monkeypatch, tier)

@@ -15,6 +15,8 @@ from qclip.reliability import evaluate
 from qclip.results import Results
 from qclip.spectral import verdict, weight_spectrum
 
+pytestmark = pytest.mark.slow  # the shipped models over their data
+
 CONFIG = {
     "embed_dim": 32,
     "vision_cfg": {"image_size": 32, "layers": 2, "width": 64, "head_width": 32, "patch_size": 8},

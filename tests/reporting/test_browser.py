@@ -15,7 +15,10 @@ from qclip.results import Results
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 CHROMIUM = next((found for name in NAMES if (found := shutil.which(name))), None)
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs chromium (Debian package `chromium`)")
+pytestmark = [
+    pytest.mark.slow,  # starts a browser
+    pytest.mark.skipif(CHROMIUM is None, reason="needs chromium (Debian package `chromium`)"),
+]
 
 PROBE = """<!doctype html><meta charset="utf-8"><body style="margin:0"><iframe id="page" src="{page}"
 style="border:0;width:{width}px;height:4000px"></iframe><script>

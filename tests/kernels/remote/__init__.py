@@ -23,6 +23,7 @@ import pytest
 import torch
 
 from qkernels import cpu
+from tests.once import alone
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[2]
@@ -72,8 +73,9 @@ def _build(kind: str) -> Path:
         digest.update(path.read_bytes())
     folder = ROOT / "build/remote" / f"{kind}-{digest.hexdigest()[:16]}"
     driver = folder / "driver"
-    if not driver.exists():
-        folder.mkdir(parents=True, exist_ok=True)
+    with alone(folder):
+        if driver.exists():
+            return driver
         objects = []
         for source in sources:
             # What is not a kernel must run before anybody knows what the processor can do.
@@ -82,8 +84,7 @@ def _build(kind: str) -> Path:
             objects.append(folder / f"{source.stem}.o")
             subprocess.run([CXX[kind], *flags, *more, "-c", str(source), "-o", str(objects[-1])], check=True)
         subprocess.run([CXX[kind], *flags, *map(str, objects), "-pthread", "-o", str(folder / "new")], check=True)
-        (folder / "new").rename(driver)
-    return driver
+        return (folder / "new").rename(driver)
 
 
 class Native:

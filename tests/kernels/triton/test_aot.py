@@ -12,6 +12,8 @@ if importlib.util.find_spec("triton") is None:
 
 from qkernels.triton import aot
 
+pytestmark = pytest.mark.slow  # compiles every kernel
+
 CASES = [(case, capability) for case in aot.all_cases() for capability in case.capabilities]
 
 

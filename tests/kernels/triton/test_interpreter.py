@@ -7,6 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+pytestmark = pytest.mark.slow  # minutes of Triton's interpreter
+
 FOLDER = Path(__file__).parent
 
 

@@ -13,6 +13,8 @@ if importlib.util.find_spec("triton") is None:
 
 from qkernels.triton import aot, fake_quantize, layer_norm, quantize
 
+pytestmark = pytest.mark.slow  # compiles kernels
+
 CASES = [
     (case, capability)
     for case in quantize.aot_cases() + layer_norm.aot_cases() + fake_quantize.aot_cases()
