@@ -41,3 +41,10 @@ def test_a_piped_table_is_not_cut(capsys: pytest.CaptureFixture) -> None:
     common.print_table("t", ["a", "b"], [["x" * 100, 1.5], ["[bold]", 2.0]])
     out = capsys.readouterr().out
     assert "x" * 100 in out and "[bold]" in out
+
+
+def test_what_stands_in_a_table_commands_no_terminal(capsys: pytest.CaptureFixture) -> None:
+    common.print_table("t", ["a", "b"], [["evil\x1b[2J\x9b2J\x07\r", 1.5]])
+    out = capsys.readouterr().out
+    assert "evil\u241b[2J\u24212J\u2407\u240d" in out
+    assert not {"\x1b", "\x9b", "\x07", "\r"} & set(out.replace("\x1b[1mt\x1b[0m", ""))
