@@ -157,8 +157,8 @@ def bench(
 
 
 def keep_to_cores() -> None:
-    """Keep this process, and the threads that it will start, to as many processors as torch has threads, each of
-    another core where there are so many.
+    """Keep this process, and the threads that it will start, to as many processors as torch has threads, each
+    on a core of its own where there are enough cores.
 
     Binding OpenMP's threads alone would put all threads of other pools on one core.
     """

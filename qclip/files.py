@@ -47,7 +47,7 @@ def why_not_a_file(path: PathLike) -> str | None:
 def open_regular(path: PathLike) -> io.BufferedReader:
     """A regular file, opened for reading bytes; nothing that could block, or never end, is opened.
 
-    What says to hold nothing is read as nothing: the files of /proc do, and some of them wait or have no end. Raises
+    A file whose size is 0 is read as empty: the files of /proc say so, and some of them wait or never end. Raises
     OSError whose `strerror` is a sentence's end ("is a pipe", "cannot be read (Permission denied)").
     """
     if reason := why_not_a_file(path):  # before it is opened: a device may act on that

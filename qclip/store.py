@@ -74,7 +74,7 @@ class Store:
         return None if self.folder is None else self.folder / key[:2] / f"{key}.safetensors"
 
     def has(self, key: str) -> bool:
-        """Whether there is an entry under `key`. What is in it, `open` looks at."""
+        """Whether there is an entry under `key`; its content is checked only by `open`."""
         path = self.path(key)
         return path is not None and os.path.isfile(path)
 

@@ -16,6 +16,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from qkernels.contract import TINY
+
 from . import artifact, models
 from .errors import ArtifactError, InputError, ModelError, nearest
 from .files import whole_folder
@@ -95,7 +97,7 @@ def pack_tensors(state: dict[str, Tensor]) -> dict[str, Tensor]:
     for name, tensor in state.items():
         tensor = tensor.detach().cpu().contiguous()
         if name.endswith(EMBEDDING):
-            scales = tensor.abs().amax(1).clamp(min=2.0**-100) / 127
+            scales = tensor.abs().amax(1).clamp(min=TINY) / 127
             out[f"{name}.codes"] = torch.round(tensor / scales[:, None]).clamp(-127, 127).to(torch.int8)
             out[f"{name}.scales"] = scales
         else:

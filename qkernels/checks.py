@@ -109,7 +109,7 @@ def zero_point(op: str, value: Any, scale: Any, device: torch.device) -> Tensor 
 
 
 def whole(op: str, value: Any, when: str = "") -> None:
-    """The zero point that a caller gave, if any, is of an integer type."""
+    """Raises TypeError unless the zero point, where one is given, is of an integer type."""
     if isinstance(value, float) or (isinstance(value, Tensor) and value.dtype not in INTEGERS):
         kind = value.dtype if isinstance(value, Tensor) else "float"
         raise TypeError(f"{op}: zero_point must be an integer{when}, got {kind}")

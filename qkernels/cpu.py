@@ -28,13 +28,13 @@ from qkernels.weights import Int4Weight, Int8Weight
 
 
 class _Note(threading.local):
-    """What a thread wants to hear of its native calls: a function, or nothing."""
+    """The function that hears of each native call of a thread; None: nobody listens."""
 
     to: Callable[[str, tuple], None] | None = None
 
 
 class _Native:
-    """The native functions. What a thread calls while it records (`noting`) is noted, with its arguments."""
+    """The native functions. While a thread records (`noting`), its calls are noted with their arguments."""
 
     def __init__(self, module: Any) -> None:
         self.module, self._note = module, _Note()

@@ -37,8 +37,8 @@ class FakeQuantize(Derivative):
 
 
 class FakeQuantizeBackward(Derivative):
-    """Of the gradients. They are linear in the incoming gradient ("ewgs" is not), and where x, scale and offset move,
-    rounding and clipping stay as they are, as in the first derivative: so it is 0 by these."""
+    """Derivatives of the gradients, which are linear in the incoming gradient (not so for "ewgs"). Those by x, scale and
+    offset are 0: rounding and clipping are held as they are, as in the first derivative."""
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: Any) -> None:
@@ -77,7 +77,7 @@ def _check_linear(mode: str, rest: tuple) -> None:
 
 
 class Hadamard(Derivative):
-    """Of a linear map: itself forward, its transpose in reverse, and so on in every order."""
+    """A linear map: in forward mode its derivative is the map itself, in reverse its transpose; so in every order."""
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: Any) -> None:

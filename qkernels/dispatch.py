@@ -45,8 +45,8 @@ class FallbackError(RuntimeError):
 
 
 def _setting(name: str) -> str | None:
-    """`os.environ.get(name)`, as it is now. That takes most of a microsecond to find that a name is not there, and
-    every call of an op asks twice; the dictionary below it takes a tenth."""
+    """What `os.environ.get(name)` gives now, in a tenth of its time, from the dictionary that it wraps: every call of an
+    op asks twice, and `get` takes most of a microsecond to find that a name is missing."""
     value = os.environ._data.get(_keys[name])  # type: ignore[attr-defined]
     return None if value is None else os.environ.decodevalue(value)
 
@@ -152,8 +152,8 @@ _uncompilable: set[Hashable] = set()
 
 @functools.cache
 def _compiling(op: str) -> Callable[..., Any]:
-    """The Triton kernel of `op`, compiled at its first call for every kind of arguments. Where that fails, which a
-    trial of other arguments could not tell, the reference runs, and from then on at once."""
+    """Runs the Triton kernel of `op`, which is compiled at the first call for each kind of arguments. Where that fails,
+    which `triton.unfit` cannot know beforehand, the reference runs, and later calls of that kind do not try again."""
     slow = getattr(reference, op)
 
     @functools.wraps(triton.function(op))

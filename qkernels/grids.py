@@ -223,7 +223,7 @@ class Grid:
 
 
 def dynamic_scales(absmax: Tensor, high: int) -> tuple[Tensor, Tensor]:
-    """Scales of activations and what values are multiplied by, from the largest magnitudes of rows: `absmax / high` and
+    """Scales of activations and their inverses, from the largest magnitudes of rows: `absmax / high` and
     `high / absmax`, each one division; 1 and 0 for a row of zeros."""
     small = absmax < TINY
     top = torch.full_like(absmax, high)  # `7 / t` is `t.reciprocal() * 7` in torch: two roundings

@@ -54,8 +54,8 @@ def _were_checked(args: tuple) -> bool:
 
 
 def untraced(function: Function) -> Function:
-    """The function, which torch.compile runs as it is, with all that it calls. Where it gives up a frame it goes on
-    with those below, and would take the addresses that kernels get for constants."""
+    """Decorates a function that torch.compile must not trace, nor what it calls: where the compiler gives up a frame it
+    goes on with the frames below, and would take the addresses that kernels get for constants."""
     skip = eval_frame._FrameAction.SKIP
     eval_frame.set_code_exec_strategy(function.__code__, eval_frame._FrameExecStrategy(skip, skip))
     return function

@@ -41,7 +41,7 @@ Arch = Annotated[
     str | None, typer.Option("--arch", metavar="NAME", help="Architecture of a checkpoint file, if it does not say.")
 ]
 Device = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1, ...")]
-# More than the cores never helps; far more than a system grants a process ends it in the middle of the work.
+# More threads than cores never help; more than the system grants would end the process in the middle of its work.
 Threads = Annotated[
     int | None,
     typer.Option(

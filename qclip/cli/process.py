@@ -17,8 +17,8 @@ ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def open_streams() -> None:
-    """Give /dev/null to the standard streams that the caller closed: no file that is opened later then gets their
-    number and is printed into. What a stream's encoding lacks is printed as an escape, not an error."""
+    """Open /dev/null for standard streams that the caller closed: else a file that is opened later would get their
+    descriptor, and be printed into. A character that a stream's encoding lacks is printed as an escape."""
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         try:
             os.fstat(number)
@@ -38,8 +38,8 @@ def say(message: str) -> None:
 
 
 def stdout_fault() -> OSError | None:
-    """Why what was printed cannot be written, if it cannot; then it is given up, or the interpreter would try again at
-    its end and complain."""
+    """Why the output cannot be written; None where it can. What is left of it is then dropped: else the interpreter
+    would try again at exit, and complain."""
     try:
         sys.stdout.flush()
     except OSError as error:

@@ -35,7 +35,7 @@ class _Files:
         self.hashes: dict[int, bytes] = {}  # of the files that were hashed, by row
 
     def digest(self, rows: Sequence[int]) -> str:
-        """Of names and contents, and no other file is read; of what cannot be read, why."""
+        """sha256 (hex) of the names and contents of these files alone; an unreadable one counts as its error."""
         whole = hashlib.sha256()
         for row in rows:
             if row not in self.hashes:

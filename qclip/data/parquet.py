@@ -45,7 +45,7 @@ class _ParquetImages:
 
     @functools.cached_property
     def whole(self) -> str:
-        """Of the files' contents, and of which column the pictures are in."""
+        """Digest of the files' contents and of the name of the image column."""
         found = []
         for path in self.files:
             try:

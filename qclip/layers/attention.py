@@ -102,7 +102,7 @@ class QuantizedAttention(Attention):
         return self.out.linear(y.flatten(-2), scale)  # type: ignore[operator, no-any-return]
 
     def _product_dtype(self, x: Tensor) -> torch.dtype:
-        """Of q, k and v. Where the output leaves as codes, the kernel may have a faster one than the compute dtype."""
+        """The dtype of q, k and v. Where the output leaves as codes, one may be faster than the compute dtype."""
         dtype: torch.dtype = self.q.witness.dtype  # type: ignore[assignment, union-attr]
         if not self.codes_out or self.q_norm is not None or self.k_norm is not None:
             return dtype

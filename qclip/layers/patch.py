@@ -18,7 +18,7 @@ from .site import Description, QuantizedSite
 
 
 def _inner(facts: Any, where: str) -> None:
-    """The facts of the linear site of a patch: of any layer but another patch."""
+    """Checks the facts of the linear layer within a patch: any layer but another patch."""
     if isinstance(facts, dict) and facts.get("class") == QuantizedPatch.__name__:
         raise Refused(f"{where} is of class {facts['class']!r}, within another one")
     check(facts, where)

@@ -1,4 +1,4 @@
-"""Layers by class name, so that whoever stores or counts them knows none."""
+"""Layers by class name, so that code which stores or counts layers names no class."""
 
 from __future__ import annotations
 

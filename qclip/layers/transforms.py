@@ -49,7 +49,7 @@ class Transform(Fixed):
         raise NotImplementedError
 
     def bias(self, w: Tensor) -> Tensor | None:
-        """What the product lacks, float32 `[N]`, of the weight before the transform; None: nothing."""
+        """What must be added to the product, float32 `[N]`, from the weight before the transform; None: nothing."""
         return None
 
     def same(self, other: Transform) -> bool:

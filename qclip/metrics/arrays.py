@@ -1,4 +1,4 @@
-"""What every metric checks and reckons with first: finite arrays, labels, counts, softmax."""
+"""What every metric begins with: finite arrays, labels, counts, softmax."""
 
 from __future__ import annotations
 

@@ -322,7 +322,7 @@ class ExplicitTextTransformer(ExplicitText):
 
 
 class _Called(nn.Linear):
-    """Any module in the clothes of nn.Linear, which open_clip asks for before it calls a projection."""
+    """Any module as an nn.Linear: open_clip calls a projection as a module only where it is of that class."""
 
     def __init__(self, module: nn.Module) -> None:
         nn.Module.__init__(self)

@@ -54,11 +54,11 @@ def evaluate(
         is the reference of every paired difference.
     data: ID sets, one or a list of names (`KIND:PATH...`) or `ImageSet`s, labelled, with class names.
     ood: OOD sets; their labels are not read. A mapping {"near": ..., "far": ...} or a name that starts with `near=` /
-        `far=` says of which kind; else a name that contains the word does.
+        `far=` says which kind a set is; else a name that contains the word does.
     shift: labelled sets of other origin whose classes are among those of the first ID set. A `group` column in any
         labelled set gives the worst group's accuracy and the group gap, a bool column a subset of its true rows.
     dev: labelled set on which each model's temperature is fitted; without one `ece_ts` is None.
-    train: labelled set that OOD scores with a memory of the training images learn from.
+    train: labelled set for OOD scores that learn from training images.
     templates: prompts with a `{}`, or the name of a list in `qclip.models.class_names.TEMPLATES`; default: what the set
         brings along, else "simple".
     full: corruptions on every image instead of a fixed seeded sample of 1,000.

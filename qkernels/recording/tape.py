@@ -17,7 +17,7 @@ from .memory import ALIGN, place, place_arenas
 from .passes import add_residuals_in_place, hand_over_shifted
 from .steps import NativeStep, Pointer, Step, TorchStep, View, touching
 
-PROCESS = os.getpid()  # that imported this
+PROCESS = os.getpid()  # the process that imported this module
 
 
 class Program:
