@@ -37,8 +37,8 @@ class FakeQuantize(Derivative):
 
 
 class FakeQuantizeBackward(Derivative):
-    """Derivatives of the gradients, which are linear in the incoming gradient (not so for "ewgs"). Those by x, scale and
-    offset are 0: rounding and clipping are held as they are, as in the first derivative."""
+    """Derivatives of the gradients, which are linear in the incoming gradient (not so for "ewgs"). Those by x, scale
+    and offset are 0: rounding and clipping are held as they are, as in the first derivative."""
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: Any) -> None:

@@ -45,8 +45,8 @@ class FallbackError(RuntimeError):
 
 
 def _setting(name: str) -> str | None:
-    """What `os.environ.get(name)` gives now, in a tenth of its time, from the dictionary that it wraps: every call of an
-    op asks twice, and `get` takes most of a microsecond to find that a name is missing."""
+    """What `os.environ.get(name)` gives now, in a tenth of its time, from the dictionary that it wraps: every call of
+    an op asks twice, and `get` takes most of a microsecond to find that a name is missing."""
     value = os.environ._data.get(_keys[name])  # type: ignore[attr-defined]
     return None if value is None else os.environ.decodevalue(value)
 

@@ -18,8 +18,8 @@ def check_finite(tensor: Tensor, what: str) -> None:
 
 
 def check_normal(tensor: Tensor, what: str, positive: bool) -> None:
-    """Raises ArtifactError for NaN, Inf, zeros and subnormal numbers, which have fewer digits; with `positive`, for negative
-    ones, too."""
+    """Raises ArtifactError for NaN, Inf, zeros and subnormal numbers, which have fewer digits; with `positive`, for
+    negative ones, too."""
     least, most = span(tensor if positive else tensor.abs())
     smallest = torch.finfo(tensor.dtype).tiny
     if not (smallest <= least and most < math.inf):

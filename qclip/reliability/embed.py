@@ -268,7 +268,7 @@ def _readable(stream: Iterator[Any], data: qdata.ImageSet) -> Iterator[Any]:
 
 
 def _readable_now(data: qdata.ImageSet, unreadable: list[tuple[int, str]]) -> bool:
-    """Whether an image that could not be read before can be read now: a file was gone for a moment, memory was short."""
+    """Whether an image that could not be read before can be read now: a file was gone, or memory was short."""
     found = data.read([index for index, _ in unreadable])
     return any(isinstance(image, Image.Image) and not qdata.too_large(image.size) for image in found)
 

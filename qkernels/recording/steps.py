@@ -19,7 +19,7 @@ class Memory:
     first: int = -1  # steps between which a temporary holds something
     last: int = -1
     place: int = 0  # bytes from the start of the workspace, or of the arena
-    arena: int = 0  # bytes in the arena of a tile, for one that lives there (qkernels/tiling.py)
+    arena: int = 0  # bytes in the arena of a tile, for one that lives there (tiling.py)
     shares: Memory | None = None  # the one whose place it takes
 
 
