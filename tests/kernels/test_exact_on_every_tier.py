@@ -3,6 +3,11 @@
 
 from __future__ import annotations
 
+import os
+import platform
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -51,3 +56,26 @@ def test_codes_and_integer_products_have_the_same_bits(tier: str, kind: str, mon
     force(monkeypatch, tier)
     for number, (ours, theirs) in enumerate(zip(results(kind), scalar, strict=True)):
         assert ours.dtype == theirs.dtype and torch.equal(ours, theirs), f"result {number}"
+
+
+SATURATING = """
+import torch
+m, n, k = 7, 64, 256
+codes, weight = torch.full((m, k), 127, dtype=torch.int8), torch.full((n, k), 127, dtype=torch.int8)
+packed = torch.ops.onednn.qlinear_prepack(weight, [m, k])
+zeros = torch.zeros(n, dtype=torch.int64)
+y = torch.ops.onednn.qlinear_pointwise(
+    codes.view(torch.uint8) ^ 128, 1.0, 128, packed, torch.ones(n), zeros, None, 1.0, 0, torch.float32, "none", [], ""
+)
+print(float(y.min()), 127 * 127 * k)
+"""
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="about processors with AVX2")
+def test_onednn_saturates_with_avx2() -> None:
+    """What the README says of another engine: the sum of largest codes is not the exact one there."""
+    environment = {**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX2"}
+    done = subprocess.run([sys.executable, "-c", SATURATING], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    found, exact = map(float, done.stdout.split())
+    assert found < exact / 2
