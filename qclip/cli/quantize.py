@@ -50,6 +50,8 @@ def command(
     target = output or Path(f"{common.short_name(model)}-{chosen.name}")
     artifact.check_output(target, force)
     common.set_threads(threads)
+    if calibration is not None and not chosen.needs_data:
+        common.say(f"--calibration {calibration} is not read: recipe {chosen.name!r} needs no data")
     common.say(f"loading {model}")
     loaded = qclip.load_model(model, arch=arch)
     before = sum(p.numel() for p in loaded.parameters()) * 4

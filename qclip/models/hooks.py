@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from ..errors import ModelError
 
@@ -122,6 +122,11 @@ def refuse_foreign_code(
 
 def refuse_layer(module: nn.Module, name: str) -> None:
     """Raises ModelError where a linear layer, convolution or lookup is not what its weight says: LoRA and the like."""
+    if isinstance(module, Tensor):  # a parameter that a parametrization replaced by what it computes
+        raise ModelError(
+            f"{name} is no parameter but computed in each call, which works for weights of layers only; make "
+            "it permanent first (torch.nn.utils.parametrize.remove_parametrizations)"
+        )
     refuse_foreign_code(module, name)
     plain = isinstance(module, nn.Linear | nn.Conv2d | nn.Embedding)
     if not plain or (isinstance(module, nn.Embedding) and module.max_norm is not None):

@@ -160,3 +160,9 @@ def test_warnings_are_one_line_without_our_source(
     monkeypatch.setattr(qclip.recipes, "presets", warn)
     assert main(["recipes", "--json"]) == 0
     assert capsys.readouterr() == ("{}\n", "warning: mind this\n")
+
+
+def test_calibration_that_a_recipe_does_not_read_is_said(tmp_path, capsys: pytest.CaptureFixture) -> None:
+    line = ["quantize", "scenes-clean", "--calibration", "scenes:train", "--output", str(tmp_path / "a")]
+    assert main(line) == 0
+    assert "--calibration scenes:train is not read: recipe 'w8a8' needs no data" in capsys.readouterr().err

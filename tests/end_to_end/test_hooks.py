@@ -312,6 +312,10 @@ REFUSED: dict[str, tuple[Callable[[nn.Module], None], str]] = {
         on(FC, lambda m: setattr(m, "_call_impl", lambda x: 3 * m.forward(x))),
         f"{FC} has a _call_impl of its own, set on the object",
     ),
+    "parametrized projection": (
+        on("visual", lambda m: parametrize.register_parametrization(m, "proj", Twice())),
+        "projection is no parameter but computed in each call, .*make it permanent first",
+    ),
     "forward set on a layer": (on(FC, patch_forward), f"{FC} has a forward of its own"),
     "forward set on attention": (on(ATTN, patch_forward), f"{ATTN} has a forward of its own"),
     "forward set on a block": (on(BLOCK, patch_forward), f"{BLOCK} has a forward of its own"),
