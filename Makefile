@@ -10,7 +10,7 @@ SOURCES := pyproject.toml setup.py constraints.txt $(wildcard csrc/*.cc csrc/*.h
 help:
 	@echo "make demo      quantize two small CLIP models and show what that did to their reliability"
 	@echo "make test      the whole test suite"
-	@echo "make test-fast the tests that take seconds and need no GPU"
+	@echo "make test-fast the suite without the tests that are slow or need a GPU"
 	@echo "make test-hf4  the Hugging Face tests with transformers 4, in .venv-hf4"
 	@echo "make sanitize  the kernels' tests on a build with AddressSanitizer and UndefinedBehaviorSanitizer"
 	@echo "make tsan      every op on several threads under ThreadSanitizer"
