@@ -1,7 +1,7 @@
 """INT4 linear layer in groups of 128, with INT8 (W4A8) and with float32 activations (W4A16).
 
 `python -m benchmarks.bench_int4_linear` prints a table of CPU time on one thread beside the INT8 layer, and for few
-rows the bytes of weights that are read a second.
+rows the bytes of weights that are read per second.
 """
 
 from __future__ import annotations

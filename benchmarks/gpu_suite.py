@@ -3,7 +3,7 @@
     python benchmarks/gpu_suite.py --out DIR
 
 It builds the extensions, checks every op of every GPU backend against float64, times ops and whole towers beside their
-rivals, runs compute-sanitizer where that works, and prints a table last. DIR then holds `parts.jsonl` (a line a part,
+rivals, runs compute-sanitizer where that works, and prints a table last. DIR then holds `parts.jsonl` (a line per part,
 written as soon as it ends, and what it found so far every few seconds), `results.json` (the same with hardware,
 versions and commit) and `table.txt`.
 

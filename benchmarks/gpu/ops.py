@@ -1,5 +1,5 @@
 """Speed of every op beside its rivals, each case checked before it is timed. A row holds the times of all contenders,
-and under `asked` what issue 11 asks of them next to what was measured."""
+and under `asked` what is asked of them next to what was measured."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ GEMMS = [
     ("ViT-B/32 b256 fc2", 12800, 768, 3072, None, 0.4, 1.4),
     ("ViT-L/14 b1 fc1", 257, 4096, 1024, "quick_gelu", None, None),
 ]
-AUTOTUNED = ("4k cube", "ViT-L/14 b64 fc1")  # max-autotune takes half a minute a shape
+AUTOTUNED = ("4k cube", "ViT-L/14 b64 fc1")  # max-autotune takes half a minute per shape
 
 
 def ask(what: str, asked: float, measured: float | None, unit: str = "x") -> Row:
@@ -46,7 +46,7 @@ def best(times: dict[str, Row], *names: str) -> float:
 
 
 def ours(machine: Machine, call: Callable[[int], Any]) -> dict[str, Callable[[int], Any]]:
-    """One contender a backend. The environment is read when the op is called, so also while it is captured."""
+    """One contender per backend. The environment is read when the op is called, so also while it is captured."""
 
     def on(backend: str) -> Callable[[int], Any]:
         def run(number: int) -> Any:

@@ -35,7 +35,7 @@ def compare(
     rounds: int = 15,
     eager: tuple[str, ...] = (),
 ) -> dict[str, dict[str, Any]]:
-    """Name -> `seconds` a call (median), `low` and `high` (quartiles), `how` ("graph" or "eager"), or `error`.
+    """Name -> `seconds` per call (median), `low` and `high` (quartiles), `how` ("graph" or "eager"), or `error`.
 
     `seconds`: what each contender may take in all, about. `eager`: contenders that bring a graph of their own.
     """

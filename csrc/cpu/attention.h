@@ -16,7 +16,7 @@ struct QkMask {
   std::int64_t batch, head, row;  // strides; the last axis is contiguous
 };
 // Where results go: rows of all heads of a token, `stride` bytes apart. `type` float32, bfloat16, float16 or int8: with
-// static scales (one, or one a channel of a head), or by the dynamic rule, which fills `scales`.
+// static scales (one, or one per channel of a head), or by the dynamic rule, which fills `scales`.
 struct QkTarget {
   char* data;
   std::int64_t stride;

@@ -1,7 +1,8 @@
-// Processor -> tier, and what exists once a process.
+// Processor -> tier, and what exists once per process.
 //
 // How an op is added:
-//   1. csrc/cpu/NAME.cc defines `extern "C" void QK_IMPL(NAME)(arguments)`. It is compiled once a tier with -DQK_TIER=
+//   1. csrc/cpu/NAME.cc defines `extern "C" void QK_IMPL(NAME)(arguments)`. It is compiled once per tier with
+//   -DQK_TIER=
 //      and that tier's instruction flags, so it includes "simd.h" (vector types), "vmath.h" (sigmoid, GELU) and
 //      "parallel.h" and keeps all helpers `static` or inside an unnamed namespace. An inline function or a template of
 //      the standard library that is emitted out of line would be merged across tiers by the linker, and the scalar tier

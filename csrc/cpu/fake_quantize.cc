@@ -10,8 +10,8 @@ namespace {
 constexpr std::int64_t piece = 4096;    // values at most that one partial sum covers
 constexpr std::int64_t row_block = 64;  // the same where every column has its own scale
 
-// Where values share scales (qkernels/sharing.py). `runs` runs of `length` values each, the last of every `period` runs
-// being `last` long; run i uses scale i % scales. A row of x is `period` runs.
+// Where values share scales (qkernels/granularity.py): `runs` runs of `length` neighbours with one scale; run i uses
+// scale i % scales. A row of x is `period` runs, the last of which has `last` values.
 struct Layout {
   std::int64_t runs, length, period, last, scales;
   inline std::int64_t begin(std::int64_t run) const {

@@ -1,4 +1,4 @@
-// int4_linear: y = epilogue(x . w^T) with 4-bit weights in layout `nibble64` (qkernels/weights.py), value = scale *
+// int4_linear: y = epilogue(x . w^T) with 4-bit weights in layout `nibble64` (qkernels/layouts.py), value = scale *
 // (code - zero) by groups.
 //
 // x int8 (W4A8): nibbles are unpacked in registers into the unsigned operand of the byte dot product, x is the signed

@@ -1,4 +1,4 @@
-// Weights in layout `nibble64` (qkernels/weights.py), as both kinds of activations see them.
+// Weights in layout `nibble64` (qkernels/layouts.py), as both kinds of activations see them.
 #pragma once
 
 #include "blocking.h"

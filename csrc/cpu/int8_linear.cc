@@ -1,5 +1,5 @@
 // int8_linear: y[M, N] = epilogue(x[M, K] . w[N, K]^T), int8 x int8 -> int32, weights in layout `vnni64`
-// (qkernels/weights.py).
+// (qkernels/layouts.py).
 //
 // A thread takes a block of up to 96 rows and a few panels of 64 columns. A register tile is up to 6 rows x 64 columns
 // (int8_tiles.h); the linear part of the epilogue is done in registers, the rest on a small buffer in L1. Rows of x are

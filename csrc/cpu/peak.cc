@@ -1,4 +1,4 @@
-// peak_int8: how many int8 operations a second the tier's dot-product instruction can do, a multiply-add counting as
+// peak_int8: how many int8 operations per second the tier's dot-product instruction can do, a multiply-add counting as
 // two. No memory is touched: 24 independent accumulators live in named registers, in inline assembly, because compilers
 // spill such loops and then show a third of the truth.
 #include <chrono>
@@ -125,7 +125,7 @@ static double seconds() {
 
 }  // namespace
 
-// The sum of all threads' best short runs, in operations a second.
+// The sum of all threads' best short runs, in operations per second.
 extern "C" void QK_IMPL(peak_int8)(double* operations_per_second, int threads) {
   // Rounds that take about a millisecond undisturbed: short enough to fit between interruptions on a busy machine.
   std::int64_t rounds = 500;

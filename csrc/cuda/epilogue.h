@@ -26,8 +26,8 @@ namespace qk {
 
 struct Epilogue {
   int m, n;
-  const float* x_scale;  // one number, or one a row; not read where sums come scaled (groups of inputs)
-  int x_scale_kind;      // 0: one number, 1: one a row, 2: one for each 128 inputs of a row
+  const float* x_scale;  // one number, or one per row; not read where sums come scaled (groups of inputs)
+  int x_scale_kind;      // 0: one number, 1: one per row, 2: one for each 128 inputs of a row
   const float* w_scale;  // [n]
   const float* bias;     // [n] or null
   int activation;

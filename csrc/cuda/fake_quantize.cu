@@ -1,8 +1,8 @@
 // fake_quantize and its gradients: quantize and dequantize in one pass, for every way of sharing scales.
 //
-// Bound by memory: values are read once, 16 bytes a load, and written once. Gradients of scales are sums in two stages:
-// fixed pieces in float32, then their partial sums by index in float64. Pieces follow from the shape alone, so that
-// neither the GPU nor the run changes a bit. Estimators: see `qkernels.ops.fake_quantize`.
+// Bound by memory: values are read once, 16 bytes per load, and written once. Gradients of scales are sums in two
+// stages: fixed pieces in float32, then their partial sums by index in float64. Pieces follow from the shape alone, so
+// that neither the GPU nor the run changes a bit. Estimators: see `qkernels.ops.fake_quantize`.
 #include "ops.h"
 #include "rows.h"
 #include "types.h"

@@ -44,8 +44,8 @@ constexpr QK_HOST_DEVICE int fragment_column(int lane, int index) {
 }
 
 // The epilogue takes accumulators in parts of 32 registers: one row and 128 columns of a quad of lanes. Part -> where
-// it lies from the thread's first row and the tile's first column. A tile is MI instructions of ROWS rows a warp group
-// (64) or warp (16), and NI columns.
+// it lies from the thread's first row and the tile's first column. A tile is MI instructions of ROWS rows per warp
+// group (64) or warp (16), and NI columns.
 template <int NI, int ROWS>
 constexpr QK_HOST_DEVICE Place part_at(int part) {
   const int block = part / 2;
@@ -85,7 +85,7 @@ constexpr QK_HOST_DEVICE int turn_parity(int consumer, int turn) { return (turn 
 // touch all 32 banks once.
 constexpr QK_HOST_DEVICE int swizzle64(int row, int chunk) { return row * 64 + ((chunk ^ (row / 2 % 4)) * 16); }
 
-// ldmatrix.x4 reads the row that lane 8i + r names as row r of 8x8 matrix i, 16 bytes a row, and gives lane l bytes
+// ldmatrix.x4 reads the row that lane 8i + r names as row r of 8x8 matrix i, 16 bytes per row, and gives lane l bytes
 // 4 (l % 4)..+3 of row l / 4 of each: the operands of mma.m16n8k32. A: matrices are rows 0-7 and 8-15 of K 0-15, then
 // of K 16-31. B: K 0-15 and 16-31 of columns 0-7, then of columns 8-15.
 struct Chunk {

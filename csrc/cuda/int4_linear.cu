@@ -2,7 +2,7 @@
 // (W4A16).
 //
 // Bound by reading the weights where x has few rows, which is what it is made
-// for. Weights are the left operand of mma.sync, 16 output channels a warp, so
+// for. Weights are the left operand of mma.sync, 16 output channels per warp, so
 // that as few as 8 tokens fill a product. A block has 128 channels and 16 or 64
 // tokens and walks along K in steps of 128: packed weights and x come by
 // cp.async through a ring of shared memory, and codes become operands in
@@ -80,12 +80,12 @@ struct Operand<std::int8_t> {  // one product of depth 32, of 16 times the weigh
 // Where 16-byte pieces lie in shared memory, so that the loads of a warp meet
 // different banks.
 __host__ __device__ constexpr int code_place(int row,
-                                             int piece) {  // of 64 bytes a row
+                                             int piece) {  // of 64 bytes per row
   return row * 64 + (((piece >> 1) ^ (row >> 1 & 1)) * 2 + (piece & 1)) * 16;
 }
 template <class X>
 __host__ __device__ constexpr int x_place(int token,
-                                          int piece) {  // of 128 values a token
+                                          int piece) {  // of 128 values per token
   return token * kStep * static_cast<int>(sizeof(X)) +
          16 * (sizeof(X) == 2 ? piece ^ (token & 1) << 2 : piece ^ (token & 3) << 1);
 }

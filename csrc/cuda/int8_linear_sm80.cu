@@ -1,5 +1,5 @@
 // The INT8 linear map of sm_80 and, through its PTX, of chips after sm_90: mma.m16n8k32 from shared memory that
-// cp.async fills four stages deep. Four warps a block, one below the other, each with all 128 columns of the tile, so
+// cp.async fills four stages deep. Four warps per block, one below the other, each with all 128 columns of the tile, so
 // that the epilogue is that of sm_90. Two blocks share a multiprocessor: one's epilogue runs under the other's main
 // loop.
 #include "int8_linear.h"
@@ -49,7 +49,7 @@ __device__ __forceinline__ void copy_rows(std::uint32_t to, const void* from, in
   }
 }
 
-// MI times 16 rows a warp. GROUPS: activation scales for each 128 of K.
+// MI times 16 rows per warp. GROUPS: activation scales for each 128 of K.
 template <int MI, bool GROUPS>
 __global__ void __launch_bounds__(threads, 2)
     int8_linear_kernel(const void* x, std::int64_t x_pitch, const void* codes, std::int64_t code_pitch, int rows,

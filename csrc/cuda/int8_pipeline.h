@@ -18,7 +18,7 @@ struct Config {
   static constexpr bool pingpong = PINGPONG, groups = GROUPS;
   static constexpr int tile_m = 64 * MI * (PINGPONG ? 1 : 2), tile_n = NI;
   static constexpr int a_bytes = tile_m * k_block, stage_bytes = a_bytes + tile_n * k_block;
-  static constexpr int sums = MI * NI / 2;  // registers a thread
+  static constexpr int sums = MI * NI / 2;  // registers per thread
   // Barriers, by number: full of every stage, empty of every stage, and the two turns.
   static constexpr int full = 0, empty = STAGES, turn = 2 * STAGES, barriers = 2 * STAGES + 2;
   // Each warp that reads a stage says when it is done with it; each warp of the other consumer hands over the turn.

@@ -1,7 +1,7 @@
 // quantize_per_token, and layer_norm_quantize: rows of floats -> int8 codes and one scale per row.
 //
-// Bound by memory: a row is read once, 16 bytes a load, and stays in registers from there to its codes. A row of up to
-// 1280 values belongs to one warp (no shared memory, no barrier), longer ones to 128 or 512 threads; beyond 20,480
+// Bound by memory: a row is read once, 16 bytes per load, and stays in registers from there to its codes. A row of up
+// to 1280 values belongs to one warp (no shared memory, no barrier), longer ones to 128 or 512 threads; beyond 20,480
 // values 512 threads go through the row again for each step.
 #include "ops.h"
 #include "rows.h"
