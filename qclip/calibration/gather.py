@@ -102,8 +102,6 @@ def _from_set(data: Any, encoders: Encoders, count: int, seed: int, strict: bool
             "the model has no preprocess, so images cannot be calibrated on; "
             "pass a tensor of preprocessed images, or set model.preprocess"
         )
-    for note in data.notes:
-        warnings.warn(note, stacklevel=4)
     drawn = data.sample(min(count, len(data)), seed)
     stack = torch.cat([batch for _, batch in batches(drawn, encoders.preprocess, strict=strict)])
     for note in data.notes:
