@@ -34,9 +34,9 @@ def read_lines(path: str | os.PathLike[str], what: str) -> list[str]:
         with open_regular(path) as stream:
             content = stream.read(LARGEST_TEXT + 1)
     except OSError as error:
-        raise DataError(f"{where} {error.strerror}; give a file of UTF-8 text, one per line.") from None
+        raise DataError(f"{where} {error.strerror}; give a file of UTF-8 text, one entry per line.") from None
     if len(content) > LARGEST_TEXT:
-        raise DataError(f"{where} has more than {LARGEST_TEXT} bytes; give UTF-8 text, one per line.")
+        raise DataError(f"{where} has more than {LARGEST_TEXT} bytes; give UTF-8 text, one entry per line.")
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -48,7 +48,7 @@ def read_lines(path: str | os.PathLike[str], what: str) -> list[str]:
     lines = [line.strip() for line in re.split(r"\r\n|\r|\n", text)]
     lines = [line for line in lines if line]
     if not lines:
-        raise DataError(f"{where} is empty; write one per line.")
+        raise DataError(f"{where} is empty; write one entry per line.")
     return lines
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,8 @@ class QuantizedLinear(QuantizedSite):
     The two halves are there for modules that share a quantized input or pass one on: `quantize` and `linear`.
     """
 
+    OP: ClassVar[str]  # the function of qkernels that multiplies
+
     def quantize(self, x: Tensor, norm: nn.LayerNorm | None = None) -> tuple[Tensor, Tensor | None]:
         """Float `[..., K]` -> int8 codes and float32 scales `[...]`, after `norm` if given (fused with it where no
         transform comes between)."""
@@ -44,7 +46,16 @@ class QuantizedLinear(QuantizedSite):
     ) -> Any:
         """Codes and scales -> float of `dtype` (default: the compute dtype), or int8 with the static `out_scale`; with
         `out_group` int8 and its scales by groups of outputs, which the next site's `linear` takes."""
-        raise NotImplementedError
+        return getattr(qkernels, self.OP)(
+            codes,
+            scale,
+            self.quantized,
+            self.product_bias,
+            activation=activation,
+            out_scale=out_scale,
+            out_group=out_group,
+            out_dtype=dtype or self.witness.dtype,
+        )
 
     def same_input(self, other: nn.Module) -> bool:
         """Whether one quantized input serves both."""
@@ -109,8 +120,7 @@ def products(
     if joined is None:
         return tuple(site.linear(codes, scale, dtype=dtype) for site in sites)
     weight, bias = joined
-    op = qkernels.int8_linear if isinstance(weight, Int8Weight) else qkernels.int4_linear
-    y = op(codes, scale, weight, bias, out_dtype=dtype or sites[0].witness.dtype)  # type: ignore[operator]
+    y = getattr(qkernels, sites[0].OP)(codes, scale, weight, bias, out_dtype=dtype or sites[0].witness.dtype)
     return y.split([site.shape[0] for site in sites], dim=-1)
 
 
@@ -157,35 +167,17 @@ class Int8Linear(QuantizedLinear):
     """Weights of 2 to 8 bits per channel with INT8 activations: `qkernels.int8_linear`."""
 
     CONTAINERS = (Int8Weight,)
+    OP = "int8_linear"
 
     def describe(self) -> Description:
-        return Description(self.shape, "real", self.grid.bits, 8, "int8_linear")
-
-    def linear(
-        self,
-        codes: Tensor,
-        scale: Tensor | None,
-        activation: str | None = None,
-        out_scale: Tensor | None = None,
-        dtype: torch.dtype | None = None,
-        out_group: int | None = None,
-    ) -> Any:
-        return qkernels.int8_linear(
-            codes,
-            scale,
-            self.quantized,
-            self.product_bias,
-            activation=activation,
-            out_scale=out_scale,
-            out_group=out_group,
-            out_dtype=dtype or self.witness.dtype,
-        )
+        return Description(self.shape, "real", self.grid.bits, 8, self.OP)
 
 
 class Int4Linear(QuantizedLinear):
     """W4A8 or, with `float_input`, W4A16: `qkernels.int4_linear`."""
 
     CONTAINERS = (Int4Weight,)
+    OP = "int4_linear"
     SETTINGS = {"float_input": flag}
 
     def __init__(self, *args: Any, float_input: bool = False, **kwargs: Any) -> None:
@@ -193,7 +185,7 @@ class Int4Linear(QuantizedLinear):
         self.float_input = float_input
 
     def describe(self) -> Description:
-        return Description(self.shape, "real", self.grid.bits, None if self.float_input else 8, "int4_linear")
+        return Description(self.shape, "real", self.grid.bits, None if self.float_input else 8, self.OP)
 
     def takes_codes(self) -> bool:
         return not self.float_input
@@ -203,23 +195,3 @@ class Int4Linear(QuantizedLinear):
             return super().quantize(x, norm)
         x = x if norm is None else norm(x)
         return transformed(x, self.transforms).to(x.dtype), None
-
-    def linear(
-        self,
-        codes: Tensor,
-        scale: Tensor | None,
-        activation: str | None = None,
-        out_scale: Tensor | None = None,
-        dtype: torch.dtype | None = None,
-        out_group: int | None = None,
-    ) -> Any:
-        return qkernels.int4_linear(
-            codes,
-            scale,
-            self.quantized,
-            self.product_bias,
-            activation=activation,
-            out_scale=out_scale,
-            out_group=out_group,
-            out_dtype=dtype or self.witness.dtype,
-        )
