@@ -1,4 +1,4 @@
-"""What numbers were made with: the processor's name, versions, threads."""
+"""The environment that numbers were measured in: the processor's name, versions, threads."""
 
 from __future__ import annotations
 

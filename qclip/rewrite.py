@@ -235,7 +235,7 @@ def _attention_backend(core: nn.Module) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class _FloatSite:
-    """What a float module would say of itself."""
+    """Describes a float module as quantized layers describe themselves."""
 
     shape: tuple[int, int]
     state: str = "float"

@@ -1,4 +1,4 @@
-"""The C library's heap, as far as a long-running process cares."""
+"""Gives free memory in the C library's heap back to the system, for long-running processes."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from ..models.tower import Site, Tower
 from .gather import Samples
 from .observers import AbsMax, Histogram
 
-See = Callable[[Tensor], None]  # is shown an input
+See = Callable[[Tensor], None]  # called with an input
 Inputs = dict[str, Callable[[Tensor], Tensor]]  # by `site.shared`: what is done to an input before it is quantized
 
 

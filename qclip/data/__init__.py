@@ -1,4 +1,4 @@
-"""Images from generated scenes, Parquet files and folders, and their way into a model."""
+"""Image sets (generated scenes, Parquet files, folders), and batches of them for a model."""
 
 from qclip.data import corruptions
 from qclip.data.batches import batches

@@ -1,4 +1,4 @@
-"""Images to the tensors that a model takes, one batch ahead in a thread."""
+"""Turns images into the tensors that a model takes; a thread prepares the next batch meanwhile."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ import torch
 class ShownWeight:
     """dtype, device and shape of the float weight, for libraries that look at these; its numbers are held as codes.
 
-    Whoever wants numbers gets an error that says where they are: no empty or stale tensor that computes on in silence.
+    Reading its numbers raises an error that says where they are, instead of computing with an empty or stale tensor.
     """
 
     requires_grad, grad, is_meta = False, None, False

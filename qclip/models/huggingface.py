@@ -62,7 +62,7 @@ def _kind(model: nn.Module) -> str:
 
 
 class ExplicitModel(Form):
-    """A whole model: transformers would write names and weights that its own class cannot read again."""
+    """A whole model that refuses to be saved by transformers: its own class could not read those names and weights."""
 
     def save_pretrained(self, *args: object, **kwargs: object) -> None:
         self._refuse("save_pretrained would write")

@@ -1,4 +1,4 @@
-"""What turns images and texts into a model's inputs, described by JSON so that an artifact needs no source."""
+"""Image transforms, described by JSON so that an artifact can build them again; models get them and tokenizers here."""
 
 from __future__ import annotations
 

@@ -21,8 +21,8 @@ from .blocks import Call, first, walk
 
 
 def states(recipe: Recipe, towers: dict[str, Tower]) -> dict[str, SiteState]:
-    """The state of every site that the recipe does not leave float, by name. What cannot be had (a convolution that
-    overlaps) stays float, too."""
+    """The state of every site that the recipe does not leave float, by name. A convolution whose patches overlap stays
+    float, too."""
     out = {}
     for tower in towers.values():
         for site in tower:
@@ -113,7 +113,7 @@ class BlockRun:
 
     @functools.cached_property
     def wanted(self) -> list[Tensor]:
-        """What the float block makes of the inputs."""
+        """The float block's outputs for the inputs."""
         return [first(call.run(self.block.module)) for call in self.inputs]
 
     def error(self) -> float:

@@ -1,4 +1,4 @@
-"""Every condition that some measurement wants, embedded once by every model, and what was read from the embeddings."""
+"""Embeds every condition that some measurement wants, once per model, and keeps what was read from the embeddings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From what was drawn on each resample to rows with intervals and paired differences."""
+"""Makes rows with intervals and paired differences of a metric's values on each resample."""
 
 from __future__ import annotations
 

@@ -73,7 +73,7 @@ Curve = dict[str, Any]  # `CURVE_COLUMNS` and "points": name -> list of numbers,
 
 
 def missing(column: str) -> Any:
-    """What an unfilled column holds: the whole set, no severity, "" for other text, None for other numbers."""
+    """The value of an unfilled column: the whole set, no severity, "" for other text, None for other numbers."""
     return {"subset": "all", "severity": 0}.get(column, "" if column in TEXT_COLUMNS else None)
 
 

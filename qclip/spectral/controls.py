@@ -1,4 +1,4 @@
-"""Controls: what a residual of the same size does that knows nothing of the weight."""
+"""Controls: what a residual of the same size does that is independent of the weight."""
 
 from __future__ import annotations
 

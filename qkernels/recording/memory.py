@@ -1,4 +1,4 @@
-"""Where the temporaries of a recording live: places in one workspace, and in the arena of a tile."""
+"""Assigns memory to the temporaries of a recording: places in one workspace, and in the arena of a tile."""
 
 from __future__ import annotations
 
