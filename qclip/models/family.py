@@ -134,7 +134,7 @@ FAMILIES: Registry[Family] = Registry(
     {
         "timm": "qclip.models.timm:FAMILY",
         "huggingface": "qclip.models.huggingface:FAMILY",
-        "open_clip": "qclip.models.open_clip:FAMILY",
+        "open_clip": "qclip.models.open_clip_family:FAMILY",
     },
     attributes=tuple(name for name in vars(Family) if not name.startswith("_")),
     error=ModelError,

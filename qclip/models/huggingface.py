@@ -5,14 +5,13 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
-from copy import deepcopy
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import ModelError
-from . import huggingface_settings, replay
+from . import huggingface_files, huggingface_settings, replay
 from .explicit import (
     Form,
     activation_name,
@@ -31,31 +30,15 @@ from .explicit import (
 )
 from .family import Family
 from .hooks import watched
-from .inputs import Preprocess, attach
+from .huggingface_descriptions import NAMES, class_names, config_of, kind_of, preprocess_config, tokenizer_config
+from .inputs import attach
 from .open_clip_form import visible
 from .tower import Attention, Block, Mlp, Site, Tower, fuse, normed
-
-ALIGN = "its EfficientNet and BERT towers have no kernels here"
-NAMES = ("CLIPModel", "SiglipModel")
-
-
-def _class_names(model: nn.Module) -> set[str]:
-    """Names of the transformers classes above an object, told without importing transformers."""
-    return {cls.__name__ for cls in type(model).__mro__ if cls.__module__.startswith("transformers.")}
 
 
 def owns(model: nn.Module) -> bool:
     """Whether this adapter is for `model`, or ought to say why it is not."""
-    return bool(_class_names(model) & {*NAMES, "AlignModel", "PreTrainedModel"})
-
-
-def _kind(model: nn.Module) -> str:
-    found = [name for name in NAMES if name in _class_names(model)]
-    if found:
-        return found[0]
-    if "AlignModel" in _class_names(model):
-        raise ModelError(f"ALIGN (AlignModel) is not supported: {ALIGN}; use a CLIP or SigLIP model")
-    raise unsupported(model)
+    return bool(class_names(model) & {*NAMES, "AlignModel", "PreTrainedModel"})
 
 
 # ---- explicit form ---------------------------------------------------------------------------------------------------
@@ -202,7 +185,7 @@ def _inner(model: nn.Module, name: str) -> Any:
 
 def towers(model: Any) -> dict[str, Tower]:
     """Both towers of a CLIPModel or SiglipModel, brought into explicit form in place. Raises ModelError for others."""
-    siglip = _kind(model) == "SiglipModel"
+    siglip = kind_of(model) == "SiglipModel"
     vision, text = _inner(model, "vision"), _inner(model, "text")
     for whole in {model, model.vision_model, model.text_model} - {vision, text}:
         become(whole, ExplicitModel)
@@ -279,40 +262,10 @@ def image_features(model: Any, images: Tensor) -> Tensor:
 
 def text_features(model: Any, tokens: Tensor) -> Tensor:
     """Token ids `[B, L]` -> `[B, E]`, not normalised. CLIP is causal: what follows the last EOT is left out."""
-    if _kind(model) == "CLIPModel":
+    if kind_of(model) == "CLIPModel":
         eos = _inner(model, "text").eos_token_id
         tokens = visible(tokens, "argmax" if eos == 2 else "eos", eos)
     return _tensor(model.get_text_features(input_ids=tokens.to(model.logit_scale.device)))
-
-
-# ---- descriptions ----------------------------------------------------------------------------------------------------
-
-
-def config_of(model: Any) -> dict[str, Any]:
-    """A JSON-able description for `huggingface_files.create_from_config`: the settings that make the architecture."""
-    config: dict[str, Any] = {
-        name: {key: value for key, value in getattr(model.config, name).to_dict().items() if key in settings}
-        for name, settings in huggingface_settings.SETTINGS.items()
-    }
-    if _kind(model) == "CLIPModel":
-        config["projection_dim"] = model.config.projection_dim
-    return deepcopy({"family": "huggingface", "class": _kind(model), "config": config})
-
-
-def preprocess_config(model: Any) -> dict[str, Any]:
-    """The description of the image transform that the model's kind was trained with."""
-    size = model.config.vision_config.image_size
-    if _kind(model) == "SiglipModel":
-        return Preprocess({"image_size": size, "mean": [0.5] * 3, "std": [0.5] * 3, "resize_mode": "squash"}).config
-    return Preprocess({"image_size": size}).config
-
-
-def tokenizer_config(model: Any) -> dict[str, Any]:
-    """The description of the model's tokenizer; unknown where it was not loaded with one."""
-    length = model.config.text_config.max_position_embeddings
-    if _kind(model) == "CLIPModel" and model.config.text_config.vocab_size == 49408:
-        return {"kind": "clip-bpe", "context_length": length}
-    return {"kind": "unknown", "context_length": length}
 
 
 class HuggingFace(Family):
@@ -340,13 +293,9 @@ class HuggingFace(Family):
         return int(model.config.vision_config.image_size)
 
     def create_from_config(self, config: dict[str, Any], device: str | torch.device = "cpu") -> nn.Module:
-        from . import huggingface_files  # which reads models with what stands above
-
         return huggingface_files.create_from_config(config, device)
 
     def load(self, name: str, device: str | torch.device = "cpu", arch: str | dict | None = None) -> nn.Module:
-        from . import huggingface_files
-
         source = name.removeprefix("hf:")
         return attach(*huggingface_files.load(source, device), source=name)
 

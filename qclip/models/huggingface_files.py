@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..errors import ModelError
 from ..untrusted import expand, is_file, is_folder, read_json, reason, schema
-from . import allowed, huggingface
+from . import allowed, huggingface_descriptions
 from . import huggingface_settings as settings
 from .checkpoint import difference, read_state
 from .inputs import Preprocess
@@ -76,8 +76,8 @@ def load(name: str, device: str | torch.device = "cpu") -> tuple[nn.Module, dict
         raise ModelError(f"{what} does not fit {description['class']}: it {differ}; get the whole checkpoint")
     for parameter, tensor in model.named_parameters():
         check_values(parameter, tensor, what, ModelError)
-    preprocess = read_preprocess(folder, huggingface.preprocess_config(model))
-    tokenizer = huggingface.tokenizer_config(model)
+    preprocess = read_preprocess(folder, huggingface_descriptions.preprocess_config(model))
+    tokenizer = huggingface_descriptions.tokenizer_config(model)
     if tokenizer_files:
         tokenizer = {"kind": "hf-auto", "name": str(folder), "context_length": tokenizer["context_length"]}
     return model.float().eval().to(device), preprocess, tokenizer
@@ -122,7 +122,7 @@ def read_config(folder: Path, what: str) -> dict[str, Any]:
     if not isinstance(content, dict) or not isinstance(content.get("model_type"), str):
         raise ModelError(f"{what} could not be loaded ({path.name} has no 'model_type')")
     if (kind := KINDS.get(content["model_type"])) is None:
-        reason = huggingface.ALIGN if content["model_type"] == "align" else "only CLIP and SigLIP are"
+        reason = huggingface_descriptions.ALIGN if content["model_type"] == "align" else "only CLIP and SigLIP are"
         raise ModelError(f"{what} is a {content['model_type'][:60]!r} model, which is not supported: {reason}")
     config = {key: value for key, value in content.items() if key not in settings.BOOKKEEPING}
     for part in settings.SETTINGS:

@@ -15,17 +15,17 @@ from open_clip.model import CLIP, CustomTextCLIP
 from open_clip.modified_resnet import ModifiedResNet
 from open_clip.pretrained import download_pretrained, get_pretrained_cfg, list_pretrained_tags_by_model
 from open_clip.timm_model import TimmModel
-from open_clip.transformer import MultimodalTransformer, TextTransformer, VisionTransformer
+from open_clip.transformer import TextTransformer, VisionTransformer
 from timm import is_model
 from torch import Tensor, nn
 
 from ..errors import ModelError, nearest
 from ..untrusted import expand, is_file, reason, schema
 from . import allowed, open_clip_settings, timm
-from .checkpoint import SUFFIXES, fill, read_state
+from .checkpoint import fill, read_state
 from .describe import describe
 from .explicit import unsupported
-from .family import Family, UnknownModelError, materialize_buffers
+from .family import UnknownModelError, materialize_buffers
 from .inputs import VOCABULARY, Preprocess, attach
 from .open_clip_form import text_tower, vision_tower
 from .tokenizer import check_folder
@@ -274,69 +274,3 @@ def _config_or_reason(model: nn.Module) -> dict[str, Any] | ModelError:
         return error
     except AttributeError as error:  # a layer of the user's own
         return ModelError(f"the architecture cannot be described ({error})")
-
-
-class OpenClip(Family):
-    """CLIP, CustomTextCLIP and CoCa, with towers of open_clip's own or of timm's."""
-
-    name = "open_clip"
-    classes = open_clip_settings.CLASSES
-    prefixes = ("local-dir:",)
-    examples = (
-        ("ViT-B-32:laion2b_s34b_b79k", "an open_clip name with its pretrained tag (downloads)"),
-        ("ViT-B-32", "an open_clip architecture with random weights: good for speed only"),
-        ("FILE", "a .safetensors or .pt checkpoint (with --arch where the file does not say)"),
-        ("local-dir:PATH", "an open_clip model folder"),
-    )
-
-    owns = staticmethod(owns)
-    towers = staticmethod(towers)
-    preprocess_config = staticmethod(preprocess_config)
-    tokenizer_config = staticmethod(tokenizer_config)
-    names = staticmethod(names)
-    config_of = staticmethod(config_of)
-    create_from_config = staticmethod(create_from_config)
-    grid = staticmethod(open_clip_settings.grid)
-    sizes = staticmethod(open_clip_settings.sizes)
-
-    def encode_image(self, model: Any, images: Tensor) -> Tensor:
-        return model.encode_image(images, normalize=False)  # CoCa normalises unless told not to
-
-    def encode_text(self, model: Any, tokens: Tensor) -> Tensor:
-        """Tokens in host memory are cut at the last EOT before they move, where that is exact, so that a GPU need not
-        be asked for the length."""
-        device = model.logit_scale.device
-        if tokens.device != device:
-            text = getattr(model, "text", model)
-            tokens = (text.visible_tokens(tokens) if hasattr(text, "visible_tokens") else tokens).to(device)
-        return model.encode_text(tokens, normalize=False)
-
-    def text_positions(self, model: Any, tokens: Tensor) -> Tensor | None:
-        """CoCa pools a class token behind the padding, so its tower runs to the end; its mask says what it reads."""
-        text: Any = getattr(model, "text", None)
-        if getattr(text, "cls_emb", None) is None:
-            return None
-        mask = text._embeds(tokens.to(model.logit_scale.device))[1]  # additive, [B * heads, S, S]
-        read = mask[:: len(mask) // len(tokens), -1] == 0
-        read[:, -1] = True
-        return read
-
-    def load(self, name: str, device: str | torch.device = "cpu", arch: str | dict | None = None) -> nn.Module:
-        from . import local  # which builds its models with what stands above
-
-        if name.startswith("local-dir:"):
-            return local.load_directory(name.removeprefix("local-dir:")).to(device)
-        path = expand(name, ModelError)
-        if is_file(path, ModelError) or path.suffix in SUFFIXES:
-            return local.load_file_checkpoint(path, arch).to(device)
-        return create(name, device=device)
-
-    def rebuild_buffers(self, model: nn.Module) -> None:
-        for module in model.modules():
-            mask = getattr(module, "attn_mask", None)
-            if isinstance(module, CLIP | TextTransformer | MultimodalTransformer) and isinstance(mask, Tensor):
-                if mask.is_meta:
-                    module.attn_mask = torch.full(mask.shape, float("-inf"), device="cpu").triu_(1).to(mask.dtype)
-
-
-FAMILY = OpenClip()
