@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from . import process
+from .process import BAD_INPUT, FAILED, INTERRUPTED
 
-FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
 STOPPED = "interrupted; nothing half-written was left behind"
 # What the system says of a path that was given.
 BAD_PATH = {errno.EACCES, errno.EPERM, errno.ENOENT, errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG}

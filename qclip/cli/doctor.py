@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import typer
 
-from . import FAILED, common
+from . import common
+from .process import FAILED
 
 EXAMPLES = "[bold]Examples[/]\n\nqclip doctor\n\nqclip doctor --json"
 

@@ -12,6 +12,8 @@ from typing import Any
 
 from qclip.errors import printable
 
+# Exit codes: it ran and something failed; what was given cannot be used; Ctrl-C.
+FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
 # Ctrl-C, `kill`, and a terminal that is closed.
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 

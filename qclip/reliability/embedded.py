@@ -11,8 +11,9 @@ from qclip import metrics
 from qclip.results import Results
 
 from .embed import Embedded, Embedder, unit
-from .outputs import Outputs, Sample, read_out
+from .outputs import Outputs, read_out
 from .request import Condition, EvalSet, Request
+from .sample import Sample
 from .scores import Score
 
 FIRST = ("dev", "train")  # temperatures and scores are fitted before anything is read

@@ -1,4 +1,4 @@
-"""What a model made of a set: the sample that scores see, and a few numbers per image, from which metrics are read."""
+"""What a model made of a set: a few numbers per image, from which metrics are read."""
 
 from __future__ import annotations
 
@@ -15,33 +15,11 @@ from qclip.metrics.arrays import softmax_and_log_sum
 from qclip.metrics.calibration import negative_log_likelihood, squared_error
 from qclip.metrics.resampled import Statistic
 
+from .sample import Sample
 from .scores import Score
 
 ROWS = 4096  # images at a time: a [n, 1000] matrix of float64 is not needed whole
 LABELLED = ("top1", "top5", "balanced_accuracy", "ece", "ece_ts", "nll", "brier", "signed_gap", "mean_confidence")
-
-
-@dataclasses.dataclass(frozen=True)
-class Sample:
-    """Images of a set as one model sees them.
-
-    features: unit image embeddings float64 `[n, E]`. cosines: to the class embeddings `[n, K]`. scale: the exp'd logit
-    scale. labels: int64 `[n]`, None for a set of other classes. patches: unit patch embeddings `[n, P, E]`, None where
-    they were not asked for.
-    """
-
-    features: np.ndarray
-    cosines: np.ndarray
-    scale: float
-    labels: np.ndarray | None = None
-    patches: np.ndarray | None = None
-
-    def __len__(self) -> int:
-        return len(self.features)
-
-    @property
-    def logits(self) -> np.ndarray:
-        return self.scale * self.cosines
 
 
 @dataclasses.dataclass

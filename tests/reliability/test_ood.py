@@ -7,7 +7,7 @@ from sklearn.metrics import roc_auc_score
 from qclip.metrics import metric, roc_curve_points
 from qclip.metrics.detection import Ranking
 from qclip.reliability.measurements.ood import DETECTION, ROC_GRID
-from qclip.reliability.outputs import Sample
+from qclip.reliability.sample import Sample
 from qclip.reliability.scores import SCORES
 from qclip.reliability.statistics import Resampling
 from qclip.seeds import generator

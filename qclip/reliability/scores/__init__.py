@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from qclip.registry import Registry
 
-if TYPE_CHECKING:
-    from ..outputs import Sample
+from ..sample import Sample
 
 NEEDS = frozenset({"train"})  # what `evaluate` can give a score beside the images that it is asked about
 

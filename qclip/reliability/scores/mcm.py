@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..outputs import Sample
+from ..sample import Sample
 from . import Formula
 
 
