@@ -35,6 +35,7 @@ FACTS = ("codes", "scales", "zeros", "smooth", "input_scale")
 RENAMED = {"transforms.0.factor": "smooth"}  # names of state_dict that changed since 14cdde2
 TOLERANCE = 1e-12
 MEASURED = ("ms_per_image",)  # times: never equal
+ON_PURPOSE = {"embeddings w6a8": "w6a8 runs on the INT8 kernels since then, and was simulated before"}
 
 
 def worker(out: Path, checkpoints: list[str]) -> None:
@@ -158,6 +159,9 @@ def compare(old: dict, new: dict) -> int:
     for part in ("codes", "embeddings"):
         for label, facts in old[part].items():
             if facts == new[part][label]:
+                continue
+            if why := ON_PURPOSE.get(f"{part} {label.split()[-1]}"):
+                print(f"{part} of {label} differ on purpose: {why}")
                 continue
             bad += 1
             if part == "codes":

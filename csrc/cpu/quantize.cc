@@ -1,5 +1,5 @@
-// Rows of floats -> int8 codes and one scale per row (dynamic), or codes by a given scale (static); LayerNorm in front of
-// it; channel maxima.
+// Rows of floats -> int8 codes and one scale per row (dynamic), or codes by a given scale (static); LayerNorm in front
+// of it; channel maxima.
 #include <type_traits>
 
 #include "parallel.h"
