@@ -118,7 +118,12 @@ def quantized(tower: nn.Module, config: Config, static_for: Tensor | None = None
 
     def layer(name: str, module: nn.Module) -> nn.Module:
         weight = module.weight.flatten(1).float()  # type: ignore[union-attr, operator]
-        site = Int8Linear(Int8Weight.quantize(weight), module.bias, (), scales.get(name), module.weight.dtype)  # type: ignore[arg-type, union-attr]
+        site = Int8Linear(
+            Int8Weight.quantize(weight),
+            module.bias,  # type: ignore[arg-type]
+            input_scale=scales.get(name),
+            dtype=module.weight.dtype,  # type: ignore[union-attr, arg-type]
+        )
         return QuantizedPatch(site, (config.patch, config.patch)) if name == "vision.patch" else site
 
     rewrite.write({"vision": described}, {name: layer(name, site.module) for name, site in sites.items()})
