@@ -14,7 +14,7 @@ from tests.conftest import ROOT
 
 @pytest.fixture(scope="session", autouse=True)
 def _environment() -> Iterator[None]:
-    """For every process that a test starts, the fork server first of all: this checkout, one thread, and signals: shells
+    """For every process that a test starts, the fork server first: this checkout, one thread, and signals: shells
     start what runs in the background with SIGINT ignored, nohup with SIGHUP, and a command leaves both so."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
