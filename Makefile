@@ -64,8 +64,9 @@ test-hf4: $(SOURCES)
 	.venv-hf4/bin/python -m pip install --disable-pip-version-check -q -c .venv-hf4/constraints.txt -e . 'transformers>=4.50,<5' pytest hypothesis pytest-benchmark scipy
 	.venv-hf4/bin/python -m pytest tests/models
 
-# In a copy, so that the working build stays. The sanitizer brings a malloc of its own, so nothing is asked of the heap. Python itself is not instrumented: the runtime is loaded before it, and
+# In a copy, so that the working build stays. Python itself is not instrumented: the runtime is loaded before it, and
 # what Python never frees is no leak of ours. NDEBUG-free, optimised a little: ten times slower than the real build.
+# The sanitizer brings a malloc of its own, so nothing is asked of the heap.
 SANITIZE := -fsanitize=address,undefined -fno-sanitize-recover=all
 sanitize: .venv/.installed-test
 	rm -rf build/sanitized && mkdir -p build/sanitized
