@@ -8,13 +8,14 @@ from collections.abc import Iterable
 import numpy as np
 
 from qclip import metrics
+from qclip.errors import InputError
 from qclip.results import Results
 
 from .embed import Embedded, Embedder, unit
 from .outputs import Outputs, read_out
 from .request import Condition, EvalSet, Request
-from .sample import Sample
-from .scores import Score
+from .sample import Known, Sample
+from .scores import Score, UnfitError
 
 FIRST = ("dev", "train")  # temperatures and scores are fitted before anything is read
 
@@ -25,7 +26,8 @@ class Embeddings:
     def __init__(self, embedder: Embedder, request: Request, results: Results) -> None:
         self._embedder, self._request, self._results = embedder, request, results
         self.temperatures: dict[str, float | None] = dict.fromkeys(embedder.views)
-        self._scores: dict[str, dict[str, Score]] = {label: {} for label in embedder.views}
+        self._scores: dict[str, dict[str, Score]] = {label: {} for label in embedder.views}  # fitted
+        self._unfit: dict[str, str] = {}  # score name -> why it cannot be fitted
         self._classifiers: dict[tuple[tuple[str, ...], tuple[str, ...]], dict[str, np.ndarray]] = {}
         self._embedded: dict[tuple, dict[str, Embedded]] = {}
         self._outputs: dict[tuple, dict[str, Outputs]] = {}
@@ -39,8 +41,14 @@ class Embeddings:
             vectors, scores = known.vectors or condition.vectors, known.scores or condition.scores
             once[condition.key] = dataclasses.replace(known, vectors=vectors, scores=scores)
         self._embedder.expect([(c.set.data, c.corruption, c.severity) for c in once.values()])
-        for condition in sorted(once.values(), key=lambda c: c.set.role not in FIRST):
+        first = [condition for condition in once.values() if condition.set.role in FIRST]
+        for condition in first:
             self._read(condition)
+        if any(condition.scores for condition in once.values()):
+            self._fit_scores()
+        for condition in once.values():
+            if condition not in first:
+                self._read(condition)
         if all(value is None for value in self.temperatures.values()):
             self._results.note("temperature and ece_ts are undefined: no dev set was given to fit the temperature on")
 
@@ -95,8 +103,9 @@ class Embeddings:
                 sample = Sample(vectors, vectors @ classifier[label].T, scale, labels)
                 self._fit(condition.set, label, sample)
             else:
-                scores = self._fitted(label) if condition.scores else {}
-                outputs[label] = read_out(vectors, classifier[label], scale, labels, self.temperatures[label], scores)
+                scores, borrowed = (self._scores[label], self._borrowed(label)) if condition.scores else ({}, {})
+                temperature = self.temperatures[label]
+                outputs[label] = read_out(vectors, classifier[label], scale, labels, temperature, scores, borrowed)
         self._outputs[condition.key] = outputs
         if condition.vectors:
             self._vectors[condition.key] = {label: each.vectors for label, each in found.items()}
@@ -105,7 +114,7 @@ class Embeddings:
 
     def _fit(self, of: EvalSet, label: str, sample: Sample) -> None:
         if of.role == "train":
-            self._scores[label] = {name: score.fit(sample) for name, score in self._request.scores.items()}
+            self._learn(label, sample)
             return
         fitted = metrics.fit_temperature(sample.logits, sample.labels if sample.labels is not None else [])
         self.temperatures[label] = fitted.value
@@ -115,7 +124,36 @@ class Embeddings:
         if any(of.data.digest == other.data.digest for other in self._request.of("id", "shift")):
             self._results.note(f"{of.name} is evaluated too: its ece_ts is of the images that fitted the temperature")
 
-    def _fitted(self, label: str) -> dict[str, Score]:
-        if not self._scores[label]:
-            self._scores[label] = {name: score.fit(None) for name, score in self._request.scores.items()}
-        return self._scores[label]
+    def _learn(self, label: str, train: Sample | None) -> None:
+        """Fit every score to one model: those that learn from images when there are some, the others at once."""
+        classes = self.classifier(self._request.of("id")[0])[label]
+        known = Known(classes, self._embedder.views[label].encoders.logit_scale, train)
+        for name, score in self._request.scores.items():
+            if ("train" in score.needs) == (train is not None) and name not in self._unfit:
+                try:
+                    self._scores[label][name] = fitted = score.fit(known)
+                except UnfitError as why:
+                    if self._request.scores_named:
+                        raise InputError(f"score {name!r} {why}; give more images as train= (--train)") from None
+                    self._unfit[name] = str(why)
+                    self._results.note(f"score {name!r} {why}; it is left out")
+                    continue
+                if remark := getattr(fitted, "remark", ""):
+                    self._results.note(f"{label}: score {name!r}: {remark}")
+
+    def _fit_scores(self) -> None:
+        """Fit what learns from no images, and leave out of all models what could not be fitted to one."""
+        for label, scores in self._scores.items():
+            self._learn(label, None)
+            order = [name for name in self._request.scores if name in scores and name not in self._unfit]
+            self._scores[label] = {name: scores[name] for name in order}
+
+    def _borrowed(self, label: str) -> dict[str, Score]:
+        """Scores that learn from images, as fitted to the reference: what a deployed detector would go on using."""
+        reference = next(iter(self._scores))
+        classifier = self.classifier(self._request.of("id")[0])
+        if (
+            len(self._scores) == 1 or classifier[reference].shape != classifier[label].shape
+        ):  # their embeddings live in different spaces
+            return {}
+        return {name: score for name, score in self._scores[reference].items() if "train" in score.needs}

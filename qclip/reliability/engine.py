@@ -58,7 +58,7 @@ def evaluate(
     shift: labelled sets of other origin whose classes are among those of the first ID set. A `group` column in any
         labelled set gives the worst group's accuracy and the group gap, a bool column a subset of its true rows.
     dev: labelled set on which each model's temperature is fitted; without one `ece_ts` is None.
-    train: labelled set for OOD scores that learn from training images.
+    train: set for OOD scores that learn from training images; some of them need its labels.
     templates: prompts with a `{}`, or the name of a list in `qclip.models.class_names.TEMPLATES`; default: what the set
         brings along, else "simple".
     full: corruptions on every image instead of a fixed seeded sample of 1,000.
@@ -80,13 +80,15 @@ def evaluate(
     for name in named:
         CORRUPTIONS.get(name)
     results = Results(meta=environment(seed=seed, batch=batch, replicates=REPLICATES, command="qclip.evaluate"))
+    sets = tuple(_sets(results, data, ood, shift, dev, train, templates, progress))
     request = Request(
         tuple(models),
-        tuple(_sets(results, data, ood, shift, dev, train, templates, progress)),
-        _scores(results, scores, train is not None),
+        sets,
+        _scores(results, scores, _given(sets)),
         named,
         full,
         seed,
+        scores is not None,
     )
     embedder = Embedder(models, Store.of(cache, "embeddings"), batch, strict, seed, device, progress)
     for label, view in embedder.views.items():
@@ -121,7 +123,8 @@ def _sets(
     _name_apart([*id_sets, *shift_sets, *(found for _, found in ood_sets)])
     others = [*(("shift", each) for each in shift_sets), *fitted.items()]
     for labelled in (*id_sets, *(each for _, each in others)):
-        labelled.labelled()
+        if labelled is not fitted.get("train") or labelled.labels is not None:
+            labelled.labelled()
         for note in (*labelled.notes, *labelled.label_notes):
             results.note(note)
     for _, each in ood_sets:
@@ -133,26 +136,37 @@ def _sets(
         out.append(EvalSet(each, "id", tuple(each.classes or ()), prompts, each.labels))
     first = out[0]
     for role, each in others:
-        out.append(dataclasses.replace(first, data=each, role=role, labels=each.labels_in(first.data)))
+        bare = role == "train" and each.labels is None  # some scores learn from images alone
+        labels = None if bare else each.labels_in(first.data)
+        out.append(dataclasses.replace(first, data=each, role=role, labels=labels))
     for kind, each in ood_sets:
         out.append(dataclasses.replace(first, data=each, role=f"ood-{kind}" if kind else "ood", labels=None))
     return out
 
 
-def _scores(results: Results, names: Iterable[str] | None, trained: bool) -> dict[str, Score]:
-    """The scores that were named, or all that have what they need."""
-    out = {}
+def _given(sets: Iterable[EvalSet]) -> set[str]:
+    """What these sets give a score."""
+    train = [each for each in sets if each.role == "train"]
+    labelled = any(each.labels is not None for each in train)
+    return ({"train"} if train else set()) | ({"labels"} if labelled else set())
+
+
+def _scores(results: Results, names: Iterable[str] | None, given: set[str]) -> dict[str, Score]:
+    """The scores that were named, or all that have what they need; `given`: what there is of `NEEDS`."""
+    out: dict[str, Score] = {}
+    left_out: dict[str, list[str]] = {}
     for name in SCORES.names() if names is None else names:
         score = SCORES.made(name)
-        if unknown := sorted(set(score.needs) - NEEDS):
+        if unknown := sorted(set(score.needs) - set(NEEDS)):
             raise InputError(f"score {name!r} needs {unknown[0]!r}; evaluate gives {', '.join(sorted(NEEDS))}")
-        if "train" in score.needs and not trained:
-            lacking = f"score {name!r} learns from training images: name a set as train= (--train)"
+        if lacking := next((need for need in NEEDS if need in score.needs - given), None):
             if names is not None:
-                raise InputError(lacking)
-            results.note(f"{lacking}; it is left out")
+                raise InputError(f"score {name!r} {NEEDS[lacking]}")
+            left_out.setdefault(lacking, []).append(name)
             continue
         out[name] = score
+    for need, without in left_out.items():
+        results.note(f"scores left out: {', '.join(without)} (each {NEEDS[need]})")
     return out
 
 

@@ -29,6 +29,7 @@ class Outputs:
     classes: int
     predicted: np.ndarray  # int64; ties go to the lowest class
     ood: dict[str, np.ndarray]  # score name -> float64, higher = ID
+    borrowed: dict[str, np.ndarray]  # the same of scores that learn, with what the reference model's learned
     labels: np.ndarray  # int64
     rank: np.ndarray  # int64: classes that come before the label
     confidence: np.ndarray  # float64: largest softmax probability
@@ -61,15 +62,17 @@ def read_out(
     labels: np.ndarray | None = None,
     temperature: float | None = None,
     scores: Mapping[str, Score] | None = None,
+    borrowed: Mapping[str, Score] | None = None,
 ) -> Outputs:
     """Unit image embeddings `[n, E]` and class embeddings `[K, E]` -> `Outputs`; logits are `scale` x cosine. `scores`
-    are fitted ones. Raises InputError where a score gives anything but finite numbers, one per image."""
+    are fitted ones, `borrowed` those that were fitted on the reference model. Raises InputError where a score gives
+    anything but finite numbers, one per image."""
     parts = []
     for start in range(0, len(vectors), ROWS):
         rows = slice(start, start + ROWS)
         part = vectors[rows]
         sample = Sample(part, part @ classifier.T, scale, None if labels is None else labels[rows])
-        parts.append(_read_out(sample, temperature, scores or {}))
+        parts.append(_read_out(sample, temperature, scores or {}, borrowed or {}))
     return Outputs(**{f.name: _joined([getattr(part, f.name) for part in parts]) for f in dataclasses.fields(Outputs)})
 
 
@@ -79,13 +82,16 @@ def _joined(parts: list) -> Any:
     return np.concatenate(parts) if isinstance(parts[0], np.ndarray) else parts[0]
 
 
-def _read_out(sample: Sample, temperature: float | None, scores: Mapping[str, Score]) -> Outputs:
+def _read_out(
+    sample: Sample, temperature: float | None, scores: Mapping[str, Score], borrowed: Mapping[str, Score]
+) -> Outputs:
     none, empty = np.empty(0, np.int64), np.empty(0)
     cosines, labels = sample.cosines, sample.labels
     out = Outputs(
         classes=cosines.shape[1],
         predicted=cosines.argmax(1),
         ood={name: _scored(name, score, sample) for name, score in scores.items()},
+        borrowed={name: _scored(name, score, sample) for name, score in borrowed.items()},
         labels=none,
         rank=none,
         confidence=empty,

@@ -72,6 +72,7 @@ class Request:
     corruptions: tuple[str, ...]
     full: bool = False
     seed: int = 0
+    scores_named: bool = False  # the user asked for these scores: one that cannot be fitted is an error, not left out
 
     def of(self, *roles: str) -> list[EvalSet]:
         """The sets of these roles."""

@@ -1,4 +1,4 @@
-"""What an OOD score sees of a set."""
+"""What an OOD score sees of a set, and what it may learn from beforehand."""
 
 from __future__ import annotations
 
@@ -28,3 +28,23 @@ class Sample:
     @property
     def logits(self) -> np.ndarray:
         return self.scale * self.cosines
+
+
+@dataclasses.dataclass(frozen=True)
+class Known:
+    """What a score may learn from, as one model sees it.
+
+    classes: unit class embeddings float64 `[K, E]`. scale: the exp'd logit scale. train: the training images, with
+    labels where they have some, without patches. negatives: unit embeddings `[M, E]` of words that are no class.
+    """
+
+    classes: np.ndarray
+    scale: float
+    train: Sample | None = None
+    negatives: np.ndarray | None = None
+
+    @property
+    def images(self) -> Sample:
+        """`train`, of a score that needs it."""
+        assert self.train is not None
+        return self.train

@@ -8,12 +8,14 @@ from qclip.metrics import metric, roc_curve_points
 from qclip.metrics.detection import Ranking
 
 from ..embedded import Embeddings
+from ..outputs import Outputs
 from ..request import Condition, Request
 from ..writer import Page, Writer
 
 DETECTION = ("auroc", "fpr95", "fpr95_ood_positive")
 ROC_GRID = np.unique(np.round(np.concatenate([np.arange(0, 0.1, 0.005), np.arange(0.1, 1.0001, 0.02), [1.0]]), 3))
-Found = dict[tuple[str, str], dict[str, np.ndarray]]  # (model, score) -> metric -> [1 + replicates]
+Key = tuple[str, str]  # score, and the model that it learned from where that is not its own
+Found = dict[Key, dict[str, dict[str, np.ndarray]]]  # -> model -> metric -> [1 + replicates]
 
 
 class Ood:
@@ -38,26 +40,43 @@ class Ood:
             # the word keeps an OOD set that equals the ID set from being resampled like it
             ood_counts = out.resampling(f"ood {of.data.digest}", n).bootstrap()
             page = out.page(of.name, of.role, n)
+            if of.data.digest == inside.set.data.digest:
+                out.note(f"{of.name}: its images are those of the ID set, so that no score can tell them apart")
             found: Found = {}
             for model in page.models:
-                for score, values in outputs[model].ood.items():
-                    ranking = Ranking(ids[model].ood[score], values)
-                    drawn = ranking.on(list(definitions.values()), id_counts, ood_counts)
-                    found[model, score] = dict(zip(definitions, drawn, strict=True))
+                inner, outer = _columns(ids[model], page.models[0]), _columns(outputs[model], page.models[0])
+                for key, values in outer.items():
+                    drawn = Ranking(inner[key], values).on(list(definitions.values()), id_counts, ood_counts)
+                    found.setdefault(key, {})[model] = dict(zip(definitions, drawn, strict=True))
             _write(page, found)
-            for model, score in found:
-                fpr, tpr = roc_curve_points(ids[model].ood[score], outputs[model].ood[score], ROC_GRID)
-                page.curve(model, "roc", {"fpr": fpr, "tpr": tpr}, score=score)
+            for model in page.models:
+                for score, values in outputs[model].ood.items():
+                    fpr, tpr = roc_curve_points(ids[model].ood[score], values, ROC_GRID)
+                    page.curve(model, "roc", {"fpr": fpr, "tpr": tpr}, score=score)
             everything.append(found)
         if len(everything) > 1:  # the mean over sets, not of pooled scores
-            mean = {
-                key: {name: np.mean([found[key][name] for found in everything], axis=0) for name in DETECTION}
-                for key in everything[0]
+            mean: Found = {
+                key: {
+                    model: {
+                        name: np.mean([found[key][model][name] for found in everything], axis=0) for name in DETECTION
+                    }
+                    for model in by_model
+                }
+                for key, by_model in everything[0].items()
             }
             _write(out.page(f"mean of {len(everything)} OOD sets", "ood-mean"), mean)
 
 
+def _columns(outputs: Outputs, reference: str) -> dict[Key, np.ndarray]:
+    own = {(score, ""): values for score, values in outputs.ood.items()}
+    return own | {(score, reference): values for score, values in outputs.borrowed.items()}
+
+
 def _write(page: Page, found: Found) -> None:
-    for score in dict.fromkeys(score for _, score in found):
-        for name in DETECTION:
-            page.estimates(name, {model: found[model, score][name] for model in page.models}, score=score)
+    """`axis="fitted_on"`: a score that learned from the embeddings of the reference, `at`, and judges its own model's
+    by them, as a deployed detector would that nobody fits again."""
+    for (score, learned), by_model in found.items():
+        if by_model.keys() == set(page.models):
+            where = {"axis": "fitted_on", "at": learned} if learned else {}
+            for name in DETECTION:
+                page.estimates(name, {model: by_model[model][name] for model in page.models}, score=score, **where)

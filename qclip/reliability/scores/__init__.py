@@ -9,26 +9,38 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any, Protocol
 
+from qclip.errors import InputError
 from qclip.registry import Registry
 
-from ..sample import Sample
+from ..sample import Known, Sample
 
-NEEDS = frozenset({"train"})  # what `evaluate` can give a score beside the images that it is asked about
+#: What `evaluate` can give a score beside the images that it is asked about, and how a user gives it.
+NEEDS = {
+    "train": "learns from training images: name a set as train= (--train)",
+    "labels": "learns from the labels of training images: name a labelled set as train= (--train)",
+    "negatives": "compares with words that are no class: name a file of them as negatives= (--negatives)",
+    "patches": "looks at patches",
+}
+
+
+class UnfitError(InputError):
+    """A score cannot learn from what it was given: too few images, no variance."""
 
 
 class Score(Protocol):
-    """needs: what it cannot do without, of `NEEDS`. "train": `fit` gets the training sample of its model.
+    """needs: what it cannot do without, of `NEEDS`. "train": `Known.train` is there when it is fitted; "labels": and
+    has labels; "negatives": `Known.negatives` is there; "patches": the samples that it is asked about have patches.
 
     The score of an image depends on that image and on what was fitted, not on the images beside it: samples come in
-    parts.
+    parts. A fitted score may have a `remark`: a choice that its data made for it, which becomes a note.
     """
 
     name: str
     label: str
     needs: frozenset[str]
 
-    def fit(self, train: Sample | None) -> Score:
-        """The score for one model; `self` where nothing is learned."""
+    def fit(self, known: Known) -> Score:
+        """The score for one model; `self` where nothing is learned. Raises UnfitError."""
         ...
 
     def __call__(self, sample: Sample) -> Any:
@@ -45,7 +57,7 @@ class Formula:
     of: Callable[[Sample], Any]
     needs: frozenset[str] = frozenset()
 
-    def fit(self, train: Sample | None) -> Formula:
+    def fit(self, known: Known) -> Formula:
         return self
 
     def __call__(self, sample: Sample) -> Any:
@@ -56,6 +68,17 @@ _HERE = "qclip.reliability.scores"
 SCORES: Registry[Score] = Registry(
     "score",
     "qclip.scores",
-    {"mcm": f"{_HERE}.mcm:MCM", "maxlogit": f"{_HERE}.maxlogit:MAXLOGIT", "energy": f"{_HERE}.energy:ENERGY"},
+    {
+        "mcm": f"{_HERE}.mcm:MCM",
+        "maxlogit": f"{_HERE}.maxlogit:MAXLOGIT",
+        "energy": f"{_HERE}.energy:ENERGY",
+        "msp": f"{_HERE}.msp:MSP",
+        "entropy": f"{_HERE}.entropy:ENTROPY",
+        "gen": f"{_HERE}.gen:GEN",
+        "mahalanobis": f"{_HERE}.mahalanobis:Mahalanobis",
+        "relative_mahalanobis": f"{_HERE}.mahalanobis:RelativeMahalanobis",
+        "knn": f"{_HERE}.knn:Nearest",
+        "vim": f"{_HERE}.vim:Vim",
+    },
     ("label", "needs", "fit", "__call__"),
 )

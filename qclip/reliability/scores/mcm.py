@@ -6,12 +6,12 @@ import numpy as np
 
 from ..sample import Sample
 from . import Formula
+from .msp import largest_softmax
 
 
 def mcm(sample: Sample) -> np.ndarray:
     """The largest softmax of the bare cosines, tau = 1."""
-    cosines = sample.cosines
-    return 1 / np.exp(cosines - cosines.max(1, keepdims=True)).sum(1)
+    return largest_softmax(sample.cosines)
 
 
 MCM = Formula("mcm", "MCM", mcm)
