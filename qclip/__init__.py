@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from .results import Results
     from .rewrite import Coverage, coverage, dequantize_
     from .spectral import weight_spectrum
+    from .verification import verify
     from .zoo import load_model
 
     __version__: str
@@ -46,6 +47,7 @@ _PUBLIC = {
     "table": "reporting",
     "Recipe": "recipes",
     "weight_spectrum": "spectral",
+    "verify": "verification",
 }
 
 __all__ = [
@@ -64,6 +66,7 @@ __all__ = [
     "save",
     "table",
     "towers",
+    "verify",
     "weight_spectrum",
 ]
 

@@ -32,8 +32,17 @@ class Command(common.NamesInHelp):
 
 def command(
     models: common.Models,
-    data: Annotated[list[str], typer.Option("--data", metavar="DATA", help="Labelled images, KIND:PATH; repeatable.")],
+    data: Annotated[
+        list[str] | None, typer.Option("--data", metavar="DATA", help="Labelled images, KIND:PATH; repeatable.")
+    ] = None,
     recipe: common.Recipes = None,
+    images: Annotated[
+        list[str] | None,
+        typer.Option("--images", metavar="DATA", help="Images whose embeddings are compared, no more; repeatable."),
+    ] = None,
+    texts: Annotated[
+        Path | None, typer.Option("--texts", metavar="FILE", help="Texts to search images by, one per line.")
+    ] = None,
     ood: Annotated[
         list[str] | None,
         typer.Option("--ood", metavar="DATA", help="Other classes, KIND:PATH, before it near= or far=; repeatable."),
@@ -103,7 +112,9 @@ def command(
             return [load(name, classes_file=classes, progress=progress) for name in names]
 
     settings = {
-        "data": labelled(data),
+        "data": labelled(data or []),
+        "images": images or [],
+        "texts": () if texts is None else read_lines(texts, "texts"),
         "ood": ood or [],
         "shift": labelled(shift or []),
         "dev": None if dev is None else labelled([dev])[0],

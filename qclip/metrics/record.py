@@ -24,6 +24,7 @@ OWN = {
     "detection": ("auroc", "fpr95", "fpr95_ood_positive"),
     "selective": ("aurc",),
     "agreement": ("agreement", "cosine_mean", "cosine_min", "flips_lost", "flips_won", "mcnemar_p"),
+    "neighbours": ("index_recall", "index_recall_reverse", "text_recall", "text_recall_reverse"),
     "weights": (
         "gain",
         "gain_white",

@@ -49,7 +49,7 @@ class Embeddings:
         for condition in once.values():
             if condition not in first:
                 self._read(condition)
-        if all(value is None for value in self.temperatures.values()):
+        if self._request.of("id", "shift") and all(value is None for value in self.temperatures.values()):
             self._results.note("temperature and ece_ts are undefined: no dev set was given to fit the temperature on")
 
     def outputs(self, condition: Condition) -> dict[str, Outputs]:
@@ -83,8 +83,11 @@ class Embeddings:
             }
         return self._classifiers[key]
 
+    def texts(self, texts: list[str]) -> dict[str, np.ndarray]:
+        """Unit embeddings `[len(texts), E]` of texts as they are, by model label."""
+        return {label: self._embedder.texts(view, texts) for label, view in self._embedder.views.items()}
+
     def _read(self, condition: Condition) -> None:
-        classifier = self.classifier(condition.set)
         found = self._embedder.images(condition.set.data, condition.corruption, condition.severity)
         self._embedded[condition.key] = found
         bad = next(iter(found.values())).unreadable
@@ -95,9 +98,12 @@ class Embeddings:
                 f"out: {shown}"
             )
         labels = None if condition.set.labels is None else condition.set.labels[self.indices(condition)]
+        classifier = self.classifier(condition.set) if condition.set.classes else {}
         outputs = {}
         for label, each in found.items():
             vectors = unit(each.vectors, f"image embeddings of {label!r} on {condition.name}")
+            if not classifier:
+                continue
             scale = self._embedder.views[label].encoders.logit_scale
             if condition.set.role in FIRST:
                 sample = Sample(vectors, vectors @ classifier[label].T, scale, labels)

@@ -21,7 +21,7 @@ from .about import about_model
 from .embed import Embedder, Progress
 from .embedded import Embeddings
 from .measurements import MEASUREMENTS
-from .request import Condition, EvalSet, Request, prompt_templates
+from .request import NEIGHBOURS, Condition, EvalSet, Request, prompt_templates
 from .scores import NEEDS, SCORES, Score
 from .writer import REPLICATES, Writer
 
@@ -30,7 +30,7 @@ DEFAULT_CORRUPTIONS = ("gaussian_noise",)
 
 def evaluate(
     models: Mapping[str, nn.Module] | nn.Module,
-    data: Any,
+    data: Any = (),
     ood: Any = (),
     shift: Any = (),
     dev: Any = None,
@@ -38,6 +38,9 @@ def evaluate(
     full: bool = False,
     seed: int = 0,
     *,
+    images: Any = (),
+    texts: Sequence[str] = (),
+    neighbours: Sequence[int] = NEIGHBOURS,
     train: Any = None,
     scores: Sequence[str] | None = None,
     corruptions: Sequence[str] | None = None,
@@ -53,6 +56,10 @@ def evaluate(
     models: label -> model with an adapter (open_clip, timm, Hugging Face; float or quantized), or one model. The first
         is the reference of every paired difference.
     data: ID sets, one or a list of names (`KIND:PATH...`) or `ImageSet`s, labelled, with class names.
+    images: sets whose labels are not read: the models' embeddings of them are compared, nothing else. Without `data`
+        only these are evaluated.
+    texts: what a set without captions is searched by; default: the prompts of its classes, if it has any.
+    neighbours: how many nearest neighbours of an image or text are compared.
     ood: OOD sets; their labels are not read. A mapping {"near": ..., "far": ...} or a name that starts with `near=` /
         `far=` says which kind a set is; else a name that contains the word does.
     shift: labelled sets of other origin whose classes are among those of the first ID set. A `group` column in any
@@ -80,7 +87,7 @@ def evaluate(
     for name in named:
         CORRUPTIONS.get(name)
     results = Results(meta=environment(seed=seed, batch=batch, replicates=REPLICATES, command="qclip.evaluate"))
-    sets = tuple(_sets(results, data, ood, shift, dev, train, templates, progress))
+    sets = tuple(_sets(results, data, images, ood, shift, dev, train, templates, progress))
     request = Request(
         tuple(models),
         sets,
@@ -89,6 +96,8 @@ def evaluate(
         full,
         seed,
         scores is not None,
+        tuple(texts),
+        _counts(neighbours),
     )
     embedder = Embedder(models, Store.of(cache, "embeddings"), batch, strict, seed, device, progress)
     for label, view in embedder.views.items():
@@ -107,6 +116,7 @@ def evaluate(
 def _sets(
     results: Results,
     data: Any,
+    images: Any,
     ood: Any,
     shift: Any,
     dev: Any,
@@ -115,12 +125,12 @@ def _sets(
     progress: Progress | None,
 ) -> list[EvalSet]:
     """Every set with its role and its classes. Shift, dev and train sets have those of the first ID set."""
-    id_sets, shift_sets = ([_load(d, progress) for d in _listed(given)] for given in (data, shift))
-    if not id_sets:
+    id_sets, shift_sets, plain = ([_load(d, progress) for d in _listed(given)] for given in (data, shift, images))
+    if not id_sets and not plain:
         raise InputError("no data to evaluate on; pass the name of at least one labelled set")
     ood_sets = [(kind, _load(d, progress)) for kind, d in _kinds(ood)]
     fitted = {role: _load(d, progress) for role, d in (("dev", dev), ("train", train)) if d is not None}
-    _name_apart([*id_sets, *shift_sets, *(found for _, found in ood_sets)])
+    _name_apart([*id_sets, *shift_sets, *plain, *(found for _, found in ood_sets)])
     others = [*(("shift", each) for each in shift_sets), *fitted.items()]
     for labelled in (*id_sets, *(each for _, each in others)):
         if labelled is not fitted.get("train") or labelled.labels is not None:
@@ -134,6 +144,14 @@ def _sets(
     for each in id_sets:
         prompts = tuple(prompt_templates(templates if templates is not None else each.prompts))
         out.append(EvalSet(each, "id", tuple(each.classes or ()), prompts, each.labels))
+    for each in plain:
+        for note in each.notes:
+            results.note(note)
+        out.append(EvalSet(each, "images", (), ()))
+    if not id_sets:
+        if others or ood_sets:
+            raise InputError("sets of other origin or other classes were given, but no labelled set beside them")
+        return out
     first = out[0]
     for role, each in others:
         bare = role == "train" and each.labels is None  # some scores learn from images alone
@@ -142,6 +160,13 @@ def _sets(
     for kind, each in ood_sets:
         out.append(dataclasses.replace(first, data=each, role=f"ood-{kind}" if kind else "ood", labels=None))
     return out
+
+
+def _counts(neighbours: Sequence[int]) -> tuple[int, ...]:
+    for k in neighbours:
+        if type(k) is not int or k < 1:
+            raise InputError(f"neighbours={k!r} is no number of neighbours; give whole numbers of 1 or more")
+    return tuple(dict.fromkeys(neighbours))
 
 
 def _given(sets: Iterable[EvalSet]) -> set[str]:

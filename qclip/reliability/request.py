@@ -13,6 +13,7 @@ from qclip.models import class_names
 
 from .scores import Score
 
+NEIGHBOURS = (1, 5, 10)  # how many of an image's nearest are looked at
 SAMPLE = 1000  # images that are corrupted where not all are asked for
 
 
@@ -20,7 +21,8 @@ SAMPLE = 1000  # images that are corrupted where not all are asked for
 class EvalSet:
     """Images, what they are for (a role of `qclip.results.ROLES`), and the classes among which they are told apart.
 
-    labels: positions in `classes`, int64 `[len(data)]`; None for a set of other classes.
+    labels: positions in `classes`, int64 `[len(data)]`; None for a set of other classes. classes,
+    templates: empty where only embeddings are compared (role "images").
     """
 
     data: qdata.ImageSet
@@ -73,6 +75,8 @@ class Request:
     full: bool = False
     seed: int = 0
     scores_named: bool = False  # the user asked for these scores: one that cannot be fitted is an error, not left out
+    texts: tuple[str, ...] = ()  # what sets without captions are searched by
+    neighbours: tuple[int, ...] = NEIGHBOURS
 
     def of(self, *roles: str) -> list[EvalSet]:
         """The sets of these roles."""

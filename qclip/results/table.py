@@ -56,6 +56,7 @@ KEY = ("model", "metric", "set", "subset", "axis", "at", "corruption", "severity
 ROLES = {
     "id": "a labelled set of the classes that the model is asked for",
     "shift": "a labelled set of the same classes from elsewhere",
+    "images": "images without labels: only their embeddings are compared",
     "corrupted": "an ID set, or a sample of it, under a corruption; severity 0 is the sample without",
     "dev": "the labelled set on which something was fitted",
     "train": "the set from which a score or a probe learned",

@@ -12,7 +12,7 @@ import pytest
 from qclip.cli import app, main
 from qclip.errors import InputError, NonFiniteError
 
-COMMANDS = ["demo", "quantize", "evaluate", "spectrum", "report", "bench", "doctor", "models", "recipes"]
+COMMANDS = ["demo", "quantize", "evaluate", "verify", "spectrum", "report", "bench", "doctor", "models", "recipes"]
 
 
 def raising(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:

@@ -11,6 +11,7 @@ import torch
 from qclip import data as qdata
 from qclip import metrics
 from qclip.errors import DataError, InputError, NonFiniteError
+from qclip.metrics.record import OWN
 from qclip.reliability import evaluate
 from qclip.reliability.outputs import LABELLED
 from qclip.results import Results
@@ -118,6 +119,7 @@ def test_an_equal_model_differs_by_exactly_nothing() -> None:
     results = run({"float": Tiny(), "same": Tiny()}, ood=pictures("noise", 30, seed=3, strange=True))
     gaps = results.where(model="same", reference="float").rows
     same = {"cosine_mean": 1, "cosine_min": 1, "agreement": 1, "mcnemar_p": 1}
+    same |= dict.fromkeys(OWN["neighbours"], 1)
     assert len(gaps) > 30
     for row in gaps:
         if row["metric"] == "ece_ts":

@@ -36,6 +36,7 @@ MEASUREMENTS: Registry[Measurement] = Registry(
         "clean": f"{_HERE}.clean:Clean",
         "groups": f"{_HERE}.groups:Groups",
         "agreement": f"{_HERE}.agreement:Agreement",
+        "neighbours": f"{_HERE}.neighbours:Neighbours",
         "speed": f"{_HERE}.speed:Speed",
         "corrupted": f"{_HERE}.corrupted:Corrupted",
         "ood": f"{_HERE}.ood:Ood",

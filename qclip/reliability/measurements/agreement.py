@@ -18,7 +18,8 @@ class Agreement:
     name, label = "agreement", "Agreement with the reference"
 
     def wants(self, request: Request) -> list[Condition]:
-        return [Condition(s, vectors=True) for s in request.of("id", "shift")] if len(request.models) > 1 else []
+        roles = "id", "shift", "images"
+        return [Condition(s, vectors=True) for s in request.of(*roles)] if len(request.models) > 1 else []
 
     def rows(self, request: Request, embedded: Embeddings, out: Writer) -> None:
         """Cosine between a model's image embeddings and the reference's, equal predictions, and McNemar's flips."""
@@ -30,8 +31,8 @@ class Agreement:
             wanted: dict[tuple[str, str], Statistic] = {}
             nearest: dict[str, float] = {}
             for model in others:
-                same = outputs[model].predicted == outputs[reference].predicted
-                wanted[model, "agreement"] = mean_of(same)
+                if outputs:  # else nobody named classes
+                    wanted[model, "agreement"] = mean_of(outputs[model].predicted == outputs[reference].predicted)
                 if vectors[model].shape == vectors[reference].shape:  # else their embeddings live in different spaces
                     cosines = np.einsum("ne,ne->n", vectors[model], vectors[reference])
                     wanted[model, "cosine_mean"], nearest[model] = mean_of(cosines), float(cosines.min())
@@ -42,6 +43,8 @@ class Agreement:
             for model in others:
                 if model in nearest:
                     page.add(model, "cosine_min", value=nearest[model], **common)
+                if not outputs:
+                    continue
                 flips = mcnemar(outputs[reference].right, outputs[model].right)
                 page.add(model, "flips_lost", value=flips.lost, **common)
                 page.add(model, "flips_won", value=flips.won, **common)

@@ -1,0 +1,142 @@
+"""`verify` on a small model: what passes, what fails, what is refused, and who is to blame."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import qclip
+from qclip import Results, data
+from qclip.cli import main
+from qclip.data import ImageSet
+from qclip.errors import InputError
+from qclip.verification import blame, judge, measure, requirements
+from tests.small import small_clip
+
+BAD = "vision.blocks.1.mlp.fc2", "vision.blocks.0.attn.v"
+RECIPE = {"name": "spoilt", "weight_bits": 8, "activation_bits": 8, "exceptions": dict.fromkeys(BAD, "w2a8")}
+
+
+@pytest.fixture(scope="module")
+def model() -> nn.Module:
+    return small_clip()
+
+
+@pytest.fixture(scope="module")
+def good(model: nn.Module) -> nn.Module:
+    return qclip.quantize(model, "w8a8")
+
+
+@pytest.fixture(scope="module")
+def images() -> ImageSet:
+    return data.load("scenes:test?samples=40")
+
+
+def test_a_good_model_passes_and_a_bad_one_does_not(model: nn.Module, good: nn.Module, images: ImageSet) -> None:
+    require = "cosine_mean>=0.99, index_recall@5>=0.5, top1>=-60"
+    assert qclip.verify(good, model, require, images, cache=False).passed
+    found = qclip.verify(qclip.quantize(model, "w2a8"), model, require, images, cache=False)
+    assert not found.passed
+    assert [outcome.passed for outcome in found.outcomes][0] is False
+    assert found.results.where(metric="top1").rows
+
+
+def test_unlabelled_images_answer_what_needs_no_label(model: nn.Module, good: nn.Module, images: ImageSet) -> None:
+    plain = copy.copy(images)
+    plain.labels = plain.classes = plain.captions = None
+    found = qclip.verify(good, model, "cosine_min>=0.9, text_recall@3>=0.1", plain, texts=["a", "b"], cache=False)
+    assert found.passed and {row["role"] for row in found.results if row["set"] == images.name} == {"images"}
+    with pytest.raises(InputError, match="needs labelled images, and scenes:test.* has no labels"):
+        qclip.verify(good, model, "top1>=-1", plain, cache=False)
+    with pytest.raises(InputError, match="--texts FILE"):
+        qclip.verify(good, model, "text_recall@3>=0.1", plain, cache=False)
+    with pytest.raises(InputError, match="needs 41 images or more, .* has 40"):
+        qclip.verify(good, model, "index_recall@40>=0.1", plain, cache=False)
+
+
+def test_other_sources_are_refused(model: nn.Module, good: nn.Module, images: ImageSet) -> None:
+    with pytest.raises(InputError, match="with other weights"):
+        qclip.verify(good, small_clip(1), "cosine_mean>=0.9", images, cache=False)
+    with pytest.raises(InputError, match="not quantized"):
+        qclip.verify(model, model, "cosine_mean>=0.9", images, cache=False)
+    assert qclip.verify(qclip.quantize(model, "w6a8"), good, "cosine_mean>=0.9", images, cache=False).passed
+
+
+def test_what_was_not_measured_is_refused(model: nn.Module, good: nn.Module, images: ImageSet) -> None:
+    for require in ("auroc>=-1", "top1(gaussian_noise)>=-1", "top1(nowhere)>=-1"):
+        with pytest.raises(InputError, match="was not measured"):
+            qclip.verify(good, model, require, images, cache=False)
+
+
+def test_undefined_fails_with_its_reason_and_the_judged_score_is_mcm() -> None:
+    results = Results()
+    common = {"model": "quantized", "set": "far", "role": "ood", "metric": "auroc", "reference": "reference"}
+    results.add(**common, score="energy", value=-0.2, low=-0.3, high=-0.1)
+    results.add(**common, score="mcm", value=0.0, low=-0.004, high=0.1)
+    results.add(model="quantized", set="a", role="id", metric="ece", reference="reference", value=None)
+    found = judge(results, requirements("auroc>=-0.5, auroc(energy)>=-0.5, ece<=+1"))
+    assert [(each.where, each.passed) for each in found] == [("far, mcm", True), ("far, energy", False), ("a", False)]
+    assert found[2].reason == "it is undefined there"
+
+
+def test_an_interval_that_reaches_past_the_bound_is_said() -> None:
+    results = Results()
+    results.add(model="quantized", set="a", metric="top1", reference="reference", value=0.0, low=-0.02, high=0.02)
+    (found,) = judge(results, requirements("top1>=-1"))
+    assert not found.passed and "interval" in found.reason
+
+
+def test_the_sites_to_blame_are_found(model: nn.Module, images: ImageSet) -> None:
+    spoilt = qclip.quantize(model, RECIPE)
+    state = {name: tensor.clone() for name, tensor in spoilt.state_dict().items()}
+    require = requirements("cosine_min>=0.999")
+
+    def holds(tried: nn.Module) -> bool:
+        return measure(tried, model, require, images, cache=False).passed
+
+    assert set(blame(spoilt, model, holds)) == set(BAD)
+    assert all(torch.equal(tensor, state[name]) for name, tensor in spoilt.state_dict().items())
+    assert blame(qclip.quantize(model, "w8a8"), model, lambda tried: True) == []
+    with pytest.raises(InputError, match="every site float"):
+        blame(spoilt, model, lambda tried: False)
+    trained = copy.deepcopy(model)
+    with torch.no_grad():
+        next(p for name, p in trained.named_parameters() if "ln_" in name).add_(1)
+    with pytest.raises(InputError, match="more than their sites"):
+        blame(qclip.quantize(trained, "w8a8"), model, lambda tried: False)
+
+
+def test_fewest_sites_are_found_also_where_several_act_together() -> None:
+    from qclip.verification.bisect import _least
+
+    names = tuple("abcdefghij")
+    for guilty in ("a", "j", "ae", "bcj", "abcdefghij"):
+        assert "".join(_least(names, (), lambda tried, guilty=guilty: set(guilty) <= set(tried))) == guilty
+
+
+def test_the_command_exits_with_0_or_1(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    assert main(["quantize", "scenes-clean", "--output", str(tmp_path / "small")]) == 0
+    line = ["verify", str(tmp_path / "small"), "--against", "scenes-clean", "--data", "scenes:test?samples=60"]
+    line += ["--no-cache", "--require"]
+    capsys.readouterr()
+    assert main([*line, "cosine_mean>=0.9, top1>=-50"]) == 0
+    out = capsys.readouterr().out
+    assert out.count("ok  ") == 2 and "points [" in out and out.rstrip().endswith("passed")
+    assert main([*line, "cosine_mean>=0.99999999", "--json", "--output", str(tmp_path / "out")]) == 1
+    found = json.loads(capsys.readouterr().out)
+    assert found["passed"] is False and found["requirements"][0]["bound"] == pytest.approx(0.99999999)
+    assert (tmp_path / "out" / "report.html").exists()
+    assert main([*line, "top1>=nan"]) == 2
+    assert main(["verify", "scenes-clean", *line[2:], "top1>=-1"]) == 2
+    assert "is no artifact" in capsys.readouterr().err
+
+
+def test_numbers_are_finite(model: nn.Module, good: nn.Module, images: ImageSet) -> None:
+    found = qclip.verify(good, model, "index_recall@3>=0.1", images, cache=False)
+    assert all(np.isfinite(outcome.value or np.nan) for outcome in found.outcomes)
