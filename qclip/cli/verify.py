@@ -67,7 +67,7 @@ def command(
         ),
     ] = None,
     cache: common.Cache = True,
-    batch: Annotated[int, typer.Option("--batch", min=1, max=4096, help="Images at once.")] = 64,
+    batch: Annotated[int, typer.Option("--batch", min=1, max=4096, help="Images at once.")] = 32,
     strict: Annotated[bool, typer.Option("--strict", help="Stop at an unreadable image.")] = False,
     arch: common.Arch = None,
     device: common.Device = "cpu",
