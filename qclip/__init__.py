@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from .artifact import load, save
     from .models import towers
     from .models.encoders import encoders
+    from .models.replay import program_counts
     from .ptq import quantize, quantize_
     from .recipes import Recipe
     from .reliability import evaluate
@@ -41,6 +42,7 @@ _PUBLIC = {
     "load": "artifact",
     "towers": "models",
     "encoders": "models",
+    "program_counts": "models.replay",
     "evaluate": "reliability",
     "Results": "results",
     "report": "reporting",
@@ -60,6 +62,7 @@ __all__ = [
     "evaluate",
     "load",
     "load_model",
+    "program_counts",
     "quantize",
     "quantize_",
     "report",

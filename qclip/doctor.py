@@ -24,12 +24,13 @@ PACKAGES = (
     "onnxruntime",
     "torchao",
 )
+TRIAL = 30  # calls
 OPTIONAL = {"triton", "transformers", "openvino", "nncf", "onnxruntime", "torchao"}
 
 
 def examine() -> dict[str, Any]:
-    """A JSON-able picture: `versions`, `processor`, `kernels`, `costs`, `checkpoints` (each name -> value) and
-    `problems`, a list of sentences that is empty where all is well.
+    """A JSON-able picture: `versions`, `processor`, `kernels`, `costs`, `programs`, `checkpoints` (each name -> value)
+    and `problems`, a list of sentences that is empty where all is well.
 
     `int8_peak_gops` is measured: register-only INT8 multiply-adds on torch's threads, 10^9 operations per second, a
     multiply-add counted as two.
@@ -60,6 +61,7 @@ def examine() -> dict[str, Any]:
     checkpoints = {name: card.get("data", "") for name, card in zoo.checkpoints().items()}
     if not checkpoints:
         problems.append("the shipped checkpoints are missing, so `qclip demo` cannot run; reinstall qclip")
+    costs, programs = _trial(next(iter(checkpoints), None))
     processor = {
         "name": cpu_name(),
         "cores": os.cpu_count(),
@@ -71,17 +73,19 @@ def examine() -> dict[str, Any]:
         "versions": {"python": platform.python_version(), **_versions()},
         "processor": processor,
         "kernels": kernels,
-        "costs": _costs(next(iter(checkpoints), None)),
+        "costs": costs,
+        "programs": programs,
         "checkpoints": checkpoints,
         "problems": problems,
     }
 
 
-def _costs(name: str | None) -> dict[str, Any]:
-    """What happens once, in milliseconds, on a shipped checkpoint at `w8a8`: rounding and packing the weights, then the
-    first three calls of its image tower with 16 images (by its modules; while it is recorded; replayed)."""
+def _trial(name: str | None) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A shipped checkpoint at `w8a8`. First what happens once, in milliseconds: rounding and packing the weights, then
+    the first three calls of its image tower with 16 images (by its modules; while it is recorded; replayed). Second
+    what `qclip.program_counts` says after `TRIAL` calls of 1 to 5 images by turns."""
     if name is None:
-        return {}
+        return {}, {}
     import torch
 
     from qclip import models, ptq, zoo
@@ -100,9 +104,13 @@ def _costs(name: str | None) -> dict[str, Any]:
             found[what] = _since(began)
     tower = models.towers(model)["vision"]
     program = next(iter(replay.programs(tower.module)), None)
-    if program is None:
-        return found
-    return found | {f"program_{key}": value for key, value in program.describe().items()}
+    if program is not None:
+        found |= {f"program_{key}": value for key, value in program.describe().items()}
+    with torch.inference_mode():
+        for number in range(TRIAL):
+            encoders.encode_image(images[: 1 + number % 5])
+    counts = replay.counts(tower.module)
+    return found, counts | {key: replay.process_counts()[key] for key in ("bytes", "limit")}
 
 
 def _since(began: float) -> float:

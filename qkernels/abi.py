@@ -41,7 +41,9 @@ class Parameters:
 
 def floats(tensor: Tensor | None) -> Tensor | None:
     """Contiguous float32, or None."""
-    return None if tensor is None else tensor.float().contiguous()
+    if tensor is None or (tensor.dtype == torch.float32 and tensor.is_contiguous()):  # as most are: no call of torch
+        return tensor
+    return tensor.float().contiguous()
 
 
 def scale_kind(x: Tensor, x_scale: Tensor | None) -> int:

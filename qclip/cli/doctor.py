@@ -11,7 +11,7 @@ EXAMPLES = "[bold]Examples[/]\n\nqclip doctor\n\nqclip doctor --json"
 
 
 def command(threads: common.Threads = None, json: common.Json = False) -> None:
-    """Show versions, processor, kernels, one-off costs and checkpoints; check the kernels against the reference."""
+    """Show versions, processor, kernels, costs, programs and checkpoints; check the kernels against the reference."""
     from qclip import doctor
 
     common.set_threads(threads)
@@ -19,7 +19,7 @@ def command(threads: common.Threads = None, json: common.Json = False) -> None:
     if json:
         common.print_json(found)
     else:
-        for title in ("versions", "processor", "kernels", "costs", "checkpoints"):
+        for title in ("versions", "processor", "kernels", "costs", "programs", "checkpoints"):
             common.print_table(title, ["", ""], [[k, common.plain(v)] for k, v in found[title].items()])
             print()
         for problem in found["problems"]:

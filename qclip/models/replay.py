@@ -2,6 +2,10 @@
 
 A program is replayed only where the modules would do the same again: eval mode, no gradients, no hooks, no tracing, no
 autocast, the same modules, parameters and settings as when it was recorded. Everything else runs the modules.
+
+On a CPU a function is traced once for all batch sizes, and texts for all lengths (`Family` in `qkernels.recording`); a
+shape's own program is derived from that when the shape comes again, and compared with the modules before it is used.
+Where that is not possible, and on a GPU, a shape is recorded by itself. `admission.py` says when either is worth it.
 """
 
 from __future__ import annotations
@@ -15,23 +19,50 @@ import torch
 from torch import Tensor, nn
 
 from qkernels import cpu, dispatch, reference
-from qkernels.recording import GraphProgram, Program, UnrecordableError, record
+from qkernels.recording import (
+    Family,
+    GraphProgram,
+    NoRoomError,
+    Program,
+    UnrecordableError,
+    Workspace,
+    check,
+    ledger,
+    limit,
+    record,
+)
 
-from . import hooks
+from .admission import GRAPHS, TOTAL, Counts, Entry, Shelf
+from .guards import Guards
 
-KEPT = 4  # programs per thread and function: each holds a workspace
-SCALARS = (bool, int, float, str, type(None))
+
+class _Thread(threading.local):
+    """The workspace of a thread, which all its programs share."""
+
+    def __init__(self) -> None:
+        self.workspace = Workspace()
+
+
+_thread = _Thread()
+
+
+class _Recorded:
+    """What the threads share as long as `guards` hold: families by the signature of the inputs that they take; None
+    for one that cannot be."""
+
+    def __init__(self, owner: nn.Module, below: Iterable[nn.Module]) -> None:
+        self.guards = Guards(owner, below)
+        self.families: dict[Hashable, Family | None] = {}
 
 
 class Programs:
-    """The programs of one function, for each thread, by the device and the shapes of its inputs.
-
-    The first call with new shapes runs the modules, the second records, the ones after that replay.
-    """
+    """The programs of one function, for each thread, by the device and the shapes of its inputs."""
 
     def __init__(self) -> None:
-        self._thread = threading.local()
-        self.refused: str | None = None  # why a recording failed, if one did
+        self._thread, self._starting, self._tracing = threading.local(), threading.Lock(), threading.Lock()
+        self._recorded: _Recorded | None = None
+        self.counts = Counts(TOTAL)
+        self.refused: str | None = None  # why no program could be made, the last time that none could
 
     def __deepcopy__(self, memo: dict) -> Programs:
         return Programs()
@@ -42,10 +73,8 @@ class Programs:
     @property
     def programs(self) -> list[Program | GraphProgram]:
         """Those of this thread."""
-        return [entry for entry in self._entries().values() if isinstance(entry, Program | GraphProgram)]
-
-    def _entries(self) -> dict:
-        return self._thread.__dict__.setdefault("entries", {})
+        shelf = self._thread.__dict__.get("shelf")
+        return [] if shelf is None else shelf.programs
 
     def run(
         self,
@@ -57,61 +86,147 @@ class Programs:
     ) -> Any:
         if not _possible(inputs):
             return function(*inputs)
-        entries, guards = self._entries(), self._thread.__dict__.get("guards")
-        if guards is None or not guards.hold():
-            entries.clear()
-            guards = self._thread.guards = Guards(owner, below)
-        if not guards.plain or (any(guards.hooks) and any(map(hooks.active, guards.hooks))):
+        recorded = self._recorded
+        if recorded is None or not recorded.guards.hold():
+            with self._starting:  # one of several threads that see it
+                recorded = self._recorded
+                if recorded is None or not recorded.guards.hold():
+                    recorded = self._recorded = _Recorded(owner, below)
+        shelf = self._thread.__dict__.get("shelf")
+        if shelf is None or shelf.made_for is not recorded:
+            if shelf is not None:
+                shelf.clear()
+            shelf = self._thread.shelf = Shelf(recorded, self.counts, _thread.workspace)
+        if recorded.guards.watched():
             return function(*inputs)
-        key = (
-            settings,
-            inputs[0].device,
-            _kernels(inputs[0].device),
-            *((t.shape, t.stride(), t.dtype, t.storage_offset() * t.itemsize % 64) for t in inputs),
-        )
-        entry = entries.pop(key, "new")
-        if entry == "new":
-            entry = "seen"
-        elif entry == "seen":
-            try:
-                entry = record(function, *inputs)
-            except UnrecordableError as error:
-                self.refused, entry = str(error), None
-        entries[key] = entry  # the latest comes last
-        while len(entries) > KEPT:
-            del entries[next(iter(entries))]
-        return entry(*inputs) if isinstance(entry, Program | GraphProgram) else function(*inputs)
+        inputs = tuple(t.contiguous() if _is_text(t) else t for t in inputs)
+        entry = shelf.entry(_signature(inputs, settings))
+        if entry.program is not None:
+            shelf.earn()
+            return entry.program(*inputs)
+        if entry.uses >= entry.tried:
+            return self._prepare(shelf, entry, function, inputs, settings)
+        self.counts.add("modules")
+        return function(*inputs)
 
+    def _prepare(
+        self, shelf: Shelf, entry: Entry, function: Callable[..., Any], inputs: tuple[Tensor, ...], settings: Hashable
+    ) -> Any:
+        """The function's result, and from now on a program for this shape where that pays."""
+        families = shelf.made_for.families  # type: ignore[attr-defined]
+        for free in _free(inputs):
+            signature = _signature(inputs, settings, free)
+            if signature not in families and not self._trace(shelf, entry, function, inputs, free, signature):
+                break
+            family = families[signature]
+            if family is not None:
+                return self._derive(shelf, entry, function, inputs, family)
+        else:
+            if shelf.spend(entry, shelf.costs.record):
+                return self._record(shelf, entry, function, inputs)
+        self.counts.add("modules")
+        return function(*inputs)
 
-class Guards:
-    """What a recording depends on besides its inputs: modules, parameters and their versions, hooks, settings."""
-
-    def __init__(self, owner: nn.Module, below: Iterable[nn.Module]) -> None:
-        found = [owner, *dict.fromkeys(m for top in below for m in top.modules() if m is not owner)]
-        self.entries: list[tuple[dict, str, Any]] = []
-        self.versions: list[tuple[Tensor, int]] = []
-        self.places: list[tuple[Tensor, int]] = []  # setting `data` changes neither the object nor its version
-        self.hooks = [m.__dict__[name] for m in found for name in hooks.FORWARD]
-        for m in found:
-            for group in (m._modules, m._parameters, m._buffers):
-                self.entries += [(group, name, value) for name, value in group.items()]
-            # Leaves are torch's and ours, whose settings are fixed; looking at them all would cost a tenth of a
-            # millisecond.
-            names = [n for n, v in m.__dict__.items() if isinstance(v, SCALARS) and n[0] != "_"] if m._modules else []
-            self.entries += [(m.__dict__, name, m.__dict__.get(name)) for name in {*names, "training", "forward"}]
-            tensors = [t for group in (m._parameters, m._buffers) for t in group.values() if t is not None]
-            self.versions += [(t, t._version) for t in tensors if not t.is_inference()]
-            self.places += [(t, t.data_ptr()) for t in tensors]
-        self.plain = not any(m.training or "forward" in m.__dict__ for m in found)
-
-    def hold(self) -> bool:
-        for owner, name, value in self.entries:
-            now = owner.get(name)
-            if now is not value and (isinstance(value, Tensor | nn.Module) or now != value):
+    def _trace(
+        self,
+        shelf: Shelf,
+        entry: Entry,
+        function: Callable[..., Any],
+        inputs: tuple[Tensor, ...],
+        free: tuple[int, ...],
+        signature: Hashable,
+    ) -> bool:
+        """Trace the function for all sizes of the `free` dimensions, unless another thread does. -> whether it is
+        known now what comes of that"""
+        if not self._tracing.acquire(blocking=False):
+            return False
+        try:
+            families = shelf.made_for.families  # type: ignore[attr-defined]
+            if signature in families:
+                return True
+            if not shelf.spend(entry, shelf.costs.trace * 2 ** len(free)):
                 return False
-        return all(tensor._version == version for tensor, version in self.versions) and all(
-            tensor.data_ptr() == place for tensor, place in self.places
-        )
+            self.counts.add("recorded")
+            try:
+                families[signature] = Family(function, inputs, free)
+            except UnrecordableError as error:
+                families[signature], self.refused = None, str(error)
+            return True
+        finally:
+            self._tracing.release()
+
+    def _derive(
+        self,
+        shelf: Shelf,
+        entry: Entry,
+        function: Callable[..., Any],
+        inputs: tuple[Tensor, ...],
+        family: Family,
+    ) -> Any:
+        self.counts.add("modules")
+        wanted = function(*inputs)
+        if not shelf.spend(entry, shelf.costs.derive):
+            return wanted
+
+        def make() -> Program:
+            program = family.program(*inputs, workspace=_thread.workspace)
+            check(program, inputs, wanted)
+            return program
+
+        try:
+            shelf.keep(entry, make)
+            self.counts.add("derived")
+        except NoRoomError as error:
+            self.refused = str(error)
+            shelf.refuse(entry, for_good=False)
+        except UnrecordableError as error:  # what holds for small sizes does not for these: each by itself, then
+            self.refused = str(error)
+            families = shelf.made_for.families  # type: ignore[attr-defined]
+            families.update((signature, None) for signature, f in list(families.items()) if f is family)
+        return wanted
+
+    def _record(self, shelf: Shelf, entry: Entry, function: Callable[..., Any], inputs: tuple[Tensor, ...]) -> Any:
+        on_gpu = inputs[0].device.type == "cuda"
+        try:
+            shelf.keep(
+                entry,
+                lambda: record(function, *inputs, workspace=None if on_gpu else _thread.workspace),
+                GRAPHS if on_gpu else None,
+            )
+            self.counts.add("recorded")
+        except UnrecordableError as error:
+            self.refused = str(error)
+            shelf.refuse(entry, for_good=not isinstance(error, NoRoomError))
+            self.counts.add("modules")
+            return function(*inputs)
+        assert entry.program is not None
+        shelf.earn()
+        return entry.program(*inputs)
+
+
+def _is_text(tensor: Tensor) -> bool:
+    """Whether it looks like token ids `[B, L]`."""
+    return tensor.dim() == 2 and tensor.dtype in (torch.int64, torch.int32)
+
+
+def _free(inputs: tuple[Tensor, ...]) -> tuple[tuple[int, ...], ...]:
+    """Dimensions whose size a family may leave open, the best choice first."""
+    first = inputs[0]
+    if len(inputs) != 1 or first.device.type != "cpu" or first.dim() < 2 or not first.is_contiguous():
+        return ()
+    return ((0, 1), (0,)) if _is_text(first) else ((0,),)
+
+
+def _signature(inputs: tuple[Tensor, ...], settings: Hashable, free: tuple[int, ...] | None = None) -> Hashable:
+    """What decides, besides the guards, which program takes these inputs: with `free`, which family."""
+    device = inputs[0].device
+    kinds: list[Hashable] = []
+    for t in inputs:
+        layout: Hashable = (t.shape, t.stride())
+        if free is not None:
+            layout = tuple(-1 if dim in free else size for dim, size in enumerate(t.shape))
+        kinds.append((layout, t.dtype, t.storage_offset() * t.itemsize % 64))
+    return settings, device, _kernels(device), free, *kinds
 
 
 def _possible(inputs: tuple[Tensor, ...]) -> bool:
@@ -159,6 +274,30 @@ def programs(owner: nn.Module) -> list[Program | GraphProgram]:
     """What this thread has recorded of `owner`."""
     found = owner.__dict__.get("qclip_programs")
     return [] if found is None else found.programs
+
+
+def counts(owner: nn.Module) -> dict[str, Any]:
+    """How the calls of `owner` were run, by all threads (`Counts`), and `why`: the reason of the last refusal."""
+    found = owner.__dict__.get("qclip_programs")
+    return {} if found is None else {**found.counts.get(), "why": found.refused}
+
+
+def process_counts() -> dict[str, int]:
+    """The same for all functions of this process, with the bytes that programs hold on the CPU, and their limit."""
+    return {**TOTAL.get(), "bytes": ledger.bytes, "limit": limit()}
+
+
+def program_counts(model: nn.Module) -> dict[str, dict[str, Any]]:
+    """How the calls of a quantized model's towers were run so far, by all threads.
+
+    -> {path of the module ("" is the model itself): {"recorded": traces, "derived": programs made of traces,
+    "replayed": calls run from programs, "modules": calls run module by module, "dropped": programs that made room or
+    were out of date, "refused": attempts that failed, "why": the last reason}, "process": the same of all models, and
+    the "bytes" that programs hold on the CPU, and their "limit" (QKERNELS_PROGRAM_BYTES)}. Calls that can only run by
+    modules (gradients, hooks, training) are not counted. Empty but for "process" where no tower is quantized.
+    """
+    found = {name: counts(m) for name, m in model.named_modules() if "qclip_programs" in m.__dict__}
+    return found | {"process": process_counts()}
 
 
 def run(

@@ -7,6 +7,9 @@ workspace. Three rewrites save memory traffic and change no bit: a residual is a
 before it, codes go to the VNNI kernels in the form that these multiply, and steps whose rows do not meet are played
 tile by tile (`tiling.py`).
 
+`Family(function, inputs, free)` traces a function once for all sizes of some dimensions, such as the batch
+(`family.py`). Programs of a thread may share one workspace, and what all hold is bounded (`workspace.py`).
+
 A program is good for inputs of the same shapes, dtypes and strides on one thread at a time, and only as long as the
 function would do the same again: whoever replays it checks that.
 """
@@ -20,41 +23,49 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten
 
-from qkernels import cpu
-
 from .cuda_graph import GraphProgram, capture
+from .family import Family, trace
 from .limits import UnrecordableError, same_numbers
-from .recorder import Recorder
 from .tape import Program
+from .workspace import LIMIT, NoRoomError, Workspace, ledger, limit
 
-__all__ = ["GraphProgram", "Program", "UnrecordableError", "capture", "record"]
+__all__ = [
+    "LIMIT",
+    "Family",
+    "GraphProgram",
+    "NoRoomError",
+    "Program",
+    "UnrecordableError",
+    "Workspace",
+    "capture",
+    "check",
+    "ledger",
+    "limit",
+    "record",
+]
 
 
-def record(function: Callable[..., Any], *inputs: Tensor) -> Program | GraphProgram:
+def record(function: Callable[..., Any], *inputs: Tensor, workspace: Workspace | None = None) -> Program | GraphProgram:
     """Run `function(*inputs)` and make a program of it: a tape on a CPU, a CUDA graph on a GPU. Grad mode must be off.
 
-    `function` takes and gives plain tensors of one device (results may be nested in tuples, lists and dicts). Raises
-    UnrecordableError where it does what cannot be replayed: random numbers, values read on the host, changes of tensors
-    that it did not make.
+    `function` takes and gives plain tensors of one device (results may be nested in tuples, lists and dicts).
+    `workspace`: shared with other programs of this thread, on a CPU. Raises UnrecordableError where the function does
+    what cannot be replayed: random numbers, values read on the host, changes of tensors that it did not make.
     """
     if inputs and inputs[0].device.type == "cuda":
         return capture(function, *inputs)
-    if torch.is_grad_enabled():
-        raise UnrecordableError("gradients are on")
-    if cpu.native is None:
-        raise UnrecordableError("the native kernels are missing")
     inputs = _apart(inputs)
-    recorder = Recorder(inputs)
-    with recorder, cpu.native.noting(recorder.note):
-        result = function(*inputs)
-    flat, spec = tree_flatten(result)
-    outputs = [recorder.view(value) if isinstance(value, Tensor) else value for value in flat]
-    program = Program(recorder.steps, inputs, outputs, spec)
-    again = tree_flatten(program(*inputs))[0]
-    for was, now in zip(flat, again, strict=True):
-        if isinstance(was, Tensor) and not same_numbers(was, now):
-            raise UnrecordableError("a replay gave other numbers")
+    found, result = trace(function, inputs)
+    program = Program(found.steps, [int(t.storage_offset()) for t in inputs], found.outputs, found.spec, workspace)
+    check(program, inputs, result)
     return program
+
+
+def check(program: Program, inputs: tuple[Tensor, ...], wanted: Any) -> None:
+    """Raise UnrecordableError where a replay with `inputs` gives other numbers than `wanted`, bit by bit."""
+    for was, now in zip(tree_flatten(wanted)[0], tree_flatten(program(*inputs))[0], strict=True):
+        if isinstance(was, Tensor) and not (was.shape == now.shape and same_numbers(was, now)):
+            raise UnrecordableError("a replay gave other numbers")
 
 
 def _apart(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from qkernels import cpu
 from qkernels.abi import TYPES
 
 from .steps import Memory, NativeStep, Pointer, Step, TorchStep, View, touching
@@ -18,6 +19,13 @@ SHIFTABLE = {
     "attention": "out",
 }
 LINEAR = ("int8_linear", "int4_linear")
+
+
+def rewrite(steps: list[Step], outputs: list[Any]) -> list[Step]:
+    """All of them, as far as the tier that runs now has use for them."""
+    if cpu.native.tier().endswith("vnni"):
+        hand_over_shifted(steps, outputs)
+    return add_residuals_in_place(steps, outputs)
 
 
 def hand_over_shifted(steps: list[Step], outputs: list[Any]) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import bisect
+import dataclasses
+import functools
 from typing import Any
 
 import torch
@@ -16,9 +18,29 @@ from qkernels.abi import Parameters
 from qkernels.registry import implementations
 
 from .limits import UnrecordableError, check_plain, depends_on_values
-from .steps import Memory, NativeStep, Pointer, Step, TorchStep, View
+from .steps import Made, Memory, NativeStep, Pointer, Step, TorchStep, View
 
 UNFILLED = {"aten::empty", "aten::empty_strided", "aten::new_empty", "aten::new_empty_strided", "aten::empty_like"}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Facts:
+    """What a schema says of an op of torch. Asking it takes longer than most ops."""
+
+    name: str
+    arguments: tuple[str, ...]
+    changed: tuple[str, ...]  # arguments that it writes to
+    decomposes: bool
+    random: bool
+
+
+@functools.cache
+def _facts(function: Any) -> _Facts:
+    arguments, name = function._schema.arguments, function._schema.name
+    changed = tuple(a.name for a in arguments if a.alias_info is not None and a.alias_info.is_write)
+    decomposes = not changed and name not in UNFILLED and function._can_decompose()
+    random = torch.Tag.nondeterministic_seeded in function.tags
+    return _Facts(name, tuple(a.name for a in arguments), changed, decomposes, random)
 
 
 class Recorder(TorchDispatchMode):
@@ -91,19 +113,19 @@ class Recorder(TorchDispatchMode):
         tensors = [value for value in flat if isinstance(value, Tensor)]
         check_plain(tensors)
         kinds = {self.memory(t).kind for t in tensors}
-        schema, name = function._schema, function._schema.name
+        facts = _facts(function)
+        name = facts.name
         if function.namespace == "qkernels":
             with self:  # the kernels are called below, beside torch's ops that prepare their arguments
                 return implementations[name.removeprefix("qkernels::")](*args, **kwargs)
-        changed = [a.name for a in schema.arguments if a.alias_info is not None and a.alias_info.is_write]
-        if not changed and function._can_decompose() and name not in UNFILLED:
+        if facts.decomposes:
             with self:
                 return function.decompose(*args, **kwargs)
-        if torch.Tag.nondeterministic_seeded in function.tags:
+        if facts.random:
             raise UnrecordableError(f"it draws random numbers ({name})")
-        if changed:
-            given = dict(zip([a.name for a in schema.arguments], args, strict=False)) | kwargs
-            views = [self.view(t) for n in changed for t in tree_flatten(given[n])[0]]
+        if facts.changed:
+            given = dict(zip(facts.arguments, args, strict=False)) | kwargs
+            views = [self.view(t) for n in facts.changed for t in tree_flatten(given[n])[0]]
             self._add(TorchStep(function, [self._argument(a) for a in flat], spec, [], views))
             return function(*args, **kwargs)
         if depends_on_values(function, tensors) and kinds - {"constant"}:
@@ -117,8 +139,9 @@ class Recorder(TorchDispatchMode):
             for t in new:
                 self._enter(t, Memory("temporary", t.untyped_storage().nbytes()))
         elif not kinds - {"constant"}:
-            for t in new:
-                self.memory(t)
+            for index, t in enumerate(results):
+                if self._find(t) is None:
+                    self.memory(t).made = Made(function, arguments, spec, index)
         elif new and len(new) == len(results):
             for t in new:
                 self._enter(t, Memory("temporary", t.untyped_storage().nbytes()))

@@ -6,6 +6,7 @@ import dataclasses
 from typing import Any
 
 import torch
+from torch import Tensor
 
 
 @dataclasses.dataclass
@@ -16,11 +17,23 @@ class Memory:
     size: int
     number: int = 0  # of the input
     alive: Any = None  # constants and inputs are kept
+    made: Made | None = None  # how a constant came to be, where a call of torch made it while recording
+    own: bool = False  # a constant that no other program of the family holds (family.py)
     first: int = -1  # steps between which a temporary holds something
     last: int = -1
     place: int = 0  # bytes from the start of the workspace, or of the arena
     arena: int = 0  # bytes in the arena of a tile, for one that lives there (tiling.py)
     shares: Memory | None = None  # the one whose place it takes
+
+
+@dataclasses.dataclass
+class Made:
+    """A call of torch on constants only, and which of its results a memory is."""
+
+    function: Any  # an OpOverload
+    arguments: list[Any]  # flat; Views stand for tensors
+    spec: Any
+    index: int
 
 
 @dataclasses.dataclass
@@ -38,6 +51,14 @@ class View:
     size: tuple[int, ...]
     stride: tuple[int, ...]
     offset: int  # elements
+
+    def over(self, storage: Any, start: int = 0) -> Tensor:
+        """The tensor, where its memory lies `start` bytes from the start of `storage`."""
+        if start % self.dtype.itemsize:
+            raise AssertionError("the workspace is misaligned")
+        with torch.inference_mode(False):
+            tensor = torch.empty(0, dtype=self.dtype)
+            return tensor.set_(storage, start // self.dtype.itemsize + self.offset, self.size, self.stride)
 
     def whole(self) -> bool:
         """Contiguous, from the start of its memory to the end."""
@@ -57,7 +78,7 @@ class NativeStep:
 
     def touched(self) -> list[tuple[Memory, bool]]:
         """(memory, whether it is written)"""
-        return [(p.memory, self.kinds[name] == "w") for name, p in self.arguments.items() if isinstance(p, Pointer)]
+        return [(p.memory, self.kinds[name] == "w") for name, p in self.arguments.items() if type(p) is Pointer]
 
 
 @dataclasses.dataclass

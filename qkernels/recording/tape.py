@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import os
+import functools
 from typing import Any
 
 import torch
@@ -13,23 +13,25 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from qkernels import cpu
 
 from . import tiling
-from .memory import ALIGN, place, place_arenas
-from .passes import add_residuals_in_place, hand_over_shifted
+from .memory import place, place_arenas
 from .steps import NativeStep, Pointer, Step, TorchStep, View, touching
+from .workspace import Workspace, use_huge_pages
 
-PROCESS = os.getpid()  # the process that imported this module
+STEP_BYTES = 640  # of Python's objects per step, as measured with tracemalloc: what is counted for it in `own_bytes`
 
 
 class Program:
     """A recorded function: `program(*inputs)` -> what the function returned, in new tensors. Not for two threads at
-    once."""
+    once.
 
-    def __init__(self, steps: list[Step], inputs: tuple[Tensor, ...], outputs: list[Any], spec: Any) -> None:
-        if cpu.native.tier().endswith("vnni"):
-            hand_over_shifted(steps, outputs)
-        steps = add_residuals_in_place(steps, outputs)
-        self._outputs, self._spec = outputs, spec
-        self._offsets = [t.storage_offset() for t in inputs]
+    `offsets`: of the recorded inputs in their storages, in elements. `workspace`: where its temporaries lie, which
+    programs of one thread may share.
+    """
+
+    def __init__(
+        self, steps: list[Step], offsets: list[int], outputs: list[Any], spec: Any, workspace: Workspace | None = None
+    ) -> None:
+        self._outputs, self._spec, self._offsets = outputs, spec, offsets
         self._threads, touched = torch.get_num_threads(), touching(steps, outputs)
         regions = tiling.regions(steps, lambda s: isinstance(s, NativeStep), touched, self._threads)
         for region in regions:
@@ -37,20 +39,15 @@ class Program:
         self._arena_bytes = place_arenas(steps, regions)
         self._arenas = place(steps, outputs, regions)
         self.workspace_bytes = self._arenas + self._threads * self._arena_bytes
-        with torch.inference_mode(False):
-            raw = torch.empty(self.workspace_bytes + ALIGN, dtype=torch.uint8)
-        self._workspace = raw
-        self._base = -(-raw.data_ptr() // ALIGN) * ALIGN
         self._tape = cpu.native.Tape()
         self._patches: list[tuple[int, int, int, int]] = []  # step, argument, input, bytes
+        self._places: list[tuple[int, int, int]] = []  # step, argument, bytes from the start of the workspace
         self._parts: list[Any] = []  # (begin, end) of the tape, a region of it, or a call of torch
-        self._constants = [
-            m.alive for m in {id(m): m for s in steps for m, _ in s.touched()}.values() if m.kind == "constant"
-        ]
+        self._words = 0
         tiled = {number: region for region in regions for number in range(region.begin, region.end)}
         for number, step in enumerate(steps):
             if not isinstance(step, NativeStep):
-                self._parts.append(_TorchCall(self, step))
+                self._parts.append(_TorchCall(step))
             elif number in tiled:
                 self._append(step, threads=1)
                 if number == tiled[number].end - 1:
@@ -62,10 +59,24 @@ class Program:
                 else:
                     self._parts.append(_Untiled(len(self._tape) - 1, len(self._tape)))
         # The tape knows addresses: it keeps the memory, which a tensor drops when somebody sets its `data`.
-        self._held = [t.untyped_storage() for t in (self._workspace, *self._constants)]
-        if os.getpid() == PROCESS:  # a forked one would copy weights that it shares with its parent
-            cpu.native.use_huge_pages([(storage.data_ptr(), storage.nbytes()) for storage in self._held])
-        self._results = [self.tensor(o) if isinstance(o, View) and o.memory.kind != "input" else o for o in outputs]
+        constants = {id(m): m for s in steps for m, _ in s.touched() if m.kind == "constant"}.values()
+        self._held = [m.alive.untyped_storage() for m in constants]
+        self.own_bytes = 8 * self._words + STEP_BYTES * len(steps) + sum(m.size for m in constants if m.own)
+        use_huge_pages(self._held)
+        self._workspace = workspace or Workspace()
+        self._workspace.enter(self)
+
+    def bind(self, buffer: Tensor) -> None:
+        """From now on temporaries lie in `buffer`, a workspace of enough bytes."""
+        self._buffer, base = buffer, buffer.data_ptr()
+        for step, argument, bytes_in in self._places:
+            self._tape.set(step, argument, base + bytes_in)
+        for part in self._parts:
+            if isinstance(part, _TorchCall):
+                part.bind(self)
+        self._results = [
+            self.tensor(o) if isinstance(o, View) and o.memory.kind != "input" else o for o in self._outputs
+        ]
 
     def _append(self, step: NativeStep, threads: int | None = None) -> None:
         words: list[Any] = []
@@ -74,11 +85,17 @@ class Program:
             if isinstance(value, Pointer) and value.memory.kind == "input":
                 self._patches.append((number, position, value.memory.number, value.offset))
                 words.append(0)
-            elif isinstance(value, Pointer) or step.kinds[name] in "rw":
-                words.append(0 if value is None else self._address(value))
+            elif isinstance(value, Pointer) and value.memory.kind == "temporary":
+                self._places.append((number, position, self._place(value)))
+                words.append(0)
+            elif isinstance(value, Pointer):
+                words.append(value.memory.alive.untyped_storage().data_ptr() + value.offset)
+            elif step.kinds[name] in "rw":
+                words.append(0)
             else:
                 words.append(threads if threads and name == "threads" else value)
         self._tape.append(step.name, words)
+        self._words += len(words)
 
     def _tile(self, region: tiling.FusedRegion, steps: list[Step]) -> _Tiled:
         """Tell the tape of a region whose steps it holds last."""
@@ -94,24 +111,15 @@ class Program:
             )
         return _Tiled(numbers[0], numbers[-1] + 1)
 
-    def _address(self, pointer: Pointer) -> int:
+    def _place(self, pointer: Pointer) -> int:
         memory = pointer.memory
-        if memory.kind == "constant":
-            return int(memory.alive.untyped_storage().data_ptr()) + pointer.offset
-        return self._base + (self._arenas if memory.arena else 0) + memory.place + pointer.offset
+        return (self._arenas if memory.arena else 0) + memory.place + pointer.offset
 
     def tensor(self, view: View) -> Tensor:
         """The tensor that `view` stands for; not one over an input."""
         if view.memory.kind == "constant":
-            storage, offset = view.memory.alive.untyped_storage(), view.offset
-        else:
-            storage = self._workspace.untyped_storage()
-            start = self._base - self._workspace.data_ptr() + view.memory.place
-            offset = start // view.dtype.itemsize + view.offset
-            if start % view.dtype.itemsize:
-                raise AssertionError("the workspace is misaligned")
-        with torch.inference_mode(False):
-            return torch.empty(0, dtype=view.dtype).set_(storage, offset, view.size, view.stride)
+            return view.over(view.memory.alive.untyped_storage())
+        return view.over(self._buffer.untyped_storage(), int(self._buffer.storage_offset()) + view.memory.place)
 
     def of_input(self, view: View, inputs: tuple[Tensor, ...]) -> Tensor:
         tensor = inputs[view.memory.number]
@@ -129,7 +137,7 @@ class Program:
             elif isinstance(part, _Tiled):
                 self._tape.play(part.begin, part.end, self._threads, self._arena_bytes)
             else:
-                part(inputs)
+                part(self, inputs)
         found = [
             self.of_input(o, inputs).clone()
             if isinstance(o, View) and o.memory.kind == "input"
@@ -166,24 +174,26 @@ class _Tiled:
 class _TorchCall:
     """One of torch's ops with its tensors at their places; results go there at once where the op has an `out` form."""
 
-    def __init__(self, program: Program, step: TorchStep) -> None:
-        self.program, self.spec = program, step.spec
-        is_input = [isinstance(a, View) and a.memory.kind == "input" for a in step.arguments]
+    def __init__(self, step: TorchStep) -> None:
+        self.step, self.spec = step, step.spec
+        self.from_input = [k for k, a in enumerate(step.arguments) if isinstance(a, View) and a.memory.kind == "input"]
+        self.function, self.names = _out_form(step.function, len(step.results))
+
+    def bind(self, program: Program) -> None:
+        """Make its tensors over the program's workspace."""
         self.arguments = [
-            program.tensor(a) if isinstance(a, View) and not i else a
-            for a, i in zip(step.arguments, is_input, strict=True)
+            program.tensor(a) if isinstance(a, View) and k not in self.from_input else a
+            for k, a in enumerate(self.step.arguments)
         ]
-        self.from_input = [k for k, i in enumerate(is_input) if i]
-        self.results = [program.tensor(view) for view in step.results]
-        self.function, names = _out_form(step.function, len(self.results))
-        self.out = dict(zip(names, self.results, strict=True)) if names else {}
+        self.results = [program.tensor(view) for view in self.step.results]
+        self.out = dict(zip(self.names, self.results, strict=True)) if self.names else {}
         self.ready = None if self.from_input else tree_unflatten(self.arguments, self.spec)
 
-    def __call__(self, inputs: tuple[Tensor, ...]) -> None:
+    def __call__(self, program: Program, inputs: tuple[Tensor, ...]) -> None:
         if self.ready is None:
             flat: list[Any] = list(self.arguments)
             for k in self.from_input:
-                flat[k] = self.program.of_input(flat[k], inputs)
+                flat[k] = program.of_input(flat[k], inputs)
             args, kwargs = tree_unflatten(flat, self.spec)
         else:
             args, kwargs = self.ready
@@ -193,6 +203,7 @@ class _TorchCall:
                 place.copy_(result)
 
 
+@functools.cache
 def _out_form(function: Any, results: int) -> tuple[Any, list[str]]:
     """The overload of an op that writes to given tensors, and what it calls them; the op itself where there is none."""
     wanted = [(a.name, str(a.type)) for a in function._schema.arguments]

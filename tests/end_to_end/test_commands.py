@@ -154,6 +154,9 @@ def test_doctor_finds_what_is_here(capsys: pytest.CaptureFixture) -> None:
     assert found["costs"]["quantize_and_pack_ms"] > 0
     if found["kernels"]["backend"] == "cpu":
         assert found["costs"]["program_native"] > 20
+        programs = found["programs"]
+        assert programs["recorded"] == 1 and programs["derived"] == 6 and programs["replayed"] == 20 + 1
+        assert 0 < programs["bytes"] < programs["limit"]
 
 
 def test_models_are_found_by_a_part_of_their_name(capsys: pytest.CaptureFixture) -> None:

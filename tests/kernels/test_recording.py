@@ -279,7 +279,7 @@ def test_a_forked_process_leaves_the_pages_that_it_shares(monkeypatch: pytest.Mo
         return linear(*qkernels.quantize_per_token(x), w)
 
     record(function, x)
-    assert len(asked) == 1
+    assert len(asked) == 2  # the weights, the workspace
     monkeypatch.setattr("os.getpid", lambda: -1)
     assert torch.equal(record(function, x)(x), function(x))
-    assert len(asked) == 1
+    assert len(asked) == 2

@@ -1,6 +1,7 @@
 """Towers run from programs in eval mode without gradients, and from their modules as soon as anything asks for them."""
 
 import copy
+import random
 import threading
 
 import pytest
@@ -11,7 +12,7 @@ from qclip import models
 from qclip.layers import QuantizedAttention
 from qclip.models import replay
 from qkernels import cpu
-from qkernels.recording import GraphProgram, capture
+from qkernels.recording import GraphProgram, capture, ledger
 from tests.kernels.emulated_cuda_graph import EmulatedCuda
 
 from ..small import IMAGES, TEXTS, small_clip
@@ -176,12 +177,98 @@ def test_copies_and_other_threads_have_programs_of_their_own(model: torch.nn.Mod
 
 
 @torch.no_grad()
-def test_few_programs_are_kept(model: torch.nn.Module) -> None:
-    programs = model.visual.qclip_programs
-    for count in (1, 2, 3, 4, 5, 6):
-        for _ in range(3):
-            model.encode_image(IMAGES[:count])
-    assert len(programs.programs) == replay.KEPT
+def test_five_sizes_in_rotation_are_traced_once_and_all_replayed(
+    model: torch.nn.Module, calls: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = (1, 6, 2, 5, 3) * 4
+    found = [model.encode_image(IMAGES[:n]) for n in sizes]
+    assert calls[-10:] == ["program"] * 10
+    counts = replay.counts(model.visual)
+    assert (counts["recorded"], counts["derived"], counts["modules"], counts["replayed"]) == (1, 5, 10, 10)
+    assert counts["dropped"] == counts["refused"] == 0 and counts["why"] is None
+    buffers = {program._buffer.data_ptr() for program in replay.programs(model.visual)}
+    assert len(buffers) == 1, "one workspace"
+    monkeypatch.setenv("QKERNELS_PROGRAM", "0")
+    for n, y in zip(sizes, found, strict=True):
+        assert torch.equal(model.encode_image(IMAGES[:n]), y)
+
+
+@torch.no_grad()
+def test_prompts_of_all_lengths_are_traced_once(model: torch.nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    prompts = [model.tokenizer([" ".join(["dog"] * words)] * batch) for words in (1, 3, 9, 14) for batch in (1, 3)]
+    found = [[model.encode_text(tokens) for tokens in prompts] for _ in range(3)]
+    counts = replay.counts(model)
+    assert (counts["recorded"], counts["derived"]) == (1, len(prompts)) and counts["replayed"] >= len(prompts) - 2
+    monkeypatch.setenv("QKERNELS_PROGRAM", "0")
+    for tokens, *ys in zip(prompts, *found, strict=True):
+        assert all(torch.equal(model.encode_text(tokens), y) for y in ys)
+
+
+@torch.no_grad()
+def test_programs_stay_within_their_bytes_and_the_rest_runs_by_modules(
+    model: torch.nn.Module, calls: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for _ in range(3):
+        y = model.encode_image(IMAGES[:1])
+    most = ledger.bytes + 10_000
+    monkeypatch.setenv("QKERNELS_PROGRAM_BYTES", str(most))
+    large = torch.cat([IMAGES] * 10)
+    for images in (large, large, large, large[:50], large[:50]):
+        model.encode_image(images)
+        assert calls[-1] == "module" and ledger.bytes <= most
+    counts = replay.counts(model.visual)
+    assert counts["refused"] >= 2 and "QKERNELS_PROGRAM_BYTES" in counts["why"]
+    calls.clear()
+    assert torch.equal(model.encode_image(IMAGES[:1]), y) and calls == ["program"]
+    assert replay.process_counts()["limit"] == most and replay.process_counts()["bytes"] == ledger.bytes
+
+
+@torch.no_grad()
+def test_a_model_that_treats_large_batches_otherwise_is_never_replayed_wrongly(
+    model: torch.nn.Module, calls: list[str]
+) -> None:
+    """Each size that the family gets wrong is recorded by itself."""
+    pool = model.visual.ln_post
+    forward = type(pool).forward
+
+    class Otherwise(type(pool)):  # type: ignore[misc]
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return forward(self, x) * (3 if len(x) > 4 else 1)
+
+    pool.__class__ = Otherwise
+    model.visual.__dict__["qclip_programs"] = replay.Programs()
+    for n in (2, 2, 2, 6, 6, 6, 6):
+        wanted = _by_modules(model, IMAGES[:n])
+        calls.clear()
+        assert torch.equal(model.encode_image(IMAGES[:n]), wanted)
+    assert calls == ["program"] and "other numbers" in replay.counts(model.visual)["why"]
+
+
+@torch.no_grad()
+def test_threads_share_a_trace_and_have_workspaces_of_their_own(model: torch.nn.Module) -> None:
+    model.visual.__dict__["qclip_programs"] = replay.Programs()
+    wanted = {n: _by_modules(model, IMAGES[:n]) for n in (1, 2, 3, 5, 6)}
+    wrong, buffers, together = [], set(), threading.Barrier(4)
+
+    def work(seed: int) -> None:
+        draw = random.Random(seed)
+        together.wait()
+        with torch.no_grad():
+            for n in draw.choices(list(wanted), k=60):
+                if not torch.equal(model.encode_image(IMAGES[:n]), wanted[n]):
+                    wrong.append(n)
+        buffers.update(program._buffer.data_ptr() for program in replay.programs(model.visual))
+        together.wait()
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    counts = replay.counts(model.visual)
+    assert not wrong and len(buffers) == 4
+    assert counts["recorded"] == 1 and counts["derived"] == 4 * len(wanted)
+    assert counts["replayed"] + counts["modules"] == 4 * 60
 
 
 def test_a_float_model_has_none() -> None:
@@ -200,7 +287,8 @@ def graphs(model: torch.nn.Module, monkeypatch: pytest.MonkeyPatch) -> EmulatedC
     """The GPU's programs, on the CPU."""
     emulated = EmulatedCuda()
     emulated.install(monkeypatch)
-    monkeypatch.setattr(replay, "record", capture)
+    monkeypatch.setattr(replay, "_free", lambda inputs: ())
+    monkeypatch.setattr(replay, "record", lambda function, *inputs, workspace: capture(function, *inputs))
     return emulated
 
 
