@@ -8,7 +8,8 @@ no samples, or shapes that do not fit, raise InputError. A metric that is undefi
 instead of a float. A replicate in which the metric is undefined is nan.
 
 Each metric is defined once, as a function of resampled counts (`resampled.py`): `evaluate` draws its intervals from the
-same definition that the plain functions call with one column of counts. `record.py` holds what else is said of it.
+same definition that the plain functions call with one column of counts. `record.py` holds what else is said of it;
+`measure` gives all metrics of a labelled set from one pass over its logits.
 """
 
 from __future__ import annotations
@@ -16,43 +17,75 @@ from __future__ import annotations
 from .accuracy import balanced_accuracy, label_ranks, top_k_accuracy
 from .agreement import Flips, mcnemar
 from .arrays import log_softmax, softmax
+from .bins import Bins
+from .brier import BrierParts, brier, brier_parts
 from .calibration import (
-    Bins,
-    Temperature,
-    brier,
+    adaptive_ece,
+    debiased_l2,
     ece,
-    fit_temperature,
+    ece_max_n,
     mean_confidence,
     nll,
+    nll_of_probs,
+    overconfidence,
     reliability_bins,
     signed_gap,
+    underconfidence,
 )
-from .detection import auroc, fpr_at_tpr, roc_curve_points
+from .classwise import classwise_ece
+from .detection import auroc, fpr_at_tpr, roc_curve_points, threshold_at
+from .precision import aupr
+from .predictions import Predictions, measure, read
 from .record import METRICS, Metric, metric
-from .selective import aurc
+from .relative import corruption_errors, delta_rsg, relative_drop, rsg, vuln_add
+from .selective import aurc, aurra, eaurc, risk_coverage
+from .temperature import Temperature, fit_logit_scale, fit_temperature
 
 __all__ = [
     "METRICS",
     "Bins",
+    "BrierParts",
     "Flips",
     "Metric",
+    "Predictions",
     "Temperature",
-    "auroc",
+    "adaptive_ece",
+    "aupr",
     "aurc",
+    "auroc",
+    "aurra",
     "balanced_accuracy",
     "brier",
+    "brier_parts",
+    "classwise_ece",
+    "corruption_errors",
+    "debiased_l2",
+    "delta_rsg",
+    "eaurc",
     "ece",
+    "ece_max_n",
+    "fit_logit_scale",
     "fit_temperature",
     "fpr_at_tpr",
     "label_ranks",
     "log_softmax",
     "mcnemar",
     "mean_confidence",
+    "measure",
     "metric",
     "nll",
+    "nll_of_probs",
+    "overconfidence",
+    "read",
+    "relative_drop",
     "reliability_bins",
+    "risk_coverage",
     "roc_curve_points",
+    "rsg",
     "signed_gap",
     "softmax",
+    "threshold_at",
     "top_k_accuracy",
+    "underconfidence",
+    "vuln_add",
 ]

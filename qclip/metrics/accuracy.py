@@ -15,8 +15,11 @@ from .resampled import Statistic, Sums, mean_of
 def ranks(values: Array, labels: NDArray[np.int64]) -> NDArray[np.int64]:
     """Classes that come before the label `[n]`; among equals the lowest class comes first, as argmax has it."""
     own = values[np.arange(len(values)), labels][:, None]
-    earlier = np.arange(values.shape[1]) < labels[:, None]
-    return (values > own).sum(1) + ((values == own) & earlier).sum(1)
+    rank = np.count_nonzero(values > own, axis=1)
+    tied = np.flatnonzero(np.count_nonzero(values == own, axis=1) > 1)
+    earlier = np.arange(values.shape[1]) < labels[tied, None]
+    rank[tied] += ((values[tied] == own[tied]) & earlier).sum(1)
+    return rank
 
 
 def top_k(rank: np.ndarray, k: int) -> Statistic:
@@ -36,7 +39,7 @@ def balanced(right: np.ndarray, labels: np.ndarray, classes: int) -> Statistic:
 
 
 TOP1 = Metric("top1", "Top-1 accuracy", 1, "share", 1, of=lambda o: top_k(o.rank, 1))
-TOP5 = Metric("top5", "Top-5 accuracy", 1, "share", 1, of=lambda o: top_k(o.rank, 5) if o.classes >= 5 else None)
+TOP5 = Metric("top5", "Top-5 accuracy", 1, "share", 1, of=lambda o: top_k(o.rank, 5), classes=5)
 BALANCED_ACCURACY = Metric(
     "balanced_accuracy", "Balanced accuracy", 1, "share", 1, of=lambda o: balanced(o.right, o.labels, o.classes)
 )

@@ -26,16 +26,23 @@ def finite(values: ArrayLike, name: str, ndim: int) -> Array:
     return array
 
 
+def checked_labels(labels: ArrayLike, n: int, classes: int) -> NDArray[np.int64]:
+    """int64 `[n]`, each in 0..classes-1. Raises InputError."""
+    label = np.asarray(labels)
+    if label.shape != (n,) or not np.issubdtype(label.dtype, np.integer):
+        raise InputError(f"labels are {label.dtype} {label.shape}; integers of shape ({n},) are needed.")
+    wrong = np.flatnonzero((label < 0) | (label >= classes))
+    if len(wrong):
+        raise InputError(f"label {label[wrong[0]]} at index {wrong[0]} is outside 0..{classes - 1}.")
+    return label.astype(np.int64)
+
+
 def with_labels(values: ArrayLike, labels: ArrayLike, name: str) -> tuple[Array, NDArray[np.int64]]:
     """`[n, K]` and its labels `[n]`, both checked; where `name` is "probs" the rows must be distributions."""
-    array, label = finite(values, name, 2), np.asarray(labels)
+    array = finite(values, name, 2)
     if len(array) == 0 or array.shape[1] == 0:
         raise InputError(f"{name} of shape {array.shape} holds no samples.")
-    if label.shape != (len(array),) or not np.issubdtype(label.dtype, np.integer):
-        raise InputError(f"labels are {label.dtype} {label.shape}; integers of shape ({len(array)},) are needed.")
-    wrong = np.flatnonzero((label < 0) | (label >= array.shape[1]))
-    if len(wrong):
-        raise InputError(f"label {label[wrong[0]]} at index {wrong[0]} is outside 0..{array.shape[1] - 1}.")
+    label = checked_labels(labels, *array.shape)
     if name == "probs":
         off = np.flatnonzero((array.min(1) < 0) | (np.abs(array.sum(1) - 1) > 1e-3))
         if len(off):
@@ -43,7 +50,7 @@ def with_labels(values: ArrayLike, labels: ArrayLike, name: str) -> tuple[Array,
                 f"probs: row {off[0]} is no distribution (sum {array[off[0]].sum():.4g}, minimum "
                 f"{array[off[0]].min():.4g}); give softmax outputs."
             )
-    return array, label.astype(np.int64)
+    return array, label
 
 
 def counts_of(weights: Weights, n: int, name: str = "weights") -> tuple[Array, bool]:

@@ -14,10 +14,26 @@ from qclip.errors import InputError
 
 from .arrays import Array, Weights, counts_of, finite, ratio
 from .record import Metric
-from .resampled import BLOCK
+from .resampled import BLOCK, first, running
 
 TPR = 0.95
 SLACK = 1e-9  # 0.95 * 20 is 19, whatever the float says
+
+
+@dataclasses.dataclass(frozen=True)
+class Runs:
+    """Runs of equal scores of one side, ascending: where each starts and ends, and how many scores of the other side
+    are lower, and how many at most equal."""
+
+    starts: np.ndarray
+    ends: np.ndarray
+    below: np.ndarray
+    up_to: np.ndarray
+
+
+def _runs(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    starts = np.flatnonzero(np.concatenate([[True], np.diff(values) != 0])) if len(values) else np.empty(0, np.int64)
+    return starts, np.append(starts[1:], len(values)) if len(values) else starts
 
 
 class Ranking:
@@ -28,6 +44,19 @@ class Ranking:
         self.ids, self.oods = id_scores[self.id_order], ood_scores[self.ood_order]
         self.below, self.up_to = (np.searchsorted(self.ids, self.oods, side) for side in ("left", "right"))
         self.tied = bool(np.any(self.below != self.up_to))
+
+    @functools.cached_property
+    def id_runs(self) -> Runs:
+        """Distinct ID scores from the lowest, and how many OOD scores lie below each, and up to each."""
+        starts, ends = _runs(self.ids)
+        below, up_to = (np.searchsorted(self.oods, self.ids[starts], side) for side in ("left", "right"))
+        return Runs(starts, ends, below, up_to)
+
+    @functools.cached_property
+    def ood_runs(self) -> Runs:
+        """The same of distinct OOD scores among ID scores."""
+        starts, ends = _runs(self.oods)
+        return Runs(starts, ends, self.below[starts], self.up_to[starts])
 
     def on(self, metrics: Sequence[Callable[[Block], Array]], id_counts: np.ndarray, ood_counts: np.ndarray) -> list:
         """Each metric `[R]` for counts `[n_id, R]` and `[n_ood, R]`: a column of each belongs to one resample (ID and
@@ -58,11 +87,11 @@ class Block:
     @functools.cached_property
     def id_sum(self) -> np.ndarray:
         """Row k: the weight of the k lowest scores; `[n + 1, R]`."""
-        return _running(self.id_weights)
+        return running(self.id_weights)
 
     @functools.cached_property
     def ood_sum(self) -> np.ndarray:
-        return _running(self.ood_weights)
+        return running(self.ood_weights)
 
     @functools.cached_property
     def n_id(self) -> Array:
@@ -86,7 +115,7 @@ class Block:
         if not len(self.ranking.ids):
             return np.full(len(self.n_id), np.nan)
         spare = self.n_id - tpr * self.n_id * (1 - SLACK)  # of ID, this weight may lie below the threshold
-        threshold = self.ranking.ids[_first(lambda weight: weight > spare, self.id_sum)]
+        threshold = self.ranking.ids[first(lambda weight: weight > spare, self.id_sum)]
         columns = np.arange(len(threshold))
         kept = self.n_ood - self.ood_sum[np.searchsorted(self.ranking.oods, threshold, "left"), columns]
         return np.where(self.n_id > 0, ratio(kept, self.n_ood), np.nan)
@@ -96,37 +125,35 @@ class Block:
         if not len(self.ranking.oods):
             return np.full(len(self.n_ood), np.nan)
         needed = tpr * self.n_ood * (1 - SLACK)
-        threshold = self.ranking.oods[_first(lambda weight: weight >= needed, self.ood_sum)]
+        threshold = self.ranking.oods[first(lambda weight: weight >= needed, self.ood_sum)]
         columns = np.arange(len(threshold))
         lost = self.id_sum[np.searchsorted(self.ranking.ids, threshold, "right"), columns]
         return np.where(self.n_ood > 0, ratio(lost.astype(np.float64), self.n_id), np.nan)
 
+    def id_share_at(self, threshold: float) -> Array:
+        """Share of ID at or above a threshold: its true positive rate."""
+        lost = self.id_sum[np.searchsorted(self.ranking.ids, threshold, "left")]
+        return ratio(self.n_id - lost, self.n_id)
 
-def _running(weights: np.ndarray) -> np.ndarray:
-    whole = np.issubdtype(weights.dtype, np.integer)
-    out = np.zeros((len(weights) + 1, weights.shape[1]), np.int32 if whole else np.float64)
-    np.cumsum(weights, axis=0, out=out[1:])
-    return out
-
-
-def _first(reached: Callable[[np.ndarray], np.ndarray], running: np.ndarray) -> np.ndarray:
-    """For each column of running weights `[n + 1, R]`, the first sample by whose own weight `reached` holds."""
-    columns = np.arange(running.shape[1])
-    low, high = np.zeros(running.shape[1], np.int64), np.full(running.shape[1], len(running) - 2)
-    while np.any(low < high):
-        middle = (low + high) // 2
-        there = reached(running[middle + 1, columns])
-        high = np.where(there, middle, high)
-        low = np.where(there, low, middle + 1)
-    return low
+    def ood_share_at(self, threshold: float) -> Array:
+        """Share of OOD at or above a threshold: its false positive rate."""
+        lost = self.ood_sum[np.searchsorted(self.ranking.oods, threshold, "left")]
+        return ratio(self.n_ood - lost, self.n_ood)
 
 
-AUROC = Metric("auroc", "AUROC", 1, "share", 1, of=Block.area)
-FPR95 = Metric("fpr95", "FPR95", -1, "share", 1, of=Block.accepted_ood)
-FPR95_OOD_POSITIVE = Metric("fpr95_ood_positive", "FPR95, OOD positive", -1, "share", 1, of=Block.rejected_id)
+EMPTY = "a side is empty"
+AUROC = Metric("auroc", "AUROC", 1, "share", 1, of=Block.area, undefined=EMPTY)
+FPR95 = Metric("fpr95", "FPR95", -1, "share", 1, of=Block.accepted_ood, undefined=EMPTY)
+FPR95_OOD_POSITIVE = Metric(
+    "fpr95_ood_positive", "FPR95, OOD positive", -1, "share", 1, of=Block.rejected_id, undefined=EMPTY
+)
+TPR_TRANSFERRED = Metric("tpr_transferred", "ID accepted at the reference's threshold", 1, "share", 1, undefined=EMPTY)
+FPR_TRANSFERRED = Metric(
+    "fpr_transferred", "OOD accepted at the reference's threshold", -1, "share", 1, undefined=EMPTY
+)
 
 
-def _plain(
+def plain_detection(
     metric: Callable[[Block], Array],
     id_scores: ArrayLike,
     ood_scores: ArrayLike,
@@ -149,7 +176,7 @@ def auroc(
     id_scores: ArrayLike, ood_scores: ArrayLike, id_weights: Weights = None, ood_weights: Weights = None
 ) -> float | Array:
     """P(ID score > OOD score), ties counting one half; nan where a side is empty."""
-    return _plain(Block.area, id_scores, ood_scores, id_weights, ood_weights)
+    return plain_detection(Block.area, id_scores, ood_scores, id_weights, ood_weights)
 
 
 def fpr_at_tpr(
@@ -170,7 +197,7 @@ def fpr_at_tpr(
     if positive not in ("id", "ood"):
         raise InputError(f"positive is {positive!r}; known: id, ood.")
     rate = Block.accepted_ood if positive == "id" else Block.rejected_id
-    return _plain(functools.partial(rate, tpr=tpr), id_scores, ood_scores, id_weights, ood_weights)
+    return plain_detection(functools.partial(rate, tpr=tpr), id_scores, ood_scores, id_weights, ood_weights)
 
 
 def roc_curve_points(id_scores: ArrayLike, ood_scores: ArrayLike, fpr: ArrayLike | None = None) -> tuple[Array, Array]:
@@ -191,3 +218,13 @@ def roc_curve_points(id_scores: ArrayLike, ood_scores: ArrayLike, fpr: ArrayLike
         return rates[0], rates[1]
     wanted = np.asarray(fpr, np.float64)
     return wanted, rates[1][np.searchsorted(rates[0], wanted + 1e-12, "right") - 1]
+
+
+def threshold_at(scores: ArrayLike, share: float) -> float:
+    """The largest score that at least `share` of the samples reach: a threshold that is then used on other samples.
+    Raises InputError without scores, or for a share outside (0, 1]."""
+    values = np.sort(finite(scores, "scores", 1))
+    if not len(values) or not 0 < share <= 1:
+        raise InputError(f"a threshold needs scores, and a share over 0 and at most 1; got {len(values)} and {share}.")
+    spare = len(values) - share * len(values) * (1 - SLACK)
+    return float(values[min(int(np.floor(spare)), len(values) - 1)])

@@ -13,16 +13,37 @@ OWN = {
     "calibration": (
         "ece",
         "ece_ts",
+        "ece_proxy",
+        "ece_adaptive",
+        "ece_max",
+        "ece_max_n",
+        "ece_l2",
+        "ece_l2_square",
+        "overconfidence",
+        "underconfidence",
         "nll",
-        "brier",
+        "nll_ts",
+        "nll_proxy",
         "signed_gap",
         "mean_confidence",
-        "temperature",
         "mean_ece",
         "mean_nll",
     ),
-    "detection": ("auroc", "fpr95", "fpr95_ood_positive"),
-    "selective": ("aurc",),
+    "classwise": ("ece_classwise", "ece_classwise_likely"),
+    "brier": ("brier", "brier_top", "brier_rel", "brier_res", "brier_unc", "brier_wbv", "brier_wbc"),
+    "temperature": ("temperature", "temperature_proxy"),
+    "detection": ("auroc", "fpr95", "fpr95_ood_positive", "tpr_transferred", "fpr_transferred"),
+    "precision": ("aupr_in", "aupr_out", "aupr_in_trapezoid", "aupr_out_trapezoid"),
+    "selective": ("aurc", "eaurc", "eaurc_approximate", "aurra", "coverage_transferred", "risk_transferred"),
+    "relative": (
+        "relative_drop",
+        "relative_drop_auroc",
+        "rsg",
+        "delta_rsg",
+        "vuln_add",
+        "mean_error",
+        "error_ratio",
+    ),
     "agreement": ("agreement", "cosine_mean", "cosine_min", "flips_lost", "flips_won", "mcnemar_p"),
     "neighbours": ("index_recall", "index_recall_reverse", "text_recall", "text_recall_reverse"),
     "weights": (
@@ -45,6 +66,8 @@ class Metric:
     interval: "bca" for a metric whose bootstrap adds its bias again (ECE), else "percentile".
     of: its definition: the outputs of a model on a set -> `Statistic`, None where it is undefined there; of a detection
     metric: a block of a `Ranking` -> `[resamples]`. A metric without one is measured in another way.
+    classes: with fewer it is undefined. undefined: why else its value may be NaN.
+    version: to be raised with every change of its numbers, which are kept between runs.
     """
 
     name: str
@@ -55,6 +78,9 @@ class Metric:
     signed: bool = False
     interval: Literal["percentile", "bca"] = "percentile"
     of: Callable[[Any], Any] | None = None
+    classes: int = 1
+    undefined: str = ""
+    version: int = 1
 
     def over_severities(self) -> Metric:
         """The mean of this metric over the severities of a corruption."""

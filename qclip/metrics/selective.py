@@ -2,58 +2,115 @@
 
 from __future__ import annotations
 
-import dataclasses
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from qclip.errors import InputError
-
-from .arrays import Array, Weights, counts_of, ratio, with_labels
+from .arrays import Array, Weights, finite, ratio
+from .calibration import confidence_of
 from .record import Metric
-from .resampled import BLOCK
+from .resampled import Ranked, Statistic, Sums, mean_of
+
+Excess = Literal["", "exact", "approximate"]
 
 
-@dataclasses.dataclass(frozen=True)
-class RiskCoverage:
-    """Samples by descending confidence, and which of them are wrong. Counts are whole numbers.
+def area(confidence: Array, right: np.ndarray, less: Excess = "") -> Ranked:
+    """Area under the risk-coverage curve; `less` the area of the best order of as many errors.
 
-    In a run of m equal confidences after k0 samples with E0 errors, g of them errors, the sum over the run
-    sum_j (E0 + g j/m)/(k0 + j) is g + (E0 - g k0/m)(H(k0+m) - H(k0)), H harmonic numbers.
+    In a run of m equal confidences after k0 samples with E0 errors, g of them errors, the expected sum over the run
+    sum_j (E0 + g j/m)/(k0 + j) is g + (E0 - g k0/m)(H(k0+m) - H(k0)), H harmonic numbers. The best order has all k
+    errors last: (k - (n-k)(H(n) - H(n-k)))/n; published as r + (1-r) log(1-r), r = k/n (Geifman et al. 1805.08206).
     """
 
-    confidence: Array
-    right: np.ndarray
+    def combine(m: Array, g: Array) -> Array:
+        after, errors = np.cumsum(m, axis=0), np.cumsum(g, axis=0)
+        before, n, k = after - m, after[-1], errors[-1]
+        harmonic = np.concatenate([[0.0], np.cumsum(1 / np.arange(1, int(n.max(initial=0)) + 1))])
+        share = np.divide(g, m, out=np.zeros_like(g), where=m > 0)
+        steps = harmonic[after.astype(np.int64)] - harmonic[before.astype(np.int64)]
+        sums = (g + (errors - g - share * before) * steps).sum(0)
+        if less == "exact":
+            sums = sums - (k - (n - k) * (harmonic[n.astype(np.int64)] - harmonic[(n - k).astype(np.int64)]))
+        value = ratio(sums, n)
+        if less == "approximate":
+            kept = ratio(n - k, n)
+            value = value - (1 - kept) - kept * np.log(np.where(kept > 0, kept, 1))
+        return value
 
-    def on(self, counts: np.ndarray) -> Array:
-        """The area under the curve: float64 `[resamples]` for counts `[n, resamples]`."""
-        if (counts != np.rint(counts)).any():
-            raise InputError("aurc counts samples: its weights must be whole numbers.")
-        order = np.argsort(-self.confidence, kind="stable")
-        starts = np.flatnonzero(np.concatenate([[True], np.diff(self.confidence[order]) != 0]))
-        wrong = 1 - np.asarray(self.right, np.float64)[order, None]
-        most = int(counts.sum(0, dtype=np.float64).max())
-        harmonic = np.concatenate([[0.0], np.cumsum(1 / np.arange(1, most + 1))])
-        out = np.empty(counts.shape[1])
-        for start in range(0, counts.shape[1], BLOCK):
-            part = slice(start, start + BLOCK)
-            w = counts[order, part].astype(np.float64)
-            m, g = np.add.reduceat(w, starts, axis=0), np.add.reduceat(w * wrong, starts, axis=0)
-            after, errors = np.cumsum(m, axis=0), np.cumsum(g, axis=0)
-            before = after - m
-            share = np.where(m > 0, g / np.maximum(m, 1), 0)
-            steps = harmonic[after.astype(np.int64)] - harmonic[before.astype(np.int64)]
-            out[part] = ratio((g + (errors - g - share * before) * steps).sum(0), after[-1])
-        return out
+    return Ranked(-confidence, [1 - np.asarray(right, np.float64)], combine, whole=True)
 
 
-AURC = Metric("aurc", "AURC", -1, digits=4, of=lambda o: RiskCoverage(o.confidence, o.right))
+def accepted(confidence: Array, threshold: float) -> Statistic:
+    """Share of samples at or above a threshold."""
+    return mean_of(confidence >= threshold)
+
+
+def accepted_risk(confidence: Array, right: np.ndarray, threshold: float) -> Statistic:
+    """Share of errors among the samples at or above a threshold."""
+    kept = (confidence >= threshold).astype(np.float64)
+    return Statistic([Sums(kept * (1 - np.asarray(right, np.float64))), Sums(kept)], lambda e, n: ratio(e[0], n[0]))
+
+
+AURC = Metric("aurc", "AURC", -1, digits=4, of=lambda o: area(o.confidence, o.right))
+EAURC = Metric("eaurc", "Excess AURC", -1, digits=4, of=lambda o: area(o.confidence, o.right, "exact"))
+EAURC_APPROXIMATE = Metric(
+    "eaurc_approximate",
+    "Excess AURC, published approximation",
+    -1,
+    digits=4,
+    of=lambda o: area(o.confidence, o.right, "approximate"),
+)
+
+
+def _accuracy_area(o: Any) -> Ranked:
+    risk = area(o.confidence, o.right)
+    return Ranked(risk.key, risk.values, lambda *sums: 1 - risk.combine(*sums), whole=True)
+
+
+AURRA = Metric("aurra", "Area under accuracy-coverage", 1, digits=4, of=_accuracy_area)
+COVERAGE_TRANSFERRED = Metric(
+    "coverage_transferred",
+    "Coverage at the reference's threshold",
+    1,
+    "share",
+    1,
+    undefined="no image is accepted",
+)
+RISK_TRANSFERRED = Metric(
+    "risk_transferred",
+    "Error rate at the reference's threshold",
+    -1,
+    "share",
+    1,
+    undefined="no image is accepted",
+)
 
 
 def aurc(probs: ArrayLike, labels: ArrayLike, weights: Weights = None) -> float | Array:
     """Area under the risk-coverage curve, confidence descending; ties give the mean over all their orders. `weights`
     are whole numbers."""
-    p, y = with_labels(probs, labels, "probs")
-    counts, single = counts_of(weights, len(y))
-    values = RiskCoverage(p.max(1), p.argmax(1) == y).on(counts)
-    return float(values[0]) if single else values
+    confidence, hit, _ = confidence_of(probs, labels)
+    return area(confidence, hit).plain(weights)
+
+
+def eaurc(probs: ArrayLike, labels: ArrayLike, approximate: bool = False, weights: Weights = None) -> float | Array:
+    """AURC beyond that of the best order of as many errors: exact, at least 0; or, as published, beyond
+    r + (1 - r) log(1 - r), which differs by O(1/n)."""
+    confidence, hit, _ = confidence_of(probs, labels)
+    return area(confidence, hit, "approximate" if approximate else "exact").plain(weights)
+
+
+def aurra(probs: ArrayLike, labels: ArrayLike, weights: Weights = None) -> float | Array:
+    """Area under the accuracy-coverage curve, 1 - AURC."""
+    return 1 - aurc(probs, labels, weights)
+
+
+def risk_coverage(confidence: ArrayLike, right: ArrayLike) -> tuple[Array, Array, Array]:
+    """Coverage, risk and threshold `[m]` at every distinct confidence, the highest first: of the samples at or above
+    the threshold their share of all, and the share of errors among them."""
+    c, hit = finite(confidence, "confidence", 1), np.asarray(right, np.float64)
+    order = np.argsort(-c, kind="stable")
+    last = np.flatnonzero(np.concatenate([np.diff(c[order]) != 0, [True]])) if len(c) else np.empty(0, np.int64)
+    kept = last + 1
+    return kept / max(len(c), 1), np.cumsum(1 - hit[order])[last] / kept, c[order][last]

@@ -110,8 +110,9 @@ class Embeddings:
                 self._fit(condition.set, label, sample)
             else:
                 scores, borrowed = (self._scores[label], self._borrowed(label)) if condition.scores else ({}, {})
-                temperature = self.temperatures[label]
-                outputs[label] = read_out(vectors, classifier[label], scale, labels, temperature, scores, borrowed)
+                fitted = self.temperatures[label]
+                at = {} if fitted is None else {"ts": fitted}
+                outputs[label] = read_out(vectors, classifier[label], scale, labels, at, scores, borrowed)
         self._outputs[condition.key] = outputs
         if condition.vectors:
             self._vectors[condition.key] = {label: each.vectors for label, each in found.items()}

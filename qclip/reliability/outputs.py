@@ -3,56 +3,54 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from qclip.errors import InputError
-from qclip.metrics import metric
-from qclip.metrics.accuracy import ranks
-from qclip.metrics.arrays import softmax_and_log_sum
-from qclip.metrics.calibration import negative_log_likelihood, squared_error
-from qclip.metrics.resampled import Statistic
+from qclip.metrics import predictions
+from qclip.metrics.predictions import LABELLED, Predictions
+from qclip.metrics.resampled import Resampled
 
 from .sample import Sample
 from .scores import Score
 
 ROWS = 4096  # images at a time: a [n, 1000] matrix of float64 is not needed whole
-LABELLED = ("top1", "top5", "balanced_accuracy", "ece", "ece_ts", "nll", "brier", "signed_gap", "mean_confidence")
 
 
 @dataclasses.dataclass
-class Outputs:
-    """One value per image, each `[n]`. Label-free ones first; the others are empty for a set without labels."""
+class Outputs(Predictions):
+    """`Predictions`, and OOD scores. Of a set without labels there are only `predicted` and these.
 
-    classes: int
-    predicted: np.ndarray  # int64; ties go to the lowest class
-    ood: dict[str, np.ndarray]  # score name -> float64, higher = ID
-    borrowed: dict[str, np.ndarray]  # the same of scores that learn, with what the reference model's learned
-    labels: np.ndarray  # int64
-    rank: np.ndarray  # int64: classes that come before the label
-    confidence: np.ndarray  # float64: largest softmax probability
-    confidence_ts: np.ndarray  # the same at the temperature fitted on the dev set; NaN without one
-    nll: np.ndarray
-    brier: np.ndarray  # sum over classes, 0..2
+    ood: score name -> float64 `[n]`, higher = ID. borrowed: the same of scores that learn, with what the reference
+    model's learned.
+    """
 
-    def __len__(self) -> int:
-        return len(self.predicted)
-
-    @property
-    def right(self) -> np.ndarray:
-        return self.rank == 0
+    ood: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    borrowed: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
     def take(self, rows: np.ndarray) -> Outputs:
-        """The images at these positions."""
+        """The images at these positions. What is summed over the whole set is left out."""
         parts: dict[str, Any] = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         for name, part in parts.items():
             if isinstance(part, dict):
-                parts[name] = {k: v[rows] for k, v in part.items()}
+                parts[name] = {k: v[rows] for k, v in part.items()} if name != "totals" else {}
             elif isinstance(part, np.ndarray):
                 parts[name] = part[rows]
         return Outputs(**parts)
+
+    def digest(self) -> str:
+        """sha256 (hex) of everything that metrics are read from."""
+        found = hashlib.sha256()
+        for field in dataclasses.fields(self):
+            part = getattr(self, field.name)
+            for key, value in part.items() if isinstance(part, dict) else [("", part)]:
+                for each in value if isinstance(value, list) else [value]:
+                    array = np.ascontiguousarray(0 if each is None else each)
+                    found.update(f"{field.name} {key} {array.dtype} {array.shape}".encode() + array.tobytes())
+        return found.hexdigest()
 
 
 def read_out(
@@ -60,59 +58,36 @@ def read_out(
     classifier: np.ndarray,
     scale: float,
     labels: np.ndarray | None = None,
-    temperature: float | None = None,
+    temperatures: Mapping[str, float] | None = None,
     scores: Mapping[str, Score] | None = None,
     borrowed: Mapping[str, Score] | None = None,
 ) -> Outputs:
     """Unit image embeddings `[n, E]` and class embeddings `[K, E]` -> `Outputs`; logits are `scale` x cosine. `scores`
     are fitted ones, `borrowed` those that were fitted on the reference model. Raises InputError where a score gives
     anything but finite numbers, one per image."""
-    parts = []
+    parts: list[Predictions] = []
+    found: dict[str, list[dict[str, np.ndarray]]] = {"ood": [], "borrowed": []}
     for start in range(0, len(vectors), ROWS):
         rows = slice(start, start + ROWS)
         part = vectors[rows]
         sample = Sample(part, part @ classifier.T, scale, None if labels is None else labels[rows])
-        parts.append(_read_out(sample, temperature, scores or {}, borrowed or {}))
-    return Outputs(**{f.name: _joined([getattr(part, f.name) for part in parts]) for f in dataclasses.fields(Outputs)})
+        for which, chosen in (("ood", scores), ("borrowed", borrowed)):
+            found[which].append({name: _scored(name, score, sample) for name, score in (chosen or {}).items()})
+        parts.append(_read_out(sample, temperatures or {}))
+    whole = predictions.joined(parts)
+    joined: dict[str, Any] = {
+        which: {name: np.concatenate([part[name] for part in each]) for name in each[0]}
+        for which, each in found.items()
+    }
+    return Outputs(**{f.name: getattr(whole, f.name) for f in dataclasses.fields(whole)}, **joined)
 
 
-def _joined(parts: list) -> Any:
-    if isinstance(parts[0], dict):
-        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    return np.concatenate(parts) if isinstance(parts[0], np.ndarray) else parts[0]
-
-
-def _read_out(
-    sample: Sample, temperature: float | None, scores: Mapping[str, Score], borrowed: Mapping[str, Score]
-) -> Outputs:
+def _read_out(sample: Sample, temperatures: Mapping[str, float]) -> Predictions:
+    if sample.labels is not None:
+        return predictions.read_block(sample.logits, sample.labels, temperatures)
     none, empty = np.empty(0, np.int64), np.empty(0)
-    cosines, labels = sample.cosines, sample.labels
-    out = Outputs(
-        classes=cosines.shape[1],
-        predicted=cosines.argmax(1),
-        ood={name: _scored(name, score, sample) for name, score in scores.items()},
-        borrowed={name: _scored(name, score, sample) for name, score in borrowed.items()},
-        labels=none,
-        rank=none,
-        confidence=empty,
-        confidence_ts=empty,
-        nll=empty,
-        brier=empty,
-    )
-    if labels is None:
-        return out
-    logits = sample.logits
-    probabilities, log_sum = softmax_and_log_sum(logits)
-    out.labels = labels
-    out.rank = ranks(cosines, labels)
-    out.confidence = probabilities.max(1)
-    out.nll = negative_log_likelihood(logits, log_sum, labels)
-    out.brier = squared_error(probabilities, labels)
-    if temperature is None:
-        out.confidence_ts = np.full(len(labels), np.nan)
-    else:
-        out.confidence_ts = softmax_and_log_sum(sample.scale / temperature * cosines)[0].max(1)
-    return out
+    predicted = sample.cosines.argmax(1)
+    return Predictions(sample.cosines.shape[1], predicted, none, none, empty, empty, empty, {}, {})
 
 
 def _scored(name: str, score: Score, sample: Sample) -> np.ndarray:
@@ -126,7 +101,6 @@ def _scored(name: str, score: Score, sample: Sample) -> np.ndarray:
     return values
 
 
-def statistics(outputs: Outputs, mask: np.ndarray) -> dict[str, Statistic]:
-    """The metrics of `LABELLED` that are defined, on the rows in `mask` (bool `[n]`)."""
-    found = {name: definition(outputs) for name in LABELLED if (definition := metric(name).of) is not None}
-    return {name: statistic.within(mask) for name, statistic in found.items() if statistic is not None}
+def statistics(outputs: Outputs, mask: np.ndarray, names: Sequence[str] = LABELLED) -> dict[str, Resampled]:
+    """The metrics of these names that are defined, on the rows in `mask` (bool `[n]`)."""
+    return {name: each.within(mask) for name, each in predictions.definitions(outputs, names).items()}

@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 
 from qclip.metrics import metric
-from qclip.metrics.resampled import Statistic, evaluate_on
+from qclip.metrics.predictions import LABELLED
+from qclip.metrics.resampled import Resampled, evaluate_on
 from qclip.results import Results
 from qclip.seeds import generator
 
-from .outputs import LABELLED, Outputs, statistics
+from .outputs import Outputs, statistics
 from .statistics import INTERVALS, Estimate, Resampling
 
 REPLICATES = 1000
@@ -112,7 +113,7 @@ class Page:
     def draw(self, outputs: Mapping[str, Outputs], parts: Mapping[Part, np.ndarray] | None = None) -> Drawn:
         """Every metric of `LABELLED` that is defined, on every resample of each part (bool `[n]`; default: all)."""
         assert self.n is not None
-        wanted: dict[tuple[str, Part, str], Statistic] = {}
+        wanted: dict[tuple[str, Part, str], Resampled] = {}
         for model in self.models:
             for part, mask in (parts or {WHOLE: np.ones(self.n, bool)}).items():
                 for name, statistic in statistics(outputs[model], mask).items():

@@ -11,9 +11,9 @@ import torch
 from qclip import data as qdata
 from qclip import metrics
 from qclip.errors import DataError, InputError, NonFiniteError
+from qclip.metrics.predictions import LABELLED
 from qclip.metrics.record import OWN
 from qclip.reliability import evaluate
-from qclip.reliability.outputs import LABELLED
 from qclip.results import Results
 from qclip.rewrite import Coverage
 from tests.reliability.fakes import CLASSES, Tiny, pictures, preprocess, tokenizer

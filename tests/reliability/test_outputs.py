@@ -5,7 +5,7 @@ import pytest
 import torch
 from sklearn.metrics import balanced_accuracy_score
 
-from qclip.metrics.calibration import bin_of, diagram
+from qclip.metrics.bins import bin_of, diagram
 from qclip.metrics.resampled import evaluate_on
 from qclip.reliability.outputs import read_out, statistics
 from qclip.reliability.scores.energy import ENERGY
@@ -18,7 +18,8 @@ def example(n: int = 400, classes: int = 7, scale: float = 8.0, temperature: flo
     classifier = unit(rng.normal(size=(classes, 12)))
     vectors = unit(classifier[labels] + 0.5 * rng.normal(size=(n, 12)))
     logits = torch.from_numpy(scale * vectors @ classifier.T)
-    return read_out(vectors, classifier, scale, labels, temperature, {"energy": ENERGY}), logits, labels
+    at = {} if temperature is None else {"ts": temperature}
+    return read_out(vectors, classifier, scale, labels, at, {"energy": ENERGY}), logits, labels
 
 
 def values(outputs, mask: np.ndarray | None = None) -> dict[str, float]:

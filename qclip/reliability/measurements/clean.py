@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from qclip.metrics.calibration import diagram
+from qclip.metrics.bins import diagram
 
 from ..embedded import Embeddings
 from ..request import Condition, Request

@@ -148,6 +148,42 @@ def test_temperature_flags():
     assert metrics.fit_temperature(np.ones((4, 1)), np.zeros(4, int)).flag == "constant"
 
 
+def test_a_temperature_from_blocks_of_rows_is_that_of_the_whole(sample, monkeypatch):
+    whole = metrics.fit_temperature(*sample).value
+    monkeypatch.setattr("qclip.metrics.temperature.ROWS", 40)
+    assert metrics.fit_temperature(*sample).value == pytest.approx(whole, rel=1e-12)
+
+
+def test_the_logit_scale_minimizes_the_contrastive_loss(rng):
+    pairs = rng.normal(size=(30, 30)) + 2 * np.eye(30)
+
+    def loss(beta):
+        z, target = torch.from_numpy(pairs * beta), torch.arange(30)
+        cross_entropy = torch.nn.functional.cross_entropy
+        return ((cross_entropy(z, target) + cross_entropy(z.T, target)) / 2).item()
+
+    found = optimize.minimize_scalar(loss, bounds=(1e-3, 50), method="bounded", options={"xatol": 1e-10})
+    fitted = metrics.fit_logit_scale(pairs)
+    assert fitted.flag == "" and fitted.value == pytest.approx(1 / found.x, rel=1e-5)
+    assert metrics.fit_logit_scale(pairs * 5).value == pytest.approx(5 * fitted.value, rel=1e-9)
+    few = metrics.fit_logit_scale(pairs[:5, :5]).value
+    assert abs(few - fitted.value) > 0.01  # it depends on the number of pairs
+    assert metrics.fit_logit_scale(np.eye(4)).flag == "separable"
+    assert metrics.fit_logit_scale(np.ones((4, 4))) == metrics.Temperature(1.0, "constant")
+    tied = np.eye(4)
+    tied[0, 1] = 2  # in the row its caption is not the likeliest
+    assert metrics.fit_logit_scale(tied).flag == ""
+    with pytest.raises(InputError, match="N images by their N captions"):
+        metrics.fit_logit_scale(np.ones((3, 4)))
+
+
+def test_probabilities_of_zero_are_clipped_and_counted():
+    probs = np.array([[0.25, 0.75], [1.0, 0.0], [1.0, 0.0]])
+    value, clipped = metrics.nll_of_probs(probs, np.array([0, 1, 0]))
+    assert clipped == 1
+    assert value == pytest.approx((-math.log(0.25) - math.log(np.finfo(float).tiny)) / 3)
+
+
 # -- detection --------------------------------------------------------------------------------------------------------
 
 
@@ -243,6 +279,56 @@ def test_aurc_agrees_with_a_loop_and_averages_over_ties(rng):
     assert metrics.aurc(*binary(np.full(10, 0.75), rng.integers(0, 2, 10))) >= 0
 
 
+# -- relative to something --------------------------------------------------------------------------------------------
+
+
+def test_added_vulnerability_is_a_change_of_rsg_in_other_units(rng):
+    names = "reference_common", "reference_counter", "other_common", "other_counter"
+    for _ in range(50):
+        a = dict(zip(names, rng.random(4), strict=True))
+        assert metrics.relative_drop(0.8, 0.6) == pytest.approx(0.25)
+        expected = metrics.delta_rsg(**a) * a["other_common"] / a["reference_counter"]
+        assert metrics.vuln_add(**a) == pytest.approx(expected, rel=1e-9)
+    assert metrics.rsg(0.8, 0.2) == pytest.approx(0.75)
+    assert math.isnan(metrics.relative_drop(0.0, 0.1))
+    assert np.isnan(metrics.relative_drop(np.array([0.5, 0.0]), np.array([0.25, 0.0]))).tolist() == [False, True]
+
+
+def test_mce_is_for_imagenet_c_only():
+    from qclip.metrics.relative import ALEXNET
+
+    assert len(ALEXNET) == 15 and max(ALEXNET, key=ALEXNET.get) == "impulse_noise"
+    own = {name: dict.fromkeys(range(1, 6), error) for name, error in ALEXNET.items()}
+    assert metrics.corruption_errors(own, 1000) == pytest.approx(dict.fromkeys([*ALEXNET, "mce"], 1.0))
+    half = own | {"fog": {s: ALEXNET["fog"] / 2 for s in range(1, 6)}}
+    found = metrics.corruption_errors(half, 1000)
+    assert found["fog"] == pytest.approx(0.5) and found["mce"] == pytest.approx(14.5 / 15)
+    for bad, classes, words in (
+        (own, 200, "200 classes"),
+        ({k: v for k, v in own.items() if k != "fog"}, 1000, "missing: fog"),
+        (own | {"frost_gen": own["frost"]}, 1000, "unknown: frost_gen"),
+        (own | {"fog": {1: 0.5}}, 1000, r"severities \[1\]"),
+        (own | {"fog": dict.fromkeys(range(1, 6), 50.0)}, 1000, "shares"),
+    ):
+        with pytest.raises(InputError, match=words):
+            metrics.corruption_errors(bad, classes)
+
+
+def test_a_transferred_threshold_moves_both_rates():
+    from qclip.metrics.detection import Block, Ranking
+    from qclip.metrics.selective import accepted, accepted_risk
+
+    ids, oods = np.array([1.0, 2, 3, 4]), np.array([0.0, 2, 2, 5])
+    block = Block(Ranking(ids, oods), np.ones((4, 1), int), np.ones((4, 1), int))
+    assert block.id_share_at(2.0).tolist() == [0.75] and block.ood_share_at(2.0).tolist() == [0.75]
+    assert block.id_share_at(4.5).tolist() == [0] and block.ood_share_at(4.5).tolist() == [0.25]
+    right = np.array([0, 1, 1, 0])
+    assert accepted(ids, 3.0).plain() == 0.5 and accepted_risk(ids, right, 3.0).plain() == 0.5
+    assert math.isnan(accepted_risk(ids, right, 9.0).plain())  # nothing is accepted: not a risk of 0
+    with pytest.raises(InputError, match="threshold needs scores"):
+        metrics.threshold_at([], 0.95)
+
+
 # -- weights ----------------------------------------------------------------------------------------------------------
 
 
@@ -250,6 +336,9 @@ def test_counts_mean_repeated_samples(sample, rng):
     logits, labels = sample
     probs = metrics.softmax(logits)
     counts = rng.multinomial(len(labels), np.full(len(labels), 1 / len(labels)), size=5)
+    tied = np.floor(probs * 8)  # whose confidences fall into few values
+    tied[:, 0] += 8 - tied.sum(1)
+    tied /= 8
     cases = [
         (metrics.top_k_accuracy, logits, {}),
         (metrics.top_k_accuracy, logits, {"k": 3}),
@@ -260,6 +349,18 @@ def test_counts_mean_repeated_samples(sample, rng):
         (metrics.ece, probs, {"norm": "l2"}),
         (metrics.ece, probs, {"norm": "max"}),
         (metrics.signed_gap, probs, {}),
+        (metrics.ece_max_n, probs, {}),
+        (metrics.adaptive_ece, probs, {}),
+        (metrics.adaptive_ece, tied, {}),
+        (metrics.debiased_l2, probs, {"square": True}),
+        (metrics.debiased_l2, probs, {"square": True, "binning": "width"}),
+        (metrics.overconfidence, probs, {}),
+        (metrics.underconfidence, probs, {}),
+        (metrics.classwise_ece, probs, {}),
+        (metrics.classwise_ece, probs, {"likely": True}),
+        (metrics.eaurc, probs, {}),
+        (metrics.eaurc, probs, {"approximate": True}),
+        (metrics.aurra, probs, {}),
         (metrics.aurc, np.round(probs * 8) / 8 + 0, {}),
     ]
     for function, values, options in cases:
@@ -285,8 +386,13 @@ def test_detection_counts_mean_repeated_scores(rng, ties, monkeypatch):
     monkeypatch.setattr("qclip.metrics.detection.BLOCK", 2)  # several blocks of two replicates
     inside, outside = scores(rng, ties)
     first, second = (rng.multinomial(len(s), np.full(len(s), 1 / len(s)), size=5) for s in (inside, outside))
-    for function in (metrics.auroc, metrics.fpr_at_tpr):
-        for options in ({}, {"tpr": 0.8, "positive": "ood"}) if function is metrics.fpr_at_tpr else ({},):
+    wanted = {
+        metrics.auroc: [{}],
+        metrics.fpr_at_tpr: [{}, {"tpr": 0.8, "positive": "ood"}],
+        metrics.aupr: [{"positive": p, "rule": r} for p in ("id", "ood") for r in ("steps", "trapezoid")],
+    }
+    for function, choices in wanted.items():
+        for options in choices:
             both = function(inside, outside, id_weights=first, ood_weights=second, **options)
             one = function(inside, outside, id_weights=first, **options)
             for b in range(5):
@@ -349,7 +455,8 @@ def test_one_class_has_no_calibration():
 def test_every_record_loads_under_its_own_name_and_says_what_is_printed():
     for name, record in metrics.METRICS.items():
         assert record.name == name and record.label and record.better in (-1, 0, 1)
-        assert record.interval == ("bca" if "ece" in name else "percentile")
+        biased_again = "ece" in name and name != "ece_max_n" and "wilcoxon" not in name
+        assert record.interval == "bca" or (record.interval == "percentile" and not biased_again)
     unknown = metrics.metric("something_new")
     assert (unknown.label, unknown.better, unknown.unit) == ("something new", 0, "")
 
