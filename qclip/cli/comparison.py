@@ -81,10 +81,12 @@ def spectrum(group: dict[str, Any]) -> Any:
 
 
 def join(parts: list[Any]) -> Any:
-    """One table from several, made by this command line."""
+    """One table from several, made by this command line; recipes that several models have are tested over them."""
     import qclip
+    from qclip.reliability.across import across_models
 
     whole = qclip.Results.merge(*parts)
+    across_models(whole)
     whole.meta["command"] = common.command_line()
     return whole
 

@@ -15,7 +15,6 @@ same definition that the plain functions call with one column of counts. `record
 from __future__ import annotations
 
 from .accuracy import balanced_accuracy, label_ranks, top_k_accuracy
-from .agreement import Flips, mcnemar
 from .arrays import log_softmax, softmax
 from .bins import Bins
 from .brier import BrierParts, brier, brier_parts
@@ -34,6 +33,7 @@ from .calibration import (
 )
 from .classwise import classwise_ece
 from .detection import auroc, fpr_at_tpr, roc_curve_points, threshold_at
+from .paired import DeLong, Flips, delong, holm, mcnemar, wilcoxon
 from .precision import aupr
 from .predictions import Predictions, measure, read
 from .record import METRICS, Metric, metric
@@ -45,6 +45,7 @@ __all__ = [
     "METRICS",
     "Bins",
     "BrierParts",
+    "DeLong",
     "Flips",
     "Metric",
     "Predictions",
@@ -60,6 +61,7 @@ __all__ = [
     "classwise_ece",
     "corruption_errors",
     "debiased_l2",
+    "delong",
     "delta_rsg",
     "eaurc",
     "ece",
@@ -67,6 +69,7 @@ __all__ = [
     "fit_logit_scale",
     "fit_temperature",
     "fpr_at_tpr",
+    "holm",
     "label_ranks",
     "log_softmax",
     "mcnemar",
@@ -88,4 +91,5 @@ __all__ = [
     "top_k_accuracy",
     "underconfidence",
     "vuln_add",
+    "wilcoxon",
 ]

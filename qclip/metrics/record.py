@@ -44,7 +44,10 @@ OWN = {
         "mean_error",
         "error_ratio",
     ),
-    "agreement": ("agreement", "cosine_mean", "cosine_min", "flips_lost", "flips_won", "mcnemar_p"),
+    "agreement": ("agreement", "cosine_mean", "cosine_min"),
+    "paired": ("flips_lost", "flips_won", "flips_all", "mcnemar_p", "mcnemar_exact_p", "delong_p")
+    + tuple(f"{name}_{p}" for name in ("top1", "ece", "nll", "auroc") for p in ("wilcoxon_p", "wilcoxon_holm_p")),
+    "wins": ("wins", "wins_clear", "wins_expected", "wins_p"),
     "neighbours": ("index_recall", "index_recall_reverse", "text_recall", "text_recall_reverse"),
     "weights": (
         "gain",

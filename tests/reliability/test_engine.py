@@ -118,7 +118,7 @@ def test_every_difference_is_paired_and_has_an_interval() -> None:
 def test_an_equal_model_differs_by_exactly_nothing() -> None:
     results = run({"float": Tiny(), "same": Tiny()}, ood=pictures("noise", 30, seed=3, strange=True))
     gaps = results.where(model="same", reference="float").rows
-    same = {"cosine_mean": 1, "cosine_min": 1, "agreement": 1, "mcnemar_p": 1}
+    same = {"cosine_mean": 1, "cosine_min": 1, "agreement": 1, "mcnemar_p": 1, "mcnemar_exact_p": 1}
     same |= dict.fromkeys(OWN["neighbours"], 1)
     assert len(gaps) > 30
     for row in gaps:
@@ -138,6 +138,10 @@ def test_agreement_and_flips_are_counted_against_the_reference() -> None:
     assert results.value(metric="agreement", **where) == pytest.approx((one.argmax(1) == other.argmax(1)).mean())
     assert results.value(metric="flips_lost", **where) == (right[0] & ~right[1]).sum() > 0
     assert results.value(metric="flips_won", **where) == (~right[0] & right[1]).sum()
+    assert results.value(metric="flips_all", **where) == (one.argmax(1) != other.argmax(1)).sum()
+    flips = metrics.mcnemar(*right)
+    assert results.value(metric="mcnemar_p", **where) == flips.p < flips.exact_p
+    assert results.value(metric="mcnemar_exact_p", **where) == flips.exact_p
     pixels = torch.cat([p for _, p in qdata.batches(data, preprocess)]).flatten(1)
     cosines = torch.cosine_similarity(models["float"].image(pixels), models["worse"].image(pixels))
     assert results.value(metric="cosine_mean", **where) == pytest.approx(cosines.mean().item(), abs=1e-5)

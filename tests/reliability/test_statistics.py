@@ -7,7 +7,7 @@ import pytest
 import scipy.stats
 
 from qclip.errors import InputError
-from qclip.metrics import auroc, mcnemar
+from qclip.metrics import auroc
 from qclip.metrics.arrays import ratio
 from qclip.metrics.resampled import Statistic, Sums, evaluate_on, mean_of
 from qclip.reliability.statistics import Resampling, bca, percentile
@@ -138,19 +138,3 @@ def test_paired_intervals_cover_the_truth_for_auroc() -> None:
         return aurocs[1] - aurocs[0]
 
     assert 0.92 <= coverage(300, draw, truth, percentile) <= 0.98
-
-
-def test_mcnemar_is_the_mid_p_of_the_binomial() -> None:
-    def pairs(lost: int, won: int, both: int = 7) -> tuple[np.ndarray, np.ndarray]:
-        return (
-            np.array([1] * lost + [0] * won + [1] * both, bool),
-            np.array([0] * lost + [1] * won + [1] * both, bool),
-        )
-
-    flips = mcnemar(*pairs(12, 25))
-    assert (flips.lost, flips.won) == (12, 25) and flips.p == pytest.approx(0.0336, abs=5e-5)
-    for lost, won in ((0, 3), (5, 5), (40, 21), (3000, 3100)):
-        least, n = min(lost, won), lost + won
-        expected = 2 * scipy.stats.binom.cdf(least, n, 0.5) - scipy.stats.binom.pmf(least, n, 0.5)
-        assert mcnemar(*pairs(lost, won)).p == pytest.approx(min(1, expected), rel=1e-8)
-    assert mcnemar(*pairs(0, 0)).p == 1

@@ -48,4 +48,7 @@ class Agreement:
                 flips = mcnemar(outputs[reference].right, outputs[model].right)
                 page.add(model, "flips_lost", value=flips.lost, **common)
                 page.add(model, "flips_won", value=flips.won, **common)
+                changed = int((outputs[model].predicted != outputs[reference].predicted).sum())
+                page.add(model, "flips_all", value=changed, **common)
                 page.add(model, "mcnemar_p", value=flips.p, **common)
+                page.add(model, "mcnemar_exact_p", value=flips.exact_p, **common)
