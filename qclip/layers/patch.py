@@ -80,6 +80,9 @@ class QuantizedPatch(nn.Module):
     def dequantized_weight(self) -> Tensor:
         return self.site.dequantized_weight()
 
+    def from_steps(self, units: Tensor) -> Tensor:
+        return self.site.from_steps(units)
+
     def dequantized(self) -> nn.Module:
         flat = self.site.dequantized()
         n, k = self.site.shape

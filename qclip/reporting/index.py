@@ -7,11 +7,9 @@ import functools
 from typing import Any
 
 from qclip.results import KEY, Curve, Results, Row
+from qclip.spectral import CONTROLS
 
 from .svg import finite
-
-CONTROL = "white"  # the reference of rows that compare with noise, not with a model
-
 
 KINDS = {"ood-near": "near", "ood-far": "far"}
 
@@ -127,7 +125,8 @@ class Index:
         """One for each reference, in order of appearance, then one for the models that were compared with nothing."""
         found: dict[str, dict[str, None]] = {}
         for row in self._rows.values():
-            if row["model"] and row["reference"] not in ("", CONTROL, row["model"]):
+            control = row["role"] in ("site", "tower") or row["reference"] in CONTROLS
+            if row["model"] and not control and row["reference"] not in ("", row["model"]):
                 found.setdefault(row["reference"], {})[row["model"]] = None
         families = [Family(reference, tuple(variants)) for reference, variants in found.items()]
         placed = {model for family in families for model in family.models}

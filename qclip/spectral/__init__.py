@@ -1,6 +1,7 @@
-"""Spectra of weights on the float model's own basis, beside a control that says what noise alone would do."""
+"""Spectra of weights on the float model's own basis, beside controls that can say no."""
 
-from .damping import Damping, damping, verdict
+from .controls import CONTROLS, Control
+from .verdicts import Judgement, judgements, verdict
 from .weights import weight_spectrum
 
-__all__ = ["Damping", "damping", "verdict", "weight_spectrum"]
+__all__ = ["CONTROLS", "Control", "Judgement", "judgements", "verdict", "weight_spectrum"]

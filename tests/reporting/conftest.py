@@ -212,6 +212,12 @@ class Maker:
         loss = 10 * list(BANDS).index(band) + 100 * harm
         self.results.add(metric="sqnr", value=40 - loss, **common)
         self.results.add(metric="sqnr_white", value=40.4 - loss, low=40 - loss, high=41 - loss, **common)
+        if ends and band == "ranks 0-8":
+            for claim, number in (("level", value), ("shape", 0.0)):
+                spread = {"value": number, "low": number - half, "high": number + half}
+                self.results.add(metric=claim, model=model, set=where, role="tower", n=8, **spread)
+                spread = {"value": number - (claim == "level"), "low": -half, "high": half}
+                self.results.add(metric=claim, model=model, set=where, role="tower", n=8, reference="white", **spread)
         if ends:
             self.results.add(
                 metric="gain", reference="white", value=value - 1, low=value - 1 - half, high=value - 1 + half, **common

@@ -8,10 +8,10 @@ from qclip.reporting import page, table, units, verdicts
 from qclip.reporting.index import Family, Index
 from qclip.reporting.labelled import chance_ece
 from qclip.reporting.sections import about, compare
-from qclip.reporting.sections.spectra import SpectraSection
+from qclip.reporting.sections.spectra import LEADS, SpectraSection
 from qclip.reporting.verdicts import Verdict, judge
 from qclip.results import Results
-from qclip.spectral import damping
+from qclip.spectral import judgements
 
 
 @pytest.mark.parametrize(
@@ -138,40 +138,21 @@ def test_multiplicity_counts_and_expects() -> None:
 
 
 @pytest.mark.parametrize(
-    ("gain", "gap", "wanted"),
-    [
-        ((0.98, 0.97, 0.99), (-0.02, -0.03, -0.01), "damped"),
-        ((0.98, 0.97, 1.01), (-0.02, -0.03, -0.01), "open"),
-        ((0.98, 0.97, 0.99), (-0.02, -0.03, 0.01), "open"),
-        ((1.02, 1.01, 1.03), (0.02, 0.01, 0.03), "raised"),
-    ],
+    ("level", "shape", "finding"), [(0.99, -0.05, "damped"), (0.99, 0.0, "shrunk"), (1.0, 0.0, "open")]
 )
-def test_damping_needs_the_gain_and_the_difference_to_white_clear(gain, gap, wanted) -> None:
+def test_the_section_says_first_what_was_found(level: float, shape: float, finding: str) -> None:
     results = Results()
-    for band, start in (("ranks 8-64", 8), ("ranks 64-", 64)):
-        shift = 0 if start == 64 else 0.5  # only the last band is asked
-        for metric, reference, (value, low, high) in (
-            ("gain", "", gain),
-            ("gain", "white", gap),
-            ("gain_white", "", (1.0, 0.999, 1.001)),
-        ):
-            results.add(
-                model="w8a8",
-                set="vision",
-                role="tower",
-                subset=band,
-                axis="band",
-                at=start,
-                metric=metric,
-                reference=reference,
-                n=12,
-                value=value + shift,
-                low=low + shift,
-                high=high + shift,
-            )
-    (tail,) = damping(results.rows)
-    assert (tail.finding, tail.band) == (wanted, "ranks 64-")
-    assert "w8a8 (vision)" in SpectraSection().sentences(Index(results))[0]
+    tower = {"model": "w8a8", "set": "vision", "role": "tower", "n": 12}
+    for band, start, gain in (("ranks 0-8", 0, 1.0), ("ranks 64-", 64, level)):
+        spread = {"value": gain, "low": gain - 1e-3, "high": gain + 1e-3}
+        results.add(metric="gain", subset=band, axis="band", at=start, **tower, **spread)
+    for metric, value in (("level", level), ("shape", shape)):
+        results.add(metric=metric, value=value, low=value - 1e-3, high=value + 1e-3, **tower)
+        gap = value - (metric == "level")
+        results.add(metric=metric, value=gap, low=gap - 1e-3, high=gap + 1e-3, reference="white", **tower)
+    (found,) = judgements(results.rows)
+    assert (found.finding, found.band) == (finding, "ranks 64-")
+    assert SpectraSection().sentences(Index(results))[0].startswith(LEADS[finding] + " w8a8 (vision).")
     assert Index(results).families == [Family("", ("w8a8",))]  # white noise is no model
 
 

@@ -6,6 +6,8 @@ import pytest
 import torch
 from threadpoolctl import threadpool_limits
 
+from tests.spectral.towers import Model
+
 
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
@@ -15,3 +17,9 @@ def one_thread() -> Iterator[None]:
     with threadpool_limits(1):
         yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def fake_towers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`Model` of `towers.py` tells its own towers."""
+    monkeypatch.setattr("qclip.models.towers", Model.towers)

@@ -6,82 +6,22 @@ import numpy as np
 import pytest
 import scipy.stats
 import torch
-from torch import nn
 
 from qclip.errors import InputError, NonFiniteError
-from qclip.models.tower import Site, Tower
 from qclip.results import Results
-from qclip.spectral import controls, verdict, weight_spectrum, weights
+from qclip.seeds import generator
+from qclip.spectral import weight_spectrum
+from tests.spectral.towers import Model, power_law, rounded
 
+pytestmark = pytest.mark.usefixtures("fake_towers")
 BANDS = ("ranks 0-8", "ranks 8-64", "ranks 64-")
 
 
-def power_law(n: int = 96, k: int = 128, seed: int = 0) -> torch.Tensor:
-    """A weight whose singular values fall like 1 / rank^0.7."""
-    rng = np.random.default_rng(seed)
-    r = min(n, k)
-    u, v = (np.linalg.qr(rng.normal(size=(m, r)))[0] for m in (n, k))
-    return torch.from_numpy(u * np.arange(1, r + 1) ** -0.7 @ v.T)
-
-
-def rounded(weight: torch.Tensor, bits: int) -> torch.Tensor:
-    step = weight.abs().amax(1, keepdim=True) / (2 ** (bits - 1) - 1)
-    return torch.round(weight / step) * step
-
-
-class Quantized(nn.Module):
-    """As a quantized site: `weight` is no matrix, the effective weight comes from a method."""
-
-    def __init__(self, weight: torch.Tensor) -> None:
-        super().__init__()
-        self.weight, self.effective = torch.empty(0), weight
-
-    def dequantized_weight(self) -> torch.Tensor:
-        return self.effective
-
-
-class Model(nn.Module):
-    """Sites vision.blocks.B.mlp.fc1 (and a text embedding), float or "quantized"."""
-
-    def __init__(self, matrices: list[torch.Tensor], quantized: bool = False) -> None:
-        super().__init__()
-        self.layers = nn.ModuleList()
-        for matrix in matrices:
-            linear = nn.Linear(matrix.shape[1], matrix.shape[0], bias=False, dtype=torch.float64)
-            linear.weight = nn.Parameter(matrix.clone())
-            self.layers.append(Quantized(matrix.clone()) if quantized else linear)
-        self.embedding = nn.Embedding(20, 8)
-
-    def towers(self) -> dict[str, Tower]:
-        sites = {}
-        for index in range(len(self.layers)):
-            name = f"vision.blocks.{index}.mlp.fc1"
-            sites[name] = Site(name, "fc1", "norm", name, self.layers, str(index))
-        words = Site("text.embedding", "embedding", "raw", "text.embedding", self, "embedding")
-        return {"vision": Tower("vision", self, [], sites, 1), "text": Tower("text", self, [], {words.name: words}, 1)}
-
-
-@pytest.fixture(autouse=True)
-def fake_towers(monkeypatch) -> None:
-    monkeypatch.setattr("qclip.spectral.weights.qmodels.towers", Model.towers)
-
-
 def pick(rows: Results, **wanted: str) -> dict:
-    found = [r for r in rows if all(r[k] == v for k, v in ({"reference": "", "subset": "all"} | wanted).items())]
+    wanted = {"reference": "", "subset": "all"} | wanted
+    found = [r for r in rows if all(r[k] == v for k, v in wanted.items()) and r["axis"] != "control"]
     assert len(found) == 1, (wanted, len(found))
     return found[0]
-
-
-def test_ranks_and_energy_have_their_known_values() -> None:
-    one = torch.ones(30, dtype=torch.float64)
-    assert weights.effective_rank(one) == pytest.approx(30) and weights.stable_rank(one) == pytest.approx(30)
-    first = torch.tensor([5.0, 0, 0], dtype=torch.float64)
-    assert weights.effective_rank(first) == pytest.approx(1) and weights.stable_rank(first) == pytest.approx(1)
-    share = np.array([0.5, 0.3, 0.2])
-    assert weights.effective_rank(torch.from_numpy(share * 7)) == pytest.approx(math.exp(scipy.stats.entropy(share)))
-    assert weights.band_energy(torch.ones(80)) == pytest.approx({BANDS[0]: 0.1, BANDS[1]: 0.7, BANDS[2]: 0.2})
-    assert list(weights.bands(8)) == ["ranks 0-8"] and weights.bands(5) == {"ranks 0-8": slice(0, 5)}
-    assert weights.bands(70)["ranks 64-"] == slice(64, 70)
 
 
 def test_a_damped_band_has_the_gain_that_damped_it() -> None:
@@ -117,16 +57,6 @@ def test_gain_and_sqnr_of_rounding_equal_their_definitions_rank_by_rank() -> Non
     assert (shown["rank"][0], shown["rank"][-1]) == (0, 95)
 
 
-def test_the_white_control_has_the_residuals_norm_in_every_row_and_no_direction() -> None:
-    directions = list(controls.white_directions((40, 300), "site", 8))
-    assert len(directions) == 8 and not torch.equal(directions[0], directions[1])
-    assert torch.equal(directions[3], list(controls.white_directions((40, 300), "site", 8))[3])
-    for one in directions:
-        np.testing.assert_allclose(one.norm(dim=1), 1, rtol=1e-12)
-    everything = torch.cat(directions).flatten() * math.sqrt(300)
-    assert abs(everything.mean()) < 0.02 and abs(scipy.stats.kurtosis(everything.numpy())) < 0.1
-
-
 def test_the_controls_rows_equal_adding_that_noise_by_hand() -> None:
     weight = power_law()
     other = rounded(weight, 4)
@@ -134,43 +64,15 @@ def test_the_controls_rows_equal_adding_that_noise_by_hand() -> None:
     u, s, vt = np.linalg.svd(weight.numpy(), full_matrices=False)
     norms = np.linalg.norm((other - weight).numpy(), axis=1, keepdims=True)
     gains = []
-    for direction in controls.white_directions(tuple(weight.shape), "vision.blocks.0.mlp.fc1", 8):
-        diagonal = np.diag(u.T @ (weight.numpy() + norms * direction.numpy()) @ vt.T)
+    for k in range(8):
+        drawn = generator(0, f"vision.blocks.0.mlp.fc1 white {k}").standard_normal(weight.shape, np.float32)
+        noise = norms * drawn / np.linalg.norm(drawn, axis=1, keepdims=True)
+        diagonal = np.diag(u.T @ (weight.numpy() + noise) @ vt.T)
         gains.append((diagonal[64:] * s[64:]).sum() / (s[64:] ** 2).sum())
     row = pick(rows, model="w4", set="vision.blocks.0.mlp.fc1", metric="gain_white", subset="ranks 64-")
     reach = scipy.stats.t.ppf(0.975, 7) * np.std(gains, ddof=1) * math.sqrt(1 + 1 / 8)
-    assert row["value"] == pytest.approx(np.mean(gains))
+    assert row["value"] == pytest.approx(np.mean(gains), rel=1e-6)
     assert (row["low"], row["high"]) == pytest.approx((np.mean(gains) - reach, np.mean(gains) + reach), rel=1e-3)
-
-
-@pytest.mark.parametrize("freedom", [7, 9, 15, 100])
-def test_students_quantile(freedom: int) -> None:
-    assert controls.student_t(0.975, freedom) == pytest.approx(scipy.stats.t.ppf(0.975, freedom), abs=1e-3)
-
-
-def sentence(change, sites: int = 6) -> str:
-    matrices = [power_law(seed=seed) for seed in range(sites)]
-    rows = weight_spectrum(Model(matrices), {"q": Model([change(m) for m in matrices], quantized=True)})
-    (said,) = verdict(rows)
-    return said
-
-
-def test_damping_is_said_only_of_damping() -> None:
-    def tail(gain: float):
-        def change(weight: torch.Tensor) -> torch.Tensor:
-            u, s, vt = torch.linalg.svd(weight, full_matrices=False)
-            s[64:] *= gain
-            return u * s @ vt
-
-        return change
-
-    def white(weight: torch.Tensor) -> torch.Tensor:
-        noise = torch.from_numpy(np.random.default_rng(int(1e6 * weight[0, 0].abs())).normal(size=weight.shape))
-        return weight + 0.02 * weight.norm(dim=1, keepdim=True) * noise / noise.norm(dim=1, keepdim=True)
-
-    assert ": damping beyond the control" in sentence(tail(0.9))
-    assert ": amplification beyond the control" in sentence(tail(1.1))
-    assert "cannot be told" in sentence(white)  # its SQNR falls with rank like any noise's, and damps nothing
 
 
 def test_tail_energy_rises_under_rounding_although_nothing_is_amplified() -> None:
@@ -231,36 +133,43 @@ def test_sites_are_chosen_by_pattern_and_a_low_rank_tail_is_left_out() -> None:
     assert {row["at"] for row in rows if row["metric"] == "gain"} == {0, 8}
 
 
-@pytest.mark.parametrize(
-    ("gain", "difference", "said"),
-    [
-        ((0.95, 0.97), (-0.03, -0.01), "damping beyond the control, by 7.8 %"),
-        ((0.95, 0.97), (-0.03, 0.01), "cannot be told"),  # the control falls below 1 as well
-        ((0.95, 1.02), (-0.03, -0.01), "cannot be told"),
-        ((1.03, 1.05), (0.01, 0.03), "amplification beyond the control, by 8.2 %"),
-        ((1.03, 1.05), (-0.01, 0.03), "cannot be told"),
-        ((0.99, 1.01), (0.01, 0.03), "cannot be told"),
-    ],
-)
-def test_a_claim_needs_both_intervals_clear(gain: tuple, difference: tuple, said: str) -> None:
-    def row(metric: str, reference: str, ends: tuple, subset: str = "ranks 64-", at: int = 64) -> dict:
-        low, high = ends
-        return {
-            "model": "q",
-            "set": "vision",
-            "metric": metric,
-            "reference": reference,
-            "role": "tower",
-            "subset": subset,
-            "axis": "band",
-            "at": at,
-            "value": (low + high) / 2,
-            "low": low,
-            "high": high,
-            "n": 9,
-        }
+def test_level_and_shape_are_told_for_every_site_and_each_control() -> None:
+    matrices = [power_law(seed=seed) for seed in range(4)]
+    results = weight_spectrum(Model(matrices), {"w4": Model([rounded(m, 4) for m in matrices], quantized=True)})
+    for site in range(4):
+        gains = [pick(results, set=f"vision.blocks.{site}.mlp.fc1", metric="gain", subset=b)["value"] for b in BANDS]
+        energy = [sum(r**-1.4 for r in range(a + 1, b + 1)) for a, b in ((0, 8), (8, 64), (64, 96))]
+        level = sum(g * e for g, e in zip(gains, energy, strict=True)) / sum(energy)
+        where = {"set": f"vision.blocks.{site}.mlp.fc1", "model": "w4"}
+        assert pick(results, metric="level", **where)["value"] == pytest.approx(level, abs=1e-9)
+        assert pick(results, metric="shape", **where)["value"] == pytest.approx(math.log(gains[2] / gains[0]))
+    tower = {"model": "w4", "set": "vision", "metric": "shape"}
+    names = {"white", "white_layer", "uniform", "shuffled", "shrink", "truncated"}
+    assert {row["at"] for row in results.where(**tower, axis="control")} == names
+    assert {row["reference"] for row in results.where(**tower)} == names | {""}
+    own, other, gap = (
+        results.row(**tower, **more)["value"]
+        for more in ({}, {"axis": "control", "at": "truncated"}, {"reference": "truncated"})
+    )
+    assert gap == pytest.approx(own - other) and other < own
+    curve = results.curve(model="w4", set="vision", metric="gain", axis="control", at="shrink")
+    assert curve["band"] == [0, 8, 64] and len(set(np.round(curve["value"], 12))) == 1
 
-    tail = [row("gain", "", gain), row("gain", "white", difference), row("gain_white", "", (0.96, 1.0))]
-    other = [row("gain", r, (0.5, 0.6), "ranks 8-64", 8) for r in ("", "white")]  # not the tail: not asked
-    (sentence,) = verdict([*other, *tail, row("sqnr", "white", (-0.1, 0.1))])
-    assert sentence.startswith("q, vision tower, ranks 64-: ") and said in sentence
+
+def test_by_rank_pools_neighbours_and_is_level_with_white_noise_in_expectation() -> None:
+    weight = power_law(256, 256)
+    rng = np.random.default_rng(3)
+    other = weight + 1e-3 * torch.from_numpy(rng.normal(size=(256, 256)))
+    results = weight_spectrum(Model([weight]), {"noisy": Model([other], quantized=True)})
+    curve = results.curve(model="noisy", metric="by_rank", set="vision.blocks.0.mlp.fc1")
+    assert curve["rank"][0] == 0 and curve["sqnr"][0] > curve["sqnr"][-1] + 30  # it falls with rank under any noise
+    assert np.abs(curve["excess"]).max() < 0.6  # |E v|^2 of one rank has 256 degrees of freedom: 0.4 dB
+    site = {"model": "noisy", "set": "vision.blocks.0.mlp.fc1", "subset": "ranks 64-"}
+    assert pick(results, metric="energy_removed", **site)["value"] == pytest.approx(0, abs=2e-3)
+
+
+def test_without_real_steps_the_uniform_control_is_left_out_and_named() -> None:
+    matrices = [power_law(seed=seed) for seed in range(2)]
+    results = weight_spectrum(Model(matrices), {"tuned": Model([0.99 * m for m in matrices])})
+    assert not results.where(axis="control", at="uniform").rows
+    assert results.notes == ["tuned: its vision layers tell no steps of a grid, so there is no uniform control"]

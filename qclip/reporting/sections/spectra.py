@@ -6,7 +6,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from qclip.spectral import damping, verdict
+from qclip.spectral import judgements, verdict
 
 from .. import svg, units
 from ..index import Family, Index
@@ -16,26 +16,36 @@ from . import Section
 
 SHOWN = 3  # weights drawn openly; the others are folded away
 LEADS = {
-    "damped": "The last rank band is damped beyond the control in",
-    "raised": "The last rank band is raised beyond the control in",
-    "open": "Whether the last rank band is damped cannot be told in",
+    "damped": "High ranks are damped, beyond every control, in",
+    "raised": "High ranks are raised, beyond every control, in",
+    "shrunk": "The weights are shrunk, and not shown to be filtered, in",
+    "grown": "The weights are larger, and no rank band more than the others as far as is shown, in",
+    "open": "Nothing is shown that noise of equal norm would not do in",
 }
 ENDS = {
-    "damped": "That is a sign of filtering, not proof: the other controls and the effect on reliability are not "
-    "looked at here.",
+    "damped": "That is filtering of the weights; what it does to reliability is another question.",
     "raised": "That is the opposite of filtering.",
-    "open": "It shows nothing that white noise of equal norm would not.",
+    "shrunk": "A gain below 1 in every band is what a clipped grid does; it is no low-pass filter.",
+    "grown": "",
+    "open": "",
 }
-WORDS = {"damped": "damped beyond the control", "raised": "raised beyond the control", "open": "cannot be told"}
+WORDS = {
+    "damped": "high ranks damped",
+    "raised": "high ranks raised",
+    "shrunk": "shrunk",
+    "grown": "grown",
+    "open": "as noise",
+}
 
 
 class SpectraSection(Section):
     name = "spectra"
     title = "Spectra of the weights"
     intro = (
-        "What of each weight's singular directions is left after rounding. A gain of 1 leaves a rank band as it was; "
-        "below 1 it is damped. SQNR falls with rank under any noise, and rounding raises the tail of a weight's own "
-        "spectrum, so only a difference to white noise of equal norm says something about quantization itself."
+        "What of each weight's singular directions is left after rounding. A gain of 1 leaves a rank band as it was. "
+        "The level is the gain common to all bands: below 1 the weight is shrunk. The shape is the log of the tail's "
+        "gain over the head's: only below 0, and below every control, are high ranks filtered. SQNR falls with rank "
+        "under any noise, and rounding raises the tail of a weight's own spectrum, so neither shows a filter."
     )
     absent = "Weight spectra were not computed."
 
@@ -43,11 +53,11 @@ class SpectraSection(Section):
         return gains(index) + singular_values(index)
 
     def tables(self, index: Index) -> list[Table]:
-        return last_bands(index) + ranks(index)
+        return findings(index) + ranks(index)
 
     def sentences(self, index: Index) -> list[str]:
         """One sentence for each finding, then the numbers of each model and tower."""
-        found = damping(index.results.rows)
+        found = judgements(index.results.rows)
         out = []
         for finding, lead in LEADS.items():
             towers: dict[str, list[str]] = {}
@@ -56,7 +66,7 @@ class SpectraSection(Section):
                     towers.setdefault(each.model, []).append(each.tower)
             if towers:
                 listed = [f"{model} ({units.words(names)})" for model, names in towers.items()]
-                out.append(f"{lead} {units.words(listed)}. {ENDS[finding]}")
+                out.append(f"{lead} {units.words(listed)}. {ENDS[finding]}".strip())
         return out + verdict(index.results.rows)
 
 
@@ -216,23 +226,27 @@ def ranks(index: Index) -> list[Table]:
     return [Table("Mean over the weights of each tower", head, rows)] if rows else []
 
 
-def last_bands(index: Index) -> list[Table]:
-    """The last rank band of each model and tower, beside the control."""
-    gain = units.metric("gain")
+def findings(index: Index) -> list[Table]:
+    """Level and shape of each model and tower, and what they are beyond."""
     rows = []
-    for each in damping(index.results.rows):
-        difference = Cell(
-            gain.difference(each.difference["value"]),
-            gain.difference_interval(each.difference["low"], each.difference["high"]),
-        )
+    for each in judgements(index.results.rows):
+        name, gap = each.nearest or ("", None)
         rows.append(
             [
                 Cell(each.model, f"{each.tower} tower, {each.band.replace('-', units.RANGE)}"),
-                value_cell(gain, each.gain),
-                value_cell(gain, each.white),
-                difference,
+                value_cell(units.metric("level"), each.level),
+                value_cell(units.metric("shape"), each.shape),
+                value_cell(units.metric("shape"), gap),
+                Cell(name.replace("_", " ") or units.ABSENT),
                 Cell(WORDS[each.finding]),
             ]
         )
-    head = [Cell("Model"), Cell("Gain"), Cell("White noise", "of equal norm"), Cell("Difference"), Cell("Damping")]
-    return [Table("The last rank band, mean over weights", head, rows)] if rows else []
+    head = [
+        Cell("Model"),
+        Cell("Level", "gain common to all ranks"),
+        Cell("Shape", "log of tail over head gain"),
+        Cell("Shape beyond", "the nearest control"),
+        Cell("Nearest control"),
+        Cell("Finding"),
+    ]
+    return [Table("Level and shape, mean over weights", head, rows)] if rows else []

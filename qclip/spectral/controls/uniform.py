@@ -1,0 +1,25 @@
+"""Uniform noise of the real step, without rounding and without clipping."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..change import Change
+from . import Control
+
+
+class Uniform(Control):
+    """U(-D/2, D/2) with the step D that each value of the weight has on its grid, behind the site's transforms.
+    Excludes that rounding's determinism, or clipping, matters."""
+
+    name, label = "uniform", "uniform noise of the real step"
+    excludes = frozenset({"level", "shape"})
+
+    def fits(self, change: Change) -> bool:
+        return change.from_steps is not None
+
+    def residual(self, change: Change, draw: np.random.Generator) -> Tensor:
+        assert change.from_steps is not None
+        return change.from_steps(torch.from_numpy(draw.random(change.shape, np.float32)).sub_(0.5))
