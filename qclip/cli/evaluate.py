@@ -53,6 +53,9 @@ def command(
     dev: Annotated[
         str | None, typer.Option("--dev", metavar="DATA", help="Labelled images on which temperatures are fitted.")
     ] = None,
+    proxy: Annotated[
+        str | None, typer.Option("--proxy", metavar="DATA", help="Images with captions to tune logit scales on.")
+    ] = None,
     train: Annotated[
         str | None, typer.Option("--train", metavar="DATA", help="Labelled images from which OOD scores learn.")
     ] = None,
@@ -118,6 +121,7 @@ def command(
         "ood": ood or [],
         "shift": labelled(shift or []),
         "dev": None if dev is None else labelled([dev])[0],
+        "proxy": proxy,
         "train": None if train is None else labelled([train])[0],
         "scores": score,
         "corruptions": corruption,

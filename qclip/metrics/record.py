@@ -35,15 +35,7 @@ OWN = {
     "detection": ("auroc", "fpr95", "fpr95_ood_positive", "tpr_transferred", "fpr_transferred"),
     "precision": ("aupr_in", "aupr_out", "aupr_in_trapezoid", "aupr_out_trapezoid"),
     "selective": ("aurc", "eaurc", "eaurc_approximate", "aurra", "coverage_transferred", "risk_transferred"),
-    "relative": (
-        "relative_drop",
-        "relative_drop_auroc",
-        "rsg",
-        "delta_rsg",
-        "vuln_add",
-        "mean_error",
-        "error_ratio",
-    ),
+    "relative": ("relative_drop", "relative_drop_auroc", "rsg", "vuln_add"),
     "agreement": ("agreement", "cosine_mean", "cosine_min"),
     "paired": ("flips_lost", "flips_won", "flips_all", "mcnemar_p", "mcnemar_exact_p", "delong_p")
     + tuple(f"{name}_{p}" for name in ("top1", "ece", "nll", "auroc") for p in ("wilcoxon_p", "wilcoxon_holm_p")),

@@ -16,10 +16,7 @@ ZERO = "what it is divided by is 0"
 RELATIVE_DROP = Metric("relative_drop", "Relative drop of accuracy", -1, "share", 1, True, undefined=ZERO)
 RELATIVE_DROP_AUROC = Metric("relative_drop_auroc", "Relative drop of AUROC", -1, "share", 1, True, undefined=ZERO)
 RSG = Metric("rsg", "Relative spurious gap", -1, "share", 1, True, undefined=ZERO)
-DELTA_RSG = Metric("delta_rsg", "Change of the relative spurious gap", -1, "share", 1, True, undefined=ZERO)
 VULN_ADD = Metric("vuln_add", "Added vulnerability", -1, "share", 1, True, undefined=ZERO)
-MEAN_ERROR = Metric("mean_error", "Mean error under corruption", -1, "share", 1)
-ERROR_RATIO = Metric("error_ratio", "Error under corruption, ratio to the reference", -1, digits=3, undefined=ZERO)
 
 # Mean error of AlexNet over the five severities of ImageNet-C (Hendrycks & Dietterich 1903.12261), by name.
 ALEXNET = {

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 
 from qclip import metrics
 from qclip.errors import InputError
 from qclip.results import Results
+from qclip.seeds import generator
 
 from .embed import Embedded, Embedder, unit
 from .outputs import Outputs, read_out
@@ -17,7 +18,8 @@ from .request import Condition, EvalSet, Request
 from .sample import Known, Sample
 from .scores import Score, UnfitError
 
-FIRST = ("dev", "train")  # temperatures and scores are fitted before anything is read
+FIRST = ("proxy", "dev", "train")  # temperatures and scores are fitted before anything is read
+PAIRS = 2048  # images and captions of which the logit scale is tuned; what it takes grows with the square
 
 
 class Embeddings:
@@ -26,6 +28,8 @@ class Embeddings:
     def __init__(self, embedder: Embedder, request: Request, results: Results) -> None:
         self._embedder, self._request, self._results = embedder, request, results
         self.temperatures: dict[str, float | None] = dict.fromkeys(embedder.views)
+        self.proxies: dict[str, float] = {}  # temperatures tuned on captions
+        self._later: list[Callable[[], None]] = []  # what is read when scores are fitted
         self._scores: dict[str, dict[str, Score]] = {label: {} for label in embedder.views}  # fitted
         self._unfit: dict[str, str] = {}  # score name -> why it cannot be fitted
         self._classifiers: dict[tuple[tuple[str, ...], tuple[str, ...]], dict[str, np.ndarray]] = {}
@@ -46,6 +50,9 @@ class Embeddings:
             self._read(condition)
         if any(condition.scores for condition in once.values()):
             self._fit_scores()
+        for read in self._later:
+            read()
+        self._later.clear()  # they hold embeddings
         for condition in once.values():
             if condition not in first:
                 self._read(condition)
@@ -99,21 +106,32 @@ class Embeddings:
             )
         labels = None if condition.set.labels is None else condition.set.labels[self.indices(condition)]
         classifier = self.classifier(condition.set) if condition.set.classes else {}
-        outputs = {}
+        outputs: dict[str, Outputs] = {}
+        self._outputs[condition.key] = outputs
         for label, each in found.items():
             vectors = unit(each.vectors, f"image embeddings of {label!r} on {condition.name}")
+            if condition.set.role == "proxy":
+                self._tune(condition.set, label, vectors, self.indices(condition))
             if not classifier:
                 continue
             scale = self._embedder.views[label].encoders.logit_scale
             if condition.set.role in FIRST:
                 sample = Sample(vectors, vectors @ classifier[label].T, scale, labels)
                 self._fit(condition.set, label, sample)
-            else:
+            if condition.set.role == "train":
+                continue
+
+            def read(label: str = label, vectors: np.ndarray = vectors, scale: float = scale) -> None:
                 scores, borrowed = (self._scores[label], self._borrowed(label)) if condition.scores else ({}, {})
-                fitted = self.temperatures[label]
-                at = {} if fitted is None else {"ts": fitted}
+                at = self._temperatures(label)
                 outputs[label] = read_out(vectors, classifier[label], scale, labels, at, scores, borrowed)
-        self._outputs[condition.key] = outputs
+                if condition.corruption:  # of which classwise metrics are not taken: many conditions, and much memory
+                    outputs[label].probs, outputs[label].totals = None, {}
+
+            if condition.set.role == "dev":
+                self._later.append(read)
+            else:
+                read()
         if condition.vectors:
             self._vectors[condition.key] = {label: each.vectors for label, each in found.items()}
         for each in found.values():
@@ -130,6 +148,34 @@ class Embeddings:
         self._results.note(f"temperatures were fitted on {of.name} ({len(of.data)} images), one for each model")
         if any(of.data.digest == other.data.digest for other in self._request.of("id", "shift")):
             self._results.note(f"{of.name} is evaluated too: its ece_ts is of the images that fitted the temperature")
+
+    def _temperatures(self, label: str) -> dict[str, float]:
+        """By the name under which confidences at them are kept."""
+        found = {"ts": self.temperatures[label], "proxy": self.proxies.get(label)}
+        return {name: value for name, value in found.items() if value is not None}
+
+    def _tune(self, of: EvalSet, label: str, vectors: np.ndarray, indices: np.ndarray) -> None:
+        """The temperature of the contrastive loss over images and their first captions, each caption once."""
+        assert of.data.captions is not None
+        first: dict[str, int] = {}
+        for row, i in enumerate(indices):
+            for caption in of.data.captions[i][:1]:
+                first.setdefault(caption, row)
+        rows = np.array(list(first.values()), np.int64)
+        if len(rows) > PAIRS:
+            chosen = np.sort(generator(self._request.seed, f"captions {of.data.digest}").permutation(len(rows))[:PAIRS])
+            rows = rows[chosen]
+        if len(rows) < 2:
+            raise InputError(f"{of.name} has {len(rows)} different captions; two and more are needed to tune a scale")
+        captions = [next(iter(of.data.captions[i])) for i in indices[rows]]
+        view = self._embedder.views[label]
+        texts = self._embedder.texts(view, captions)
+        fitted = metrics.fit_logit_scale(view.encoders.logit_scale * vectors[rows] @ texts.T)
+        self.proxies[label] = fitted.value
+        if fitted.flag:
+            self._results.note(f"{label}: the logit scale tuned on {of.name} is no ordinary optimum: {fitted.flag}")
+        left = f", of {len(indices)} images" if len(rows) < len(indices) else ""
+        self._results.note(f"logit scales were tuned on N = {len(rows)} images and captions of {of.name}{left}")
 
     def _learn(self, label: str, train: Sample | None) -> None:
         """Fit every score to one model: those that learn from images when there are some, the others at once."""

@@ -41,6 +41,7 @@ def evaluate(
     images: Any = (),
     texts: Sequence[str] = (),
     neighbours: Sequence[int] = NEIGHBOURS,
+    proxy: Any = None,
     train: Any = None,
     scores: Sequence[str] | None = None,
     corruptions: Sequence[str] | None = None,
@@ -64,7 +65,10 @@ def evaluate(
         `far=` says which kind a set is; else a name that contains the word does.
     shift: labelled sets of other origin whose classes are among those of the first ID set. A `group` column in any
         labelled set gives the worst group's accuracy and the group gap, a bool column a subset of its true rows.
-    dev: labelled set on which each model's temperature is fitted; without one `ece_ts` is None.
+    dev: labelled set on which each model's temperature is fitted, and the reference's thresholds; without one `ece_ts`
+        is None.
+    proxy: images with captions, on which each model's logit scale is tuned by the contrastive loss; never a set that is
+        evaluated. It gives `ece_proxy` and `nll_proxy`.
     train: set for OOD scores that learn from training images; some of them need its labels.
     templates: prompts with a `{}`, or the name of a list in `qclip.models.class_names.TEMPLATES`; default: what the set
         brings along, else "simple".
@@ -87,7 +91,7 @@ def evaluate(
     for name in named:
         CORRUPTIONS.get(name)
     results = Results(meta=environment(seed=seed, batch=batch, replicates=REPLICATES, command="qclip.evaluate"))
-    sets = tuple(_sets(results, data, images, ood, shift, dev, train, templates, progress))
+    sets = tuple(_sets(results, data, images, ood, shift, dev, proxy, train, templates, progress))
     request = Request(
         tuple(models),
         sets,
@@ -99,15 +103,16 @@ def evaluate(
         tuple(texts),
         _counts(neighbours),
     )
-    embedder = Embedder(models, Store.of(cache, "embeddings"), batch, strict, seed, device, progress)
+    store = Store.of(cache, "embeddings")
+    embedder = Embedder(models, store, batch, strict, seed, device, progress)
     for label, view in embedder.views.items():
         about_model(results, label, view.model)
     embedded = Embeddings(embedder, request, results)
-    wanted = [Condition(each) for each in request.of("dev")]
+    wanted = [Condition(each) for each in request.of("proxy")] + ([request.dev] if request.dev else [])
     if any("train" in score.needs for score in request.scores.values()):
         wanted += [Condition(each) for each in request.of("train")]
     embedded.prepare(wanted + [condition for each in chosen for condition in each.wants(request)])
-    writer = Writer(results, request.models, seed, REPLICATES)
+    writer = Writer(results, request.models, seed, REPLICATES, store)
     for each in chosen:
         each.rows(request, embedded, writer)
     return results
@@ -120,6 +125,7 @@ def _sets(
     ood: Any,
     shift: Any,
     dev: Any,
+    proxy: Any,
     train: Any,
     templates: str | Sequence[str] | None,
     progress: Progress | None,
@@ -152,6 +158,8 @@ def _sets(
         if others or ood_sets:
             raise InputError("sets of other origin or other classes were given, but no labelled set beside them")
         return out
+    if proxy is not None:
+        out.append(EvalSet(_captioned(_load(proxy, progress), [*id_sets, *shift_sets]), "proxy", (), ()))
     first = out[0]
     for role, each in others:
         bare = role == "train" and each.labels is None  # some scores learn from images alone
@@ -160,6 +168,14 @@ def _sets(
     for kind, each in ood_sets:
         out.append(dataclasses.replace(first, data=each, role=f"ood-{kind}" if kind else "ood", labels=None))
     return out
+
+
+def _captioned(proxy: qdata.ImageSet, evaluated: Sequence[qdata.ImageSet]) -> qdata.ImageSet:
+    if proxy.captions is None:
+        raise InputError(f"{proxy.spec} has no captions; the logit scale is tuned on images with captions (proxy)")
+    if any(proxy.digest == each.digest for each in evaluated):
+        raise InputError(f"{proxy.spec} is evaluated, too: the logit scale must be tuned on other images (proxy)")
+    return proxy
 
 
 def _counts(neighbours: Sequence[int]) -> tuple[int, ...]:

@@ -42,9 +42,9 @@ class Outputs(Predictions):
         return Outputs(**parts)
 
     def digest(self) -> str:
-        """sha256 (hex) of everything that metrics are read from."""
+        """sha256 (hex) of everything that metrics of labelled sets are read from."""
         found = hashlib.sha256()
-        for field in dataclasses.fields(self):
+        for field in dataclasses.fields(Predictions):
             part = getattr(self, field.name)
             for key, value in part.items() if isinstance(part, dict) else [("", part)]:
                 for each in value if isinstance(value, list) else [value]:

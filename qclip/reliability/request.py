@@ -78,6 +78,11 @@ class Request:
     texts: tuple[str, ...] = ()  # what sets without captions are searched by
     neighbours: tuple[int, ...] = NEIGHBOURS
 
+    @property
+    def dev(self) -> Condition | None:
+        """The images on which thresholds are chosen, with scores where there are OOD sets."""
+        return next((Condition(each, scores=bool(self.ood)) for each in self.of("dev")), None)
+
     def of(self, *roles: str) -> list[EvalSet]:
         """The sets of these roles."""
         return [each for each in self.sets if each.role in roles]

@@ -16,6 +16,7 @@ from qclip.errors import InputError
 from qclip.metrics.resampled import BLOCK
 
 LEVEL = 0.95
+BLOCKS = 200  # of the jackknife
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +28,7 @@ class Resampling:
     replicates: int
 
     @classmethod
-    def draw(cls, n: int, generator: np.random.Generator, replicates: int = 1000, blocks: int = 200) -> Resampling:
+    def draw(cls, n: int, generator: np.random.Generator, replicates: int = 1000, blocks: int = BLOCKS) -> Resampling:
         """Raises InputError where there is nothing to resample."""
         if n < 1 or replicates < 1:
             raise InputError(f"cannot resample {n} samples {replicates} times; both must be at least 1")

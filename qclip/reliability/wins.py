@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
-from .statistics import LEVEL
+from qclip.metrics import metric
+
+from .statistics import INTERVALS, LEVEL
+from .writer import WHOLE, Drawn, Page
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,3 +46,28 @@ def joint_wins(gains: Mapping[str, np.ndarray], replicates: int) -> Wins:
     low, high = np.quantile(null, [tail, 1 - tail])
     p = (1 + int((null >= count).sum())) / (1 + len(null))
     return Wins(count, float(null.mean()), float(low), float(high), p)
+
+
+def write_wins(page: Page, id_drawn: Drawn, auroc: Mapping[str, Mapping[str, np.ndarray]]) -> None:
+    """Rows of `wins`, how many of them are clear of chance in each metric, and how many chance alone would give.
+
+    id_drawn: `top1` and `ece` of the ID set; auroc: by score and model. The rows belong to no model: `n` is the number
+    of variants, `reference` what they are compared with.
+    """
+    reference, *variants = page.models
+    for score, by_model in auroc.items():
+        gains, clear = {}, 0
+        for model in variants:
+            better = []
+            for name, side in (("top1", 1), ("ece", -1)):
+                better.append((name, side * (id_drawn[model][WHOLE, name] - id_drawn[reference][WHOLE, name])))
+            better.append(("auroc", by_model[model] - by_model[reference]))
+            ends = [INTERVALS[metric(name).interval](each, page.writer.replicates).low for name, each in better]
+            clear += all(low > 0 for low in ends)
+            gains[model] = np.stack([each[: 1 + page.writer.replicates] for _, each in better])
+        found = joint_wins(gains, page.writer.replicates)
+        common: dict[str, Any] = {"score": score, "reference": reference, "n": len(variants)}
+        page.add("", "wins", value=found.count, **common)
+        page.add("", "wins_clear", value=clear, **common)
+        page.add("", "wins_expected", value=found.expected, low=found.low, high=found.high, **common)
+        page.add("", "wins_p", value=found.p, **common)

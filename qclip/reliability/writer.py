@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+import hashlib
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,9 +15,11 @@ from qclip.metrics.predictions import LABELLED
 from qclip.metrics.resampled import Resampled, evaluate_on
 from qclip.results import Results
 from qclip.seeds import generator
+from qclip.store import Store
 
 from .outputs import Outputs, statistics
-from .statistics import INTERVALS, Estimate, Resampling
+from .resampled import Kept
+from .statistics import BLOCKS, INTERVALS, Estimate, Resampling
 
 REPLICATES = 1000
 KEPT = 256 << 20  # bytes of resamplings that are held: drawing them again takes longer than reading them
@@ -40,8 +44,16 @@ Drawn = dict[str, dict[tuple[Part, str], np.ndarray]]  # model -> (part, metric)
 class Writer:
     """Opens pages of one table of results. `models[0]` is the reference of the differences."""
 
-    def __init__(self, results: Results, models: tuple[str, ...], seed: int, replicates: int = REPLICATES) -> None:
+    def __init__(
+        self,
+        results: Results,
+        models: tuple[str, ...],
+        seed: int,
+        replicates: int = REPLICATES,
+        store: Store | None = None,
+    ) -> None:
         self.results, self.models, self.seed, self.replicates = results, models, seed, replicates
+        self.kept = Kept(store or Store(None), seed, replicates)
         self._resamplings: dict[tuple[str, int], Resampling] = {}
 
     def page(self, set: str, role: str, n: int | None = None, digest: str = "", corruption: str = "") -> Page:
@@ -98,8 +110,13 @@ class Page:
         return self.writer.resampling(self.digest, self.n).counts
 
     def estimate(self, model: str, name: str, drawn: np.ndarray, **fields: Any) -> None:
-        """A row from a metric on every resample, with the interval that the metric's record asks for."""
+        """A row from a metric on every resample, with the interval that the metric's record asks for. Why a value is
+        undefined is noted, and of a difference with its parts."""
         found: Estimate = INTERVALS[metric(name).interval](drawn, self.writer.replicates)
+        if math.isnan(found.value) and not fields.get("reference"):
+            where = " ".join(str(each) for each in (self.set, self.corruption, fields.get("at")) if each)
+            why = metric(name).undefined or "its images do not tell it"
+            self.writer.note(f"{where}: {name} of {model} is undefined: {why}")
         self.add(model, name, value=found.value, low=found.low, high=found.high, **fields)
 
     def estimates(self, name: str, drawn: Mapping[str, np.ndarray], **fields: Any) -> None:
@@ -110,24 +127,49 @@ class Page:
         for model in others:
             self.estimate(model, name, drawn[model] - drawn[reference], reference=reference, **fields)
 
-    def draw(self, outputs: Mapping[str, Outputs], parts: Mapping[Part, np.ndarray] | None = None) -> Drawn:
-        """Every metric of `LABELLED` that is defined, on every resample of each part (bool `[n]`; default: all)."""
+    def draw(
+        self,
+        outputs: Mapping[str, Outputs],
+        parts: Mapping[Part, np.ndarray] | None = None,
+        names: Sequence[str] = LABELLED,
+        more: Mapping[str, Callable[[Outputs], Resampled]] | None = None,
+        **depends: Any,
+    ) -> Drawn:
+        """Metrics that are defined, on every resample of each part (bool `[n]`; default: all), or as they were kept.
+        more: definitions of other metrics, whose numbers depend on `depends`, too."""
         assert self.n is not None
-        wanted: dict[tuple[str, Part, str], Resampled] = {}
+        parts = parts or {WHOLE: np.ones(self.n, bool)}
+        wanted = {str(i): part for i, part in enumerate(parts)}
+        masks = hashlib.sha256(b"".join(np.packbits(mask).tobytes() for mask in parts.values())).hexdigest()
+        out: Drawn = {}
         for model in self.models:
-            for part, mask in (parts or {WHOLE: np.ones(self.n, bool)}).items():
-                for name, statistic in statistics(outputs[model], mask).items():
-                    wanted[model, part, name] = statistic
-        values = evaluate_on(list(wanted.values()), self.counts())
-        out: Drawn = {model: {} for model in self.models}
-        for (model, part, name), value in zip(wanted, values, strict=True):
-            out[model][part, name] = value
+
+            def compute(found: Outputs = outputs[model]) -> dict[str, np.ndarray]:
+                each: dict[str, Resampled] = {}
+                for i, part in wanted.items():
+                    here = statistics(found, parts[part], names)
+                    here |= {name: of(found).within(parts[part]) for name, of in (more or {}).items()}
+                    each |= {f"{i} {name}": statistic for name, statistic in here.items()}
+                return dict(zip(each, evaluate_on(list(each.values()), self.counts()), strict=True))
+
+            columns = 1 + self.writer.replicates + min(BLOCKS, self.n)
+            kept = self.writer.kept.fill(
+                columns,
+                [*names, *(more or {})],
+                compute,
+                outputs=outputs[model].digest(),
+                masks=masks,
+                parts=len(parts),
+                resampling=self.digest,
+                **depends,
+            )
+            out[model] = {(wanted[at], name): kept[key] for key in kept for at, name in [key.split(" ", 1)]}
         return out
 
-    def labelled(self, drawn: Drawn, part: Part = WHOLE, **fields: Any) -> None:
+    def labelled(self, drawn: Drawn, part: Part = WHOLE, names: Sequence[str] = LABELLED, **fields: Any) -> None:
         """The rows of one part of what `draw` gave; a metric that is undefined has a row without a value."""
         fields = part.fields | fields
-        for name in LABELLED:
+        for name in names:
             if all((part, name) in drawn[model] for model in self.models):
                 self.estimates(name, {model: drawn[model][part, name] for model in self.models}, **fields)
             else:

@@ -59,6 +59,7 @@ ROLES = {
     "images": "images without labels: only their embeddings are compared",
     "corrupted": "an ID set, or a sample of it, under a corruption; severity 0 is the sample without",
     "dev": "the labelled set on which something was fitted",
+    "proxy": "images with captions on which the logit scale was tuned",
     "train": "the set from which a score or a probe learned",
     "ood": "a set of other classes",
     "ood-near": "a set of other classes that look alike",

@@ -29,6 +29,12 @@ def run(model: Tiny, folder, **options) -> Results:
     )
 
 
+def embeddings(folder) -> list:
+    """Entries with embeddings of images, the largest first; resampled metrics lie beside them."""
+    found = [path for path in folder.rglob("*.safetensors") if b'"indices"' in path.read_bytes()]
+    return sorted(found, key=lambda path: path.stat().st_size)[::-1]
+
+
 def rows(results: Results) -> list[dict]:
     return results.rows
 
@@ -61,7 +67,7 @@ def test_a_killed_run_goes_on_where_it_stopped(tmp_path) -> None:
 def test_a_damaged_file_is_computed_again_and_replaced(tmp_path, damage: str) -> None:
     first = Tiny()
     one = run(first, tmp_path)
-    files = sorted(tmp_path.rglob("*.safetensors"), key=lambda p: p.stat().st_size)[::-1]
+    files = embeddings(tmp_path)
     victim, content = files[0], files[0].read_bytes()
     changed = {
         "truncate": content[: len(content) // 2],
@@ -142,8 +148,8 @@ def test_a_comment_in_the_code_voids_nothing(tmp_path, monkeypatch) -> None:
 
 
 def forged(folder, change) -> None:
-    """Give the largest entry other content, under a right checksum and the right key."""
-    path = max(folder.rglob("*.safetensors"), key=lambda p: p.stat().st_size)
+    """Give the largest embeddings other content, under a right checksum and the right key."""
+    path = embeddings(folder)[0]
     store, key = Store(folder), path.stem
     found = store.open(key)
     arrays, facts = dict(found.arrays), dict(found.facts)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 
+from qclip.metrics import rsg, vuln_add
+
 from ..embedded import Embeddings
 from ..request import Condition, EvalSet, Request
 from ..writer import Page, Part, Writer
 
 SMALL = 10  # a group of fewer images is flagged
 MOST = 64
+COMMON_COUNTER = (("common", "counter"), ("aligned", "conflict"))  # names of groups: CounterAnimal's, those of scenes
 
 
 class Groups:
@@ -31,6 +34,8 @@ class Groups:
             groups = _names(of, columns, out)
             parts = {Part(subset=k): v for k, v in columns.items() if v.dtype == bool and v.any()}
             parts |= {Part(group=name): columns["group"] == name for name in groups}
+            if none := [k for k, v in columns.items() if v.dtype == bool and not v.any()]:
+                out.note(f"{of.name}: no image belongs to {', '.join(none)}, so that nothing is said of it")
             if not parts:
                 continue
             page = out.page(of.name, of.role, len(kept), of.data.digest)
@@ -42,6 +47,19 @@ class Groups:
                     name: {model: drawn[model][Part(group=name), "top1"] for model in page.models} for name in groups
                 }
                 _worst(page, top1)
+                _spurious(page, top1)
+
+
+def _spurious(page: Page, top1: dict[str, dict[str, np.ndarray]]) -> None:
+    """The relative spurious gap, where groups are called what makes them common and counter images."""
+    for common, counter in COMMON_COUNTER:
+        if common not in top1 or counter not in top1:
+            continue
+        reference, *others = page.models
+        page.estimates("rsg", {model: rsg(top1[common][model], top1[counter][model]) for model in page.models})
+        for model in others:
+            four = (top1[name][each] for each in (reference, model) for name in (common, counter))
+            page.estimate(model, "vuln_add", vuln_add(*four), reference=reference)
 
 
 def _names(of: EvalSet, columns: dict[str, np.ndarray], out: Writer) -> list[str]:
