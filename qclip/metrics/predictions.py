@@ -78,9 +78,14 @@ class Predictions:
         return self.rank == 0
 
 
-def read(logits: ArrayLike, labels: ArrayLike, temperatures: Mapping[str, float] | None = None) -> Predictions:
+def read(
+    logits: ArrayLike,
+    labels: ArrayLike,
+    temperatures: Mapping[str, float] | None = None,
+    every_class: bool = True,
+) -> Predictions:
     """Predictions of logits `[n, K]` for labels `[n]`, in blocks of rows: what it needs beside the logits does not
-    grow with K. Raises InputError, NonFiniteError."""
+    grow with K. every_class: with what the classwise metrics need. Raises InputError, NonFiniteError."""
     z = np.asarray(logits)
     if z.ndim != 2 or not z.size:
         raise InputError(f"logits of shape {z.shape} hold no samples; [n, K] are needed.")
@@ -92,13 +97,15 @@ def read(logits: ArrayLike, labels: ArrayLike, temperatures: Mapping[str, float]
         block = z[part].astype(np.float64)  # a copy: it is overwritten
         if not np.isfinite(block).all():
             finite(z, "logits", 2)
-        return read_block(block, target[part], temperatures or {})
+        return read_block(block, target[part], temperatures or {}, every_class)
 
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
         return joined(list(pool.map(one, parts)))
 
 
-def read_block(logits: Array, labels: np.ndarray, temperatures: Mapping[str, float]) -> Predictions:
+def read_block(
+    logits: Array, labels: np.ndarray, temperatures: Mapping[str, float], every_class: bool = True
+) -> Predictions:
     """Predictions of finite float64 logits `[m, K]`, which are overwritten."""
     n, classes = logits.shape
     rows = np.arange(n)
@@ -122,8 +129,8 @@ def read_block(logits: Array, labels: np.ndarray, temperatures: Mapping[str, flo
         brier=squared_error(probs, labels),
         confidence_at=confidence_at,
         nll_at=nll_at,
-        probs=probs if classes <= classwise.KEPT else None,
-        totals={} if classes <= classwise.KEPT else classwise.totals(probs, labels),
+        probs=probs if every_class and classes <= classwise.KEPT else None,
+        totals=classwise.totals(probs, labels) if every_class and classes > classwise.KEPT else {},
     )
 
 
@@ -155,7 +162,8 @@ def measure(
     """Every metric (default: `LABELLED` and `DETAILED`) of logits `[n, K]`, from one pass over them; NaN where it is
     undefined. temperature: fitted on other samples, for `ece_ts` and `nll_ts`. Raises InputError, NonFiniteError."""
     names = (*LABELLED, *DETAILED) if names is None else names
-    predictions = read(logits, labels, {} if temperature is None else {"ts": temperature})
+    every_class = any(name in classwise.DEFINITIONS for name in names)
+    predictions = read(logits, labels, {} if temperature is None else {"ts": temperature}, every_class)
     found = definitions(predictions, names)
     values = evaluate_on(list(found.values()), np.ones((len(predictions), 1), np.uint8))
     known = {name: float(value[0]) for name, value in zip(found, values, strict=True)}

@@ -124,9 +124,8 @@ class Embeddings:
             def read(label: str = label, vectors: np.ndarray = vectors, scale: float = scale) -> None:
                 scores, borrowed = (self._scores[label], self._borrowed(label)) if condition.scores else ({}, {})
                 at = self._temperatures(label)
-                outputs[label] = read_out(vectors, classifier[label], scale, labels, at, scores, borrowed)
-                if condition.corruption:  # of which classwise metrics are not taken: many conditions, and much memory
-                    outputs[label].probs, outputs[label].totals = None, {}
+                whole = not condition.corruption  # classwise metrics are not taken of these many conditions
+                outputs[label] = read_out(vectors, classifier[label], scale, labels, at, scores, borrowed, whole)
 
             if condition.set.role == "dev":
                 self._later.append(read)

@@ -61,10 +61,11 @@ def read_out(
     temperatures: Mapping[str, float] | None = None,
     scores: Mapping[str, Score] | None = None,
     borrowed: Mapping[str, Score] | None = None,
+    every_class: bool = True,
 ) -> Outputs:
     """Unit image embeddings `[n, E]` and class embeddings `[K, E]` -> `Outputs`; logits are `scale` x cosine. `scores`
-    are fitted ones, `borrowed` those that were fitted on the reference model. Raises InputError where a score gives
-    anything but finite numbers, one per image."""
+    are fitted ones, `borrowed` those that were fitted on the reference model. every_class: with what classwise metrics
+    need. Raises InputError where a score gives anything but finite numbers, one per image."""
     parts: list[Predictions] = []
     found: dict[str, list[dict[str, np.ndarray]]] = {"ood": [], "borrowed": []}
     for start in range(0, len(vectors), ROWS):
@@ -73,7 +74,7 @@ def read_out(
         sample = Sample(part, part @ classifier.T, scale, None if labels is None else labels[rows])
         for which, chosen in (("ood", scores), ("borrowed", borrowed)):
             found[which].append({name: _scored(name, score, sample) for name, score in (chosen or {}).items()})
-        parts.append(_read_out(sample, temperatures or {}))
+        parts.append(_read_out(sample, temperatures or {}, every_class))
     whole = predictions.joined(parts)
     joined: dict[str, Any] = {
         which: {name: np.concatenate([part[name] for part in each]) for name in each[0]}
@@ -82,9 +83,9 @@ def read_out(
     return Outputs(**{f.name: getattr(whole, f.name) for f in dataclasses.fields(whole)}, **joined)
 
 
-def _read_out(sample: Sample, temperatures: Mapping[str, float]) -> Predictions:
+def _read_out(sample: Sample, temperatures: Mapping[str, float], every_class: bool) -> Predictions:
     if sample.labels is not None:
-        return predictions.read_block(sample.logits, sample.labels, temperatures)
+        return predictions.read_block(sample.logits, sample.labels, temperatures, every_class)
     none, empty = np.empty(0, np.int64), np.empty(0)
     predicted = sample.cosines.argmax(1)
     return Predictions(sample.cosines.shape[1], predicted, none, none, empty, empty, empty, {}, {})

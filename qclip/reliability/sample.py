@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import numpy as np
+
+from qclip.metrics.arrays import softmax_and_log_sum
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +31,11 @@ class Sample:
     @property
     def logits(self) -> np.ndarray:
         return self.scale * self.cosines
+
+    @functools.cached_property
+    def softmax(self) -> tuple[np.ndarray, np.ndarray]:
+        """Softmax `[n, K]` of the logits and their log sum exp `[n]`, made once for all scores: not to be changed."""
+        return softmax_and_log_sum(self.logits)
 
 
 @dataclasses.dataclass(frozen=True)

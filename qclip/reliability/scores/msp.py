@@ -15,7 +15,7 @@ def largest_softmax(logits: np.ndarray) -> np.ndarray:
 
 def msp(sample: Sample) -> np.ndarray:
     """The largest softmax probability at the model's own logit scale."""
-    return largest_softmax(sample.logits)
+    return sample.softmax[0].max(1)
 
 
 MSP = Formula("msp", "MSP", msp)

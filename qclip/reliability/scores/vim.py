@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from qclip.metrics.arrays import Array, softmax_and_log_sum
+from qclip.metrics.arrays import Array
 
 from ..sample import Known, Sample
 from . import Score, UnfitError
@@ -46,4 +46,4 @@ class Vim:
     def __call__(self, sample: Sample) -> Array:
         assert self.residual is not None
         length = np.linalg.norm(sample.features @ self.residual, axis=1)
-        return softmax_and_log_sum(sample.logits)[1] - self.alpha * length
+        return sample.softmax[1] - self.alpha * length
