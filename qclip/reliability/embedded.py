@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import numpy as np
 
 from qclip import metrics
-from qclip.errors import InputError
+from qclip.errors import InputError, NonFiniteError
 from qclip.results import Results
 from qclip.seeds import generator
 
-from .embed import Embedded, Embedder, unit
+from .embed import Embedded, Embedder, View, unit
 from .outputs import Outputs, read_out
 from .request import Condition, EvalSet, Request
 from .sample import Known, Sample
@@ -29,6 +30,7 @@ class Embeddings:
         self._embedder, self._request, self._results = embedder, request, results
         self.temperatures: dict[str, float | None] = dict.fromkeys(embedder.views)
         self.proxies: dict[str, float] = {}  # temperatures tuned on captions
+        self.failed: dict[str, str] = {}  # models whose embeddings are not finite, and where; nothing is given of them
         self._later: list[Callable[[], None]] = []  # what is read when scores are fitted
         self._scores: dict[str, dict[str, Score]] = {label: {} for label in embedder.views}  # fitted
         self._unfit: dict[str, str] = {}  # score name -> why it cannot be fitted
@@ -61,13 +63,13 @@ class Embeddings:
 
     def outputs(self, condition: Condition) -> dict[str, Outputs]:
         """What was read from the embeddings of a condition that was wanted."""
-        return self._outputs[condition.key]
+        return self._sound(self._outputs[condition.key])
 
     def vectors(self, condition: Condition) -> dict[str, np.ndarray]:
         """Unit embeddings float64 `[m, E]` of a condition that was wanted with `vectors`."""
         return {
             label: unit(raw, f"image embeddings of {label!r} on {condition.name}")
-            for label, raw in self._vectors[condition.key].items()
+            for label, raw in self._sound(self._vectors[condition.key]).items()
         }
 
     def indices(self, condition: Condition) -> np.ndarray:
@@ -76,7 +78,7 @@ class Embeddings:
 
     def seconds(self, condition: Condition) -> dict[str, float]:
         """What embedding took when it was done, which may have been in an earlier run."""
-        return {label: found.seconds for label, found in self._embedded[condition.key].items()}
+        return {label: found.seconds for label, found in self._sound(self._embedded[condition.key]).items()}
 
     def classifier(self, of: EvalSet) -> dict[str, np.ndarray]:
         """Unit class embeddings `[K, E]` of a set's classes."""
@@ -84,15 +86,30 @@ class Embeddings:
         if of.role == "id":
             self._results.meta.setdefault("templates", {})[of.name] = list(of.templates)
         if key not in self._classifiers:
-            self._classifiers[key] = {
-                label: self._embedder.classifier(view, of.classes, of.templates)
-                for label, view in self._embedder.views.items()
-            }
+            self._classifiers[key] = self._of_each(
+                lambda view: self._embedder.classifier(view, of.classes, of.templates)
+            )
         return self._classifiers[key]
 
     def texts(self, texts: list[str]) -> dict[str, np.ndarray]:
         """Unit embeddings `[len(texts), E]` of texts as they are, by model label."""
-        return {label: self._embedder.texts(view, texts) for label, view in self._embedder.views.items()}
+        return self._of_each(lambda view: self._embedder.texts(view, texts))
+
+    def _sound(self, by_label: dict[str, Any]) -> dict[str, Any]:
+        return {label: found for label, found in by_label.items() if label not in self.failed}
+
+    def _of_each(self, compute: Callable[[View], np.ndarray]) -> dict[str, np.ndarray]:
+        """What every model gives whose numbers are finite. One whose are not is left out from here on; the reference
+        cannot be: NonFiniteError."""
+        out = {}
+        for label, view in self._sound(self._embedder.views).items():
+            try:
+                out[label] = compute(view)
+            except NonFiniteError as why:
+                if label == next(iter(self._embedder.views)):
+                    raise
+                self.failed[label] = str(why)
+        return out
 
     def _read(self, condition: Condition) -> None:
         found = self._embedder.images(condition.set.data, condition.corruption, condition.severity)
@@ -108,8 +125,10 @@ class Embeddings:
         classifier = self.classifier(condition.set) if condition.set.classes else {}
         outputs: dict[str, Outputs] = {}
         self._outputs[condition.key] = outputs
-        for label, each in found.items():
-            vectors = unit(each.vectors, f"image embeddings of {label!r} on {condition.name}")
+        units = self._of_each(
+            lambda view: unit(found[view.label].vectors, f"image embeddings of {view.label!r} on {condition.name}")
+        )
+        for label, vectors in units.items():
             if condition.set.role == "proxy":
                 self._tune(condition.set, label, vectors, self.indices(condition))
             if not classifier:
@@ -195,7 +214,7 @@ class Embeddings:
 
     def _fit_scores(self) -> None:
         """Fit what learns from no images, and leave out of all models what could not be fitted to one."""
-        for label, scores in self._scores.items():
+        for label, scores in self._sound(self._scores).items():
             self._learn(label, None)
             order = [name for name in self._request.scores if name in scores and name not in self._unfit]
             self._scores[label] = {name: scores[name] for name in order}

@@ -14,6 +14,7 @@ from qclip import data as qdata
 from qclip.data.corruptions import CORRUPTIONS
 from qclip.errors import InputError
 from qclip.machine import environment
+from qclip.metrics.predictions import LABELLED
 from qclip.results import Results
 from qclip.store import Store
 
@@ -81,7 +82,8 @@ def evaluate(
     progress: called as (what, images done, images in all) while images are embedded.
 
     Intervals are 95 %, from 1,000 paired bootstrap replicates (BCa for ECE); ID and OOD sets are drawn separately.
-    Raises InputError / DataError on unusable input, NonFiniteError where a model gives NaN or Inf.
+    Where a model gives NaN or Inf, all its numbers are undefined, and a note says where; of the reference it raises
+    NonFiniteError. Raises InputError / DataError on unusable input.
     """
     models = {"model": models} if isinstance(models, nn.Module) else dict(models)
     if not models:
@@ -112,10 +114,25 @@ def evaluate(
     if any("train" in score.needs for score in request.scores.values()):
         wanted += [Condition(each) for each in request.of("train")]
     embedded.prepare(wanted + [condition for each in chosen for condition in each.wants(request)])
+    request = _without(request, embedded.failed, results)
     writer = Writer(results, request.models, seed, REPLICATES, store)
     for each in chosen:
         each.rows(request, embedded, writer)
     return results
+
+
+def _without(request: Request, failed: Mapping[str, str], results: Results) -> Request:
+    """The request without models whose embeddings are not finite: their numbers are undefined, and a note says why."""
+    reference = request.models[0]
+    for label, why in failed.items():
+        results.note(f"{label}: {why}; all its numbers are undefined")
+        described = results.meta["models"][label]
+        for each in request.of("id", "shift"):
+            for name in LABELLED:
+                common = {"model": label, "metric": name, "set": each.name, "role": each.role, "seed": request.seed}
+                results.add(**described, **common)
+                results.add(**described, **common, reference=reference)
+    return dataclasses.replace(request, models=tuple(label for label in request.models if label not in failed))
 
 
 def _sets(

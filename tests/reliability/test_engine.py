@@ -291,11 +291,28 @@ def test_braces_in_prompts_and_names_are_letters() -> None:
     assert found.value(model="float", set="pets", subset="all", metric="top1") > 0.5
 
 
-def test_nan_in_a_model_is_an_error_that_names_it() -> None:
-    broken = Tiny()
+def test_nan_in_a_model_leaves_its_numbers_undefined_and_says_where() -> None:
+    broken, silent = Tiny(), Tiny()
     broken.image.weight.data[2, 5] = math.nan
+    silent.words[1] = math.nan
+    sets = {"dev": pictures("dev", 60, seed=5), "ood": pictures("noise", 30, seed=3, strange=True)}
+    results = run({"float": Tiny(), "broken": broken, "silent": silent, "worse": Tiny(1.0)}, **sets)
+    alone = run({"float": Tiny(), "worse": Tiny(1.0)}, **sets)
+    told, expected = (
+        [row for row in found.where(model=["float", "worse"]).rows if row["metric"] != "ms_per_image"]
+        for found in (results, alone)
+    )
+    assert told == expected
+    for label, what in (
+        ("broken", "60 of 60 image embeddings of 'broken' on dev"),
+        ("silent", "embeddings of 'silent'"),
+    ):
+        assert results.row(model=label, set="pets", metric="ece")["value"] is None
+        assert results.row(model=label, reference="float", set="pets", metric="top1")["value"] is None
+        assert {row["value"] for row in results.where(model=label).rows if row["set"]} == {None}
+        assert any(note.startswith(f"{label}: ") and what in note and "are undefined" in note for note in results.notes)
     with pytest.raises(NonFiniteError, match="image embeddings of 'broken' on pets.*first at row 0"):
-        run({"float": Tiny(), "broken": broken})
+        run({"broken": broken, "float": Tiny()})
 
 
 def test_ood_kinds_come_from_keys_prefixes_or_names() -> None:
