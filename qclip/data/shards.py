@@ -38,7 +38,7 @@ def parquet_files(path: Path, split: str | None = None) -> tuple[list[Path], boo
     for file in found:
         if reason := why_not_a_file(file):
             raise DataError(f"{shown(file)} {reason}; move it away, or name the files with a pattern.")
-    found.sort(key=_natural)
+    found.sort(key=natural)
     splits = {m["split"]: None for file in found if (m := _SHARD.match(file.name))}
     chosen = split is not None and split in splits
     if chosen:
@@ -59,7 +59,8 @@ def _names(folder: Path) -> list[str]:
         raise DataError(f"folder {shown(folder)} cannot be read ({error.strerror}); check its rights.") from None
 
 
-def _natural(path: Path) -> list[tuple[int, int | str]]:
+def natural(path: Path) -> list[tuple[int, int | str]]:
+    """Sorts names by the numbers in them: 2.tar before 10.tar."""
     parts = re.split(r"(\d+)", os.fspath(path))
     return [(0, int(part)) if part.isdecimal() else (1, part) for part in parts]
 

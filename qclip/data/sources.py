@@ -15,9 +15,10 @@ from qclip.data.folders import load_folder
 from qclip.data.imageset import ImageSet
 from qclip.data.parquet import load_parquet
 from qclip.data.parquet_columns import Columns
+from qclip.data.tars import load_tars
 from qclip.errors import DataError, nearest
 
-KINDS = ("scenes", "parquet", "folder")
+KINDS = ("scenes", "parquet", "folder", "tar")
 _COLUMNS = ("image", "label", "captions")
 _OPTIONS = ("samples", "seed", "split", "where", "side", *_COLUMNS)
 _DIGITS = 18  # of a number that somebody means
@@ -97,8 +98,10 @@ def load(
     elif not found.path:
         raise DataError(f"{spec!r}: no path; write {found.kind}:PATH.")
     elif found.kind == "parquet":
-        path = _existing(found.path, spec, want_folder=False)
+        path = _existing(found.path, spec, ending=".parquet")
         data = load_parquet(path, spec, found.split, found.columns, progress)
+    elif found.kind == "tar":
+        data = load_tars(_existing(found.path, spec, ending=".tar"), spec, found.split, progress)
     else:
         path = _existing(found.path, spec, want_folder=True)
         data = load_folder(path, spec, classes, found.split, progress)
@@ -148,15 +151,16 @@ def _whole(spec: str, key: str, options: dict[str, str]) -> int | None:
     return int(options[key])
 
 
-def _existing(name: str, spec: str, want_folder: bool) -> Path:
-    """Raises DataError where there is no such folder, or no such Parquet file, folder of them or pattern."""
+def _existing(name: str, spec: str, want_folder: bool = False, ending: str = "") -> Path:
+    """Raises DataError where there is no such folder, or no such file, folder of them or, of Parquet files, pattern.
+    ending: that of the files of this kind."""
     path = Path(_home(name))
     if want_folder and os.path.lexists(path) and not os.path.isdir(path):
         raise DataError(f"{shown(path)} is a file; a folder of images is needed (parquet:PATH reads a Parquet file).")
-    if os.path.lexists(path) or (not want_folder and any(c in name for c in "*[")):
+    if os.path.lexists(path) or (ending == ".parquet" and any(c in name for c in "*[")):
         return path
     beside = sorted(os.listdir(path.parent)) if os.path.isdir(path.parent) and os.access(path.parent, os.R_OK) else []
-    beside = [n for n in beside if n.endswith(".parquet")] if not want_folder else beside
+    beside = [n for n in beside if n.endswith(ending)]
     raise DataError(f"{shown(path)} does not exist; " + (nearest(path.name, beside) if beside else "check the path."))
 
 
@@ -165,6 +169,8 @@ def _guess(spec: str) -> str | None:
     path = spec.partition("?")[0]
     if path.endswith(".parquet"):
         return f"did you mean 'parquet:{spec}'?"
+    if path.endswith(".tar"):
+        return f"did you mean 'tar:{spec}'?"
     if os.path.isdir(path):
         return f"did you mean 'folder:{spec}'?"
     if path in scenes.SIZES:
