@@ -200,8 +200,11 @@ def _index(
                         else:
                             _take(number, path, tar, found, members, keys, extras, left_out)
                     else:
-                        if tar.offset >= size:
-                            notes.append(f"{where} has no end mark behind member {seen}: it may be cut off there")
+                        stream.seek(tar.offset)
+                        if stream.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):  # tarfile ends without a word
+                            notes.append(
+                                f"{where} has no end mark behind member {seen}: it is cut off or damaged there"
+                            )
             except (tarfile.TarError, ValueError, OverflowError, EOFError, MemoryError, RecursionError) as error:
                 if isinstance(error, DataError):
                     raise

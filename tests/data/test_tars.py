@@ -111,6 +111,16 @@ def test_a_tar_cut_in_the_middle_gives_what_stands_before(tmp_path: Path) -> Non
         load(f"tar:{tmp_path / 'cut.tar'}")
 
 
+def test_a_damaged_header_is_named(tmp_path: Path) -> None:
+    path = write(tmp_path / "w.tar", samples(0, 6))
+    raw = bytearray(path.read_bytes())
+    at = raw.index(b"s000003.png")
+    raw[at : at + 100] = b"\xff" * 100
+    path.write_bytes(raw)
+    found = load(f"tar:{path}")
+    assert len(found) == 3 and "behind member 3" in found.notes[0]
+
+
 def test_damage_after_it_was_listed_is_an_unreadable_image(tmp_path: Path) -> None:
     path = write(tmp_path / "w.tar", samples(0, 3))
     found = load(f"tar:{path}")
