@@ -67,8 +67,10 @@ def command(
         list[str] | None,
         typer.Option(
             "--corruption",
+            "--corruptions",
             metavar="NAME",
-            help="Corruption of the labelled images; repeatable. Default: gaussian_noise.",
+            help="Corruption of the labelled images, or many: all, imagenet-c (without frost), noise, blur, weather, "
+            "digital, validation; repeatable. Default: gaussian_noise.",
         ),
     ] = None,
     measure: Annotated[
@@ -101,12 +103,14 @@ def command(
     """Evaluate models, or one model under several recipes: differences are paired and have 95 % intervals."""
     import qclip
     from qclip.data import load, read_lines
+    from qclip.data.corruptions import expand
 
     if output is not None:
         comparison.check_output(output, force)
-    for option, names in (("score", score), ("corruption", corruption), ("measure", measure)):
+    for option, names in (("score", score), ("measure", measure)):
         for name in names or []:
             common.registry_at(Command.NAMED[option]).get(name)
+    expand(corruption or [])
     common.set_threads(threads)
     prompts = None if templates is None else read_lines(templates, "templates")
 

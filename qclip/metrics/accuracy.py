@@ -46,6 +46,9 @@ BALANCED_ACCURACY = Metric(
 WORST_GROUP_TOP1 = Metric("worst_group_top1", "Worst group's top-1", 1, "share", 1)
 GROUP_GAP = Metric("group_gap", "Gap between groups", -1, "share", 1)
 MEAN_TOP1 = TOP1.over_severities()
+ERROR_RATIO = Metric(
+    "error_ratio", "Mean error over the reference's", -1, "", 3
+)  # under a corruption or a group of them
 
 
 def label_ranks(logits: ArrayLike, labels: ArrayLike) -> NDArray[np.int64]:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from qclip.registry import Registry
 
 OWN = {
-    "accuracy": ("top1", "top5", "balanced_accuracy", "worst_group_top1", "group_gap", "mean_top1"),
+    "accuracy": ("top1", "top5", "balanced_accuracy", "worst_group_top1", "group_gap", "mean_top1", "error_ratio"),
     "calibration": (
         "ece",
         "ece_ts",

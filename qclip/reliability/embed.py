@@ -91,6 +91,7 @@ class Embedder:
                 raise InputError(f"model {label!r} has no {part}; set it as model.{part} (`qclip.load_model` does)")
             fingerprint, pixels = model_fingerprint(model), preprocess_fingerprint(preprocess)
             self.views[label] = View(label, model, encoders, preprocess, tokenizer, fingerprint, pixels)
+        self._crops: dict[str, qdata.Crops] = {}  # by fingerprint of the preprocessing
         self.done = self.total = 0
 
     def _key(self, stage: str, view: View, **parts: Any) -> str:
@@ -179,6 +180,7 @@ class Embedder:
             corruption=stage.corruption or None,
             severity=stage.severity,
             seed=self.seed,
+            crops=self._crops.setdefault(views[0].pixels, qdata.Crops()),
         )
         with contextlib.ExitStack() as stack:
             for view in views:

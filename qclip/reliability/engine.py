@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from qclip import data as qdata
-from qclip.data.corruptions import CORRUPTIONS
+from qclip.data.corruptions import expand
 from qclip.errors import InputError
 from qclip.machine import environment
 from qclip.metrics.predictions import LABELLED
@@ -74,8 +74,8 @@ def evaluate(
     templates: prompts with a `{}`, or the name of a list in `qclip.models.class_names.TEMPLATES`; default: what the set
         brings along, else "simple".
     full: corruptions on every image instead of a fixed seeded sample of 1,000.
-    scores, corruptions, measurements: names (`SCORES`, `CORRUPTIONS`, `MEASUREMENTS`). Default: every score that has
-        what it needs, Gaussian noise, every measurement.
+    scores, corruptions, measurements: names (`SCORES`, `CORRUPTIONS` or groups of them, `MEASUREMENTS`). Default: every
+        score that has what it needs, Gaussian noise, every measurement.
     strict: an unreadable image stops the run; else it is left out, counted and named in `notes`.
     cache: where embeddings are kept: None = the user's cache folder, a path, or False.
     device: the models are moved there; default: where they are.
@@ -89,9 +89,7 @@ def evaluate(
     if not models:
         raise InputError("no model to evaluate; pass a model or a dict {label: model}")
     chosen = [MEASUREMENTS.made(name) for name in (MEASUREMENTS.names() if measurements is None else measurements)]
-    named = DEFAULT_CORRUPTIONS if corruptions is None else tuple(corruptions)
-    for name in named:
-        CORRUPTIONS.get(name)
+    named = expand(DEFAULT_CORRUPTIONS if corruptions is None else corruptions)
     results = Results(meta=environment(seed=seed, batch=batch, replicates=REPLICATES, command="qclip.evaluate"))
     sets = tuple(_sets(results, data, images, ood, shift, dev, proxy, train, templates, progress))
     request = Request(

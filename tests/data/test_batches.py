@@ -11,8 +11,9 @@ import torch
 from PIL import Image
 from torchvision import transforms
 
-from qclip.data import ImageSet, UnreadableImage, batches, corruptions, decoding, load
-from qclip.data.corruptions.noise import NOISE_SIGMA
+from qclip.data import Crops, ImageSet, UnreadableImage, batches, corruptions, decoding, load
+from qclip.data.corruptions.noise import GaussianNoise
+from qclip.data.workers import pool
 from qclip.errors import DataError
 
 MEAN, STD = (0.48, 0.46, 0.41), (0.27, 0.26, 0.28)
@@ -121,7 +122,7 @@ def test_preprocess_that_hides_the_crop_is_refused():
 def test_gaussian_noise_has_the_published_strength(side, table):
     image = np.full((side, side, 3), 128, np.uint8)
     last = 0.0
-    for severity, sigma in enumerate(NOISE_SIGMA[table], start=1):
+    for severity, sigma in enumerate(getattr(GaussianNoise, table), start=1):
         found = np.stack([corruptions.apply(image, "gaussian_noise", severity, 0, i) for i in range(200 * 32 // side)])
         error = found / 255 - 128 / 255
         reference = np.random.default_rng(5).normal(size=200_000) * sigma  # clipped as the published code clips
@@ -132,8 +133,8 @@ def test_gaussian_noise_has_the_published_strength(side, table):
 
 
 def test_tables_are_those_of_the_published_code():
-    assert NOISE_SIGMA["large"] == (0.08, 0.12, 0.18, 0.26, 0.38)
-    assert NOISE_SIGMA["small"] == (0.04, 0.06, 0.08, 0.09, 0.10)
+    assert GaussianNoise.large == (0.08, 0.12, 0.18, 0.26, 0.38)
+    assert GaussianNoise.small == (0.04, 0.06, 0.08, 0.09, 0.10)
 
 
 def test_apply_is_deterministic_and_checks_its_input():
@@ -155,3 +156,63 @@ def test_decode_gives_rgb_for_every_mode():
         stream = io.BytesIO()
         Image.new(mode, (4, 4), "red" if mode == "RGBA" else 0).save(stream, kind)
         assert decoding.decode(stream.getvalue(), "x").mode == "RGB"
+
+
+def test_workers_compute_on_one_core_each_and_leave_the_callers_threads():
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        with pool(3, "cores") as workers:
+            together = threading.Barrier(3)  # all three, not one of them three times
+
+            def threads(_) -> int:
+                together.wait()
+                return torch.get_num_threads()
+
+            assert list(workers.map(threads, range(3))) == [1, 1, 1]
+        assert torch.get_num_threads() == 2
+        later = []
+        other = threading.Thread(target=lambda: later.append(torch.get_num_threads()))
+        other.start()
+        other.join()
+        assert later == [2]
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_an_image_is_decoded_once_for_all_its_corruptions():
+    class Counted(Pictures):
+        reads = 0
+
+        def digest(self, rows):
+            return f"{id(self)} {rows}"
+
+        def read(self, rows):
+            Counted.reads += len(rows)
+            return super().read(rows)
+
+    data = picture_set([])
+    data.source, data.rows = Counted(grey(10, None, 200, 90, 40)), np.array([4, 1, 0, 2])
+    crops = Crops()
+
+    def run(severity, kept, of=data):
+        found = batches(of, PREPROCESS, size=3, corruption="impulse_noise", severity=severity, crops=kept)
+        return torch.cat([images for _, images in found]), list(of.unreadable)
+
+    alone = [run(severity, None) for severity in (2, 5)]
+    Counted.reads = 0
+    for severity, (images, unreadable) in zip((2, 5), alone, strict=True):
+        again = run(severity, crops)
+        torch.testing.assert_close(again[0], images, rtol=0, atol=0)
+        assert again[1] == unreadable == [(1, "row 1: broken.")]
+    assert Counted.reads == 4
+    run(2, crops, data.select([2, 3]))
+    assert Counted.reads == 6  # other images
+    run(5, crops)
+    assert Counted.reads == 10  # only the last set is kept
+    few = Crops(most=3 * 32 * 32)
+    for severity in (2, 5):
+        run(severity, few)
+    assert (
+        Counted.reads == 10 + 4 + 3
+    )  # the first batch, of two images, is too large for it; the second, of one, is kept

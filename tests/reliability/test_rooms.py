@@ -178,7 +178,10 @@ def test_names_choose_what_is_measured() -> None:
     for options, message in (
         ({"measurements": ["odd"]}, "unknown measurement 'odd'; did you mean 'ood'"),
         ({"scores": ["mcmm"]}, "unknown score 'mcmm'; did you mean 'mcm'"),
-        ({"corruptions": ["gaussian"]}, "unknown corruption 'gaussian'; did you mean 'gaussian_noise'"),
+        (
+            {"corruptions": ["gaussian"]},
+            "unknown corruption 'gaussian'; did you mean 'gaussian_blur', 'gaussian_noise'",
+        ),
     ):
         with pytest.raises(InputError, match=message):
             run(**options)

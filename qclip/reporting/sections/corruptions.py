@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from qclip.data.corruptions import CORRUPTIONS, GROUPS, PUBLISHED
+
 from .. import svg, units
 from ..index import Family, Index
 from ..parts import (
@@ -24,21 +26,23 @@ from . import Section
 
 class CorruptionsSection(Section):
     name = "corruptions"
-    title = "Noise robustness"
+    title = "Corruption robustness"
     intro = (
         "The same corrupted images for every model. Marks of one severity are set side by side a little, so that their "
         "intervals can be seen. These are each model's own; the paired differences above are sharper."
     )
-    absent = "No corrupted images were evaluated, so noise robustness was not measured."
+    absent = "No corrupted images were evaluated, so robustness to corruptions was not measured."
 
     def questions(self, index: Index) -> list[Question]:
+        grouped = {name for name, corruption in index.corrupted if corruption in GROUPS}
+        several = len({corruption for _, corruption in index.corrupted}) > 1
         return [
             Question(
-                "Noise robustness" if "noise" in corruption else "Corruption robustness",
+                f"{called(corruption) if several else 'Noise' if 'noise' in corruption else 'Corruption'} robustness",
                 metric,
                 name,
                 corruption=corruption,
-                leading=metric == "mean_top1",
+                leading=metric == "mean_top1" and (corruption in GROUPS or name not in grouped),
             )
             for name, corruption in index.corrupted
             for metric in ("mean_top1", "mean_ece")
@@ -51,6 +55,13 @@ class CorruptionsSection(Section):
         return corrupted(index)
 
 
+def called(corruption: str) -> str:
+    """The label of a corruption, or of a group of them."""
+    if corruption in GROUPS or corruption == PUBLISHED:
+        return GROUPS.get(corruption, "ImageNet-C without frost")
+    return CORRUPTIONS.get(corruption).label if corruption in CORRUPTIONS else units.title(corruption)
+
+
 def by_severity(index: Index) -> list[Panel]:
     """Accuracy and ECE against severity, with intervals."""
     out, parts = [], portions(index)
@@ -61,7 +72,7 @@ def by_severity(index: Index) -> list[Panel]:
         for family in parts:
             made = [_severity_figure(index, family, name, corruption, severities, m) for m in ("top1", "ece")]
             figures = [figure for figure in made if figure is not None]
-            title = f"{units.title(corruption)} on {name}"
+            title = f"{called(corruption)} on {name}"
             out += panel(titled(family, title, len(parts) > 1), figures, legend_of(family))
     return out
 
@@ -80,7 +91,7 @@ def _severity_figure(
     measure = units.metric(metric)
     bounds = [row[column] for row in known.values() for column in ("value", "low", "high")]
     axes = svg.Axes(
-        f"{measure.name} under {units.title(corruption).lower()}, {name}",
+        f"{measure.name} under {called(corruption)}, {name}",
         f"{measure.name} of {units.words(list(family.models))} at severities {severities[0]} to "
         f"{severities[-1]}; bars are 95 % intervals.",
         (severities[0] - 0.3, severities[-1] + 0.3),
@@ -124,7 +135,7 @@ def corrupted(index: Index) -> list[Table]:
             Cell(_short(m), "mean, 1 and above" if m.startswith("mean_") else f"severity {s}") for m, s in columns
         ]
         n = index.n(name, corruption)
-        out.append(Table(f"{units.title(corruption)} on {name}", head, rows, images_note(n)))
+        out.append(Table(f"{called(corruption)} on {name}", head, rows, images_note(n)))
     return out
 
 
