@@ -62,15 +62,22 @@ def timed(function: Callable[[Tensor], Any], x: Tensor) -> float:
     return time.perf_counter() - began
 
 
-def compare(ways: dict[str, Callable[[Tensor], Any]], calls: list[tuple[str, Tensor]]) -> dict[str, Any]:
-    times: dict[str, list[float]] = {way: [] for way in ways}
+def compare(
+    ways: dict[str, Callable[[Tensor], Any]], calls: list[tuple[str, Tensor]], repeats: int, forget: Callable[[], None]
+) -> dict[str, Any]:
+    """What is recorded at which call does not depend on time, so each call counts with its median over the repeats."""
+    runs: list[dict[str, list[float]]] = []
     names = list(ways)
-    for number, (_, x) in enumerate(calls):
-        for shift in range(len(names)):
-            way = names[(number + shift) % len(names)]
-            os.environ["QKERNELS_PROGRAM"] = "1" if way == "programs" else "0"
-            times[way].append(timed(ways[way], x))
+    for _ in range(repeats):
+        forget()
+        runs.append({way: [] for way in ways})
+        for number, (_, x) in enumerate(calls):
+            for shift in range(len(names)):
+                way = names[(number + shift) % len(names)]
+                os.environ["QKERNELS_PROGRAM"] = "1" if way == "programs" else "0"
+                runs[-1][way].append(timed(ways[way], x))
     os.environ.pop("QKERNELS_PROGRAM")
+    times = {way: list(map(statistics.median, zip(*(run[way] for run in runs), strict=True))) for way in ways}
     sizes = sorted({size for size, _ in calls}, key=lambda size: [int(part) for part in size.split(" x ")])
     median = {
         size: {w: statistics.median(t for t, (s, _) in zip(times[w], calls, strict=True) if s == size) for w in ways}
@@ -122,6 +129,7 @@ def main() -> None:
     parser.add_argument("--calls", type=int, default=200)
     parser.add_argument("--most", type=int, default=8, help="largest batch")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--repeats", type=int, default=5, help="of all calls, each time with nothing recorded")
     parser.add_argument("--costs", action="store_true")
     parser.add_argument("--json")
     options = parser.parse_args()
@@ -142,7 +150,12 @@ def main() -> None:
             os.environ["QKERNELS_PROGRAM"] = "0"
             result |= {size: costs(encode[0], x) for size, x in dict(calls).items()}
         else:
-            result |= compare(dict(zip(WAYS, encode, strict=True)), calls)
+
+            def forget() -> None:
+                tower.use_programs(False)
+                tower.use_programs()
+
+            result |= compare(dict(zip(WAYS, encode, strict=True)), calls, options.repeats, forget)
             result |= {"counts": replay.counts(runner), "process": replay.process_counts()}
     for name, value in result.items():
         print(f"{name:24} {value}")

@@ -31,10 +31,10 @@ class Costs:
     Measured with benchmarks/batches.py --costs.
     """
 
-    trace: int = 10
-    derive: int = 2
-    record: int = 20
-    credit: int = 48
+    trace: int = 6
+    derive: int = 3
+    record: int = 8
+    credit: int = 36
 
 
 COSTS = Costs()
