@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import typer
 
+from qclip import files
+from qclip.errors import InputError
+
 from . import common, comparison
 
 if TYPE_CHECKING:
@@ -88,6 +91,12 @@ def command(
             "--output", metavar="DIR", parser=common.output_path, help="Write report.html and results.json here."
         ),
     ] = None,
+    samples: Annotated[
+        Path | None,
+        typer.Option(
+            "--samples", metavar="FILE", parser=common.output_path, help="Write a Parquet table of every image here."
+        ),
+    ] = None,
     full: Annotated[bool, typer.Option("--full", help="Noise on all images, not on a fixed sample of 1,000.")] = False,
     spectrum: Annotated[bool, typer.Option("--spectrum/--no-spectrum", help="Spectra of the weights as well.")] = True,
     cache: common.Cache = True,
@@ -107,6 +116,10 @@ def command(
 
     if output is not None:
         comparison.check_output(output, force)
+    if samples is not None:
+        if recipe and len(models) > 1:
+            raise InputError("--samples holds one comparison; evaluate one model at a time with --recipe")
+        files.check_file(samples, force)
     for option, names in (("score", score), ("measure", measure)):
         for name in names or []:
             common.registry_at(Command.NAMED[option]).get(name)
@@ -132,6 +145,7 @@ def command(
         "measurements": measure,
         "templates": prompts,
         "full": full,
+        "samples": samples,
         "seed": seed,
         "batch": batch,
         "strict": strict,

@@ -36,6 +36,7 @@ class Embeddings:
         self._unfit: dict[str, str] = {}  # score name -> why it cannot be fitted
         self._classifiers: dict[tuple[tuple[str, ...], tuple[str, ...]], dict[str, np.ndarray]] = {}
         self._embedded: dict[tuple, dict[str, Embedded]] = {}
+        self._wanted: dict[tuple, Condition] = {}
         self._outputs: dict[tuple, dict[str, Outputs]] = {}
         self._vectors: dict[tuple, dict[str, np.ndarray]] = {}
 
@@ -46,6 +47,7 @@ class Embeddings:
             known = once.get(condition.key, condition)
             vectors, scores = known.vectors or condition.vectors, known.scores or condition.scores
             once[condition.key] = dataclasses.replace(known, vectors=vectors, scores=scores)
+        self._wanted = once
         self._embedder.expect([(c.set.data, c.corruption, c.severity) for c in once.values()])
         first = [condition for condition in once.values() if condition.set.role in FIRST]
         for condition in first:
@@ -60,6 +62,11 @@ class Embeddings:
                 self._read(condition)
         if self._request.of("id", "shift") and all(value is None for value in self.temperatures.values()):
             self._results.note("temperature and ece_ts are undefined: no dev set was given to fit the temperature on")
+
+    @property
+    def conditions(self) -> list[Condition]:
+        """Those that were read, but for sets on which something was fitted."""
+        return [condition for key, condition in self._wanted.items() if self._outputs.get(key)]
 
     def outputs(self, condition: Condition) -> dict[str, Outputs]:
         """What was read from the embeddings of a condition that was wanted."""

@@ -23,6 +23,7 @@ from .embed import Embedder, Progress
 from .embedded import Embeddings
 from .measurements import MEASUREMENTS
 from .request import NEIGHBOURS, Condition, EvalSet, Request, prompt_templates
+from .samples import write as write_samples
 from .scores import NEEDS, SCORES, Score
 from .writer import REPLICATES, Writer
 
@@ -52,6 +53,7 @@ def evaluate(
     cache: bool | str | os.PathLike[str] | None = None,
     device: str | torch.device | None = None,
     progress: Progress | None = None,
+    samples: str | os.PathLike[str] | None = None,
 ) -> Results:
     """How reliable the models are, and what differs from the first of them.
 
@@ -80,6 +82,8 @@ def evaluate(
     cache: where embeddings are kept: None = the user's cache folder, a path, or False.
     device: the models are moved there; default: where they are.
     progress: called as (what, images done, images in all) while images are embedded.
+    samples: a Parquet file that gets a row per model, condition and image: prediction, rank of the label, confidence,
+        scores (`samples.table` lists the columns).
 
     Intervals are 95 %, from 1,000 paired bootstrap replicates (BCa for ECE); ID and OOD sets are drawn separately.
     Where a model gives NaN or Inf, all its numbers are undefined, and a note says where; of the reference it raises
@@ -116,6 +120,8 @@ def evaluate(
     writer = Writer(results, request.models, seed, REPLICATES, store)
     for each in chosen:
         each.rows(request, embedded, writer)
+    if samples is not None:
+        write_samples(request, embedded, samples)
     return results
 
 

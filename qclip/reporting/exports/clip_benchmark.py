@@ -1,0 +1,81 @@
+"""CLIP_benchmark (LAION-AI/CLIP_benchmark 1.6): a JSON per model, data set and task, and the CSV that its `build` makes
+of them. Metrics have its names; its `pretrained` is our recipe."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from typing import Any
+
+from qclip.results import Results
+
+from . import part_of_name
+
+CLASSIFICATION = {"top1": "acc1", "top5": "acc5", "balanced_accuracy": "mean_per_class_recall"}
+# Its "image retrieval" finds images by texts.
+RETRIEVAL = {
+    "text_to_image_recall": "image_retrieval_recall",
+    "image_to_text_recall": "text_retrieval_recall",
+}
+
+
+class ClipBenchmark:
+    name, label = "clip_benchmark", "CLIP_benchmark"
+
+    def __call__(self, results: Results) -> dict[str, str]:
+        records = [
+            found
+            for model in results.unique("model")
+            for set_ in results.unique("set")
+            for found in (_classification(results, model, set_), _retrieval(results, model, set_))
+            if found
+        ]
+        if not records:
+            return {}
+        out = {_file(each): json.dumps(each, indent=1) + "\n" for each in records}
+        return out | {"benchmark.csv": _csv(records)}
+
+
+def _classification(results: Results, model: str, set_: str) -> dict[str, Any] | None:
+    rows = results.where(model=model, set=set_, role=("id", "shift"), subset="all", axis="", reference="")
+    found = {theirs: row for row in rows if not row["corruption"] and (theirs := CLASSIFICATION.get(row["metric"]))}
+    return _record(found, set_, "zeroshot_classification") if found else None
+
+
+def _retrieval(results: Results, model: str, set_: str) -> dict[str, Any] | None:
+    rows = results.where(model=model, set=set_, reference="", metric=tuple(RETRIEVAL))
+    found = {f"{RETRIEVAL[row['metric']]}@{row['at']}": row for row in rows}
+    return _record(found, set_, "zeroshot_retrieval") if found else None
+
+
+def _record(found: dict[str, Any], set_: str, task: str) -> dict[str, Any]:
+    row = next(iter(found.values()))
+    values = {name: math.nan if row["value"] is None else row["value"] for name, row in found.items()}
+    return {
+        "dataset": set_,
+        "model": row["source"] or row["model"],
+        "pretrained": row["recipe"] or "float",
+        "task": task,
+        "metrics": values,  # NaN as Python's json writes it: that is how CLIP_benchmark says that acc5 is undefined
+        "language": "en",
+    }
+
+
+def _file(record: dict[str, Any]) -> str:
+    parts = (record[name] for name in ("dataset", "pretrained", "model", "language", "task"))
+    return "_".join(map(part_of_name, parts)) + ".json"
+
+
+def _csv(records: list[dict[str, Any]]) -> str:
+    rows = [
+        {**each["metrics"], **{k: v for k, v in each.items() if k != "metrics"}}
+        | {"model_fullname": f"{each['model']} {each['pretrained']}"}
+        for each in records
+    ]
+    out = io.StringIO()
+    writer = csv.DictWriter(out, list(dict.fromkeys(name for row in rows for name in row)), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return out.getvalue()
