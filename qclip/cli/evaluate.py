@@ -97,6 +97,10 @@ def command(
             "--samples", metavar="FILE", parser=common.output_path, help="Write a Parquet table of every image here."
         ),
     ] = None,
+    share: Annotated[
+        str | None,
+        typer.Option("--share", metavar="I/N", help="Only embed part I of N into the cache: N processes at once."),
+    ] = None,
     full: Annotated[bool, typer.Option("--full", help="Noise on all images, not on a fixed sample of 1,000.")] = False,
     spectrum: Annotated[bool, typer.Option("--spectrum/--no-spectrum", help="Spectra of the weights as well.")] = True,
     cache: common.Cache = True,
@@ -146,6 +150,7 @@ def command(
         "templates": prompts,
         "full": full,
         "samples": samples,
+        "share": None if share is None else _part(share),
         "seed": seed,
         "batch": batch,
         "strict": strict,
@@ -155,7 +160,10 @@ def command(
     found = comparison.groups(
         models, recipe, calibration=calibration, arch=arch, device=device, seed=seed, strict=strict
     )
-    results = comparison.join([comparison.evaluate(group, spectrum, **settings) for group in found])
+    results = comparison.join([comparison.evaluate(group, spectrum and not share, **settings) for group in found])
+    if share is not None:
+        common.say(f"part {share} is embedded; run again without --share when all parts are")
+        return
     if output is not None:
         comparison.write(results, output)
     if json:
@@ -164,3 +172,10 @@ def command(
     print(qclip.table(results))
     if output is not None:
         print(f"\nreport: {output / 'report.html'}")
+
+
+def _part(text: str) -> tuple[int, int]:
+    part, _, parts = text.partition("/")
+    if not (part.isascii() and part.isdecimal() and parts.isascii() and parts.isdecimal()):
+        raise InputError(f"--share {text!r} is no part; write I/N, as in 2/4")
+    return int(part), int(parts)

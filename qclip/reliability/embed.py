@@ -113,11 +113,9 @@ class Embedder:
     def images(self, data: qdata.ImageSet, corruption: str = "", severity: int = 0) -> dict[str, Embedded]:
         """One `Embedded` for each model. Raises DataError where no image can be read."""
         stage = _Stage(data, corruption, severity)
-        size = max(1, SHARD // self.batch) * self.batch
         parts: dict[str, list[Embedded]] = {label: [] for label in self.views}
-        for start in range(0, len(stage.data), size):
-            positions = np.arange(start, min(start + size, len(stage.data)))
-            for label, part in self._shard(dataclasses.replace(stage, data=stage.data.select(positions))).items():
+        for start, shard in self._shards(stage):
+            for label, part in self._shard(shard).items():
                 part.indices = part.indices + start
                 part.unreadable = [(i + start, why) for i, why in part.unreadable]
                 parts[label].append(part)
@@ -133,6 +131,21 @@ class Embedder:
             vectors = np.concatenate([p.vectors for p in found if len(p.indices)])
             out[label] = Embedded(indices, vectors, sum(p.seconds for p in found), unreadable)
         return out
+
+    def share(self, stages: Sequence[tuple[qdata.ImageSet, str, int]], part: int, parts: int) -> None:
+        """Put every `parts`-th shard, from number `part` on, into the store: the others are of other processes."""
+        shards = (shard for stage in stages for _, shard in self._shards(_Stage(*stage)))
+        mine = [shard for number, shard in enumerate(shards) if number % parts == part]
+        self.total = sum(len(shard.data) for shard in mine) * len(self.views)
+        for shard in mine:
+            self._shard(shard)
+
+    def _shards(self, stage: _Stage) -> Iterator[tuple[int, _Stage]]:
+        """Parts of a stage that fill a file of the store each, with the position of their first image."""
+        size = max(1, SHARD // self.batch) * self.batch
+        for start in range(0, len(stage.data), size):
+            positions = np.arange(start, min(start + size, len(stage.data)))
+            yield start, dataclasses.replace(stage, data=stage.data.select(positions))
 
     def _shard(self, stage: _Stage) -> dict[str, Embedded]:
         keys = {

@@ -40,13 +40,14 @@ class Embeddings:
         self._outputs: dict[tuple, dict[str, Outputs]] = {}
         self._vectors: dict[tuple, dict[str, np.ndarray]] = {}
 
+    def share(self, wanted: Iterable[Condition], part: int, parts: int) -> None:
+        """Embed one of so many parts of all conditions into the store, and read nothing."""
+        stages = [(c.set.data, c.corruption, c.severity) for c in _once(wanted).values()]
+        self._embedder.share(stages, part, parts)
+
     def prepare(self, wanted: Iterable[Condition]) -> None:
         """Embed and read all conditions, each once."""
-        once: dict[tuple, Condition] = {}
-        for condition in wanted:
-            known = once.get(condition.key, condition)
-            vectors, scores = known.vectors or condition.vectors, known.scores or condition.scores
-            once[condition.key] = dataclasses.replace(known, vectors=vectors, scores=scores)
+        once = _once(wanted)
         self._wanted = once
         self._embedder.expect([(c.set.data, c.corruption, c.severity) for c in once.values()])
         first = [condition for condition in once.values() if condition.set.role in FIRST]
@@ -235,3 +236,13 @@ class Embeddings:
         ):  # their embeddings live in different spaces
             return {}
         return {name: score for name, score in self._scores[reference].items() if "train" in score.needs}
+
+
+def _once(wanted: Iterable[Condition]) -> dict[tuple, Condition]:
+    """Each condition once, with all that is wanted of it."""
+    once: dict[tuple, Condition] = {}
+    for condition in wanted:
+        known = once.get(condition.key, condition)
+        vectors, scores = known.vectors or condition.vectors, known.scores or condition.scores
+        once[condition.key] = dataclasses.replace(known, vectors=vectors, scores=scores)
+    return once

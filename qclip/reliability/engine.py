@@ -54,6 +54,7 @@ def evaluate(
     device: str | torch.device | None = None,
     progress: Progress | None = None,
     samples: str | os.PathLike[str] | None = None,
+    share: tuple[int, int] | None = None,
 ) -> Results:
     """How reliable the models are, and what differs from the first of them.
 
@@ -84,6 +85,9 @@ def evaluate(
     progress: called as (what, images done, images in all) while images are embedded.
     samples: a Parquet file that gets a row per model, condition and image: prediction, rank of the label, confidence,
         scores (`samples.table` lists the columns).
+    share: (i, n): only embed the i-th of n parts (from 1) of the images into the cache, and measure nothing. n
+        processes or machines that share the cache do this at once; the same call without `share` then finds everything
+        there, if it runs on the same kind of device with as many threads.
 
     Intervals are 95 %, from 1,000 paired bootstrap replicates (BCa for ECE); ID and OOD sets are drawn separately.
     Where a model gives NaN or Inf, all its numbers are undefined, and a note says where; of the reference it raises
@@ -115,7 +119,13 @@ def evaluate(
     wanted = [Condition(each) for each in request.of("proxy")] + ([request.dev] if request.dev else [])
     if any("train" in score.needs for score in request.scores.values()):
         wanted += [Condition(each) for each in request.of("train")]
-    embedded.prepare(wanted + [condition for each in chosen for condition in each.wants(request)])
+    wanted += [condition for each in chosen for condition in each.wants(request)]
+    if share is not None:
+        part, parts = _part(share, store)
+        embedded.share(wanted, part - 1, parts)
+        results.note(f"part {part} of {parts} of the images is embedded; run again without share= when all parts are")
+        return results
+    embedded.prepare(wanted)
     request = _without(request, embedded.failed, results)
     writer = Writer(results, request.models, seed, REPLICATES, store)
     for each in chosen:
@@ -197,6 +207,15 @@ def _captioned(proxy: qdata.ImageSet, evaluated: Sequence[qdata.ImageSet]) -> qd
     if any(proxy.digest == each.digest for each in evaluated):
         raise InputError(f"{proxy.spec} is evaluated, too: the logit scale must be tuned on other images (proxy)")
     return proxy
+
+
+def _part(share: tuple[int, int], store: Store) -> tuple[int, int]:
+    part, parts = share
+    if not 1 <= part <= parts:
+        raise InputError(f"share={share!r} is no part; give (i, n) with 1 <= i <= n")
+    if store.folder is None:
+        raise InputError("a part of the images was asked for, but nothing is kept: name a cache that all parts share")
+    return part, parts
 
 
 def _counts(neighbours: Sequence[int]) -> tuple[int, ...]:

@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import nn
 
+from qclip.errors import InputError
 from qclip.reliability import evaluate, keys
 from qclip.reliability.keys import model_fingerprint, preprocess_fingerprint
 from qclip.results import Results
@@ -61,6 +62,26 @@ def test_a_killed_run_goes_on_where_it_stopped(tmp_path) -> None:
     run(resumed, tmp_path)
     assert resumed.images_seen == ALL - 60
     assert not [path for path in tmp_path.rglob("*") if path.is_file() and path.suffix != ".safetensors"]
+
+
+def test_parts_of_the_work_fill_one_cache(tmp_path) -> None:
+    alone = run(Tiny(), tmp_path / "alone")
+    parts = [Tiny() for _ in range(4)]
+    for k, model in enumerate(parts):
+        told = run(model, tmp_path / "shared", share=(k + 1, 4))
+        assert any(f"part {k + 1} of 4" in note for note in told.notes) and not told.where(metric="top1").rows
+    assert sum(model.images_seen for model in parts) == ALL
+    assert min(model.images_seen for model in parts) > ALL // 8
+    whole = Tiny()
+    timed = ("ms_per_image", "seconds")
+    found, wanted = ([r for r in rows(x) if r["metric"] not in timed] for x in (run(whole, tmp_path / "shared"), alone))
+    assert found == wanted
+    assert whole.images_seen == 0
+    for bad in ((0, 2), (3, 2)):
+        with pytest.raises(InputError, match="is no part"):
+            run(Tiny(), tmp_path, share=bad)
+    with pytest.raises(InputError, match="nothing is kept"):
+        run(Tiny(), False, share=(1, 2))
 
 
 @pytest.mark.parametrize("damage", ["truncate", "flip", "empty", "foreign", "swap"])
