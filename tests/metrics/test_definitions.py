@@ -154,6 +154,18 @@ def test_a_temperature_from_blocks_of_rows_is_that_of_the_whole(sample, monkeypa
     assert metrics.fit_temperature(*sample).value == pytest.approx(whole, rel=1e-12)
 
 
+def test_newton_finds_the_temperature_in_few_steps(sample, monkeypatch):
+    from qclip.metrics.temperature import _Loss
+
+    asked, slopes = [], _Loss.slopes
+    monkeypatch.setattr(_Loss, "slopes", lambda self, beta: asked.append(beta) or slopes(self, beta))
+    logits, labels = sample
+    for scale in (1, 40, 1 / 300):  # what doubles the bracket, or halves it, counts too
+        asked.clear()
+        metrics.fit_temperature(logits * scale, labels)
+        assert len(asked) <= 25, scale  # bisection alone needs 40 and more
+
+
 def test_the_logit_scale_minimizes_the_contrastive_loss(rng):
     pairs = rng.normal(size=(30, 30)) + 2 * np.eye(30)
 
