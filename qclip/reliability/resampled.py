@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -39,6 +40,15 @@ class Kept:
         )
         entry = self.store.fill(key, lambda: _entry(compute()), lambda entry: _unsound(entry, columns))
         return {name: entry.arrays[name] for name in entry.facts["order"]}
+
+
+def array_digest(arrays: Mapping[str, np.ndarray]) -> str:
+    """sha256 (hex) of arrays and their names."""
+    found = hashlib.sha256()
+    for name, array in arrays.items():
+        found.update(f"{name} {array.dtype} {array.shape}".encode())
+        found.update(array.tobytes())
+    return found.hexdigest()
 
 
 def _entry(values: Mapping[str, np.ndarray]) -> Entry:

@@ -12,13 +12,13 @@ import numpy as np
 
 from qclip.metrics import metric
 from qclip.metrics.predictions import LABELLED
-from qclip.metrics.resampled import Resampled, evaluate_on
+from qclip.metrics.resampled import Resampled, evaluate_on, mean_of
 from qclip.results import Results
 from qclip.seeds import generator
 from qclip.store import Store
 
 from .outputs import Outputs, statistics
-from .resampled import Kept
+from .resampled import Kept, array_digest
 from .statistics import BLOCKS, INTERVALS, Estimate, Resampling
 
 REPLICATES = 1000
@@ -108,6 +108,21 @@ class Page:
         """Counts `[n, 1 + replicates + jackknife]` of the set's images: the sample itself, then its resamples."""
         assert self.n is not None
         return self.writer.resampling(self.digest, self.n).counts
+
+    def means(self, values: Mapping[str, np.ndarray], resampling: str | None = None) -> dict[str, np.ndarray]:
+        """The means of values of each image `[n]`, on the sample and its bootstrap `[1 + replicates]`, or as they were
+        kept. resampling: where they are not of this page's images, what seeds the resampling."""
+        if not values:
+            return {}
+        name, n = self.digest if resampling is None else resampling, len(next(iter(values.values())))
+
+        def compute() -> dict[str, np.ndarray]:
+            counts = self.writer.resampling(name, n).bootstrap()
+            drawn = evaluate_on([mean_of(each) for each in values.values()], counts)
+            return dict(zip(values, drawn, strict=True))
+
+        digest = array_digest(values)
+        return self.writer.kept.fill(1 + self.writer.replicates, [], compute, means=digest, resampling=name, n=n)
 
     def estimate(self, model: str, name: str, drawn: np.ndarray, **fields: Any) -> None:
         """A row from a metric on every resample, with the interval that the metric's record asks for. Why a value is

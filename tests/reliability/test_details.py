@@ -161,11 +161,12 @@ def test_what_is_undefined_is_named() -> None:
 def resampled(monkeypatch) -> list[str]:
     """Names what is computed on resamples instead of read."""
     from qclip.reliability import writer
-    from qclip.reliability.measurements import ood
+    from qclip.reliability.measurements import neighbours, ood
 
     done: list[str] = []
-    on, ranking = writer.evaluate_on, ood.Ranking
+    on, ranking, recall = writer.evaluate_on, ood.Ranking, neighbours.neighbour_recall
     monkeypatch.setattr(writer, "evaluate_on", lambda *a: done.append("labelled") or on(*a))
+    monkeypatch.setattr(neighbours, "neighbour_recall", lambda *a: done.append("recall") or recall(*a))
     monkeypatch.setattr(ood, "Ranking", lambda *a: done.append("ranking") or ranking(*a))
     return done
 
@@ -176,16 +177,16 @@ def values(results: Results) -> list:
 
 def test_a_second_run_resamples_nothing_and_says_the_same(sets, tmp_path: Path, resampled) -> None:
     first = run(**sets, cache=tmp_path)
-    assert {"labelled", "ranking"} == set(resampled)
+    assert {"labelled", "ranking", "recall"} == set(resampled)
     resampled.clear()
     again = run(**sets, cache=tmp_path)
     assert resampled == [] and values(again) == values(first)
     assert again.notes == first.notes
     run(**sets, cache=tmp_path, seed=1)
-    assert {"labelled", "ranking"} == set(resampled)  # other resamples
+    assert {"labelled", "ranking", "recall"} == set(resampled)  # other resamples
     resampled.clear()
     run(**sets | {"data": pictures(seed=1)}, cache=tmp_path)
-    assert {"labelled", "ranking"} == set(resampled)  # other outputs
+    assert {"labelled", "ranking", "recall"} == set(resampled)  # other outputs
 
 
 def test_a_raised_version_of_a_metric_voids_what_was_kept(sets, tmp_path: Path, resampled) -> None:

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 
 from qclip.metrics import mcnemar
-from qclip.metrics.resampled import Statistic, evaluate_on, mean_of
 
 from ..embedded import Embeddings
 from ..request import Condition, Request
@@ -28,17 +27,18 @@ class Agreement:
             of, outputs, vectors = condition.set, embedded.outputs(condition), embedded.vectors(condition)
             n = len(embedded.indices(condition))
             page = out.page(of.name, of.role, n, of.data.digest)
-            wanted: dict[tuple[str, str], Statistic] = {}
+            wanted: dict[str, np.ndarray] = {}
             nearest: dict[str, float] = {}
             for model in others:
                 if outputs:  # else nobody named classes
-                    wanted[model, "agreement"] = mean_of(outputs[model].predicted == outputs[reference].predicted)
+                    same = outputs[model].predicted == outputs[reference].predicted
+                    wanted[f"agreement {model}"] = same.astype(np.float64)
                 if vectors[model].shape == vectors[reference].shape:  # else their embeddings live in different spaces
                     cosines = np.einsum("ne,ne->n", vectors[model], vectors[reference])
-                    wanted[model, "cosine_mean"], nearest[model] = mean_of(cosines), float(cosines.min())
+                    wanted[f"cosine_mean {model}"], nearest[model] = cosines, float(cosines.min())
             common: dict[str, Any] = {"reference": reference}
-            bootstrap = out.resampling(of.data.digest, n).bootstrap()
-            for (model, name), drawn in zip(wanted, evaluate_on(list(wanted.values()), bootstrap), strict=True):
+            for key, drawn in page.means(wanted).items():
+                name, model = key.split(" ", 1)
                 page.estimate(model, name, drawn, **common)
             for model in others:
                 if model in nearest:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+
 import numpy as np
 
 from qclip.metrics.neighbours import neighbour_recall
-from qclip.metrics.resampled import evaluate_on, mean_of
 from qclip.seeds import generator
 
 from ..embedded import Embeddings
 from ..request import Condition, EvalSet, Request
+from ..resampled import array_digest
 from ..writer import Page, Writer
 
 QUERIES = 1000  # images and texts that are asked for; more would narrow the interval little
@@ -43,14 +46,17 @@ class Neighbours:
                 if old.shape != new.shape:
                     out.note(f"{of.name}: embeddings of {model} and {reference} differ in width: no common index")
                     continue
+                both = array_digest({"old": old, "new": new, "asked": asked})
                 for name, query, index in (("index_recall", new, old), ("index_recall_reverse", old, new)):
-                    found = neighbour_recall(query[asked], index, old[asked], old, images, asked)
-                    _write(page, model, name, reference, found)
+                    recall = functools.partial(neighbour_recall, query[asked], index, old[asked], old, images, asked)
+                    _write(page, model, name, reference, _kept(page, name, len(asked), images, both, recall))
                 if not listed:
                     continue
                 said, own = spoken[reference], spoken[model]
+                both += array_digest({"said": said, "own": own})
                 for name, query, index in (("text_recall", own, old), ("text_recall_reverse", said, new)):
-                    _write(page, model, name, reference, neighbour_recall(query, index, said, old, listed))
+                    recall = functools.partial(neighbour_recall, query, index, said, old, listed)
+                    _write(page, model, name, reference, _kept(page, name, len(said), listed, both, recall))
 
 
 def _spoken(of: EvalSet, embedded: Embeddings, condition: Condition, request: Request) -> dict[str, np.ndarray]:
@@ -69,8 +75,17 @@ def _spoken(of: EvalSet, embedded: Embeddings, condition: Condition, request: Re
     return embedded.texts(found) if found else {}
 
 
+def _kept(
+    page: Page, name: str, queries: int, ks: list[int], embeddings: str, recall: Callable[[], dict[int, np.ndarray]]
+) -> dict[int, np.ndarray]:
+    """The shares of each query by k `[queries]`, or as they were kept for these embeddings."""
+    found = page.writer.kept.fill(
+        queries, [name], lambda: {str(k): shares for k, shares in recall().items()}, embeddings=embeddings, ks=ks
+    )
+    return {int(k): shares for k, shares in found.items()}
+
+
 def _write(page: Page, model: str, name: str, reference: str, found: dict[int, np.ndarray]) -> None:
     for k, shares in found.items():
-        counts = page.writer.resampling(f"{name} {page.digest}", len(shares)).bootstrap()
-        (drawn,) = evaluate_on([mean_of(shares)], counts)
+        (drawn,) = page.means({name: shares}, f"{name} {page.digest}").values()
         page.estimate(model, name, drawn, reference=reference, axis="neighbours", at=k, n=len(shares))
