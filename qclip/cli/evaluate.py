@@ -62,6 +62,14 @@ def command(
     train: Annotated[
         str | None, typer.Option("--train", metavar="DATA", help="Labelled images from which OOD scores learn.")
     ] = None,
+    captions: Annotated[
+        list[str] | None,
+        typer.Option("--captions", metavar="DATA", help="Images with captions, for retrieval; repeatable."),
+    ] = None,
+    negatives: Annotated[
+        Path | None,
+        typer.Option("--negatives", metavar="FILE", help="Words that are no class, one per line (NegLabel)."),
+    ] = None,
     score: Annotated[
         list[str] | None,
         typer.Option("--score", metavar="NAME", help="OOD score; repeatable. Default: all."),
@@ -144,6 +152,8 @@ def command(
         "dev": None if dev is None else labelled([dev])[0],
         "proxy": proxy,
         "train": None if train is None else labelled([train])[0],
+        "captions": captions or [],
+        "negatives": negatives,
         "scores": score,
         "corruptions": corruption,
         "measurements": measure,

@@ -52,6 +52,15 @@ def read_lines(path: str | os.PathLike[str], what: str) -> list[str]:
     return lines
 
 
+def wordnet_ids(lines: Sequence[str]) -> tuple[list[str], list[str]] | None:
+    """WordNet ids and names of a classes file that has both in every line (`n01440764 tench, Tinca tinca`): the name is
+    the first of its synonyms. None of any other file."""
+    found = [re.fullmatch(r"(n\d{8})[\s,]+([^,]*[^,\s])\s*(,.*)?", line) for line in lines]
+    if not all(found):
+        return None
+    return [m[1] for m in found if m], [m[2] for m in found if m]
+
+
 def folded(name: str) -> str:
     """What two spellings of one name share: case, underscores, hyphens, spaces and Unicode forms do not count."""
     plain = unicodedata.normalize("NFC", name.casefold())
@@ -99,6 +108,8 @@ def renamed(names: Sequence[str], file: Sequence[str], where: str) -> tuple[NDAr
     """Positions in the classes file of a set's classes `names`, and notes: by name where the names are the same, else
     by position, which a note then says. Raises DataError where only some names are the same, where counts differ, or
     where a line looks like the name of another class than that of its position."""
+    if both := wordnet_ids(file):
+        file = both[0] if set(map(folded, names)) & set(both[0]) else both[1]
     found = positions(names, file, where, "the classes file")
     if found is not None:
         if others := [repr(file[k]) for k in sorted(set(range(len(file))) - set(found.tolist()))]:

@@ -29,7 +29,9 @@ from qclip.files import open_regular
 from qclip.progress import Progress
 
 
-class _Files:
+class Files:
+    """Image files on disk, as a `Source`."""
+
     def __init__(self, root: str, files: list[str]) -> None:
         self.root, self.files = root, files
         self.hashes: dict[int, bytes] = {}  # of the files that were hashed, by row
@@ -122,7 +124,7 @@ def load_folder(
         captions=None,
         groups={},
         prompts=None,
-        source=_Files(top, files),
+        source=Files(top, files),
         rows=np.arange(len(files), dtype=np.int64),
         notes=left_out.notes(spec),
         label_notes=notes,

@@ -36,7 +36,8 @@ class Source(Protocol):
 
 @dataclasses.dataclass
 class ImageSet:
-    """A selection of images. `labels` int64 `[n]`, `captions` lists of texts, `groups` arrays `[n]` (bool, str).
+    """A selection of images. `labels` int64 `[n]`, `captions` lists of texts, `groups` arrays `[n]` (bool, str),
+    `counts` how many people chose each class, int64 `[n, len(classes)]`.
 
     `notes`: what was left out; `label_notes`: how labels and class names were come by, and what is odd about them.
     """
@@ -53,6 +54,8 @@ class ImageSet:
     unreadable: list[tuple[int, str]] = dataclasses.field(default_factory=list, repr=False)  # filled by `batches`
     notes: list[str] = dataclasses.field(default_factory=list, repr=False)
     label_notes: list[str] = dataclasses.field(default_factory=list, repr=False)
+    counts: NDArray[np.int64] | None = dataclasses.field(default=None, repr=False)
+    own_classes: bool = False  # it is measured among the classes that it has images of
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -106,7 +109,33 @@ class ImageSet:
 
         Raises DataError where a class is not among them, and what `labelled` raises.
         """
+        labels, _ = self.labelled()
+        return self._places_in(reference)[labels]
+
+    def counts_in(self, reference: ImageSet) -> NDArray[np.int64] | None:
+        """`counts` by the classes of `reference`, None where there are none. Raises as `labels_in`."""
+        if self.counts is None:
+            return None
+        out = np.zeros((len(self), len(reference.labelled()[1])), np.int64)
+        out[:, self._places_in(reference)] = self.counts
+        return out
+
+    def narrowed(self) -> ImageSet:
+        """With the classes that it has images of alone, where `own_classes` says so. Raises as `labelled`."""
+        if not self.own_classes:
+            return self
         labels, classes = self.labelled()
+        present, places = np.unique(labels, return_inverse=True)
+        return dataclasses.replace(
+            self,
+            classes=[classes[k] for k in present],
+            labels=places.astype(np.int64),
+            counts=None if self.counts is None else self.counts[:, present],
+        )
+
+    def _places_in(self, reference: ImageSet) -> NDArray[np.int64]:
+        """Position of each class among those of `reference`."""
+        _, classes = self.labelled()
         _, wanted = reference.labelled()
         places = class_names.positions(classes, wanted, self.spec, reference.spec)
         if places is None:
@@ -114,7 +143,7 @@ class ImageSet:
                 f"{self.spec}: class {classes[0]!r} is not a class of {reference.spec}, nor is any other of its "
                 "classes; a shift or dev set has the same classes or some of them."
             )
-        return places[labels]
+        return places
 
     def name_classes(self, file: list[str]) -> None:
         """Gives the classes the names that a classes file holds, by name or, with a note, by position (see
@@ -123,6 +152,10 @@ class ImageSet:
             places, notes = class_names.renamed(self.classes, file, self.spec)
             named = (self.labels >= 0) & (self.labels < len(places))
             self.labels = np.where(named, places[np.where(named, self.labels, 0)], -1)
+            if self.counts is not None:
+                counts = np.zeros((len(self), len(file)), np.int64)
+                counts[:, places] = self.counts
+                self.counts = counts
             self.label_notes += notes
         elif self.labels is not None:
             self.label_notes.append(
@@ -144,6 +177,7 @@ class ImageSet:
         return dataclasses.replace(
             self,
             labels=None if self.labels is None else self.labels[index],
+            counts=None if self.counts is None else self.counts[index],
             captions=None if self.captions is None else [self.captions[i] for i in index],
             groups={name: values[index] for name, values in self.groups.items()},
             rows=self.rows[index],

@@ -1,4 +1,5 @@
-"""Data names: KIND:PATH[?samples=N&seed=S&split=NAME&where=COLUMN], and for Parquet image=, label=, captions=COLUMN."""
+"""Data names: KIND:PATH[?samples=N&seed=S&split=NAME&where=COLUMN&among=own], for Parquet also image=, label=,
+captions=COLUMN and counts=FILE, for lists root=FOLDER."""
 
 from __future__ import annotations
 
@@ -10,17 +11,21 @@ from urllib.parse import unquote, unquote_to_bytes
 
 from qclip.data import classes as class_names
 from qclip.data import scenes
+from qclip.data.counteranimal import load_counteranimal
+from qclip.data.counts import add_counts
 from qclip.data.files import shown
 from qclip.data.folders import load_folder
 from qclip.data.imageset import ImageSet
+from qclip.data.listed import load_celeba, load_list, load_waterbirds
 from qclip.data.parquet import load_parquet
 from qclip.data.parquet_columns import Columns
 from qclip.data.tars import load_tars
 from qclip.errors import DataError, nearest
 
-KINDS = ("scenes", "parquet", "folder", "tar")
+KINDS = ("scenes", "parquet", "folder", "tar", "waterbirds", "celeba", "counteranimal", "list")
 _COLUMNS = ("image", "label", "captions")
-_OPTIONS = ("samples", "seed", "split", "where", "side", *_COLUMNS)
+_OPTIONS = ("samples", "seed", "split", "where", "side", "counts", "among", "root", *_COLUMNS)
+AMONG = ("all", "own")
 _DIGITS = 18  # of a number that somebody means
 
 
@@ -36,6 +41,9 @@ class Spec:
     where: str | None = None
     side: int | None = None  # scenes only
     columns: Columns = Columns()  # Parquet only
+    counts: str | None = None  # Parquet only
+    among: str = "all"
+    root: str | None = None  # lists only
 
 
 def parse(spec: str) -> Spec:
@@ -67,7 +75,16 @@ def parse(spec: str) -> Spec:
     named = {key: options[key] for key in _COLUMNS if key in options}
     if named and kind != "parquet":
         raise DataError(f"{spec!r}: only a Parquet file has columns to name; leave {next(iter(named))}= out.")
-    return Spec(kind, path, samples, seed or 0, options.get("split"), options.get("where"), side, Columns(**named))
+    if "counts" in options and kind != "parquet":
+        raise DataError(f"{spec!r}: only a Parquet set has rows to count people for; leave counts= out.")
+    if "root" in options and kind != "list":
+        raise DataError(f"{spec!r}: only a list names images below another folder; leave root= out.")
+    if "split" in options and kind in ("counteranimal", "list"):
+        raise DataError(f"{spec!r}: a {kind} has no splits; leave split= out.")
+    if (among := options.get("among", "all")) not in AMONG:
+        raise DataError(f"{spec!r}: among={among}; {nearest(among, AMONG)}")
+    split, where, counts, root = (options.get(key) for key in ("split", "where", "counts", "root"))
+    return Spec(kind, path, samples, seed or 0, split, where, side, Columns(**named), counts, among, root)
 
 
 def load(
@@ -80,14 +97,17 @@ def load(
 
     `samples=N` draws N images without replacement (`seed`), or the first N of scenes, whose `seed` draws other images;
     `split` is a scenes split, a value of the column `split` or of a shard's name, or a sub-folder; `where` names a bool
-    column; `image`, `label` and `captions` name the columns of a Parquet file. `classes_file` holds one class name per
-    line: classes of the set that have a name get the line of that name, else line N names label N, and `label_notes`
-    say so. `progress` is called as (what, done, in all) while files are listed and read.
+    column; `image`, `label` and `captions` name the columns of a Parquet file, `counts` a file of what people chose
+    (`counts.py`). `classes_file` holds one class name per line: classes of the set that have a name get the line of
+    that name, else line N names label N, and `label_notes` say so. `among=own` measures a set among the classes that it
+    has images of, as ImageNet-A and -R are. `progress` is called as (what, done, in all) while
+    files are listed and read.
 
     Raises DataError for a name that is unknown, missing data, classes that do not fit, or fewer than `need` images.
     """
     found = parse(spec)
     classes = None if classes_file is None else class_names.read_lines(classes_file, "classes")
+    both = None if classes is None else class_names.wordnet_ids(classes)
     if found.kind == "scenes":
         if found.path and found.split:
             raise DataError(f"{spec!r}: a split is given twice; write scenes:{found.split}.")
@@ -102,11 +122,28 @@ def load(
         data = load_parquet(path, spec, found.split, found.columns, progress)
     elif found.kind == "tar":
         data = load_tars(_existing(found.path, spec, ending=".tar"), spec, found.split, progress)
+    elif found.kind == "list":
+        data = load_list(_existing(found.path, spec, ending=".txt"), spec, found.root)
     else:
         path = _existing(found.path, spec, want_folder=True)
-        data = load_folder(path, spec, classes, found.split, progress)
-    if classes is not None and found.kind != "folder":
+        if found.kind == "waterbirds":
+            data = load_waterbirds(path, spec, found.split)
+        elif found.kind == "celeba":
+            data = load_celeba(path, spec, found.split)
+        elif found.kind == "counteranimal":
+            data = load_counteranimal(path, spec, classes)
+        else:
+            data = load_folder(path, spec, classes, found.split, progress)
+    named = data.classes is not None  # counts are found by the names that the set has
+    if found.counts is not None and named:
+        add_counts(data, found.counts)
+    if classes is not None and found.kind not in ("folder", "counteranimal"):
         data.name_classes(classes)
+    if both is not None and data.classes == classes:
+        data.classes = both[1]
+    data.own_classes = found.among == "own"
+    if found.counts is not None and not named:
+        add_counts(data, found.counts)
     if data.labels is not None and data.classes is not None and found.kind != "scenes":
         data.label_notes += class_names.remarks(data.classes, spec)
     if found.where is not None:

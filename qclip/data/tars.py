@@ -1,7 +1,7 @@
 """Tar files of images: WebDataset shards, in the layout of CLIP_benchmark or as they are, and tars of class folders.
 
 Nothing is unpacked: members are found by their headers and read in place. A *sample* is what shares a name up to its
-first dot: `000017.jpg` and `000017.cls`. In CLIP_benchmark's layout (docs/methods.md, Data) a folder holds
+first dot: `000017.jpg` and `000017.cls`. In CLIP_benchmark's layout (docs/data.md) a folder holds
 `classnames.txt`, `zeroshot_classification_templates.txt` and for each split `SPLIT/0.tar`, `SPLIT/1.tar` ... and
 `SPLIT/nshards.txt`.
 """

@@ -41,6 +41,11 @@ OWN = {
     + tuple(f"{name}_{p}" for name in ("top1", "ece", "nll", "auroc") for p in ("wilcoxon_p", "wilcoxon_holm_p")),
     "wins": ("wins", "wins_clear", "wins_expected", "wins_p"),
     "neighbours": ("index_recall", "index_recall_reverse", "text_recall", "text_recall_reverse"),
+    "groups": ("mean_worst_gap",),
+    "human": ("human_nll", "entropy_correlation"),
+    "retrieval": ("image_to_text_recall", "text_to_image_recall"),
+    "pairwise": ("pair_ece", "pair_nll"),
+    "probe": ("probe_top1", "probe_c"),
     "weights": (
         "gain",
         "gain_white",

@@ -28,6 +28,7 @@ from .inputs import Preprocess, attach, preprocess_from_config
 from .structure import Structure, evaluating
 from .tokenizer import Tokenizer, tokenizer_from_config
 from .tower import Attention, Block, Mlp, Site, Tower
+from .value_path import ValuePath
 
 
 def towers(model: nn.Module) -> dict[str, Tower]:
@@ -57,6 +58,12 @@ def explicit_form(model: nn.Module) -> Iterator[dict[str, Tower]]:
         yield towers(model)
     finally:
         before.restore()
+
+
+def value_path(model: nn.Module) -> ValuePath:
+    """How `model`, which stays as it is, embeds patches. Raises ModelError where that is not defined."""
+    with explicit_form(model) as found:
+        return _owner(model).value_path(model, found["vision"])
 
 
 def _owner(model: nn.Module) -> Family:
@@ -130,6 +137,7 @@ __all__ = [
     "Tokenizer",
     "Tower",
     "UnknownModelError",
+    "ValuePath",
     "attach",
     "carried_tokenizer",
     "config_of",
@@ -148,4 +156,5 @@ __all__ = [
     "tokenizer_config",
     "tokenizer_from_config",
     "towers",
+    "value_path",
 ]

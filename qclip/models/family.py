@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ..errors import ModelError
 from ..registry import Registry
 from ..untrusted.schema import Check
+from .value_path import ValuePath, undefined
 
 if TYPE_CHECKING:
     from .tower import Tower
@@ -75,6 +76,11 @@ class Family:
         """Which positions of the text tower reach the embeddings of `tokens` `[B, L]`: bool `[B, S]`, or None where
         those that do not are left out by `encode_text`, or there are none."""
         return None
+
+    def value_path(self, model: Any, tower: Tower) -> ValuePath:
+        """How patches get embeddings of their own (`qclip.models.value_path`); `tower`: the vision tower, in explicit
+        form. Raises ModelError where that is not defined."""
+        raise undefined(model, "its family does not say how")
 
     def image_size(self, model: Any) -> int | tuple[int, int] | None:
         """Side of the input images in pixels, or height and width; None where only the preprocessing knows."""

@@ -34,6 +34,7 @@ from .huggingface_descriptions import NAMES, class_names, config_of, kind_of, pr
 from .inputs import attach
 from .open_clip_form import visible
 from .tower import Attention, Block, Mlp, Site, Tower, fuse, normed
+from .value_path import ValuePath, undefined
 
 
 def owns(model: nn.Module) -> bool:
@@ -227,6 +228,14 @@ def _pool(head: Any, rows: int) -> Block:
     return Block("vision.pool", head, (head, "attention"), None, (head, "mlp"), place, sites)
 
 
+def value_path(model: Any, tower: Tower) -> ValuePath:
+    """Of a CLIPModel, which pools its class token. Raises ModelError for SigLIP, which pools by attention."""
+    if kind_of(model) != "CLIPModel":
+        raise undefined(model, "it pools by attention")
+    norm, projection = _inner(model, "vision").post_layernorm, model.visual_projection
+    return ValuePath.of(tower.blocks[-1], lambda x: projection(norm(x)))
+
+
 class Features(nn.Module):
     """One tower of CLIPModel with its projection, seen as one module; it owns nothing."""
 
@@ -278,6 +287,7 @@ class HuggingFace(Family):
 
     owns = staticmethod(owns)
     towers = staticmethod(towers)
+    value_path = staticmethod(value_path)
     encode_image = staticmethod(image_features)
     encode_text = staticmethod(text_features)
     preprocess_config = staticmethod(preprocess_config)

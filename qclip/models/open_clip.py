@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from ..errors import ModelError, nearest
 from ..untrusted import expand, is_file, reason, schema
-from . import allowed, open_clip_settings, timm
+from . import allowed, open_clip_form, open_clip_settings, timm
 from .checkpoint import fill, read_state
 from .describe import describe
 from .explicit import unsupported
@@ -30,6 +30,7 @@ from .inputs import VOCABULARY, Preprocess, attach
 from .open_clip_form import text_tower, vision_tower
 from .tokenizer import check_folder
 from .tower import Tower
+from .value_path import ValuePath
 
 HF_TEXT = (
     "text towers of Hugging Face inside open_clip (HFTextEncoder) have no kernels here; use a model with "
@@ -264,6 +265,13 @@ def towers(model: nn.Module) -> dict[str, Tower]:
         model.__dict__["qclip_config"] = _config_or_reason(model)
     vision = vision_tower(visual) if isinstance(visual, VisionTransformer) else timm.tower(visual)
     return {"vision": vision, "text": text_tower(text)}
+
+
+def value_path(model: Any, tower: Tower) -> ValuePath:
+    """Of a ViT of open_clip's own, or of timm's, that pools a class token. Raises ModelError."""
+    visual = model.visual
+    own = isinstance(visual, VisionTransformer)
+    return open_clip_form.value_path(visual, tower) if own else timm.value_path(visual, tower)
 
 
 def _config_or_reason(model: nn.Module) -> dict[str, Any] | ModelError:

@@ -31,6 +31,7 @@ class OpenClip(Family):
 
     owns = staticmethod(open_clip.owns)
     towers = staticmethod(open_clip.towers)
+    value_path = staticmethod(open_clip.value_path)
     preprocess_config = staticmethod(open_clip.preprocess_config)
     tokenizer_config = staticmethod(open_clip.tokenizer_config)
     names = staticmethod(open_clip.names)

@@ -36,6 +36,7 @@ from .explicit import (
     unsupported,
 )
 from .tower import Attention, Block, Mlp, Tower, normed
+from .value_path import ValuePath, undefined
 
 CAUSAL = "causal"  # stands for open_clip's own triangular mask between the text towers and their blocks
 
@@ -222,6 +223,21 @@ def vision_tower(visual: Any) -> Tower:
         projection_site("vision", visual, "proj", rows),
     )
     return Tower("vision", visual, blocks + pooled, sites, patches + 1)
+
+
+def value_path(visual: Any, tower: Tower) -> ValuePath:
+    """Of a tower that pools its class token. Raises ModelError."""
+    if visual.attn_pool is not None or visual.pool_type != "tok":
+        raise undefined(visual, "it does not pool a class token")
+    block: Any = tower.blocks[-1].module
+    behind = [module for name in ("ln_attn", "ls_1") if (module := getattr(block, name, None)) is not None]
+    norm, projection = visual.ln_post, visual.proj
+
+    def tail(x: Tensor) -> Tensor:
+        x = norm(x)
+        return x if projection is None else projection(x)
+
+    return ValuePath.of(tower.blocks[-1], tail, behind_attention=tuple(behind), behind_mlp=(block.ls_2,))
 
 
 # ---- text ------------------------------------------------------------------------------------------------------------

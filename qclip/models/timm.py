@@ -33,6 +33,7 @@ from .explicit import (
 )
 from .family import Family
 from .tower import Attention, Block, Mlp, Site, Tower, normed
+from .value_path import ValuePath, undefined
 
 
 class ExplicitBlock(Form):
@@ -255,6 +256,26 @@ def _head(visual: Any, trunk: Any) -> list[Site]:
     classifier = trunk.head
     owner, attribute = (classifier, "fc") if hasattr(classifier, "fc") else (trunk, "head")
     return projection_site("vision", owner, attribute)
+
+
+def value_path(visual: Any, tower: Tower) -> ValuePath:
+    """Of a VisionTransformer that pools its class token. Raises ModelError."""
+    trunk = getattr(visual, "trunk", visual)
+    if not isinstance(trunk, VisionTransformer) or trunk.global_pool != "token" or trunk.num_prefix_tokens < 1:
+        raise undefined(trunk, "it does not pool a class token")
+    block: Any = tower.blocks[-1].module
+
+    def tail(x: Tensor) -> Tensor:
+        x = trunk.head(trunk.fc_norm(trunk.norm(x)))
+        return x if visual is trunk else visual.head(x)  # type: ignore[no-any-return]
+
+    return ValuePath.of(
+        tower.blocks[-1],
+        tail,
+        behind_attention=(block.ls1,),
+        behind_mlp=(block.ls2,),
+        prefix=trunk.num_prefix_tokens,
+    )
 
 
 class Timm(Family):

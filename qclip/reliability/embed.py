@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import hashlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,11 +17,13 @@ from torch import Tensor, nn
 from qclip import data as qdata
 from qclip import models as qmodels
 from qclip.data.corruptions import CORRUPTIONS
-from qclip.errors import DataError, InputError, NonFiniteError
+from qclip.errors import DataError, InputError
 from qclip.progress import Progress
 from qclip.store import Entry, Store, key_of
 
 from .keys import STAGES, model_fingerprint, preprocess_fingerprint, runtime
+from .local import Local, unsound
+from .sample import unit
 
 SHARD = 1024  # images in one file of the cache: what a killed run loses at most, for each model
 TEXTS = 256  # prompts in one forward
@@ -34,6 +36,7 @@ class _Stage:
     data: qdata.ImageSet
     corruption: str = ""
     severity: int = 0
+    local: Mapping[str, Local] = dataclasses.field(default_factory=dict)  # by model label: what is read of patches
 
     @property
     def name(self) -> str:
@@ -43,12 +46,13 @@ class _Stage:
 @dataclasses.dataclass
 class Embedded:
     """Image embeddings float32 `[m, E]`, of any length, of the readable images at `indices` `[m]`; the seconds they
-    took when they were computed, which may have been in an earlier run."""
+    took when they were computed, which may have been in an earlier run; and what scores say of their patches."""
 
     indices: np.ndarray
     vectors: np.ndarray
     seconds: float
     unreadable: list[tuple[int, str]]
+    local: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)  # score name -> float64 [m]
 
 
 @dataclasses.dataclass
@@ -110,9 +114,16 @@ class Embedder:
         """Say what will be embedded (set, corruption, severity), so that progress has an end."""
         self.total += sum(len(data) for data, _, _ in stages) * len(self.views)
 
-    def images(self, data: qdata.ImageSet, corruption: str = "", severity: int = 0) -> dict[str, Embedded]:
-        """One `Embedded` for each model. Raises DataError where no image can be read."""
-        stage = _Stage(data, corruption, severity)
+    def images(
+        self,
+        data: qdata.ImageSet,
+        corruption: str = "",
+        severity: int = 0,
+        local: Mapping[str, Local] | None = None,
+    ) -> dict[str, Embedded]:
+        """One `Embedded` for each model. `local`: what is read of patches, by model label. Raises DataError where no
+        image can be read."""
+        stage = _Stage(data, corruption, severity, local or {})
         parts: dict[str, list[Embedded]] = {label: [] for label in self.views}
         for start, shard in self._shards(stage):
             for label, part in self._shard(shard).items():
@@ -128,11 +139,15 @@ class Embedder:
                 raise DataError(
                     f"{stage.data.spec}: none of {len(stage.data)} images can be read{reason}; check the files"
                 )
-            vectors = np.concatenate([p.vectors for p in found if len(p.indices)])
-            out[label] = Embedded(indices, vectors, sum(p.seconds for p in found), unreadable)
+            readable = [p for p in found if len(p.indices)]
+            vectors = np.concatenate([p.vectors for p in readable])
+            local = {name: np.concatenate([p.local[name] for p in readable]) for name in readable[0].local}
+            out[label] = Embedded(indices, vectors, sum(p.seconds for p in found), unreadable, local)
         return out
 
-    def share(self, stages: Sequence[tuple[qdata.ImageSet, str, int]], part: int, parts: int) -> None:
+    def share(
+        self, stages: Sequence[tuple[qdata.ImageSet, str, int, Mapping[str, Local]]], part: int, parts: int
+    ) -> None:
         """Put every `parts`-th shard, from number `part` on, into the store: the others are of other processes."""
         shards = (shard for stage in stages for _, shard in self._shards(_Stage(*stage)))
         mine = [shard for number, shard in enumerate(shards) if number % parts == part]
@@ -148,42 +163,61 @@ class Embedder:
             yield start, dataclasses.replace(stage, data=stage.data.select(positions))
 
     def _shard(self, stage: _Stage) -> dict[str, Embedded]:
-        keys = {
-            label: self._key(
-                "images",
-                view,
-                pixels=view.pixels,
-                data=stage.data.digest,
-                corruption=stage.corruption,
-                version=CORRUPTIONS.get(stage.corruption).version if stage.corruption else 0,
-                severity=stage.severity,
-                seed=self.seed if stage.corruption else 0,
-                batch=self.batch,
-            )
-            for label, view in self.views.items()
+        about = {
+            "data": stage.data.digest,
+            "corruption": stage.corruption,
+            "version": CORRUPTIONS.get(stage.corruption).version if stage.corruption else 0,
+            "severity": stage.severity,
+            "seed": self.seed if stage.corruption else 0,
+            "batch": self.batch,
+        }
+        keys = {label: self._key("images", view, pixels=view.pixels, **about) for label, view in self.views.items()}
+        local = {
+            label: self._key("patches", self.views[label], pixels=self.views[label].pixels, read=each.key, **about)
+            for label, each in stage.local.items()
         }
         out: dict[str, Embedded] = {}
         wanting: dict[str, list[View]] = {}
         for label, view in self.views.items():
             stored = self.store.open(keys[label], lambda entry: _unsound(entry, len(stage.data)))
             unreadable = [(i, why) for i, why in stored.facts["unreadable"]] if stored else []
+            kept = (
+                None
+                if stored is None
+                else self._kept(stage, label, local.get(label, ""), len(stored.arrays["indices"]))
+            )
             # strict: let the reader raise what it raises
-            if stored is None or (unreadable and (self.strict or _readable_now(stage.data, unreadable))):
+            if (
+                stored is None
+                or kept is None
+                or (unreadable and (self.strict or _readable_now(stage.data, unreadable)))
+            ):
                 wanting.setdefault(view.pixels, []).append(view)
             else:
                 arrays, seconds = stored.arrays, stored.facts["seconds"]
-                out[label] = Embedded(arrays["indices"], arrays["vectors"], seconds, unreadable)
+                out[label] = Embedded(arrays["indices"], arrays["vectors"], seconds, unreadable, kept)
                 self._advance(f"{label}: {stage.name}", len(stage.data))
         for views in wanting.values():
             for label, part in self._compute(stage, views).items():
                 facts = {"seconds": part.seconds, "unreadable": part.unreadable}
                 self.store.write(keys[label], Entry({"indices": part.indices, "vectors": part.vectors}, facts))
+                if part.local:
+                    self.store.write(local[label], Entry(part.local))
                 out[label] = part
         return out
+
+    def _kept(self, stage: _Stage, label: str, key: str, images: int) -> dict[str, np.ndarray] | None:
+        """What the store has of patches; None where something is wanted and not there."""
+        if label not in stage.local:
+            return {}
+        names = list(stage.local[label].scores)
+        stored = self.store.open(key, lambda entry: unsound(entry, names, images))
+        return None if stored is None else {name: stored.arrays[name] for name in names}
 
     def _compute(self, stage: _Stage, views: list[View]) -> dict[str, Embedded]:
         indices: list[np.ndarray] = []
         vectors: dict[str, list[np.ndarray]] = {view.label: [] for view in views}
+        local: dict[str, list[dict[str, np.ndarray]]] = {view.label: [] for view in views}
         seconds = dict.fromkeys(vectors, 0.0)
         stream = qdata.batches(
             stage.data,
@@ -205,6 +239,9 @@ class Embedder:
                     embedded = view.encoders.encode_image(pixels)
                     vectors[view.label].append(embedded.float().cpu().numpy())
                     seconds[view.label] += time.perf_counter() - began
+                    if view.label in stage.local:
+                        read = stage.local[view.label](view.encoders.encode_image, pixels, vectors[view.label][-1])
+                        local[view.label].append(read)
                     self._advance(f"{view.label}: {stage.name}", len(positions))
         unreadable = [(int(i), str(why)) for i, why in stage.data.unreadable]
         for view in views:
@@ -212,7 +249,9 @@ class Embedder:
         kept = np.concatenate(indices) if indices else np.empty(0, np.int64)
         none = np.empty((0, 1), np.float32)
         return {
-            label: Embedded(kept, np.concatenate(parts) if parts else none, seconds[label], unreadable)
+            label: Embedded(
+                kept, np.concatenate(parts) if parts else none, seconds[label], unreadable, _joined(local[label])
+            )
             for label, parts in vectors.items()
         }
 
@@ -244,6 +283,10 @@ class Embedder:
         prompts = [template.replace("{}", name) for name in classes for template in templates]
         each = self.texts(view, prompts).reshape(len(classes), len(templates), -1)
         return unit(each.mean(1), f"class embeddings of {view.label!r}")
+
+
+def _joined(parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]} if parts else {}
 
 
 def _unfit_vectors(entry: Entry, rows: int) -> str:
@@ -286,16 +329,3 @@ def _readable_now(data: qdata.ImageSet, unreadable: list[tuple[int, str]]) -> bo
     """Whether an image that could not be read before can be read now: a file was gone, or memory was short."""
     found = data.read([index for index, _ in unreadable])
     return any(isinstance(image, Image.Image) and not qdata.too_large(image.size) for image in found)
-
-
-def unit(vectors: np.ndarray, what: str) -> np.ndarray:
-    """Rows of unit length, float64. Raises NonFiniteError naming `what`, how many rows, and the first."""
-    vectors = vectors.astype(np.float64)
-    norms = np.linalg.norm(vectors, axis=-1, keepdims=True)
-    bad = np.flatnonzero(~np.isfinite(norms[:, 0]) | (norms[:, 0] == 0))
-    if len(bad):
-        raise NonFiniteError(
-            f"{len(bad)} of {len(vectors)} {what} are NaN, Inf or zero, the first at row {bad[0]}; "
-            "check the model's weights and its input"
-        )
-    return vectors / norms

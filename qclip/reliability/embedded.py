@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -13,11 +13,11 @@ from qclip.errors import InputError, NonFiniteError
 from qclip.results import Results
 from qclip.seeds import generator
 
-from .embed import Embedded, Embedder, View, unit
-from .outputs import Outputs, read_out
+from .embed import Embedded, Embedder, View
+from .fitted import FittedScores
+from .outputs import ROWS, Outputs, read_out
 from .request import Condition, EvalSet, Request
-from .sample import Known, Sample
-from .scores import Score, UnfitError
+from .sample import Sample, unit
 
 FIRST = ("proxy", "dev", "train")  # temperatures and scores are fitted before anything is read
 PAIRS = 2048  # images and captions of which the logit scale is tuned; what it takes grows with the square
@@ -32,8 +32,7 @@ class Embeddings:
         self.proxies: dict[str, float] = {}  # temperatures tuned on captions
         self.failed: dict[str, str] = {}  # models whose embeddings are not finite, and where; nothing is given of them
         self._later: list[Callable[[], None]] = []  # what is read when scores are fitted
-        self._scores: dict[str, dict[str, Score]] = {label: {} for label in embedder.views}  # fitted
-        self._unfit: dict[str, str] = {}  # score name -> why it cannot be fitted
+        self._scores = FittedScores(embedder, request, results)
         self._classifiers: dict[tuple[tuple[str, ...], tuple[str, ...]], dict[str, np.ndarray]] = {}
         self._embedded: dict[tuple, dict[str, Embedded]] = {}
         self._wanted: dict[tuple, Condition] = {}
@@ -42,7 +41,9 @@ class Embeddings:
 
     def share(self, wanted: Iterable[Condition], part: int, parts: int) -> None:
         """Embed one of so many parts of all conditions into the store, and read nothing."""
-        stages = [(c.set.data, c.corruption, c.severity) for c in _once(wanted).values()]
+        once = _once(wanted)
+        self._learn_from_classes(once.values())
+        stages = [(c.set.data, c.corruption, c.severity, self._scores.local if c.scores else {}) for c in once.values()]
         self._embedder.share(stages, part, parts)
 
     def prepare(self, wanted: Iterable[Condition]) -> None:
@@ -51,10 +52,9 @@ class Embeddings:
         self._wanted = once
         self._embedder.expect([(c.set.data, c.corruption, c.severity) for c in once.values()])
         first = [condition for condition in once.values() if condition.set.role in FIRST]
+        self._learn_from_classes(once.values())
         for condition in first:
             self._read(condition)
-        if any(condition.scores for condition in once.values()):
-            self._fit_scores()
         for read in self._later:
             read()
         self._later.clear()  # they hold embeddings
@@ -69,6 +69,12 @@ class Embeddings:
         """Those that were read, but for sets on which something was fitted."""
         return [condition for key, condition in self._wanted.items() if self._outputs.get(key)]
 
+    def _learn_from_classes(self, wanted: Iterable[Condition]) -> None:
+        """Fit the scores that need no images, those of patches among them: they are read as images are embedded."""
+        if any(condition.scores for condition in wanted):
+            for label, classes in self.classifier(self._request.of("id")[0]).items():
+                self._scores.learn(label, classes)
+
     def outputs(self, condition: Condition) -> dict[str, Outputs]:
         """What was read from the embeddings of a condition that was wanted."""
         return self._sound(self._outputs[condition.key])
@@ -79,6 +85,17 @@ class Embeddings:
             label: unit(raw, f"image embeddings of {label!r} on {condition.name}")
             for label, raw in self._sound(self._vectors[condition.key]).items()
         }
+
+    def samples(self, condition: Condition, model: str) -> Iterator[Sample]:
+        """What a model made of a condition that was wanted with `vectors`, some thousand images at a time."""
+        classifier = self.classifier(condition.set)[model]
+        scale = self._embedder.views[model].encoders.logit_scale
+        raw, labels = self._vectors[condition.key][model], condition.set.labels
+        labels = None if labels is None else labels[self.indices(condition)]
+        for start in range(0, len(raw), ROWS):
+            rows = slice(start, start + ROWS)
+            vectors = unit(raw[rows], f"image embeddings of {model!r} on {condition.name}")
+            yield Sample(vectors, vectors @ classifier.T, scale, None if labels is None else labels[rows])
 
     def indices(self, condition: Condition) -> np.ndarray:
         """Positions of the images that could be read, int64 `[m]`."""
@@ -120,7 +137,8 @@ class Embeddings:
         return out
 
     def _read(self, condition: Condition) -> None:
-        found = self._embedder.images(condition.set.data, condition.corruption, condition.severity)
+        local = self._scores.local if condition.scores else {}
+        found = self._embedder.images(condition.set.data, condition.corruption, condition.severity, local)
         self._embedded[condition.key] = found
         bad = next(iter(found.values())).unreadable
         if bad and not condition.corruption:
@@ -133,9 +151,7 @@ class Embeddings:
         classifier = self.classifier(condition.set) if condition.set.classes else {}
         outputs: dict[str, Outputs] = {}
         self._outputs[condition.key] = outputs
-        units = self._of_each(
-            lambda view: unit(found[view.label].vectors, f"image embeddings of {view.label!r} on {condition.name}")
-        )
+        units = self._of_each(lambda view: _units(view.label, found[view.label], condition))
         for label, vectors in units.items():
             if condition.set.role == "proxy":
                 self._tune(condition.set, label, vectors, self.indices(condition))
@@ -149,10 +165,13 @@ class Embeddings:
                 continue
 
             def read(label: str = label, vectors: np.ndarray = vectors, scale: float = scale) -> None:
-                scores, borrowed = (self._scores[label], self._borrowed(label)) if condition.scores else ({}, {})
+                scores, borrowed = {}, {}
+                if condition.scores:
+                    scores, borrowed = self._scores.own(label), self._scores.borrowed(label)
                 at = self._temperatures(label)
                 whole = not condition.corruption  # classwise metrics are not taken of these many conditions
                 outputs[label] = read_out(vectors, classifier[label], scale, labels, at, scores, borrowed, whole)
+                outputs[label].ood |= found[label].local
 
             if condition.set.role == "dev":
                 self._later.append(read)
@@ -165,7 +184,7 @@ class Embeddings:
 
     def _fit(self, of: EvalSet, label: str, sample: Sample) -> None:
         if of.role == "train":
-            self._learn(label, sample)
+            self._scores.learn(label, self.classifier(self._request.of("id")[0])[label], sample)
             return
         fitted = metrics.fit_temperature(sample.logits, sample.labels if sample.labels is not None else [])
         self.temperatures[label] = fitted.value
@@ -203,40 +222,6 @@ class Embeddings:
         left = f", of {len(indices)} images" if len(rows) < len(indices) else ""
         self._results.note(f"logit scales were tuned on N = {len(rows)} images and captions of {of.name}{left}")
 
-    def _learn(self, label: str, train: Sample | None) -> None:
-        """Fit every score to one model: those that learn from images when there are some, the others at once."""
-        classes = self.classifier(self._request.of("id")[0])[label]
-        known = Known(classes, self._embedder.views[label].encoders.logit_scale, train)
-        for name, score in self._request.scores.items():
-            if ("train" in score.needs) == (train is not None) and name not in self._unfit:
-                try:
-                    self._scores[label][name] = fitted = score.fit(known)
-                except UnfitError as why:
-                    if self._request.scores_named:
-                        raise InputError(f"score {name!r} {why}; give more images as train= (--train)") from None
-                    self._unfit[name] = str(why)
-                    self._results.note(f"score {name!r} {why}; it is left out")
-                    continue
-                if remark := getattr(fitted, "remark", ""):
-                    self._results.note(f"{label}: score {name!r}: {remark}")
-
-    def _fit_scores(self) -> None:
-        """Fit what learns from no images, and leave out of all models what could not be fitted to one."""
-        for label, scores in self._sound(self._scores).items():
-            self._learn(label, None)
-            order = [name for name in self._request.scores if name in scores and name not in self._unfit]
-            self._scores[label] = {name: scores[name] for name in order}
-
-    def _borrowed(self, label: str) -> dict[str, Score]:
-        """Scores that learn from images, as fitted to the reference: what a deployed detector would go on using."""
-        reference = next(iter(self._scores))
-        classifier = self.classifier(self._request.of("id")[0])
-        if (
-            len(self._scores) == 1 or classifier[reference].shape != classifier[label].shape
-        ):  # their embeddings live in different spaces
-            return {}
-        return {name: score for name, score in self._scores[reference].items() if "train" in score.needs}
-
 
 def _once(wanted: Iterable[Condition]) -> dict[tuple, Condition]:
     """Each condition once, with all that is wanted of it."""
@@ -246,3 +231,10 @@ def _once(wanted: Iterable[Condition]) -> dict[tuple, Condition]:
         vectors, scores = known.vectors or condition.vectors, known.scores or condition.scores
         once[condition.key] = dataclasses.replace(known, vectors=vectors, scores=scores)
     return once
+
+
+def _units(label: str, found: Embedded, condition: Condition) -> np.ndarray:
+    """Unit embeddings. Raises NonFiniteError, also where those of patches are not finite."""
+    if any(np.isnan(values).any() for values in found.local.values()):
+        raise NonFiniteError(f"patch embeddings of {label!r} on {condition.name} are NaN, Inf or zero")
+    return unit(found.vectors, f"image embeddings of {label!r} on {condition.name}")

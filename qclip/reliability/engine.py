@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
-from qclip import data as qdata
 from qclip.data.corruptions import expand
 from qclip.errors import InputError
 from qclip.machine import environment
@@ -22,9 +21,10 @@ from .about import about_model
 from .embed import Embedder, Progress
 from .embedded import Embeddings
 from .measurements import MEASUREMENTS
-from .request import NEIGHBOURS, Condition, EvalSet, Request, prompt_templates
+from .request import NEIGHBOURS, Condition, Request
 from .samples import write as write_samples
-from .scores import NEEDS, SCORES, Score
+from .sets import evaluated_sets
+from .wanted_scores import negative_words, wanted_scores, what_is_given
 from .writer import REPLICATES, Writer
 
 DEFAULT_CORRUPTIONS = ("gaussian_noise",)
@@ -45,6 +45,8 @@ def evaluate(
     neighbours: Sequence[int] = NEIGHBOURS,
     proxy: Any = None,
     train: Any = None,
+    captions: Any = (),
+    negatives: str | os.PathLike[str] | Sequence[str] | None = None,
     scores: Sequence[str] | None = None,
     corruptions: Sequence[str] | None = None,
     measurements: Sequence[str] | None = None,
@@ -73,7 +75,9 @@ def evaluate(
         is None.
     proxy: images with captions, on which each model's logit scale is tuned by the contrastive loss; never a set that is
         evaluated. It gives `ece_proxy` and `nll_proxy`.
-    train: set for OOD scores that learn from training images; some of them need its labels.
+    train: set for OOD scores that learn from training images, and for the linear probe; some need its labels.
+    captions: sets whose images have captions, for retrieval; they need no labels.
+    negatives: words that are no class, for scores that compare with some: a file with one per line, or the words.
     templates: prompts with a `{}`, or the name of a list in `qclip.models.class_names.TEMPLATES`; default: what the set
         brings along, else "simple".
     full: corruptions on every image instead of a fixed seeded sample of 1,000.
@@ -99,20 +103,25 @@ def evaluate(
     chosen = [MEASUREMENTS.made(name) for name in (MEASUREMENTS.names() if measurements is None else measurements)]
     named = expand(DEFAULT_CORRUPTIONS if corruptions is None else corruptions)
     results = Results(meta=environment(seed=seed, batch=batch, replicates=REPLICATES, command="qclip.evaluate"))
-    sets = tuple(_sets(results, data, images, ood, shift, dev, proxy, train, templates, progress))
+    sets = tuple(evaluated_sets(results, data, images, ood, shift, dev, proxy, train, captions, templates, progress))
+    nearest = _counts(neighbours)
+    store = Store.of(cache, "embeddings")
+    embedder = Embedder(models, store, batch, strict, seed, device, progress)
+    words = negative_words(negatives, sets)
+    given = what_is_given(sets) | ({"negatives"} if words else set())
     request = Request(
         tuple(models),
         sets,
-        _scores(results, scores, _given(sets)),
+        wanted_scores(results, scores, given, models if ood else {}),
         named,
         full,
         seed,
+        words,
+        {label: bias for label, view in embedder.views.items() if (bias := view.encoders.logit_bias) is not None},
         scores is not None,
         tuple(texts),
-        _counts(neighbours),
+        nearest,
     )
-    store = Store.of(cache, "embeddings")
-    embedder = Embedder(models, store, batch, strict, seed, device, progress)
     for label, view in embedder.views.items():
         about_model(results, label, view.model)
     embedded = Embeddings(embedder, request, results)
@@ -149,66 +158,6 @@ def _without(request: Request, failed: Mapping[str, str], results: Results) -> R
     return dataclasses.replace(request, models=tuple(label for label in request.models if label not in failed))
 
 
-def _sets(
-    results: Results,
-    data: Any,
-    images: Any,
-    ood: Any,
-    shift: Any,
-    dev: Any,
-    proxy: Any,
-    train: Any,
-    templates: str | Sequence[str] | None,
-    progress: Progress | None,
-) -> list[EvalSet]:
-    """Every set with its role and its classes. Shift, dev and train sets have those of the first ID set."""
-    id_sets, shift_sets, plain = ([_load(d, progress) for d in _listed(given)] for given in (data, shift, images))
-    if not id_sets and not plain:
-        raise InputError("no data to evaluate on; pass the name of at least one labelled set")
-    ood_sets = [(kind, _load(d, progress)) for kind, d in _kinds(ood)]
-    fitted = {role: _load(d, progress) for role, d in (("dev", dev), ("train", train)) if d is not None}
-    _name_apart([*id_sets, *shift_sets, *plain, *(found for _, found in ood_sets)])
-    others = [*(("shift", each) for each in shift_sets), *fitted.items()]
-    for labelled in (*id_sets, *(each for _, each in others)):
-        if labelled is not fitted.get("train") or labelled.labels is not None:
-            labelled.labelled()
-        for note in (*labelled.notes, *labelled.label_notes):
-            results.note(note)
-    for _, each in ood_sets:
-        for note in each.notes:
-            results.note(note)
-    out = []
-    for each in id_sets:
-        prompts = tuple(prompt_templates(templates if templates is not None else each.prompts))
-        out.append(EvalSet(each, "id", tuple(each.classes or ()), prompts, each.labels))
-    for each in plain:
-        for note in each.notes:
-            results.note(note)
-        out.append(EvalSet(each, "images", (), ()))
-    if not id_sets:
-        if others or ood_sets:
-            raise InputError("sets of other origin or other classes were given, but no labelled set beside them")
-        return out
-    if proxy is not None:
-        out.append(EvalSet(_captioned(_load(proxy, progress), [*id_sets, *shift_sets]), "proxy", (), ()))
-    first = out[0]
-    for role, each in others:
-        bare = role == "train" and each.labels is None  # some scores learn from images alone
-        labels = None if bare else each.labels_in(first.data)
-        out.append(dataclasses.replace(first, data=each, role=role, labels=labels))
-    for kind, each in ood_sets:
-        out.append(dataclasses.replace(first, data=each, role=f"ood-{kind}" if kind else "ood", labels=None))
-    return out
-
-
-def _captioned(proxy: qdata.ImageSet, evaluated: Sequence[qdata.ImageSet]) -> qdata.ImageSet:
-    if proxy.captions is None:
-        raise InputError(f"{proxy.spec} has no captions; the logit scale is tuned on images with captions (proxy)")
-    if any(proxy.digest == each.digest for each in evaluated):
-        raise InputError(f"{proxy.spec} is evaluated, too: the logit scale must be tuned on other images (proxy)")
-    return proxy
-
-
 def _part(share: tuple[int, int], store: Store) -> tuple[int, int]:
     part, parts = share
     if not 1 <= part <= parts:
@@ -223,67 +172,3 @@ def _counts(neighbours: Sequence[int]) -> tuple[int, ...]:
         if type(k) is not int or k < 1:
             raise InputError(f"neighbours={k!r} is no number of neighbours; give whole numbers of 1 or more")
     return tuple(dict.fromkeys(neighbours))
-
-
-def _given(sets: Iterable[EvalSet]) -> set[str]:
-    """What these sets give a score."""
-    train = [each for each in sets if each.role == "train"]
-    labelled = any(each.labels is not None for each in train)
-    return ({"train"} if train else set()) | ({"labels"} if labelled else set())
-
-
-def _scores(results: Results, names: Iterable[str] | None, given: set[str]) -> dict[str, Score]:
-    """The scores that were named, or all that have what they need; `given`: what there is of `NEEDS`."""
-    out: dict[str, Score] = {}
-    left_out: dict[str, list[str]] = {}
-    for name in SCORES.names() if names is None else names:
-        score = SCORES.made(name)
-        if unknown := sorted(set(score.needs) - set(NEEDS)):
-            raise InputError(f"score {name!r} needs {unknown[0]!r}; evaluate gives {', '.join(sorted(NEEDS))}")
-        if lacking := next((need for need in NEEDS if need in score.needs - given), None):
-            if names is not None:
-                raise InputError(f"score {name!r} {NEEDS[lacking]}")
-            left_out.setdefault(lacking, []).append(name)
-            continue
-        out[name] = score
-    for need, without in left_out.items():
-        results.note(f"scores left out: {', '.join(without)} (each {NEEDS[need]})")
-    return out
-
-
-def _listed(data: Any) -> list[Any]:
-    return [data] if isinstance(data, (str, os.PathLike, qdata.ImageSet)) else list(data or ())
-
-
-def _kinds(ood: Any) -> list[tuple[str, Any]]:
-    """(kind, set) pairs; kind is "near", "far" or ""."""
-    if isinstance(ood, Mapping):
-        for kind in ood:
-            if kind not in ("near", "far", ""):
-                raise InputError(f"an OOD set is 'near' or 'far', not {kind!r}; use these keys")
-        return [(kind, data) for kind, listed in ood.items() for data in _listed(listed)]
-    out = []
-    for data in _listed(ood):
-        kind = ""
-        if isinstance(data, str) and data.startswith(("near=", "far=")):
-            kind, data = data.split("=", 1)
-        name = data.name if isinstance(data, qdata.ImageSet) else os.path.basename(str(data).split("?")[0])
-        out.append((kind or next((k for k in ("near", "far") if k in name.lower()), ""), data))
-    return out
-
-
-def _load(data: Any, progress: Progress | None) -> qdata.ImageSet:
-    if isinstance(data, qdata.ImageSet):
-        return dataclasses.replace(data)
-    return qdata.load(os.fspath(data), progress=progress)
-
-
-def _name_apart(sets: list[qdata.ImageSet]) -> None:
-    """Rows are found by the name of their set: a second set of a name gets a number."""
-    taken: set[str] = set()
-    for found in sets:
-        name, count = found.name, 1
-        while found.name in taken:
-            count += 1
-            found.name = f"{name} ({count})"
-        taken.add(found.name)

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 import qkernels
 from qkernels.contract import NUMBERS
 
-STAGES = {"images": 2, "texts": 2, "resampled": 1}
+STAGES = {"images": 2, "patches": 1, "texts": 2, "resampled": 1}
 
 
 def model_fingerprint(model: nn.Module) -> str:

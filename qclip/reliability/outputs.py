@@ -73,7 +73,7 @@ def read_out(
         part = vectors[rows]
         sample = Sample(part, part @ classifier.T, scale, None if labels is None else labels[rows])
         for which, chosen in (("ood", scores), ("borrowed", borrowed)):
-            found[which].append({name: _scored(name, score, sample) for name, score in (chosen or {}).items()})
+            found[which].append({name: scored(name, score, sample) for name, score in (chosen or {}).items()})
         parts.append(_read_out(sample, temperatures or {}, every_class))
     whole = predictions.joined(parts)
     joined: dict[str, Any] = {
@@ -91,7 +91,7 @@ def _read_out(sample: Sample, temperatures: Mapping[str, float], every_class: bo
     return Predictions(sample.cosines.shape[1], predicted, none, none, empty, empty, empty, {}, {})
 
 
-def _scored(name: str, score: Score, sample: Sample) -> np.ndarray:
+def scored(name: str, score: Score, sample: Sample) -> np.ndarray:
     values = np.asarray(score(sample), np.float64)
     if values.shape != (len(sample),) or not np.isfinite(values).all():
         bad = int(np.size(values) - np.isfinite(values).sum())

@@ -21,8 +21,9 @@ SAMPLE = 1000  # images that are corrupted where not all are asked for
 class EvalSet:
     """Images, what they are for (a role of `qclip.results.ROLES`), and the classes among which they are told apart.
 
-    labels: positions in `classes`, int64 `[len(data)]`; None for a set of other classes. classes,
-    templates: empty where only embeddings are compared (role "images").
+    labels: positions in `classes`, int64 `[len(data)]`; None for a set of other classes. counts: how many people chose
+    each class, int64 `[len(data), len(classes)]`; None where nobody was asked. classes, templates: empty where only
+    embeddings are compared (roles "images" and "captions").
     """
 
     data: qdata.ImageSet
@@ -30,6 +31,7 @@ class EvalSet:
     classes: tuple[str, ...]
     templates: tuple[str, ...]
     labels: np.ndarray | None = None
+    counts: np.ndarray | None = None
 
     @property
     def name(self) -> str:
@@ -37,8 +39,8 @@ class EvalSet:
 
     def take(self, rows: np.ndarray) -> EvalSet:
         """The images at these positions."""
-        labels = None if self.labels is None else self.labels[rows]
-        return dataclasses.replace(self, data=self.data.select(rows), labels=labels)
+        labels, counts = (None if part is None else part[rows] for part in (self.labels, self.counts))
+        return dataclasses.replace(self, data=self.data.select(rows), labels=labels, counts=counts)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -74,6 +76,8 @@ class Request:
     corruptions: tuple[str, ...]
     full: bool = False
     seed: int = 0
+    negatives: tuple[str, ...] = ()  # words that are no class
+    biased: Mapping[str, float] = dataclasses.field(default_factory=dict)  # logit biases of the models that have one
     scores_named: bool = False  # the user asked for these scores: one that cannot be fitted is an error, not left out
     texts: tuple[str, ...] = ()  # what sets without captions are searched by
     neighbours: tuple[int, ...] = NEIGHBOURS

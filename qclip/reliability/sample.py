@@ -7,6 +7,7 @@ import functools
 
 import numpy as np
 
+from qclip.errors import NonFiniteError
 from qclip.metrics.arrays import softmax_and_log_sum
 
 
@@ -56,3 +57,16 @@ class Known:
         """`train`, of a score that needs it."""
         assert self.train is not None
         return self.train
+
+
+def unit(vectors: np.ndarray, what: str) -> np.ndarray:
+    """Rows of unit length, float64. Raises NonFiniteError naming `what`, how many rows, and the first."""
+    vectors = vectors.astype(np.float64)
+    norms = np.linalg.norm(vectors, axis=-1, keepdims=True)
+    bad = np.flatnonzero(~np.isfinite(norms[:, 0]) | (norms[:, 0] == 0))
+    if len(bad):
+        raise NonFiniteError(
+            f"{len(bad)} of {len(vectors)} {what} are NaN, Inf or zero, the first at row {bad[0]}; "
+            "check the model's weights and its input"
+        )
+    return vectors / norms

@@ -65,6 +65,7 @@ ROLES = {
     "ood-near": "a set of other classes that look alike",
     "ood-far": "a set of something else",
     "ood-mean": "the mean over several OOD sets",
+    "captions": "images with captions, which need no labels",
     "model": "no images: the model itself, its size and how it is computed",
     "site": "no images: one weight",
     "tower": "no images: the weights of one tower",

@@ -85,7 +85,6 @@ def test_a_list_that_nearly_names_the_classes_is_never_taken_by_position(tmp_pat
     "names, lines",
     [
         (["n01440764", "n01443537"], ["tench", "goldfish"]),
-        (["n01440764", "n01443537"], ["n01440764 tench", "n01443537 goldfish"]),  # as in LOC_synset_mapping.txt
         (["0", "1", "2"], ["boeing 2", "airbus 0", "type 1"]),
         (["1", "2"], ["1. dog", "2. cat"]),
     ],
@@ -95,10 +94,11 @@ def test_lists_by_position_are_taken_so(tmp_path, names, lines):
     assert data.labels.tolist() == list(range(len(names))) and "by position" in data.label_notes[0]
 
 
-def test_ids_before_names_are_not_taken_by_position_in_another_order(tmp_path):
-    root = folder_of(tmp_path / "set", "n01440764", "n01443537")
-    with pytest.raises(DataError, match="'n01443537 goldfish', looks like class 'n01443537'"):
-        load(f"folder:{root}", file_of(tmp_path, "n01443537 goldfish", "n01440764 tench"))
+def test_ids_before_names_name_folders_in_any_order(tmp_path):
+    lines = ("n01443537 goldfish, Carassius auratus", "n01440764 tench")  # as in LOC_synset_mapping.txt
+    for names, labels in ((["n01440764", "n01443537"], [1, 0]), (["goldfish", "tench"], [0, 1]), (["0", "1"], [0, 1])):
+        data = load(f"folder:{folder_of(tmp_path / names[0], *names)}", file_of(tmp_path, *lines))
+        assert data.labels.tolist() == labels and data.classes == ["goldfish", "tench"]
 
 
 def test_lines_that_name_no_folder_are_noted(tmp_path):

@@ -69,8 +69,9 @@ def preprocess(image: Image.Image) -> Tensor:
 class Tiny(nn.Module):
     """One linear image encoder; a prompt's embedding is that of its class's pattern, turned a bit by the template."""
 
-    def __init__(self, disturbance: float = 0.0, width: int = 16) -> None:
+    def __init__(self, disturbance: float = 0.0, width: int = 16, bias: float | None = None) -> None:
         super().__init__()
+        self.bias = bias
         generator = torch.Generator().manual_seed(0)
         weight = torch.randn(width, 3 * SIDE * SIDE, generator=generator) / 10
         self.image = nn.Linear(3 * SIDE * SIDE, width, bias=False)
@@ -94,7 +95,7 @@ class Tiny(nn.Module):
 
     def encoders(self) -> SimpleNamespace:
         calls = {"encode_image": self.encode_image, "encode_text": self.encode_text}
-        feeds = {"preprocess": preprocess, "tokenizer": tokenizer, "logit_scale": 20.0}
+        feeds = {"preprocess": preprocess, "tokenizer": tokenizer, "logit_scale": 20.0, "logit_bias": self.bias}
         return SimpleNamespace(**calls, **feeds, device=torch.device("cpu"), dtype=torch.float32)
 
     @property

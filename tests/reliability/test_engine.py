@@ -202,6 +202,7 @@ def test_groups_give_subsets_the_worst_group_and_the_gap() -> None:
     assert results.row(model="worse", set="pets", subset="lossless", metric="ece")["n"] == groups["lossless"].sum()
     assert value(metric="worst_group_top1") == pytest.approx(min(by_group.values()))
     assert value(metric="group_gap") == pytest.approx(max(by_group.values()) - min(by_group.values()))
+    assert value(metric="mean_worst_gap") == pytest.approx(right.mean() - min(by_group.values()))
     gap = results.row(model="worse", set="pets", metric="group_gap", reference="float")
     assert gap["low"] <= gap["value"] <= gap["high"]
     assert "x" not in results.unique("at")  # another text column makes no groups

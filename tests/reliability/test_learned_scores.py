@@ -6,6 +6,7 @@ import dataclasses
 
 import numpy as np
 import pytest
+import torch
 
 from qclip.errors import InputError
 from qclip.metrics import auroc
@@ -65,7 +66,7 @@ def test_each_model_learns_from_its_own_embeddings_and_from_those_of_the_referen
 def test_without_training_images_they_are_left_out_by_name() -> None:
     results = run()
     scores = {row["score"] for row in results.where(metric="auroc").rows}
-    assert scores == {"mcm", "msp", "maxlogit", "energy", "entropy", "gen"}
+    assert scores == {"mcm", "msp", "maxlogit", "energy", "entropy", "gen"}  # the fake's patches have no embeddings
     notes = "\n".join(results.notes)
     assert "knn, vim (each learns from training images" in notes
     for name in ("knn", "mahalanobis"):
@@ -99,6 +100,33 @@ def test_choices_that_the_data_made_are_said() -> None:
     results = run(train=pictures("train", 60, seed=8), scores=["vim"])
     said = [note for note in results.notes if "16 dimensions, 8 are principal" in note]
     assert sorted(note.partition(":")[0] for note in said) == ["float", "worse"]
+
+
+def test_words_that_are_no_class_are_read_from_a_file(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    embedded: list[list[str]] = []
+
+    def tokenizer(prompts: list[str]) -> torch.Tensor:  # the fake knows its classes only
+        embedded.append(prompts)
+        return torch.tensor([[len(p) % 6, len(p)] for p in prompts])
+
+    def encoders(model: Tiny):  # noqa: ANN202
+        out = Tiny.encoders(model)
+        out.tokenizer = tokenizer
+        return out
+
+    monkeypatch.setattr("qclip.reliability.embed.qmodels.encoders", encoders)
+    file = tmp_path / "words.txt"
+    file.write_text("\n".join(["Cat", *("w" * k for k in range(1, 60)), "w", ""]))
+    results = run(negatives=file, scores=["neglabel"])
+    assert 0 <= results.value(model="worse", score="neglabel", metric="auroc", reference="") <= 1
+    assert any("float: score 'neglabel': 8 words that are no class, in 8 groups" in note for note in results.notes)
+    assert not any("Cat" in prompt for prompts in embedded for prompt in prompts)
+    again = run(negatives=["w" * k for k in range(1, 60)], scores=["neglabel"])
+    assert again.where(metric="auroc").rows == results.where(metric="auroc").rows
+    with pytest.raises(InputError, match="names no word that is not a class"):
+        run(negatives=["CAT", "dog"])
+    with pytest.raises(InputError, match=r"name a file of them as negatives= \(--negatives\)"):
+        run(scores=["neglabel"])
 
 
 def test_models_of_other_widths_borrow_nothing() -> None:

@@ -137,6 +137,31 @@ def test_vim_is_its_formula() -> None:
     assert [principal_dimensions(d) for d in (128, 512, 513, 768, 1501, 2048)] == [64, 256, 512, 512, 1000, 1000]
 
 
+def test_neglabel_is_its_formula(monkeypatch: pytest.MonkeyPatch) -> None:
+    """70 words per group would be 100 groups of one here: 1,400 words, 210 of them chosen, 2 in each of 100 groups."""
+    negatives = unit(np.random.default_rng(5).normal(size=(1400, WIDTH)))
+    likeness = np.array([np.quantile([w @ c for c in WORDS], 0.95) for w in negatives])
+    chosen = negatives[np.argsort(likeness)[:210]]
+    order = np.random.RandomState(0).permutation(210)[:200].reshape(100, 2)
+    fitted = SCORES.made("neglabel").fit(Known(WORDS, SCALE, negatives=negatives))
+    found = fitted(IMAGES)
+    for i, f in enumerate(IMAGES.features):
+        inside = sum(np.exp(100 * (f @ c)) for c in WORDS)
+        shares = [inside / (inside + sum(np.exp(100 * (f @ chosen[k])) for k in group)) for group in order]
+        assert found[i] == pytest.approx(np.mean(shares), rel=1e-11)
+    assert fitted.remark == "200 words that are no class, in 100 groups"
+    monkeypatch.setattr("qclip.reliability.scores.neglabel.BLOCK", 1000)
+    again = SCORES.made("neglabel").fit(Known(WORDS, SCALE, negatives=negatives))
+    np.testing.assert_allclose(again(IMAGES), found, rtol=1e-12)
+
+
+def test_few_words_are_a_group_each_and_fewer_are_refused() -> None:
+    negatives = unit(np.random.default_rng(5).normal(size=(20, WIDTH)))
+    assert SCORES.made("neglabel").fit(Known(WORDS, SCALE, negatives=negatives)).words.shape == (3, 1, WIDTH)
+    with pytest.raises(UnfitError, match="of 6 that is none"):
+        SCORES.made("neglabel").fit(Known(WORDS, SCALE, negatives=negatives[:6]))
+
+
 @pytest.mark.parametrize("name", LEARN)
 def test_an_image_is_scored_alike_in_any_company(name: str) -> None:
     fitted, whole = SCORES.made(name).fit(KNOWN), score(name)

@@ -40,6 +40,10 @@ MEASUREMENTS: Registry[Measurement] = Registry(
         "speed": f"{_HERE}.speed:Speed",
         "corrupted": f"{_HERE}.corrupted:Corrupted",
         "ood": f"{_HERE}.ood:Ood",
+        "human": f"{_HERE}.human:Human",
+        "pairwise": f"{_HERE}.pairwise:Pairwise",
+        "retrieval": f"{_HERE}.retrieval:Retrieval",
+        "probe": f"{_HERE}.probe:Probe",
     },
     ("label", "wants", "rows"),
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from qclip.metrics import rsg, vuln_add
+from qclip.metrics.resampled import evaluate_on, mean_of
 
 from ..embedded import Embeddings
 from ..request import Condition, EvalSet, Request
@@ -13,6 +14,7 @@ from ..writer import Page, Part, Writer
 SMALL = 10  # a group of fewer images is flagged
 MOST = 64
 COMMON_COUNTER = (("common", "counter"), ("aligned", "conflict"))  # names of groups: CounterAnimal's, those of scenes
+Accuracy = dict[str, np.ndarray]  # model -> top-1 on each resample
 
 
 class Groups:
@@ -32,6 +34,8 @@ class Groups:
             of = condition.set
             columns = {name: values[kept] for name, values in of.data.groups.items()}
             groups = _names(of, columns, out)
+            if gone := sorted(set(np.unique(of.data.groups.get("group", []))) - set(groups)) if groups else []:
+                out.note(f"{of.name}: groups without an image that can be read: {', '.join(map(str, gone))}")
             parts = {Part(subset=k): v for k, v in columns.items() if v.dtype == bool and v.any()}
             parts |= {Part(group=name): columns["group"] == name for name in groups}
             if none := [k for k, v in columns.items() if v.dtype == bool and not v.any()]:
@@ -39,18 +43,20 @@ class Groups:
             if not parts:
                 continue
             page = out.page(of.name, of.role, len(kept), of.data.digest)
-            drawn = page.draw(embedded.outputs(condition), parts)
+            outputs = embedded.outputs(condition)
+            drawn = page.draw(outputs, parts)
             for part, mask in parts.items():
                 page.labelled(drawn, part, n=int(mask.sum()))
             if len(groups) > 1:
                 top1 = {
                     name: {model: drawn[model][Part(group=name), "top1"] for model in page.models} for name in groups
                 }
-                _worst(page, top1)
+                means = evaluate_on([mean_of(outputs[model].right) for model in page.models], page.counts())
+                _worst(page, top1, dict(zip(page.models, means, strict=True)))
                 _spurious(page, top1)
 
 
-def _spurious(page: Page, top1: dict[str, dict[str, np.ndarray]]) -> None:
+def _spurious(page: Page, top1: dict[str, Accuracy]) -> None:
     """The relative spurious gap, where groups are called what makes them common and counter images."""
     for common, counter in COMMON_COUNTER:
         if common not in top1 or counter not in top1:
@@ -75,15 +81,18 @@ def _names(of: EvalSet, columns: dict[str, np.ndarray], out: Writer) -> list[str
     return [str(name) for name in names]
 
 
-def _worst(page: Page, top1: dict[str, dict[str, np.ndarray]]) -> None:
-    """Each model's worst and best group are fixed by the sample: the worst group of a replicate is biased low."""
-    worst, gap, names = {}, {}, {}
+def _worst(page: Page, top1: dict[str, Accuracy], mean: Accuracy) -> None:
+    """Each model's worst and best group are fixed by the sample: the worst group of a replicate is biased low. mean:
+    top-1 of all images."""
+    worst, gap, behind, names = {}, {}, {}, {}
     for model in page.models:
         ranked = sorted(top1, key=lambda name: float(top1[name][model][0]))
         worst[model] = top1[ranked[0]][model]
         gap[model] = top1[ranked[-1]][model] - worst[model]
+        behind[model] = mean[model] - worst[model]
         names[model] = ranked[0]
     page.estimates("worst_group_top1", worst)
     page.estimates("group_gap", gap)
+    page.estimates("mean_worst_gap", behind)
     shown = ", ".join(f"{model}: {name}" for model, name in names.items())
     page.writer.note(f"{page.set}: worst group of {shown}; its interval holds the group fixed")

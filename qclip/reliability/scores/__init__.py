@@ -29,7 +29,8 @@ class UnfitError(InputError):
 
 class Score(Protocol):
     """needs: what it cannot do without, of `NEEDS`. "train": `Known.train` is there when it is fitted; "labels": and
-    has labels; "negatives": `Known.negatives` is there; "patches": the samples that it is asked about have patches.
+    has labels; "negatives": `Known.negatives` is there; "patches": the samples that it is asked about have patches;
+    such a score learns from the classes alone.
 
     The score of an image depends on that image and on what was fitted, not on the images beside it: samples come in
     parts. A fitted score may have a `remark`: a choice that its data made for it, which becomes a note.
@@ -75,6 +76,8 @@ SCORES: Registry[Score] = Registry(
         "msp": f"{_HERE}.msp:MSP",
         "entropy": f"{_HERE}.entropy:ENTROPY",
         "gen": f"{_HERE}.gen:GEN",
+        "glmcm": f"{_HERE}.glmcm:GlobalLocal",
+        "neglabel": f"{_HERE}.neglabel:NegativeLabels",
         "mahalanobis": f"{_HERE}.mahalanobis:Mahalanobis",
         "relative_mahalanobis": f"{_HERE}.mahalanobis:RelativeMahalanobis",
         "knn": f"{_HERE}.knn:Nearest",
