@@ -40,7 +40,7 @@ lint: .venv/.installed-dev
 
 bench: .venv/.installed-bench .venv/.installed-test
 	$(BIN)/python -m pytest benchmarks --benchmark-only
-	$(BIN)/qclip bench ViT-B-32 --recipe w8a8 --tower image --batch 16 --peers all
+	$(BIN)/python -m benchmarks.towers --only vit-b-32-image-16-w8a8 --peers all --force
 
 .venv/bin/python:
 	@test -n "$(PYTHON)" || { echo "qclip needs Python 3.11 or newer; install it, or name it: make PYTHON=/path/to/python"; exit 1; }

@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 
 import qclip
 from qclip import metrics, models, recipes
+from qclip.bench.peers import PEERS, peer_names
 from qclip.data import corruptions
 from qclip.errors import RecipeError
 from qclip.reliability import evaluate, measurements, scores
@@ -40,6 +41,7 @@ REGISTRIES = {
         metrics.METRICS,
         measurements.MEASUREMENTS,
         sections.SECTIONS,
+        PEERS,
     )
 }
 IMAGES = torch.randn(8, 3, 32, 32, generator=torch.Generator().manual_seed(1))
@@ -83,7 +85,7 @@ def test_the_page_is_whole() -> None:
     assert set(points) == set(REGISTRIES)
     for group in points:
         assert f"| `{group}` |" in text, group
-    assert len(MODULES) == 7 and TESTS == sorted(f"test_{name}" for name in MODULES if name != "my_model.py")
+    assert len(MODULES) == 8 and TESTS == sorted(f"test_{name}" for name in MODULES if name != "my_model.py")
     for name, content in FILES.items():
         assert len(content.splitlines()) <= 80 and max(map(len, content.splitlines())) <= 120, name
         if name.endswith(".py"):
@@ -123,6 +125,11 @@ def test_the_family_is_listed_and_loaded() -> None:
     out = CliRunner().invoke(_app(), ["models"], env={"COLUMNS": "200"}).output
     assert "two-towers:small" in out and "random weights" in out
     assert type(qclip.load_model("two-towers:small")).__name__ == "TwoTowers"
+
+
+def test_the_peer_is_asked_for_by_its_name() -> None:
+    assert peer_names("torch-fp16,torch-fp32") == ("torch-fp16", "torch-fp32") and "torch-fp16" in list(PEERS)
+    assert PEERS.get("torch-fp16").__name__ == "TorchHalf"
 
 
 def test_everything_else_is_in_help_results_and_report(two_towers: torch.nn.Module) -> None:

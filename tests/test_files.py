@@ -318,6 +318,8 @@ IN_PLACE = {
     ("qclip/artifact.py", "fresh / "): "into a part of `whole_folder`",
     ("qclip/models/tokenizer.py", "target / SETTINGS"): "into a temporary folder",
     ("qclip/cli/process.py", "open(number"): "a standard stream",
+    ("qclip/bench/seat.py", "torch.save("): "into a temporary folder",
+    ("qclip/bench/seat.py", '"log", "wb"'): "into a temporary folder, while a peer runs",
     ("dev/compare_commits.py", "out.write_text("): "runs on checkouts that may have no `qclip.files`; a temporary file",
     ("dev/train_scenes.py", "torch.save(state, content)"): "into memory",
     ("dev/train_photos.py", "torch.save(state, content)"): "into memory",

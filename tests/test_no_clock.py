@@ -18,7 +18,6 @@ CLOCK = re.compile(
 # File and a part of the line -> why the line may stand.
 ALLOWED = {
     ("kernels/emulated_cuda_graph.py", "time.perf_counter()"): "stands for the clock of the GPU; no test asserts it",
-    ("test_bench.py", 'setattr(bench.time, "perf_counter"'): "puts a clock of the test's own in its place",
     ("cli/test_common.py", 'setattr(common.time, "monotonic"'): "puts a clock of the test's own in its place",
     ("test_gpu_suite.py", "began=time.monotonic()"): "moves the beginning of a limit to an event",
 }

@@ -147,9 +147,10 @@ def print_table(title: str, columns: list[str], rows: list[list[Any]]) -> None:
 
 
 @contextlib.contextmanager
-def progress() -> Iterator[Progress]:
+def progress(counted: bool = True) -> Iterator[Progress]:
     """A bar with an ETA on stderr, driven by `report(what, done, total)`. Without a terminal: a line per
-    tenth of the work, at most one per second."""
+    tenth of the work, at most one per second. Where what is done is no count of things but time (not `counted`), `what`
+    says how much is left."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -165,8 +166,13 @@ def progress() -> Iterator[Progress]:
 
         yield line
         return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    columns = [TextColumn("{task.description}"), BarColumn(bar_width=40 if counted else 12)]
+    with Progress(
+        *columns,
+        *((MofNCompleteColumn(), TimeRemainingColumn()) if counted else ()),
+        console=Console(stderr=True),
+        transient=True,
+    ) as bar:
         task = bar.add_task("", total=None)
 
         def update(what: str, done: int, total: int) -> None:

@@ -122,9 +122,14 @@ def test_demo_on_a_small_sample(tmp_path: Path, capsys: pytest.CaptureFixture) -
 
 
 def test_bench_measures_the_same_call(tiny_model: str, capsys: pytest.CaptureFixture) -> None:
-    line = ["bench", tiny_model, "--batch", "2", "--seconds", "0.2", "--peers", "torch-fp32,torch-bf16", "--json"]
-    assert main(line) == 0
+    line = ["bench", tiny_model, "--batch", "2", "--seconds", "3000", "--peers", "torch-fp32,torch-bf16", "--json"]
+    assert main(line) == 0  # long before that: it ends when everyone has had turns enough
     found = json.loads(capsys.readouterr().out)
+    assert [s["setting"] for s in found["peers"]["torch-fp32"]["settings"]] in (
+        ["eager", "compiled"],
+        ["compiled", "eager"],
+    )
+    assert found["absent"] == found["failed"] == {} and not found["interrupted"]
     assert set(found["peers"]) == set(found["ratios"]) == {"torch-fp32", "torch-bf16"}
     for name, ratio in found["ratios"].items():
         assert ratio == pytest.approx(found["peers"][name]["seconds"] / found["ours"]["seconds"])
