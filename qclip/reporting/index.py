@@ -11,6 +11,7 @@ from qclip.spectral import CONTROLS
 
 from .svg import finite
 
+JUDGED = "mcm"
 KINDS = {"ood-near": "near", "ood-far": "far"}
 
 
@@ -172,6 +173,11 @@ class Index:
     @functools.cached_property
     def ood_scores(self) -> list[str]:
         return list(dict.fromkeys(row["score"] for row in self.rows("auroc")))
+
+    @functools.cached_property
+    def judged_score(self) -> str:
+        """The OOD score that verdicts are about, named beforehand; the others stand in the tables."""
+        return JUDGED if JUDGED in self.ood_scores else next(iter(self.ood_scores), "")
 
     def parts(self, name: str) -> list[Part]:
         """Subsets and groups of a labelled set."""

@@ -8,8 +8,26 @@ from collections.abc import Sequence
 from qclip.results import Curve
 
 from . import svg, units
-from .index import WHOLE, Index
-from .parts import HALVES, MOST, Cell, Figure, Panel, Table, hundred, images_note, metric_heading, panel, value_cell
+from .index import WHOLE, Family, Index
+from .parts import (
+    HALVES,
+    MOST,
+    Cell,
+    Figure,
+    Panel,
+    Table,
+    csv,
+    hundred,
+    images_note,
+    legend_of,
+    metric_heading,
+    panel,
+    portions,
+    series_of,
+    titled,
+    value_cell,
+)
+from .tabulated import Column, by_model
 from .verdicts import confidence_said
 
 COLUMNS = (
@@ -24,8 +42,27 @@ COLUMNS = (
     "mean_confidence",
     "temperature",
 )
+DETAIL = (
+    "ece_proxy",
+    "ece_adaptive",
+    "ece_max",
+    "ece_l2",
+    "ece_classwise",
+    "ece_classwise_likely",
+    "overconfidence",
+    "underconfidence",
+    "nll_ts",
+    "nll_proxy",
+    "brier_top",
+    "brier_rel",
+    "brier_res",
+    "brier_unc",
+    "temperature_proxy",
+)
 GROUPED = ("worst_group_top1", "group_gap")
 BINS = 15
+Bin = tuple[int, float, float, float]  # number, images, accuracy, mean confidence
+MANY, FIRST = 10, 5  # of more diagrams than MANY the first are shown openly
 
 
 def tables(index: Index, sets: Sequence[str]) -> list[Table]:
@@ -59,26 +96,84 @@ def _table(index: Index, name: str) -> Table | None:
     return Table(name, head, rows, images_note(index.n(name)))
 
 
-def diagrams(index: Index, sets: Sequence[str], open_ones: int = MOST) -> list[Panel]:
-    """A reliability diagram per model and set: accuracy against confidence in 15 bins, and the images in each."""
-    out: list[Panel] = []
-    found = {(c["set"], c["model"]): bins for c in index.curves("reliability") if (bins := _bins(c))}
-    for name in sets:
-        figures = [_diagram(index, m, name, found[name, m]) for m in index.models if (name, m) in found]
-        out += panel(name, figures, open_ones=open_ones, small=True)
+def details(index: Index, sets: Sequence[str]) -> list[Table]:
+    """Other ways to measure calibration, and what the Brier score is made of: a table per set."""
+    columns = {name: [Column(metric, {"set": name}) for metric in DETAIL] for name in sets}
+    return [t for name in sets for t in by_model(index, f"Calibration in detail, {name}", columns[name])]
+
+
+def trajectory(index: Index, sets: Sequence[str]) -> list[Panel]:
+    """Where quantization moves a model between confidence and accuracy: an arrow from the reference to each variant."""
+    out, parts = [], portions(index)
+    for family in parts:
+        made = [_moved(index, family, name) for name in sets] if family.reference else []
+        figures = [figure for figure in made if figure is not None]
+        out += panel(titled(family, "From float to quantized", len(index.families) > 1), figures, legend_of(family))
     return out
 
 
-def _bins(curve: Curve) -> list[tuple[int, float, float, float]]:
+def _moved(index: Index, family: Family, name: str) -> Figure | None:
+    rows = []
+    for model in family.models:
+        x, y = index.value(model, "mean_confidence", set=name), index.row(model, "top1", set=name)
+        if x is not None and y is not None and svg.finite(y["value"]):
+            rows.append((model, x, y["value"], y["low"], y["high"]))
+    places = {model: (x, y) for model, x, y, _, _ in rows}
+    if len(places) < 2 or family.reference not in places:
+        return None
+    bounds = svg.padded([x for x, _ in places.values()] + [end for row in rows for end in row[2:]], 0.1, 0, 1)
+    axes = svg.Axes(
+        f"Confidence and accuracy on {name}",
+        f"From {family.reference} to each variant; on the diagonal mean confidence equals accuracy.",
+        bounds,
+        bounds,
+        x_label="mean confidence (%)",
+        y_label="top-1 accuracy (%)",
+        height=330,
+        x_text=hundred,
+        y_text=hundred,
+    )
+    axes.guide((bounds[0], bounds[0]), (bounds[1], bounds[1]))
+    series = dict(series_of(family))
+    for model, x, y, low, high in rows:
+        if model != family.reference:
+            axes.arrow(places[family.reference], (x, y), series[model])
+        axes.whisker(x, low, high, series[model])
+        axes.mark(x, y, series[model], f"{model}: confidence {units.percent(x)}, accuracy {units.percent(y)}")
+    caption = (
+        "Below the diagonal a model is overconfident, above it underconfident; bars are 95 % intervals of accuracy."
+    )
+    data = csv(("model", "mean_confidence", "top1", "top1_low", "top1_high"), rows)
+    return Figure(name, axes.render(), caption, data)
+
+
+def diagrams(index: Index, sets: Sequence[str], open_ones: int = MOST) -> list[Panel]:
+    """A reliability diagram per model and set: accuracy against confidence in 15 bins, and the images in each."""
+    out: list[Panel] = []
+    references = {model: family.reference for family in index.families for model in family.variants}
+    found = {(c["set"], c["model"]): bins for c in index.curves("reliability") if (bins := _bins(c))}
+    for name in sets:
+        figures = [
+            _diagram(index, m, name, found[name, m], found.get((name, references.get(m, "")), []))
+            for m in index.models
+            if (name, m) in found
+        ]
+        out += panel(name, figures, open_ones=open_ones if len(figures) <= MANY else min(open_ones, FIRST), small=True)
+    return out
+
+
+def _bins(curve: Curve) -> list[Bin]:
     """(bin, images, accuracy, mean confidence) of every bin that holds an image."""
     columns = [curve["points"][name] for name in ("bin", "count", "accuracy", "confidence")]
     return [row for row in zip(*columns, strict=True) if svg.finite(*row) and row[1]]
 
 
-def _diagram(index: Index, model: str, name: str, bins: list[tuple[int, float, float, float]]) -> Figure:
+def _diagram(index: Index, model: str, name: str, bins: list[Bin], before: list[Bin]) -> Figure:
+    """before: the bins of the model's reference; a dot marks where each of them was."""
     ece, gap = index.row(model, "ece", set=name), index.row(model, "signed_gap", set=name)
     total, most = sum(b[1] for b in bins), max((b[1] for b in bins), default=1)
-    said = [f"ECE {units.metric('ece').value(ece['value'])}"] if ece else []
+    measure = units.metric("ece")
+    said = [f"ECE {measure.value(ece['value'])} {measure.interval(ece['low'], ece['high'])}".strip()] if ece else []
     said += [confidence_said(gap["value"], gap["low"], gap["high"])] if gap else []
     floor = chance_ece([(images, accuracy) for _, images, accuracy, _ in bins])
     said.append(f"perfect calibration would show about {units.percent(floor)} by chance")
@@ -111,6 +206,11 @@ def _diagram(index: Index, model: str, name: str, bins: list[tuple[int, float, f
         x0, x1 = axes.at_x(left), axes.at_x(right)
         tall = room * images / most
         axes.draw(svg.rect(x0, strip - tall, x1 - x0, tall, "count", tip))
+    now = {b: (confidence, accuracy) for b, _, accuracy, confidence in bins}
+    for b, _, accuracy, confidence in before:
+        if b in now:
+            axes.arrow((confidence, accuracy), now[b], 0, head=False)
+        axes.mark(confidence, accuracy, 0, f"the reference: accuracy {units.percent(accuracy)}", size=2)
     axes.guide((0, 0), (1, 1))
     middle = (axes.left + axes.right) / 2
     axes.draw(
@@ -118,7 +218,9 @@ def _diagram(index: Index, model: str, name: str, bins: list[tuple[int, float, f
         svg.text(middle, axes.bottom + 33, "confidence (%)", "label", "middle"),
         svg.text(middle, strip + 16, f"images in each bin (most {units.count(most)})", "label", "middle"),
     )
-    return Figure(model, axes.render(), units.title("; ".join(said)) + ".")
+    rows = [("this", *each) for each in bins] + [("reference", *each) for each in before]
+    data = csv(("model", "bin", "images", "accuracy", "confidence"), rows)
+    return Figure(model, axes.render(), units.title("; ".join(said)) + ".", data)
 
 
 def chance_ece(bins: list[tuple[float, float]]) -> float:

@@ -16,15 +16,18 @@ from markupsafe import Markup
 from qclip import files
 from qclip.results import Results
 
-from . import svg, units, verdicts
+from . import overview, svg, units, verdicts
 from .index import Family, Index
+from .overview import Axis
 from .parts import Cell, Panel, Table
-from .sections import Section, about, all_sections, compare
+from .sections import Section, about, all_sections, compare, overview_of
 from .sections.coverage import STATES
+from .sections.paired import joint_wins
 from .verdicts import Comparison, Question, Verdict
 
 FILE = "report.html"
 COLUMNS = 6  # variants side by side in one verdict table
+MANY = 8  # models from which on a filter helps
 
 
 def report(results: Results, path: str | os.PathLike[str], force: bool = False) -> Path:
@@ -98,8 +101,19 @@ class Judged:
     """The verdict tables of one family."""
 
     family: Family
+    axes: list[Axis]
+    sentences: list[str]
     cards: list[Card]
     tables: list[VerdictTable]
+
+    @property
+    def many(self) -> bool:
+        """Too many variants to stand side by side."""
+        return len(self.family.variants) > COLUMNS
+
+    @property
+    def measured(self) -> list[Axis]:
+        return [axis for axis in self.axes if axis.measured]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,11 +139,6 @@ class VerdictTable:
     family: Family
     lines: list[Line]
 
-    @property
-    def leading(self) -> list[Line]:
-        """The lines that speak for their axis."""
-        return [line for line in self.lines if line.question.leading]
-
 
 def _context(index: Index) -> dict[str, Any]:
     families = [family for family in index.families if family.reference]
@@ -143,7 +152,8 @@ def _context(index: Index) -> dict[str, Any]:
         "models": model_table(index),
         "judged": [part for part in judged if part.tables],
         "multiplicity": verdicts.multiplicity(answers),
-        "legend": [v for v in Verdict if v is not Verdict.MISSING],
+        "legend": list(Verdict),
+        "many": len(index.models) > MANY,
         "sections": [_shown(section, index) for section in all_sections()],
         "notes": notes(index),
         "empty": not index.results.rows,
@@ -183,7 +193,7 @@ def lead(index: Index) -> str:
         for pair, labels in pairs.items()
     ]
     said = f"Compared {'; '.join(told)}."
-    if len(said) > 360:
+    if len(said) > 240:
         said = f"Compared {sum(len(family.variants) for family in families)} models with their references."
     return said + " Every difference is paired, on the same images, and has a 95 % interval."
 
@@ -206,7 +216,7 @@ def facts(index: Index) -> list[tuple[str, str]]:
     versions = meta.get("versions")
     shown = ", ".join(f"{k} {v}" for k, v in versions.items()) if isinstance(versions, dict) else ""
     host = str(meta.get("cpu") or next((row["host"] for row in index.results.rows if row["host"]), ""))
-    threads = f", {meta['threads']} threads" if meta.get("threads") else ""
+    threads = _threads(meta.get("threads"))
     date = str(meta.get("created") or meta.get("date") or datetime.date.today().isoformat())
     return [
         (name, text)
@@ -221,6 +231,10 @@ def facts(index: Index) -> list[tuple[str, str]]:
         )
         if text
     ]
+
+
+def _threads(number: Any) -> str:
+    return f", {number} thread{'s' * (number != 1)}" if number else ""
 
 
 def model_table(index: Index) -> Table | None:
@@ -245,7 +259,9 @@ def notes(index: Index) -> list[str]:
 
 def _judged(index: Index, family: Family, answers: dict[Question, dict[str, Comparison]]) -> Judged:
     if not answers:
-        return Judged(family, [], [])
+        return Judged(family, [], [], [], [])
+    axes = overview_of(index, family, answers)
+    said = overview.sentences(index, family, axes) + joint_wins(index, family)
     cards = [
         Card(model, _card_facts(index, family, model), about(index, family, model, answers))
         for model in family.variants
@@ -271,7 +287,7 @@ def _judged(index: Index, family: Family, answers: dict[Question, dict[str, Comp
             lines.append(Line(axis, question, units.count(n) if n else "", base, cells))
             last = question.axis
         tables.append(VerdictTable(part, lines))
-    return Judged(family, cards, tables)
+    return Judged(family, axes, said, cards, tables)
 
 
 def _card_facts(index: Index, family: Family, model: str) -> list[str]:

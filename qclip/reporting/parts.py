@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import csv as _csv
 import dataclasses
-from collections.abc import Mapping
+import io
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from markupsafe import Markup
@@ -21,6 +23,7 @@ class Figure:
     title: str
     svg: Markup
     caption: str = ""
+    data: str = ""  # what is drawn, as CSV
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +39,8 @@ class Panel:
 
     @property
     def css(self) -> str:
+        if len(self.figures) == 1 and not self.folded:
+            return "one"
         return "small" if self.small else "two" if len(self.figures) in (2, 4) else ""
 
 
@@ -61,13 +66,31 @@ def panel(
     legend: list[tuple[Markup, str]] | None = None,
     open_ones: int = MOST,
     small: bool = False,
+    most: int = MOST,
 ) -> list[Panel]:
-    """One panel, or none without figures. At most `open_ones` are shown openly and `MOST` in all."""
+    """One panel, or none without figures. At most `open_ones` are shown openly and `most` in all."""
     if not figures:
         return []
-    rest = len(figures) - MOST
+    rest = len(figures) - most
     left_out = f"{rest} further figures of this kind are left out; their numbers are in the JSON." if rest > 0 else ""
-    return [Panel(title, figures[:open_ones], legend or [], figures[open_ones:MOST], left_out, small)]
+    return [Panel(title, figures[:open_ones], legend or [], figures[open_ones:most], left_out, small)]
+
+
+def csv(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """The numbers behind a figure; undefined ones are empty."""
+    out = io.StringIO()
+    writer = _csv.writer(out, lineterminator="\n")
+    writer.writerow(head)
+    for row in rows:
+        writer.writerow([f"{each:.6g}" if isinstance(each, float) else each for each in row])
+    return out.getvalue()
+
+
+def listed(what: str, numbers: list[str], most: int = 5) -> str:
+    """A caption of a number for each model; of many the table below is easier to read."""
+    if len(numbers) > most:
+        return f"{what} with its intervals: all numbers, below."
+    return f"{what}: {', '.join(numbers)}." if numbers else ""
 
 
 def legend_of(family: Family) -> list[tuple[Markup, str]]:

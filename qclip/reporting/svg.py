@@ -157,6 +157,20 @@ class Axes:
             element("line", x1=self.at_x(x1), y1=self.at_y(y1), x2=self.at_x(x2), y2=self.at_y(y2), class_="guide")
         )
 
+    def arrow(self, start: Point, end: Point, series: int, head: bool = True) -> None:
+        """A straight way between two places, with a head at its end."""
+        if not finite(*start, *end):
+            return
+        (x1, y1), (x2, y2) = ((self.at_x(x), self.at_y(y)) for x, y in (start, end))
+        self._body.append(element("line", x1=x1, x2=x2, y1=y1, y2=y2, class_=f"way s{series % SERIES}"))
+        long = math.hypot(x2 - x1, y2 - y1)
+        if head and long > 14:  # room for it before the mark
+            dx, dy = (x2 - x1) / long, (y2 - y1) / long
+            tip = x2 - 5 * dx, y2 - 5 * dy
+            sides = [(tip[0] - 7 * dx + s * 3.5 * dy, tip[1] - 7 * dy - s * 3.5 * dx) for s in (1, -1)]
+            shape = " ".join(f"{x:.1f},{y:.1f}" for x, y in (tip, *sides))
+            self._body.append(element("polygon", points=shape, class_=f"head s{series % SERIES}"))
+
     def mark(self, x: float, y: float, series: int, tip: str = "", size: float = 3.6) -> None:
         """The series' own marker, with a tooltip."""
         if finite(x, y):

@@ -6,6 +6,7 @@ import dataclasses
 import math
 
 from qclip import metrics
+from qclip.data.corruptions import CORRUPTIONS, GROUPS, PUBLISHED
 from qclip.metrics import Metric
 from qclip.reliability.scores import SCORES
 
@@ -81,6 +82,13 @@ def score(name: str) -> str:
     return SCORES.get(name).label if name in SCORES else name
 
 
+def corruption(name: str) -> str:
+    """What a corruption, or a group of them, is called."""
+    if name in GROUPS or name == PUBLISHED:
+        return GROUPS.get(name, "ImageNet-C without frost")
+    return CORRUPTIONS.get(name).label if name in CORRUPTIONS else title(name)
+
+
 def metric(name: str) -> Measure:
     """What is printed for a metric."""
     return Measure(metrics.metric(name))
@@ -118,9 +126,19 @@ def percent(share: float | None, digits: int = 1) -> str:
     return ABSENT if share is None else f"{_fixed(100 * share, digits)} %"
 
 
+def probability(p: float) -> str:
+    """A p-value for print: "< 0.001", "0.034"."""
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
 def words(names: list[str], last: str = "and") -> str:
     """ "a", "a and b", "a, b and c"."""
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} {last} {names[-1]}" if names else ""
+
+
+def small(name: str) -> str:
+    """With a small first letter, for the middle of a sentence; "ECE" and "JPEG" stay."""
+    return name if name[:2].isupper() else name[:1].lower() + name[1:]
 
 
 def title(name: str) -> str:

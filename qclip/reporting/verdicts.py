@@ -1,4 +1,4 @@
-"""From differences with intervals to words. An interval clear of 0 decides; else "cannot be told" is the answer."""
+"""From differences with intervals to words. An interval clear of 0 decides; else no difference is shown."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import enum
 import math
 from collections.abc import Iterable
 from typing import Any
+
+from qclip.results import Row
 
 from . import units
 from .index import WHOLE, Family, Index, Part
@@ -19,8 +21,11 @@ class Verdict(enum.Enum):
 
     BETTER = ("better", "\N{CHECK MARK}")
     WORSE = ("worse", "\N{BALLOT X}")
-    OPEN = ("cannot be told", "\N{WHITE CIRCLE}")
-    SAME = ("no difference", "=")
+    MIXED = ("better and worse", "\N{PLUS-MINUS SIGN}")  # on different sets of one axis
+    OPEN = ("no difference shown", "\N{WHITE CIRCLE}")
+    SAME = ("equal", "=")
+    CHANGED = ("changed", "\N{NOT EQUAL TO}")  # neither better nor worse by itself
+    NOTED = ("without an interval", "\N{ALMOST EQUAL TO}")
     UP = ("more confident", "\N{UPWARDS ARROW}")
     DOWN = ("less confident", "\N{DOWNWARDS ARROW}")
     MISSING = ("not measured", units.ABSENT)
@@ -35,7 +40,8 @@ class Verdict(enum.Enum):
 
     @property
     def css(self) -> str:
-        return {"SAME": "open", "UP": "moved", "DOWN": "moved"}.get(self.name, self.name.lower())
+        moved = dict.fromkeys(("UP", "DOWN", "CHANGED"), "moved")
+        return ({"SAME": "open", "NOTED": "open", "MIXED": "worse"} | moved).get(self.name, self.name.lower())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +55,7 @@ class Question:
     corruption: str = ""
     score: str = ""
     leading: bool = False
+    k: int | None = None  # of a recall
 
     @property
     def measure(self) -> units.Measure:
@@ -57,12 +64,18 @@ class Question:
     @property
     def name(self) -> str:
         score = units.score(self.score)
-        return f"{self.measure.name}, {score}" if score else self.measure.name
+        name = self.measure.name if self.k is None else f"{self.measure.name} at {self.k}"
+        return f"{name}, {score}" if score else name
 
     @property
     def where(self) -> str:
         """The set, and its part where it is not the whole."""
         return f"{self.set} \N{MIDDLE DOT} {self.part.name}" if self.part.name else self.set
+
+    @property
+    def place(self) -> str:
+        """Where it was measured, in a few words: the corruption, else the set."""
+        return units.corruption(self.corruption) if self.corruption else self.where
 
     @property
     def direction(self) -> str:
@@ -107,6 +120,13 @@ def judge(better: int, value: float | None, low: float | None, high: float | Non
     return Verdict.BETTER if (low > 0) == (better > 0) else Verdict.WORSE
 
 
+def changed(row: Row) -> Verdict:
+    """Of a share that is 1 where two models agree in all: equal, or changed, which is neither better nor worse."""
+    if row["value"] is None:
+        return Verdict.MISSING
+    return Verdict.SAME if row["value"] == 1 else Verdict.CHANGED
+
+
 Answers = dict[Question, dict[str, Comparison]]  # by question and model
 
 
@@ -136,7 +156,8 @@ def absolute(index: Index, model: str, question: Question) -> float | None:
 
 
 def _key(question: Question) -> dict[str, Any]:
-    return {"set": question.set, "corruption": question.corruption, "score": question.score} | question.part.key
+    key = {"set": question.set, "corruption": question.corruption, "score": question.score} | question.part.key
+    return key if question.k is None else key | {"axis": "k", "at": question.k}
 
 
 def _answer(index: Index, reference: str, model: str, question: Question) -> Comparison:
@@ -193,13 +214,13 @@ def about(family: Family, model: str, answers: Answers) -> list[str]:
     same = [named[a.question] for a in mine if a.verdict is Verdict.SAME]
     if unsure:
         if sentences or same:
-            sentences.append(f"Cannot be told: {units.words(unsure)}.")
+            sentences.append(f"No difference shown in {units.words(unsure)}.")
         else:
             sentences.append(
-                f"No difference to {family.reference} can be told in anything measured: {units.words(unsure)}."
+                f"No difference to {family.reference} is shown in anything measured: {units.words(unsure)}."
             )
     if same:
-        sentences.append(f"No difference at all in {units.words(same)}.")
+        sentences.append(f"Equal in {units.words(same)}.")
     if not mine or not sentences:
         sentences.append("Nothing was measured on which it could be judged.")
     return sentences
@@ -211,7 +232,7 @@ def _axis_names(asked: list[Question]) -> dict[Question, str]:
     names = {}
     for question in asked:
         name = said.get(question.axis, question.axis)
-        name = name if name[:2].isupper() else name[:1].lower() + name[1:]
+        name = units.small(name)
         several = sum(other.axis == question.axis for other in asked) > 1
         names[question] = f"{name} on {question.where}" if several else name
     return names

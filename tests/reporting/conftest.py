@@ -15,6 +15,12 @@ RECIPES = {
     "w4a8": ("4/8", "rtn", 0.012),
     "w4a4": ("4/4", "rtn", 0.06),
 }
+MORE = {
+    f"{bits}-{method}": (f"{bits[1]}/{bits[3:]}", method, harm)
+    for bits, harm in (("w8a16", 0.0), ("w6a8", 0.001), ("w6a6", 0.009), ("w4a16", 0.014), ("w3a8", 0.09))
+    for method in ("rtn", "smoothquant", "gptq")
+}
+ALL = RECIPES | MORE  # with the reference, twenty models
 BANDS = {"ranks 0-8": 0, "ranks 8-64": 8, "ranks 64-": 64}  # name -> first rank
 
 
@@ -45,7 +51,7 @@ class Maker:
         recipe = self.labels[model]
         if not recipe:
             return {"model": model, "source": self.source}
-        bits, method, _ = RECIPES[recipe]
+        bits, method, _ = ALL[recipe]
         return {
             "model": model,
             "source": self.source,
@@ -56,7 +62,7 @@ class Maker:
         }
 
     def harm(self, model: str) -> float:
-        return RECIPES[self.labels[model]][2] if self.labels[model] else 0.0
+        return ALL[self.labels[model]][2] if self.labels[model] else 0.0
 
     def metric(self, name: str, base: float, effect: float, **fields) -> None:
         """`effect` times the recipe's harm is added to the base."""
@@ -154,6 +160,62 @@ class Maker:
             self.results.add(metric="flips_won", value=round(900 * harm), **where)
             self.results.add(metric="mcnemar_p", value=0.4 if harm < 0.01 else 0.0002, **where)
 
+    def more(self) -> None:
+        """What is measured only where somebody asks for it."""
+        test = {"set": "scenes-test", "role": "id", "n": 2000}
+        for name, base, effect in (
+            *(("aurc", 0.031, 0.5), ("eaurc", 0.024, 0.4), ("aurra", 0.97, -0.5), ("ece_adaptive", 0.036, -0.3)),
+            *(("ece_max", 0.21, 0.4), ("ece_l2", 0.05, 0.2), ("ece_classwise", 0.011, 0.1), ("nll_ts", 0.31, 0.9)),
+            *(("brier_rel", 0.004, 0.1), ("brier_res", 0.3, -0.4), ("overconfidence", 0.03, -0.2)),
+            *(("human_nll", 0.52, 1.1), ("entropy_correlation", 0.41, -0.6), ("probe_top1", 0.93, -0.7)),
+            *(("pair_ece", 0.02, 0.3), ("pair_nll", 0.09, 0.4), ("coverage_transferred", 0.81, -0.9)),
+        ):
+            self.metric(name, base, effect, **test)
+        captions = {"set": "captioned", "n": 1000, "axis": "k"}
+        for k, base in ((1, 0.42), (5, 0.7), (10, 0.81)):
+            self.metric("image_to_text_recall", base, -0.9, at=k, **captions)
+            self.metric("text_to_image_recall", base - 0.1, -0.8, at=k, **captions)
+        for model in self.labels:
+            coverage = np.linspace(0.01, 1, 60)
+            points = {"coverage": coverage, "risk": (0.12 + self.harm(model)) * coverage**1.8, "threshold": coverage}
+            self.results.add_curve(points, **self.describe(model), metric="risk_coverage", **test)
+        for group, effect in (("noise", 0.2), ("blur", -0.4), ("weather", -0.8), ("digital", -0.5)):
+            where = {"set": "scenes-test", "role": "corrupted", "corruption": group, "n": 1000}
+            self.metric("mean_top1", 0.6 + 0.05 * effect, effect, **where)
+            self.metric("mean_ece", 0.11, -0.2, **where)
+        for name, step in (("gaussian_blur", 0.08), ("fog", 0.05), ("contrast", 0.1), ("jpeg_compression", 0.04)):
+            where = {"set": "scenes-test", "role": "corrupted", "corruption": name, "n": 1000}
+            for severity in range(6):
+                self.metric("top1", 0.88 - step * severity, -0.8, severity=severity, **where)
+                self.metric("ece", 0.035 + 0.02 * severity, -0.2, severity=severity, **where)
+            self.metric("mean_top1", 0.88 - 3 * step, -0.8, **where)
+            self.metric("mean_ece", 0.1, -0.2, **where)
+        for model in list(self.labels)[1:]:
+            self.pairs(model)
+        wins = {"set": "near-ood", "role": "ood-near", "score": "mcm", "reference": self.reference}
+        for name, value in (("wins", 3), ("wins_clear", 1), ("wins_p", 0.31)):
+            self.results.add(metric=name, value=value, n=len(self.labels) - 1, **wins)
+        self.results.add(metric="wins_expected", value=2.1, low=0, high=8, n=len(self.labels) - 1, **wins)
+        recipe = {"axis": "recipe", "at": "w8a8", "recipe": "w8a8", "set": "scenes-test", "n": 7}
+        for name, p in (("top1_wilcoxon_p", 0.03), ("top1_wilcoxon_holm_p", 0.12)):
+            self.results.add(metric=name, value=p, **recipe)
+
+    def pairs(self, model: str) -> None:
+        harm = 0.002 + self.harm(model)
+        common = {"reference": self.reference, "n": 1000, **self.describe(model)}
+        for k in (1, 10):
+            where = {"set": "scenes-test", "role": "id", "axis": "neighbours", "at": k}
+            for name, share in (
+                *(("index_recall", 2.5), ("index_recall_reverse", 2.6)),
+                *(("text_recall", 1.9), ("text_recall_reverse", 2.0)),
+            ):
+                value = 1 - share * harm
+                self.results.add(
+                    metric=name, value=value, low=value - harm / 4, high=value + harm / 4, **where, **common
+                )
+        where = {"set": "near-ood", "role": "ood-near", "score": "mcm"}
+        self.results.add(metric="delong_p", value=0.3 if harm < 0.02 else 0.0001, **where, **common)
+
     def about(self) -> None:
         for model, recipe in self.labels.items():
             size = {"": 10.4e6, "w8a8": 3.1e6, "w8a8-smoothquant": 3.1e6}.get(recipe, 1.9e6)
@@ -170,7 +232,7 @@ class Maker:
             for site in sites():
                 state = "simulated" if recipe == "w4a4" else "real"
                 self.results.add(
-                    **self.describe(model) | {"bits": RECIPES[recipe][0]},
+                    **self.describe(model) | {"bits": ALL[recipe][0]},
                     metric="site_macs",
                     set=site,
                     role="site",
@@ -249,6 +311,21 @@ def made_up(families: tuple[str, ...] = ("scenes-clean", "scenes-noisy")) -> Res
         labels = {f"{prefix}float": "", **{f"{prefix}{recipe}": recipe for recipe in RECIPES}}
         Maker(results, f"{prefix}float", labels, family, seed=k).all()
     return results
+
+
+def twenty() -> Results:
+    """One reference and nineteen variants, of which everything was measured."""
+    results = made_up(families=())
+    labels = {"float": "", **{recipe: recipe for recipe in ALL}}
+    maker = Maker(results, "float", labels, "local-dir:photos", seed=0)
+    maker.all()
+    maker.more()
+    return results
+
+
+@pytest.fixture
+def make_twenty() -> Callable[[], Results]:
+    return twenty
 
 
 @pytest.fixture

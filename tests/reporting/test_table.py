@@ -95,7 +95,7 @@ def test_plain_signs_where_stdout_cannot_print_ours(make_results, monkeypatch) -
     monkeypatch.setattr(sys, "stdout", Ascii())
     text = table(make_results())
     text.encode("ascii")
-    assert "+ better, x worse, o cannot be told" in text and "?" not in text
+    assert "+ better, x worse, o no difference shown" in text and "?" not in text
 
 
 class Terminal(io.StringIO):

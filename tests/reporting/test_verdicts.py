@@ -85,13 +85,13 @@ def test_sentences_name_what_is_better_worse_and_open() -> None:
     )
     assert "Worse in top-1 accuracy (−1.20 points [−2.00, −0.40])." in said
     assert "Better in calibration (−1.00 points [−2.00, −0.50])." in said
-    assert "Cannot be told: far OOD detection." in said
+    assert "No difference shown in far OOD detection." in said
     assert "none was fitted" in said  # ECE moved and there is no ece_ts
 
 
 def test_an_open_accuracy_says_how_large_a_loss_it_still_allows() -> None:
     said = told({"metric": "top1", "value": 0.5}, difference("top1", 0.001, -0.003, 0.004))
-    assert "No difference to float can be told in anything measured: top-1 accuracy." in said
+    assert "No difference to float is shown in anything measured: top-1 accuracy." in said
     assert "beyond 0.30 points is unlikely" in said
 
 

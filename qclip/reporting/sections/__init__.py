@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from qclip.registry import Registry
 
-from .. import verdicts
+from .. import overview, verdicts
 from ..index import Family, Index
+from ..overview import Axis
 from ..parts import Panel, Table
 from ..verdicts import Answers, Question
 
@@ -20,11 +21,21 @@ class Section:
     title: str
     intro: str  # how to read the figures
     absent: str  # what is said where the results hold nothing of it
+    tables_printed = True  # False: too long for paper
     tables_title = "All numbers"  # the tables are folded behind it; "" shows them openly
 
     def questions(self, index: Index) -> list[Question]:
         """What is compared between a model and its reference: lines of the verdict tables."""
         return []
+
+    def lines(self, index: Index) -> dict[str, list[Question]]:
+        """Lines of the overview, each with the questions that speak for it; one without any says "not measured"."""
+        leading = [question for question in self.questions(index) if question.leading]
+        return {self.title: leading} if leading else {}
+
+    def overview(self, index: Index, family: Family, answers: Answers) -> list[Axis]:
+        """Marks of each variant on the lines of this section."""
+        return [overview.axis(name, family, asked, answers) for name, asked in self.lines(index).items()]
 
     def panels(self, index: Index) -> list[Panel]:
         return []
@@ -47,11 +58,18 @@ SECTIONS: Registry[type[Section]] = Registry(
     "qclip.sections",
     {
         "accuracy": f"{_HERE}.accuracy:AccuracySection",
+        "selective": f"{_HERE}.selective:SelectiveSection",
         "ood": f"{_HERE}.ood:OodSection",
         "corruptions": f"{_HERE}.corruptions:CorruptionsSection",
         "shift": f"{_HERE}.shift:ShiftSection",
         "groups": f"{_HERE}.groups:GroupsSection",
         "agreement": f"{_HERE}.agreement:AgreementSection",
+        "neighbours": f"{_HERE}.neighbours:NeighboursSection",
+        "retrieval": f"{_HERE}.retrieval:RetrievalSection",
+        "paired": f"{_HERE}.paired:PairedSection",
+        "human": f"{_HERE}.human:HumanSection",
+        "probe": f"{_HERE}.probe:ProbeSection",
+        "pairwise": f"{_HERE}.pairwise:PairwiseSection",
         "spectra": f"{_HERE}.spectra:SpectraSection",
         "coverage": f"{_HERE}.coverage:CoverageSection",
         "speed": f"{_HERE}.speed:SpeedSection",
@@ -68,6 +86,11 @@ def all_sections() -> list[Section]:
 def compare(index: Index, family: Family) -> Answers:
     """What every section asks of a family, in the order of the page, with its answers."""
     return verdicts.compare(index, family, [q for section in all_sections() for q in section.questions(index)])
+
+
+def overview_of(index: Index, family: Family, answers: Answers) -> list[Axis]:
+    """The overview of a family, in the order of the page."""
+    return [axis for section in all_sections() for axis in section.overview(index, family, answers)]
 
 
 def about(index: Index, family: Family, model: str, answers: Answers) -> list[str]:

@@ -17,7 +17,8 @@ class AccuracySection(Section):
     title = "Accuracy and calibration"
     intro = (
         "Bars show how often the model was right at each confidence; the diagonal is perfect calibration. Where "
-        "confidence exceeds accuracy the gap is hatched orange, where it falls short, blue. Below is the number of "
+        "confidence exceeds accuracy the gap is hatched orange, where it falls short, blue. A dot is where the "
+        "reference stood in that bin, a line the way from there. Below is the number of "
         "images in each bin: bins with few images wobble."
     )
     absent = "No labelled set was evaluated, so there is neither accuracy nor calibration."
@@ -33,11 +34,15 @@ class AccuracySection(Section):
             out += [Question("Calibration", metric, name, leading=metric == "ece") for metric in CALIBRATION]
         return out
 
+    def lines(self, index: Index) -> dict[str, list[Question]]:
+        leading = [question for question in self.questions(index) if question.leading]
+        return {axis: [q for q in leading if q.axis == axis] for axis in ("Accuracy", "Calibration")}
+
     def panels(self, index: Index) -> list[Panel]:
-        return labelled.diagrams(index, index.id_sets)
+        return labelled.trajectory(index, index.id_sets) + labelled.diagrams(index, index.id_sets)
 
     def tables(self, index: Index) -> list[Table]:
-        return labelled.tables(index, index.id_sets)
+        return labelled.tables(index, index.id_sets) + labelled.details(index, index.id_sets)
 
     def about(self, index: Index, family: Family, model: str, answers: Answers) -> list[str]:
         return _bound(model, answers) + _calibration(index, family, model, answers)

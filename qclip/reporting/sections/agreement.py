@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from qclip.results import Row
+
 from .. import units
-from ..index import Index
-from ..parts import Cell, Table, value_cell
+from ..index import Family, Index
+from ..overview import MISSING, Axis, Mark
+from ..parts import Cell, Table
+from ..tabulated import Column, by_model
+from ..verdicts import Answers, changed
 from . import Section
 
 
@@ -15,41 +20,38 @@ class AgreementSection(Section):
     absent = "There is no second model to agree with."
     tables_title = ""
 
+    def overview(self, index: Index, family: Family, answers: Answers) -> list[Axis]:
+        sets = [name for name in index.id_sets if any(r["set"] == name for r in index.rows("agreement"))][:1]
+        marks = {}
+        for model in family.variants:
+            row = index.row(model, "agreement", set=sets[0], reference=family.reference) if sets else None
+            marks[model] = MISSING if row is None or row["value"] is None else kept("agreement", row)
+        return [Axis("Agreement", f"Same prediction, {sets[0]}" if sets else "", marks)]
+
     def tables(self, index: Index) -> list[Table]:
         return agreement(index)
 
 
+def kept(metric: str, row: Row) -> Mark:
+    """The mark of a share that is 1 where nothing changed."""
+    measure = units.metric(metric)
+    said = measure.value(row["value"])
+    return Mark(changed(row), said, f"{said} {measure.interval(row['low'], row['high'])}".strip(), 1 - row["value"])
+
+
 def agreement(index: Index) -> list[Table]:
     """How near each model's outputs are to its reference's, image by image."""
-    metrics = ("cosine_mean", "cosine_min", "agreement", "flips_lost", "flips_won", "mcnemar_p")
     heads = {
-        "agreement": Cell("Same prediction"),
-        "flips_lost": Cell("Lost", "right to wrong"),
-        "flips_won": Cell("Won", "wrong to right"),
-        "mcnemar_p": Cell("McNemar", "mid-p"),
         "cosine_mean": Cell("Mean cosine", "of embeddings"),
         "cosine_min": Cell("Smallest", "cosine"),
+        "agreement": Cell("Same prediction"),
+        "flips_all": Cell("Changed", "predictions"),
+        "flips_lost": Cell("Lost", "right to wrong"),
+        "flips_won": Cell("Won", "wrong to right"),
     }
-    out = []
-    sets = list(dict.fromkeys(row["set"] for row in index.rows("agreement", "cosine_mean")))
-    for name in sets:
-        rows = []
-        for family in index.families:
-            for model in family.variants:
-                found = [index.row(model, m, set=name, reference=family.reference) for m in metrics]
-                if any(found):
-                    cells = [_agreement_cell(m, row) for m, row in zip(metrics, found, strict=True)]
-                    rows.append([Cell(model), *cells])
-        if rows:
-            out.append(Table(name, [Cell("Model"), *(heads[m] for m in metrics)], rows))
-    return out
-
-
-def _agreement_cell(metric: str, row: dict | None) -> Cell:
-    if row is None or row["value"] is None:
-        return Cell(units.ABSENT)
-    if metric.startswith("flips"):
-        return Cell(units.count(row["value"]))
-    if metric == "mcnemar_p":
-        return Cell("< 0.001" if row["value"] < 0.001 else f"{row['value']:.3f}")
-    return value_cell(units.metric(metric), row)
+    sets = dict.fromkeys(row["set"] for row in index.rows("agreement", "cosine_mean"))
+    return [
+        table
+        for name in sets
+        for table in by_model(index, name, [Column(m, {"set": name}, head, paired=True) for m, head in heads.items()])
+    ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from qclip.data.corruptions import CORRUPTIONS, GROUPS, PUBLISHED
+from qclip.data.corruptions import GROUPS, members
 
 from .. import svg, units
 from ..index import Family, Index
@@ -11,6 +11,7 @@ from ..parts import (
     Figure,
     Panel,
     Table,
+    csv,
     hundred,
     images_note,
     legend_of,
@@ -22,6 +23,10 @@ from ..parts import (
 )
 from ..verdicts import Question
 from . import Section
+
+FEW_CORRUPTIONS = 3  # as many are drawn openly
+MOST_CURVES = 48  # figures of corruptions: all of ImageNet-C's, top-1 and ECE
+ENDS = ("value", "low", "high")
 
 
 class CorruptionsSection(Section):
@@ -38,7 +43,7 @@ class CorruptionsSection(Section):
         several = len({corruption for _, corruption in index.corrupted}) > 1
         return [
             Question(
-                f"{called(corruption) if several else 'Noise' if 'noise' in corruption else 'Corruption'} robustness",
+                f"{_named(corruption, several)} robustness",
                 metric,
                 name,
                 corruption=corruption,
@@ -48,33 +53,124 @@ class CorruptionsSection(Section):
             for metric in ("mean_top1", "mean_ece")
         ]
 
+    def lines(self, index: Index) -> dict[str, list[Question]]:
+        return {"Noise and other corruptions": [q for q in self.questions(index) if q.leading]}
+
     def panels(self, index: Index) -> list[Panel]:
-        return by_severity(index)
+        return by_group(index) + by_severity(index)
 
     def tables(self, index: Index) -> list[Table]:
         return corrupted(index)
 
 
-def called(corruption: str) -> str:
-    """The label of a corruption, or of a group of them."""
-    if corruption in GROUPS or corruption == PUBLISHED:
-        return GROUPS.get(corruption, "ImageNet-C without frost")
-    return CORRUPTIONS.get(corruption).label if corruption in CORRUPTIONS else units.title(corruption)
+def _named(corruption: str, several: bool) -> str:
+    return units.corruption(corruption) if several else "Noise" if "noise" in corruption else "Corruption"
 
 
 def by_severity(index: Index) -> list[Panel]:
-    """Accuracy and ECE against severity, with intervals."""
+    """Accuracy and ECE against severity, with intervals: of few corruptions openly, of many behind their groups."""
     out, parts = [], portions(index)
-    for name, corruption in index.corrupted:
-        severities = index.severities(name, corruption)
-        if len(severities) < 2:
-            continue
+    for name in dict.fromkeys(name for name, _ in index.corrupted):
+        drawn = [c for where, c in index.corrupted if where == name and len(index.severities(name, c)) > 1]
+        many = len(drawn) > FEW_CORRUPTIONS
         for family in parts:
-            made = [_severity_figure(index, family, name, corruption, severities, m) for m in ("top1", "ece")]
+            made = [
+                _severity_figure(index, family, name, corruption, index.severities(name, corruption), metric)
+                for corruption in drawn
+                for metric in ("top1", "ece")
+            ]
             figures = [figure for figure in made if figure is not None]
-            title = f"{called(corruption)} on {name}"
-            out += panel(titled(family, title, len(parts) > 1), figures, legend_of(family))
+            title = f"Each corruption on {name}" if many else f"{units.corruption(drawn[0])} on {name}" if drawn else ""
+            title = title if many or len(drawn) < 2 else f"Corruptions of {name}"
+            open_ones = 0 if many else MOST_CURVES
+            out += panel(
+                titled(family, title, len(index.families) > 1), figures, legend_of(family), open_ones, most=MOST_CURVES
+            )
     return out
+
+
+def by_group(index: Index) -> list[Panel]:
+    """Curves of groups of corruptions, and how far each group's mean is from the reference's, with its interval."""
+    out, parts = [], portions(index)
+    for name in dict.fromkeys(name for name, _ in index.corrupted):
+        groups = [c for where, c in index.corrupted if where == name and c in GROUPS]
+        for family in parts if groups else []:
+            figures = [_group_curve(index, family, name, group) for group in groups]
+            differences = _group_differences(index, family, name, groups)
+            shown = [figure for figure in (differences, *figures) if figure is not None]
+            title = titled(family, f"Groups of corruptions on {name}", len(index.families) > 1)
+            out += panel(title, shown, legend_of(family))
+    return out
+
+
+def _group_differences(index: Index, family: Family, name: str, groups: list[str]) -> Figure | None:
+    rows = {
+        (m, g): row
+        for m in family.variants
+        for g in groups
+        if (row := index.row(m, "mean_top1", set=name, corruption=g, reference=family.reference)) is not None
+        and row["value"] is not None
+    }
+    if not rows or not family.reference:
+        return None
+    measure = units.metric("mean_top1")
+    bounds = [row[column] for row in rows.values() for column in ("value", "low", "high")]
+    axes = svg.Axes(
+        f"Difference of mean top-1 by group, {name}",
+        f"Paired differences to {family.reference} with 95 % intervals.",
+        (-0.5, len(groups) - 0.5),
+        svg.padded([*bounds, 0.0]),
+        y_label="difference (points)",
+        x_ticks=range(len(groups)),
+        x_text=lambda k: units.corruption(groups[int(k)]),
+        y_text=hundred,
+    )
+    axes.guide((-0.5, 0), (len(groups) - 0.5, 0))
+    count = len(family.variants)
+    for place, (model, series) in enumerate([each for each in series_of(family) if each[0] != family.reference]):
+        aside = (place - (count - 1) / 2) * min(0.11, 0.75 / max(count, 1))
+        for k, group in enumerate(groups):
+            if (row := rows.get((model, group))) is not None:
+                axes.whisker(k + aside, row["low"], row["high"], series)
+                shown = f"{measure.difference(row['value'])} {measure.difference_interval(row['low'], row['high'])}"
+                axes.mark(k + aside, row["value"], series, f"{model}, {units.corruption(group)}: {shown}")
+    data = csv(("model", "group", *ENDS), [(*at, *(row[c] for c in ENDS)) for at, row in rows.items()])
+    caption = f"Mean top-1 over severities and members, minus that of {family.reference}; 95 % intervals."
+    return Figure("Difference by group", axes.render(), caption, data)
+
+
+def _group_curve(index: Index, family: Family, name: str, group: str) -> Figure | None:
+    """Mean top-1 of a group's members at each severity."""
+    within = [c for c in members(group) if (name, c) in index.corrupted]
+    severities = sorted(set.intersection(*(set(index.severities(name, c)) for c in within))) if within else []
+    rows = []
+    for model in family.models:
+        for severity in severities:
+            found = [index.value(model, "top1", set=name, corruption=c, severity=severity) for c in within]
+            known = [value for value in found if value is not None]
+            if len(known) == len(found):
+                rows.append((model, severity, sum(known) / len(known)))
+    if len(severities) < 2 or not rows:
+        return None
+    called = units.corruption(group)
+    listed = units.words([units.small(units.corruption(c)) for c in within])
+    axes = svg.Axes(
+        f"Mean top-1 under {called}, {name}",
+        f"Mean over {listed} at each severity.",
+        (severities[0] - 0.3, severities[-1] + 0.3),
+        svg.padded([value for *_, value in rows], floor=0, ceiling=1),
+        x_label="severity (0 = without corruption)" if severities[0] == 0 else "severity",
+        y_label="Top-1 accuracy (%)",
+        x_ticks=severities,
+        y_text=hundred,
+    )
+    for model, series in series_of(family):
+        points = [(severity, value) for of, severity, value in rows if of == model]
+        axes.line(points, series)
+        for severity, value in points:
+            axes.mark(severity, value, series, f"{model}, severity {severity}: {units.percent(value)}")
+    data = csv(("model", "severity", "top1"), rows)
+    return Figure(called, axes.render(), f"Mean over {listed}; intervals stand at the differences.", data)
 
 
 def _severity_figure(
@@ -91,7 +187,7 @@ def _severity_figure(
     measure = units.metric(metric)
     bounds = [row[column] for row in known.values() for column in ("value", "low", "high")]
     axes = svg.Axes(
-        f"{measure.name} under {called(corruption)}, {name}",
+        f"{measure.name} under {units.corruption(corruption)}, {name}",
         f"{measure.name} of {units.words(list(family.models))} at severities {severities[0]} to "
         f"{severities[-1]}; bars are 95 % intervals.",
         (severities[0] - 0.3, severities[-1] + 0.3),
@@ -112,7 +208,9 @@ def _severity_figure(
             axes.mark(x, row["value"], series, f"{model}, severity {round(x)}: {shown}")
     n = index.n(name, corruption)
     better = "higher is better" if measure.better > 0 else "lower is better"
-    return Figure(measure.name, axes.render(), f"95 % intervals{f', n = {units.count(n)}' if n else ''}; {better}.")
+    data = csv(("model", "severity", *ENDS), [(*at, *(row[c] for c in ENDS)) for at, row in known.items()])
+    title = f"{units.corruption(corruption)}: {measure.name}"
+    return Figure(title, axes.render(), f"95 % intervals{f', n = {units.count(n)}' if n else ''}; {better}.", data)
 
 
 def corrupted(index: Index) -> list[Table]:
@@ -135,7 +233,7 @@ def corrupted(index: Index) -> list[Table]:
             Cell(_short(m), "mean, 1 and above" if m.startswith("mean_") else f"severity {s}") for m, s in columns
         ]
         n = index.n(name, corruption)
-        out.append(Table(f"{called(corruption)} on {name}", head, rows, images_note(n)))
+        out.append(Table(f"{units.corruption(corruption)} on {name}", head, rows, images_note(n)))
     return out
 
 

@@ -6,7 +6,7 @@ from markupsafe import Markup
 
 from .. import svg, units
 from ..index import Index
-from ..parts import WIDTH, Cell, Figure, Panel, Table, panel, shorten
+from ..parts import WIDTH, Cell, Figure, Panel, Table, csv, panel, shorten
 from ..svg import finite
 from . import Section
 
@@ -23,6 +23,7 @@ class CoverageSection(Section):
     )
     absent = "No quantized model told how its layers are computed."
     tables_title = "Site by site"
+    tables_printed = False
 
     def panels(self, index: Index) -> list[Panel]:
         return coverage(index)
@@ -62,7 +63,8 @@ def _stacked(index: Index, metric: str, name: str, found: list[str]) -> Figure:
                 body.append(svg.text(left + 6, top + 29.5, units.percent(share), f"on {state}"))
             left += span
     drawing = svg.document(WIDTH, len(found) * row + 2, f"{name} by how they are computed", "; ".join(told), body)
-    return Figure(name, drawing)
+    rows = [(m, s, index.value(m, metric, axis="state", at=s)) for m in found for s in STATES]
+    return Figure(name, drawing, data=csv(("model", "computed", "share"), rows))
 
 
 def sites(index: Index) -> list[Table]:

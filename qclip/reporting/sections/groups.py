@@ -25,6 +25,9 @@ class GroupsSection(Section):
             for metric in ("worst_group_top1", "group_gap")
         ]
 
+    def lines(self, index: Index) -> dict[str, list[Question]]:
+        return {"Worst group": [q for q in self.questions(index) if q.leading]}
+
     def panels(self, index: Index) -> list[Panel]:
         return labelled.diagrams(index, self._sets(index), open_ones=0)
 

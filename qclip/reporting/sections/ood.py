@@ -10,8 +10,10 @@ from ..parts import (
     Figure,
     Panel,
     Table,
+    csv,
     hundred,
     legend_of,
+    listed,
     panel,
     portions,
     series_of,
@@ -21,7 +23,7 @@ from ..parts import (
 from ..verdicts import Question
 from . import Section
 
-SCORE = "mcm"  # the score that is judged, named beforehand; the others stand in the tables
+OTHER = "OOD detection"
 AXES = {"near": "Near OOD detection", "far": "Far OOD detection"}
 
 
@@ -35,12 +37,18 @@ class OodSection(Section):
     absent = "No OOD set was given, so detection was not measured."
 
     def questions(self, index: Index) -> list[Question]:
-        score = SCORE if SCORE in index.ood_scores else next(iter(index.ood_scores), "")
+        score = index.judged_score
         return [
-            Question(AXES.get(kind, "OOD detection"), metric, name, score=score, leading=metric == "auroc")
+            Question(AXES.get(kind, OTHER), metric, name, score=score, leading=metric == "auroc")
             for name, kind in index.ood_sets
             for metric in ("auroc", "fpr95")
         ]
+
+    def lines(self, index: Index) -> dict[str, list[Question]]:
+        leading = [question for question in self.questions(index) if question.leading]
+        out = {axis: [q for q in leading if q.axis == axis] for axis in AXES.values()}
+        other = [q for q in leading if q.axis not in out]
+        return out | ({OTHER: other} if other else {})
 
     def panels(self, index: Index) -> list[Panel]:
         return roc(index)
@@ -58,7 +66,7 @@ def roc(index: Index) -> list[Panel]:
     scores = list(dict.fromkeys(score for _, _, score in curves))
     if not curves:
         return []
-    score = SCORE if SCORE in scores else scores[0]
+    score = index.judged_score if index.judged_score in scores else scores[0]
     kinds = dict(index.ood_sets)
     sets = [s for s, _ in index.ood_sets]
     sets += [s for s in dict.fromkeys(s for _, s, _ in curves) if s not in sets]
@@ -69,7 +77,7 @@ def roc(index: Index) -> list[Panel]:
             lines = {m: sorted(curves[m, name, score]) for m in family.models if (m, name, score) in curves}
             if lines:
                 figures.append(_roc_figure(index, family, name, kinds.get(name, ""), score, lines))
-        out += panel(titled(family, f"By {units.score(score)}", len(parts) > 1), figures, legend_of(family))
+        out += panel(titled(family, f"By {units.score(score)}", len(index.families) > 1), figures, legend_of(family))
     return out
 
 
@@ -77,12 +85,13 @@ def _roc_figure(
     index: Index, family: Family, name: str, kind: str, score: str, lines: dict[str, list[svg.Point]]
 ) -> Figure:
     shown = f"{name} ({kind} OOD)" if kind and kind not in name.lower() else name
+    measure = units.metric("auroc")
     areas = [
-        f"{family.short(m)} {100 * v:.1f}"
+        f"{family.short(m)} {measure.value(row['value'])} {measure.interval(row['low'], row['high'])}".strip()
         for m in lines
-        if (v := index.value(m, "auroc", set=name, score=score)) is not None
+        if (row := index.row(m, "auroc", set=name, score=score)) is not None and row["value"] is not None
     ]
-    caption = f"AUROC in percent: {', '.join(areas)}." if areas else ""
+    caption = listed("AUROC", areas)
     axes = svg.Axes(
         f"ROC of OOD detection on {shown}",
         f"Share of ID images accepted against share of OOD images accepted. {caption}",
@@ -101,7 +110,8 @@ def _roc_figure(
     for model, series in series_of(family):
         if model in lines:
             axes.line([*lines[model], *([(1.0, 1.0)] if lines[model][-1][0] < 1 else [])], series)
-    return Figure(shown, axes.render(), caption)
+    rows = [(m, *point) for m, points in lines.items() for point in points]
+    return Figure(shown, axes.render(), caption, csv(("model", "fpr", "tpr"), rows))
 
 
 def detection(index: Index) -> list[Table]:

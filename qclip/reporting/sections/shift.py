@@ -22,8 +22,12 @@ class ShiftSection(Section):
             for metric in ("top1", "ece")
         ]
 
+    def lines(self, index: Index) -> dict[str, list[Question]]:
+        return {self.title: [q for q in self.questions(index) if q.leading]}
+
     def panels(self, index: Index) -> list[Panel]:
-        return labelled.diagrams(index, index.shift_sets, open_ones=0)
+        sets = index.shift_sets
+        return labelled.trajectory(index, sets) + labelled.diagrams(index, sets, open_ones=0)
 
     def tables(self, index: Index) -> list[Table]:
-        return labelled.tables(index, index.shift_sets)
+        return labelled.tables(index, index.shift_sets) + labelled.details(index, index.shift_sets)

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from .. import svg, units
-from ..index import Index
-from ..parts import WIDTH, Figure, Panel, panel, shorten
+from ..index import Family, Index
+from ..overview import MISSING, Axis, Mark
+from ..parts import WIDTH, Figure, Panel, csv, panel, shorten
+from ..verdicts import Answers, Verdict
 from . import Section
 
 
@@ -19,8 +21,33 @@ class SpeedSection(Section):
     )
     absent = "Neither size nor time was recorded."
 
+    def overview(self, index: Index, family: Family, answers: Answers) -> list[Axis]:
+        sizes = {model: _size(index, family, model) for model in family.variants}
+        times = {model: _time(index, family, model) for model in family.variants}
+        return [Axis("Size", "Bytes in memory", sizes), Axis("Speed", "Timed in passing, without an interval", times)]
+
     def panels(self, index: Index) -> list[Panel]:
         return size_and_speed(index)
+
+
+def _size(index: Index, family: Family, model: str) -> Mark:
+    """Exact, so that any difference is one."""
+    ours, theirs = (index.value(each, "model_bytes") for each in (model, family.reference))
+    if ours is None or not theirs:
+        return MISSING
+    verdict = Verdict.SAME if ours == theirs else Verdict.BETTER if ours < theirs else Verdict.WORSE
+    ratio = f"{ours / theirs:.2f}{units.TIMES}"
+    return Mark(verdict, ratio, f"{units.size(ours)}, {ratio} the reference's", abs(1 - ours / theirs))
+
+
+def _time(index: Index, family: Family, model: str) -> Mark:
+    """A time without an interval decides nothing, and a simulated model's time says nothing."""
+    for where in dict.fromkeys(row["set"] for row in index.rows("ms_per_image")):
+        ours, theirs = (index.value(each, "ms_per_image", set=where) for each in (model, family.reference))
+        if ours and theirs and not index.simulated(model):
+            ratio = f"{theirs / ours:.1f}{units.TIMES} as fast"
+            return Mark(Verdict.NOTED, ratio, f"{units.milliseconds(ours)} an image, {ratio}, in passing")
+    return MISSING
 
 
 def size_and_speed(index: Index) -> list[Panel]:
@@ -71,4 +98,5 @@ def bars(title: str, rows: list[tuple[str, float, str]]) -> Figure:
             svg.rect(0, top + 17, long, 9, "amount", f"{model}: {shown}", radius=2),
         ]
     told = "; ".join(f"{model}: {shown}" for model, _, shown in rows)
-    return Figure(title, svg.document(WIDTH, len(rows) * row, title, told, body))
+    drawing = svg.document(WIDTH, len(rows) * row, title, told, body)
+    return Figure(title, drawing, data=csv(("model", "value"), [(model, number) for model, number, _ in rows]))

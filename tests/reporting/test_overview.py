@@ -1,0 +1,165 @@
+"""The overview: a word for each axis, from the intervals and from nothing else."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from qclip.reporting import html
+from qclip.reporting.index import Family, Index
+from qclip.reporting.overview import Axis, sentences
+from qclip.reporting.sections import all_sections, compare, overview_of
+from qclip.reporting.verdicts import Verdict
+from qclip.results import Results
+
+ALWAYS = [
+    *("Accuracy", "Calibration", "Near OOD detection", "Far OOD detection", "Noise and other corruptions"),
+    *("Covariate shift", "Worst group", "Agreement", "Float index", "Size", "Speed"),
+]
+
+
+def overview(results: Results) -> tuple[Index, Family, dict[str, Axis]]:
+    index = Index(results)
+    family = index.families[0]
+    return index, family, {axis.name: axis for axis in overview_of(index, family, compare(index, family))}
+
+
+def compared(*differences: tuple[str, float, float, float, dict]) -> Results:
+    """`w8a8` against `float`: (metric, value, low, high, key)."""
+    results = Results()
+    results.add(model="float", metric="top1", value=0.8, set="test", role="id")
+    for metric, value, low, high, key in differences:
+        key = {"set": "test", "role": "id"} | key
+        results.add(model="w8a8", reference="float", metric=metric, value=value, low=low, high=high, **key)
+    return results
+
+
+def test_every_axis_has_a_line_and_says_where_nothing_was_measured() -> None:
+    index, family, axes = overview(compared(("top1", -0.02, -0.03, -0.01, {})))
+    assert list(axes) == ALWAYS
+    said = {name: axis.marks["w8a8"].verdict for name, axis in axes.items()}
+    assert said.pop("Accuracy") is Verdict.WORSE
+    assert set(said.values()) == {Verdict.MISSING}
+    page = html(index.results)
+    section = page.split('<section id="overview">')[1].split("</section>")[0]
+    table = section.split("<table")[1].split("</table>")[0]
+    assert [table.count(word) for word in (">worse<", ">not measured<", ">better<")] == [1, len(ALWAYS) - 1, 0]
+    assert sentences(index, family, list(axes.values()))[-1].startswith("Not measured: calibration, near OOD detection")
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "word"), [(-0.03, -0.01, "better"), (0.01, 0.03, "worse"), (-0.01, 0.03, "no difference shown")]
+)
+def test_the_word_is_that_of_the_interval(low: float, high: float, word: str) -> None:
+    *_, axes = overview(compared(("ece", (low + high) / 2, low, high, {})))
+    assert axes["Calibration"].marks["w8a8"].verdict.word == word
+
+
+def test_sets_that_disagree_are_both_named() -> None:
+    shift = {"role": "shift"}
+    results = compared(
+        ("top1", 0.02, 0.01, 0.03, shift | {"set": "paintings"}), ("top1", -0.05, -0.06, -0.04, shift | {"set": "toys"})
+    )
+    *_, axes = overview(results)
+    mark = axes["Covariate shift"].marks["w8a8"]
+    assert mark.verdict is Verdict.MIXED and mark.whole == "−5.00 points [−6.00, −4.00] on toys"
+
+
+def test_size_is_exact_and_a_time_without_an_interval_is_no_verdict() -> None:
+    results = compared(("top1", 0.0, -0.01, 0.01, {}))
+    for model, size, time in (("float", 100, 4.0), ("w8a8", 27, 2.0)):
+        results.add(model=model, metric="model_bytes", role="model", value=size)
+        results.add(model=model, metric="ms_per_image", set="test", role="id", value=time)
+    *_, axes = overview(results)
+    assert (axes["Size"].marks["w8a8"].verdict, axes["Size"].marks["w8a8"].said) == (Verdict.BETTER, "0.27×")
+    assert (axes["Speed"].marks["w8a8"].verdict, axes["Speed"].marks["w8a8"].said) == (Verdict.NOTED, "2.0× as fast")
+    results.add(model="w8a8", metric="coverage_macs", role="model", axis="state", at="simulated", value=0.5)
+    *_, axes = overview(results)
+    assert axes["Speed"].marks["w8a8"].verdict is Verdict.MISSING  # a simulated model's time says nothing
+
+
+def test_a_float_index_is_kept_or_changed() -> None:
+    key = {"axis": "neighbours", "n": 100}
+    results = compared(
+        ("index_recall", 0.98, 0.97, 0.99, key | {"at": 10}), ("index_recall", 1.0, 1.0, 1.0, key | {"at": 1})
+    )
+    index, _, axes = overview(results)
+    mark = axes["Float index"].marks["w8a8"]
+    assert (mark.verdict, mark.whole) == (Verdict.CHANGED, "98.0 % [97.0, 99.0]")  # at 10, not at 1
+    assert "The 10 nearest kept, test: w8a8 98.0" in html(index.results).replace("\N{NO-BREAK SPACE}", " ")
+
+
+def test_the_verdict_names_who_is_not_shown_to_be_worse() -> None:
+    results = Results()
+    results.add(model="float", metric="top1", value=0.8, set="test", role="id")
+    for model, low, high, size in (("a", -0.01, 0.01, 30), ("b", -0.01, 0.01, 20), ("c", -0.09, -0.05, 10)):
+        common = {"metric": "top1", "set": "test", "role": "id", "value": (low + high) / 2}
+        results.add(model=model, reference="float", low=low, high=high, **common)
+        results.add(model=model, metric="model_bytes", role="model", value=size)
+    results.add(model="float", metric="model_bytes", role="model", value=100)
+    index, family, axes = overview(results)
+    said = sentences(index, family, list(axes.values()))
+    assert said[0].startswith("2 of 3 variants are not shown to be worse in anything measured: a and b; ")
+    assert "the smallest of them is b, 0.20× the size" in said[0] and "does not prove" in said[0]
+    assert said[1] == "Worse in accuracy in 1 of 3 (c, −7.00 points)."
+
+
+def test_joint_wins_stand_beside_chance() -> None:
+    results = compared(("top1", 0.0, -0.01, 0.01, {}), ("auroc", 0.0, -0.1, 0.1, {"set": "far", "score": "mcm"}))
+    key = {"set": "far", "score": "mcm", "reference": "float", "n": 19}
+    for metric, value in (("wins", 3), ("wins_clear", 1), ("wins_p", 0.31)):
+        results.add(metric=metric, value=value, **key)
+    results.add(metric="wins_expected", value=2.1, low=0, high=8, **key)
+    page = html(results)
+    assert "3 of 19 variants are better than float in accuracy, ECE and AUROC" in page
+    assert "2.1 (0 to 8) would be by chance, p = 0.310: no more than chance gives." in page
+
+
+def test_twenty_models_are_counted_sorted_and_filtered(make_twenty) -> None:
+    page = html(make_twenty())
+    overview = page.split('<section id="overview">')[1].split("</section>")[0]
+    assert "Of 19 variants" in overview and '<input id="filter"' in overview
+    table = overview.split('<table class="grid matrix sortable">')[1].split("</table>")[0]
+    assert len(re.findall(r'<tr data-model="[^"]+"><th scope="row">', table)) == 19
+    # without a script nothing of it is hidden, but the filter that needs one
+    assert re.findall(r"<[^>]* hidden[ >]", page) == ['<p class="filter" hidden>']
+
+
+def test_every_section_without_its_data_says_so_or_has_no_line() -> None:
+    page = html(compared(("top1", -0.02, -0.03, -0.01, {})))
+    for section in all_sections():
+        body = page.split(f'<section id="{section.name}">')[1].split("</section>")[0]
+        if section.name != "accuracy":
+            assert f'<p class="absent">{section.absent}</p>' in body, section.name
+            assert "<figure" not in body and "<table" not in body, section.name
+    assert "Linear probe</th>" not in page  # of what only some ask for, the overview has no line
+
+
+def test_every_section_with_its_data_shows_it(make_twenty) -> None:
+    page = html(make_twenty())
+    for section in all_sections():
+        body = page.split(f'<section id="{section.name}">')[1].split("</section>")[0]
+        assert section.absent not in body and ("<figure" in body or "<table" in body), section.name
+
+
+def test_figures_carry_their_numbers(make_twenty) -> None:
+    page = html(make_twenty())
+    body = page.split('<section id="ood">')[1].split("</section>")[0]
+    data = re.findall(r"<pre tabindex=\"0\">(.*?)</pre>", body, re.S)
+    assert len(data) == body.count("<figure") == 6 and all(
+        each.startswith("model,fpr,tpr\nfloat,0,0\n") for each in data
+    )
+
+
+def test_what_is_printed_is_whole(make_twenty) -> None:
+    page = html(make_twenty())
+    style = page.split("@media print {")[1].split("</style>")[0]
+    for rule in (
+        ".scroll { overflow: visible",
+        "content-visibility: visible",
+        "figure { break-inside: avoid",
+        "size: A4",
+    ):
+        assert rule in page.split("<style>")[1] and (rule == "size: A4" or rule in style), rule
+    assert "details.data { display: none; }" in style  # raw numbers are no matter for paper
