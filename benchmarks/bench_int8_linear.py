@@ -1,12 +1,14 @@
 """INT8 linear layer: codes in, float32 out, per-channel scales, bias and GELU fused; beside oneDNN and torch's float32.
 
 `python -m benchmarks.bench_int8_linear` prints a table of CPU time on one thread, with the geometric mean against
-oneDNN. The function of the backend is timed: torch's dispatch around an op costs some 40 us, which a `Program` skips.
+oneDNN, on the tier that `QKERNELS_CPU_TIER` names (`ONEDNN_MAX_CPU_ISA=AVX2` holds oneDNN to `avx2`). The function of
+the backend is timed: torch's dispatch around an op costs some 40 us, which a `Program` skips.
 """
 
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable
 
 import pytest
@@ -65,8 +67,9 @@ def test_torch_float32(benchmark, rate, generator, m: int, n: int, k: int) -> No
 
 def main() -> None:
     torch.set_num_threads(1)
+    cpu.use_tier(os.environ.get("QKERNELS_CPU_TIER"))
     ratios: dict[str | None, list[float]] = {activation: [] for activation in ACTIVATIONS}
-    print(f"{'% of VNNI peak':18}" + "".join(f"{a or 'plain':>8}{'oneDNN':>8}{'ratio':>7}" for a in ACTIVATIONS))
+    print(f"{'% of peak':18}" + "".join(f"{a or 'plain':>8}{'oneDNN':>8}{'ratio':>7}" for a in ACTIVATIONS))
     for m, n, k in LINEAR:
         line = f"{m}x{n}x{k}".ljust(18)
         for activation in ACTIVATIONS:

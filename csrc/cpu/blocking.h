@@ -5,8 +5,18 @@
 
 namespace {
 
-constexpr int kBlockRows = 96;                  // rows of A that stay in the L2 cache while a thread walks over panels
-constexpr std::int64_t kUnitBytes = 384 << 10;  // packed weights that stay there with them
+constexpr int kBlockRows = 96;  // rows of A that stay in the L2 cache while a thread walks over panels
+
+// Packed weights that stay there with them.
+static inline std::int64_t unit_bytes() {
+  const std::int64_t most = 384 << 10;
+#if defined(QK_TIER_avx512vnni)
+  return most;  // 1 MB of L2 at least
+#else
+  const std::int64_t share = qk_l2_bytes() / 8 * 3;
+  return share < most ? share : most;
+#endif
+}
 
 static inline std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 static inline std::int64_t round_up(std::int64_t a, std::int64_t b) { return ceil_div(a, b) * b; }
@@ -29,7 +39,7 @@ struct Grid {
   Grid(std::int64_t rows, std::int64_t columns, std::int64_t panel_bytes, bool pairs, int threads) {
     panels = ceil_div(columns, kPanel);
     row_blocks = ceil_div(rows, kBlockRows);
-    unit_panels = kUnitBytes / panel_bytes;
+    unit_panels = unit_bytes() / panel_bytes;
     // At least eight tasks a thread, so that a thread that was disturbed does not hold up the others.
     const std::int64_t even = panels * row_blocks / (8 * static_cast<std::int64_t>(threads));
     if (unit_panels > even) unit_panels = even;
@@ -45,13 +55,6 @@ static inline int useful_threads(int threads, std::int64_t macs) {
   const std::int64_t most = 1 + macs / 200000;
   return most < threads ? static_cast<int>(most) : threads;
 }
-
-// The sums that a tile of int8 products starts from: one row of 64 for all its rows (stride 0), or the sums over
-// earlier k.
-struct Start {
-  const std::int32_t* at;
-  std::int64_t stride;
-};
 
 // function<rows>(...) for a number of rows that is known at run time, 1..kTile.
 #define QK_BY_ROWS(function, rows, ...) \

@@ -24,6 +24,7 @@
 #endif
 #if !defined(_WIN32)
 #include <pthread.h>
+#include <unistd.h>
 #endif
 #if defined(__aarch64__) && defined(__linux__)
 #include <sys/auxv.h>
@@ -67,7 +68,16 @@ Processor detect() {
   return found;
 }
 
+std::int64_t second_cache() {
+  long bytes = 0;
+#if defined(_SC_LEVEL2_CACHE_SIZE)
+  bytes = sysconf(_SC_LEVEL2_CACHE_SIZE);
+#endif
+  return bytes > 0 ? bytes : 1 << 20;
+}
+
 const Processor processor = detect();
+const std::int64_t l2_bytes = second_cache();
 int current = processor.best;
 
 bool forked = false;
@@ -105,6 +115,7 @@ void qk_throw(QkFault* fault) {
   std::rethrow_exception(std::exchange(fault->first, nullptr));
 }
 
+std::int64_t qk_l2_bytes() { return l2_bytes; }
 bool qk_can_run(int tier) { return tier >= 0 && tier < QK_TIER_COUNT && processor.runs[tier]; }
 int qk_best_tier() { return processor.best; }
 int qk_tier() { return current; }

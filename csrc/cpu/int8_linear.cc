@@ -25,16 +25,17 @@ struct Product {
   Epilogue epilogue;
 
   const std::int8_t* panel(std::int64_t p) const { return weight + p * steps * 256; }
-  Start start_of(std::int64_t p) const { return {kShifted ? start + p * kPanel : kZeros, 0}; }
+  const std::int32_t* columns_start(std::int64_t p) const { return kShifted ? start + p * kPanel : kZeros; }
 };
 
 // One x_scale for each 128 k: every group's sum is scaled and added up in float32.
-static void grouped_tile(const Product& g, const Element* a, int rows, std::int64_t row, const std::int8_t* panel,
+static void grouped_tile(const Product& g, const Element* a, int rows, std::int64_t row, const Panel& panel,
                          const std::int32_t* starts, std::int32_t* acc, float* sum) {
   for (int i = 0; i < rows * kPanel; ++i) sum[i] = 0.0f;
   for (std::int64_t q = 0; q < g.groups; ++q) {
     const std::int64_t first = q * (kGroup / 4), steps = g.steps - first < kGroup / 4 ? g.steps - first : kGroup / 4;
-    tile_of(rows, a + 4 * first, g.k_stride, panel + 256 * first, steps, {starts + q * kPanel, 0}, acc);
+    tile_of(rows, a + 4 * first, g.k_stride, from_step(panel, first), steps,
+            start_of_group(starts + q * kPanel, a, g.k_stride, g.k, q), acc);
     for (int r = 0; r < rows; ++r) {
       const vf scale = set1(g.group_scale[(row + r) * g.groups + q]);
       for (int j = 0; j < kPanel; j += W) {
@@ -46,7 +47,7 @@ static void grouped_tile(const Product& g, const Element* a, int rows, std::int6
 }
 
 // Start values of every group of a panel, [groups, 64]: minus the product of the panel with a row of 128.
-static void group_starts(const Product& g, const std::int8_t* panel, std::int32_t* starts) {
+static void group_starts(const Product& g, const std::int8_t* packed, std::int32_t* starts) {
   for (std::int64_t q = 0; q < g.groups; ++q) {
     std::int32_t* to = starts + q * kPanel;
     for (int j = 0; j < kPanel; ++j) to[j] = 0;
@@ -54,7 +55,7 @@ static void group_starts(const Product& g, const std::int8_t* panel, std::int32_
     const std::int64_t first = q * (kGroup / 4), steps = g.steps - first < kGroup / 4 ? g.steps - first : kGroup / 4;
     alignas(64) Element row[kGroup];
     for (int i = 0; i < kGroup; ++i) row[i] = static_cast<Element>(128);
-    tile<1>(row, 0, panel + 256 * first, steps, {kZeros, 0}, to);
+    tile<1>(row, 0, from_step(panel_of(packed), first), steps, {kZeros, 0}, to);
     for (int j = 0; j < kPanel; ++j) to[j] = -to[j];
   }
 }
@@ -70,7 +71,13 @@ static void unit(const Product& g, const Element* a, std::int64_t offset, Part r
   const Epilogue& e = g.epilogue;
   const std::int64_t sums = kTile * kPanel, pairs = kTile * kGroup, grids = has_grid(e) ? width * kGridFloats : 0,
                      starts = g.group_scale ? width * g.groups * kPanel : 0;
-  auto* acc = static_cast<std::int32_t*>(qk_workspace(QK_SLOT_B, 4 * (kept * kPanel + sums + pairs + grids + starts)));
+  const bool copies = kRowsToCopyFor > 0 && rows.size() >= kRowsToCopyFor;
+  const std::int64_t copy_bytes = 4 * kPanel * ceil_div(g.steps, k_blocks),
+                     copied = copies ? width * copy_bytes / 4 : 0;
+  auto* acc =
+      static_cast<std::int32_t*>(qk_workspace(QK_SLOT_B, 4 * (copied + kept * kPanel + sums + pairs + grids + starts)));
+  auto* const copy = reinterpret_cast<std::int8_t*>(acc);
+  acc += copied;
   auto* sum = reinterpret_cast<float*>(acc + kept * kPanel);
   float *pair = sum + sums, *grid = pair + pairs;
   auto* group_start = reinterpret_cast<std::int32_t*>(grid + grids);
@@ -84,15 +91,19 @@ static void unit(const Product& g, const Element* a, std::int64_t offset, Part r
   Pending before;
   for (std::int64_t b = 0; b < k_blocks; ++b) {
     const Part steps(g.steps, k_blocks, b);
+    if (copies)
+      for (std::int64_t p = 0; p < width; ++p)
+        copy_panel(g.panel(first_panel + p) + 4 * kPanel * steps.begin, steps.size(), copy + p * copy_bytes);
     for (std::int64_t t = 0; t < tiles; ++t) {
       const Part part(rows.size(), tiles, t);
       const int count = static_cast<int>(part.size());
       const std::int64_t at = rows.begin + part.begin, row = offset + at;
       const Element* from = a + at * g.k_stride + 4 * steps.begin;
       for (std::int64_t p = first_panel; p < last_panel; ++p) {
-        const std::int8_t* panel = g.panel(p) + 256 * steps.begin;
+        const Panel panel = copies ? copied_panel(copy + (p - first_panel) * copy_bytes, steps.size())
+                                   : from_step(panel_of(g.panel(p)), steps.begin);
         std::int32_t* kept_acc = acc + (k_blocks > 1 ? ((p - first_panel) * rows.size() + part.begin) * kPanel : 0);
-        const Start start = b == 0 ? g.start_of(p) : Start{kept_acc, kPanel};
+        const Start start = b == 0 ? start_of(g.columns_start(p), from, g.k_stride, g.k) : Start{kept_acc, kPanel};
         if (b + 1 < k_blocks) {
           tile_of(count, from, g.k_stride, panel, steps.size(), start, kept_acc);
           continue;
@@ -144,7 +155,7 @@ extern "C" void QK_IMPL(int8_linear)(const std::int8_t* x, std::int64_t m, std::
   g.k = k;
   g.steps = ceil_div(k, 4);
   g.panels = ceil_div(n, kPanel);
-  g.k_stride = round_up(k, 64);
+  g.k_stride = row_elements(k);
   if (g.k_stride * sizeof(Element) % 4096 == 0) g.k_stride += 64;  // rows must not share one set of the L1 cache
   g.weight = reinterpret_cast<const std::int8_t*>(weight);
   g.start = reinterpret_cast<const std::int32_t*>(weight + g.panels * g.steps * 256);

@@ -1,6 +1,5 @@
-// Register tiles of int8_linear for the tiers below AVX-512: acc[rows, 64] = start + x . panel^T for up to kTile rows,
+// Register tiles of int8_linear for avxvnni, neon and scalar: acc[rows, 64] = start + x . panel^T for up to kTile rows,
 // strip by strip of as many rows and columns as the registers hold. x comes as rows of Element (`copy_row`):
-//   - avx2: int16, the four k of a step in the order 0 2 1 3; vpmaddwd on even and odd bytes of w cannot saturate.
 //   - avxvnni: x + 128 as uint8, as in int8_tiles.h.
 //   - neon, scalar: int8 as it is.
 #pragma once
@@ -18,25 +17,6 @@ constexpr int kStripRows = 6, kStripVectors = 2;  // 12 of 16 registers
 static inline void copy_row(const std::int8_t* x, std::int64_t k, Element* to) {
   for (std::int64_t i = 0; i < k; ++i) to[i] = static_cast<Element>(x[i] ^ -128);
   for (std::int64_t i = k; i % 4 != 0; ++i) to[i] = 0;  // the weights there are 0
-}
-
-#elif defined(QK_TIER_avx2)
-
-using Element = std::int16_t;
-constexpr bool kShifted = false;
-constexpr int kStripRows = 3, kStripVectors = 2;
-
-static inline void copy_row(const std::int8_t* x, std::int64_t k, Element* to) {
-  const __m128i order = _mm_setr_epi8(0, 2, 1, 3, 4, 6, 5, 7, 8, 10, 9, 11, 12, 14, 13, 15);
-  std::int64_t i = 0;
-  for (; i + 16 <= k; i += 16) {
-    const __m128i bytes = _mm_shuffle_epi8(_mm_loadu_si128(reinterpret_cast<const __m128i*>(x + i)), order);
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + i), _mm256_cvtepi8_epi16(bytes));
-  }
-  for (; i < k; i += 4) {
-    static const int from[4] = {0, 2, 1, 3};
-    for (int j = 0; j < 4; ++j) to[i + j] = i + from[j] < k ? x[i + from[j]] : 0;
-  }
 }
 
 #else
@@ -70,31 +50,6 @@ static inline void step(vi (&c)[rows][kStripVectors], const Element* a, std::int
     const vi x = set1(four);
 #pragma GCC unroll 4
     for (int j = 0; j < kStripVectors; ++j) dot(c[r][j], x, b[j]);
-  }
-}
-
-#elif defined(QK_TIER_avx2)
-
-// The same: even and odd bytes of w are widened to int16; a pair of products is at most 2 * 127 * 127.
-template <int rows>
-static inline void step(vi (&c)[rows][kStripVectors], const Element* a, std::int64_t stride, const std::int8_t* panel) {
-  __m256i even[kStripVectors], odd[kStripVectors];
-#pragma GCC unroll 2
-  for (int j = 0; j < kStripVectors; ++j) {
-    const __m256i b = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(panel + 32 * j));
-    even[j] = _mm256_srai_epi16(_mm256_slli_epi16(b, 8), 8);
-    odd[j] = _mm256_srai_epi16(b, 8);
-  }
-#pragma GCC unroll 3
-  for (int r = 0; r < rows; ++r) {
-    std::int32_t pair[2];
-    std::memcpy(pair, a + r * stride, 8);
-    const __m256i x02 = _mm256_set1_epi32(pair[0]), x13 = _mm256_set1_epi32(pair[1]);
-#pragma GCC unroll 2
-    for (int j = 0; j < kStripVectors; ++j) {
-      c[r][j] = _mm256_add_epi32(c[r][j], _mm256_madd_epi16(even[j], x02));
-      c[r][j] = _mm256_add_epi32(c[r][j], _mm256_madd_epi16(odd[j], x13));
-    }
   }
 }
 

@@ -1,13 +1,33 @@
 // Register tiles of int8_linear: acc[rows, 64] = start + x . panel^T for up to kTile rows, and the linear part of the
-// epilogue on them. Those of avx512vnni are here, of the other tiers in int8_strips.h. x comes as rows of Element,
-// which `copy_row` makes; here x + 128 as uint8 (vpdpbusd multiplies u8 by s8), and the accumulator starts at -128 *
-// sum_k w, made when packing.
+// epilogue on them. Those of avx512vnni are here, of avx2 in int8_avx2.h, of the other tiers in int8_strips.h. x comes
+// as rows of Element, which `copy_row` makes; here x + 128 as uint8 (vpdpbusd multiplies u8 by s8), and the accumulator
+// starts at -128 * sum_k w, made when packing.
 #pragma once
 
-#if defined(QK_TIER_avx512vnni)
 #include "blocking.h"
+
+#if defined(QK_TIER_avx2) && !defined(QK_TIER_avxvnni)
+#include "int8_avx2.h"
 #else
+namespace {
+
+using Panel = const std::int8_t*;  // a panel of weights, as packed
+static inline Panel panel_of(const std::int8_t* packed) { return packed; }
+static inline Panel from_step(Panel panel, std::int64_t step) { return panel + 4 * kPanel * step; }
+constexpr int kRowsToCopyFor = 0;  // never
+static inline Panel copied_panel(const std::int8_t* copy, std::int64_t) { return copy; }
+static inline void copy_panel(const std::int8_t*, std::int64_t, std::int8_t*) {}
+
+// The sums that a tile starts from: one row of 64 for all its rows (stride 0), or the sums over earlier k.
+struct Start {
+  const std::int32_t* at;
+  std::int64_t stride;
+};
+
+}  // namespace
+#if !defined(QK_TIER_avx512vnni)
 #include "int8_strips.h"
+#endif
 #endif
 
 namespace {
@@ -16,11 +36,23 @@ namespace {
 using Element = std::uint8_t;
 #endif
 
+#if !defined(QK_TIER_avx2) || defined(QK_TIER_avxvnni)
+static inline std::int64_t row_elements(std::int64_t k) { return round_up(k, 64); }
+// What a row of x starts from beside these start values of the columns: nothing.
+static inline Start start_of(const std::int32_t* columns, const Element*, std::int64_t, std::int64_t) {
+  return {columns, 0};
+}
+static inline Start start_of_group(const std::int32_t* columns, const Element*, std::int64_t, std::int64_t,
+                                   std::int64_t) {
+  return {columns, 0};
+}
+#endif
+
 // One tile of a product, and where the linear part of its epilogue goes.
 struct Job {
   const Element* a;
   std::int64_t stride;
-  const std::int8_t* panel;
+  Panel panel;
   std::int64_t steps;
   Start start;
   Linear linear;
@@ -193,15 +225,19 @@ constexpr bool kShifted = true;
 
 template <int rows>
 static void linear_tile(const Job& job, const Epilogue&, const Pending&) {
+#if defined(QK_TIER_avx2) && !defined(QK_TIER_avxvnni)
+  strips<Flipped, rows>(job.a, job.stride, job.panel, job.steps, job.start, Scale{job.linear, job.to, job.to_stride});
+#else
   alignas(64) std::int32_t acc[rows * kPanel];
   tile<rows>(job.a, job.stride, job.panel, job.steps, job.start, acc);
   apply(job.linear, acc, rows, job.to, job.to_stride);
+#endif
 }
 static inline bool can_wait(const Epilogue&, int, std::int64_t) { return false; }
 #endif
 
-static void tile_of(int rows, const Element* a, std::int64_t stride, const std::int8_t* panel, std::int64_t steps,
-                    Start start, std::int32_t* acc) {
+static void tile_of(int rows, const Element* a, std::int64_t stride, Panel panel, std::int64_t steps, Start start,
+                    std::int32_t* acc) {
   QK_BY_ROWS(tile, rows, a, stride, panel, steps, start, acc)
 }
 

@@ -65,6 +65,8 @@ void qk_throw(QkFault* fault);  // if something was kept
 // for them would never end.
 int qk_usable_threads(int threads);
 
+std::int64_t qk_l2_bytes();  // a core's second cache; 1 MB where the system does not say
+
 bool qk_can_run(int tier);   // whether this processor and operating system can
 int qk_best_tier();          // the highest that they can
 int qk_tier();               // the one in use

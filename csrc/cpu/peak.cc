@@ -1,5 +1,5 @@
-// peak_int8: how many int8 operations per second the tier's dot-product instruction can do, a multiply-add counting as
-// two. No memory is touched: 24 independent accumulators live in named registers, in inline assembly, because compilers
+// peak_int8: how many int8 operations per second the tier's multiplying instructions can do, a multiply-add counting as
+// two. No memory is touched: independent accumulators live in named registers, in inline assembly, because compilers
 // spill such loops and then show a third of the truth.
 #include <chrono>
 
@@ -80,25 +80,34 @@ static void burn(std::int64_t rounds) {
 
 #elif defined(QK_TIER_avx2)
 
-// vpmaddwd and vpaddd on 12 accumulators, twice: AVX2 has no instruction that also adds up.
-constexpr double kOperations = 24.0 * 16 * 2;
+// What int8_avx2.h multiplies with, four instructions for 32 products, on eight accumulators and in its order.
+constexpr double kOperations = 8.0 * 32 * 2;
 
 static void burn(std::int64_t rounds) {
 #define QK_CLEAR(n) "vpxor %%ymm" #n ", %%ymm" #n ", %%ymm" #n "\n\t"
-#define QK_DOT(n) "vpmaddwd %%ymm15, %%ymm14, %%ymm13\n\tvpaddd %%ymm13, %%ymm" #n ", %%ymm" #n "\n\t"
-  __asm__ volatile(QK_EIGHT(QK_CLEAR, 0, 1, 2, 3, 4, 5, 6, 7) QK_CLEAR(8) QK_CLEAR(9) QK_CLEAR(10) QK_CLEAR(11) QK_CLEAR(14)
-                       QK_CLEAR(15)
+#define QK_FLIP(n) "vpxor %%ymm15, %%ymm14, %%ymm" #n "\n\t"
+#define QK_BYTES(n) "vpmaddubsw %%ymm" #n ", %%ymm13, %%ymm" #n "\n\t"
+#define QK_WORDS(n) "vpmaddwd %%ymm12, %%ymm" #n ", %%ymm" #n "\n\t"
+#define QK_ADD(n, t) "vpaddd %%ymm" #t ", %%ymm" #n ", %%ymm" #n "\n\t"
+#define QK_FOUR(f) f(8) f(9) f(10) f(11)
+#define QK_PRODUCTS QK_FOUR(QK_FLIP) QK_FOUR(QK_BYTES) QK_FOUR(QK_WORDS)
+  __asm__ volatile(QK_EIGHT(QK_CLEAR, 0, 1, 2, 3, 4, 5, 6, 7) QK_CLEAR(12) QK_CLEAR(13) QK_CLEAR(14) QK_CLEAR(15)
                    ".p2align 6\n"
-                   "1:\n\t" QK_EIGHT(QK_DOT, 0, 1, 2, 3, 4, 5, 6, 7) QK_EIGHT(QK_DOT, 8, 9, 10, 11, 0, 1, 2, 3)
-                       QK_EIGHT(QK_DOT, 4, 5, 6, 7, 8, 9, 10, 11)
+                   "1:\n\t" QK_PRODUCTS QK_ADD(0, 8) QK_ADD(1, 9) QK_ADD(2, 10) QK_ADD(3, 11)
+                   QK_PRODUCTS QK_ADD(4, 8) QK_ADD(5, 9) QK_ADD(6, 10) QK_ADD(7, 11)
                    "sub $1, %0\n\t"
                    "jnz 1b\n\t"
                    : "+r"(rounds)
                    :
-                   : "cc", "ymm0", "ymm1", "ymm2", "ymm3", "ymm4", "ymm5", "ymm6", "ymm7", "ymm8", "ymm9", "ymm10", "ymm11", "ymm13",
-                     "ymm14", "ymm15");
+                   : "cc", "ymm0", "ymm1", "ymm2", "ymm3", "ymm4", "ymm5", "ymm6", "ymm7", "ymm8", "ymm9", "ymm10", "ymm11", "ymm12",
+                     "ymm13", "ymm14", "ymm15");
 #undef QK_CLEAR
-#undef QK_DOT
+#undef QK_FLIP
+#undef QK_BYTES
+#undef QK_WORDS
+#undef QK_ADD
+#undef QK_FOUR
+#undef QK_PRODUCTS
 }
 
 #else
