@@ -5,7 +5,12 @@
 
 namespace {
 
-constexpr int kBlockRows = 96;  // rows of A that stay in the L2 cache while a thread walks over panels
+// Rows of A that stay in the L2 cache while a thread walks over panels.
+#if defined(QK_TIER_avx2) && !defined(QK_TIER_avxvnni)
+constexpr int kBlockRows = 192;  // more, because panels are copied for each block (int8_avx2.h)
+#else
+constexpr int kBlockRows = 96;
+#endif
 
 // Packed weights that stay there with them.
 static inline std::int64_t unit_bytes() {

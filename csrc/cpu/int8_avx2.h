@@ -75,7 +75,7 @@ static inline Panel panel_of(const std::int8_t* packed) { return {packed, 4 * kP
 
 // For many rows its halves one behind the other in `room` [4 * kPanel * steps]. A half of a packed panel lies in half
 // of the sets of the L1 cache only, and does not stay there from K = 512 on.
-constexpr int kRowsToCopyFor = 2 * kTile;
+constexpr int kRowsToCopyFor = 4 * kTile;  // fewer do not pay for it
 static inline Panel copied_panel(const std::int8_t* copy, std::int64_t steps) {
   return {copy, 2 * kPanel, 2 * kPanel * steps};
 }

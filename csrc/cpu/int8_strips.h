@@ -37,6 +37,26 @@ constexpr int kStripRows = 6, kStripVectors = 4;  // 24 of 32 registers
 
 #if defined(QK_TIER_avxvnni) || defined(QK_TIER_neon)
 
+#if defined(QK_TIER_neon)
+// Four k of a row in the lowest lane, and sums of their products with each lane of b. In assembly: with intrinsics
+// compilers copy x to all lanes and keep a sum on the stack.
+static inline vi four_of(const Element* a) {
+  vi x;
+  __asm__("ldr %s0, %1" : "=w"(x) : "m"(*reinterpret_cast<const std::int32_t*>(a)));
+  return x;
+}
+static inline void dot_four(vi& sum, vi x, vi b) {
+  __asm__("sdot %0.4s, %2.16b, %1.4b[0]" : "+w"(sum) : "w"(x), "w"(b));
+}
+#else
+static inline vi four_of(const Element* a) {
+  std::int32_t four;
+  std::memcpy(&four, a, 4);
+  return set1(four);
+}
+static inline void dot_four(vi& sum, vi x, vi b) { dot(sum, x, b); }
+#endif
+
 // c += one step: four k of every row and column.
 template <int rows>
 static inline void step(vi (&c)[rows][kStripVectors], const Element* a, std::int64_t stride, const std::int8_t* panel) {
@@ -45,11 +65,9 @@ static inline void step(vi (&c)[rows][kStripVectors], const Element* a, std::int
   for (int j = 0; j < kStripVectors; ++j) b[j] = load(reinterpret_cast<const std::int32_t*>(panel) + W * j);
 #pragma GCC unroll 6
   for (int r = 0; r < rows; ++r) {
-    std::int32_t four;
-    std::memcpy(&four, a + r * stride, 4);
-    const vi x = set1(four);
+    const vi x = four_of(a + r * stride);
 #pragma GCC unroll 4
-    for (int j = 0; j < kStripVectors; ++j) dot(c[r][j], x, b[j]);
+    for (int j = 0; j < kStripVectors; ++j) dot_four(c[r][j], x, b[j]);
   }
 }
 

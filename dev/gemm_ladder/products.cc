@@ -14,6 +14,12 @@
 
 namespace {
 
+#if defined(__AVX512F__)
+constexpr bool kTakesShifted = true;
+#else
+constexpr bool kTakesShifted = false;
+#endif
+
 using Linear = void (*)(const std::int8_t*, std::int64_t, std::int64_t, std::int64_t, int, const float*, int,
                         const std::uint8_t*, const float*, std::int64_t, const float*, int, const void*, int, void*,
                         int, const float*, int, const float*, int, float*, int);
@@ -44,7 +50,7 @@ int main(int argc, char** argv) {
   for (int i = 3; i < argc; ++i) {
     void* library = dlopen(argv[i], RTLD_NOW | RTLD_LOCAL);
     if (!library) return std::puts(dlerror()), 1;
-    versions.push_back(reinterpret_cast<Linear>(dlsym(library, "qk_int8_linear_avx512vnni")));
+    versions.push_back(reinterpret_cast<Linear>(dlsym(library, "qk_int8_linear_" TIER)));
   }
   long m, n, k;
   int used;
@@ -62,8 +68,8 @@ int main(int argc, char** argv) {
       for (std::size_t c = 0; c < std::size(cases); ++c) {
         for (std::size_t v = 0; v < versions.size(); ++v) {
           const auto call = [&] {
-            versions[v](x, m, k, k, cases[c].shifted, row_scale, 1, weight, scale, n, bias, cases[c].activation,
-                        cases[c].residual ? residual : nullptr, 0, out, cases[c].out_type,
+            versions[v](x, m, k, k, kTakesShifted && cases[c].shifted, row_scale, 1, weight, scale, n, bias,
+                        cases[c].activation, cases[c].residual ? residual : nullptr, 0, out, cases[c].out_type,
                         cases[c].out_type == 3 ? &out_scale : nullptr, 0, nullptr, 0, nullptr, 1);
           };
           call();
@@ -71,7 +77,7 @@ int main(int argc, char** argv) {
           for (int i = 0; i < inner; ++i) call();
           const double middle = cpu_seconds();
           peak(200000);
-          const double end = cpu_seconds(), ideal = static_cast<double>(inner) * m * n * k / (24 * 64);
+          const double end = cpu_seconds(), ideal = static_cast<double>(inner) * m * n * k / kPeakProducts;
           shares[v * std::size(cases) + c].push_back(ideal / 200000 * (end - middle) / (middle - begin));
         }
       }

@@ -1,16 +1,20 @@
 #!/bin/sh
 # Register tiles alone, then int8_linear of the commits given (default: this tree), one thread:
 #   dev/gemm_ladder/run.sh [COMMIT...]
+# or for AVX2 the ways of multiplying, and products of the tier avx2 as percent of the same peak (vpdpbusd):
+#   TIER=avx2 dev/gemm_ladder/run.sh [COMMIT...]
 set -eu
 here=$(dirname "$0")
 root=$(git -C "$here" rev-parse --show-toplevel)
 built=$(mktemp -d)
 trap 'rm -rf "$built"' EXIT
-flags="-std=c++17 -O3 -mavx2 -mfma -mf16c -mprfchw -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vnni
-  -mprefer-vector-width=512"
-${CXX:-g++} $flags "$here/loops.cc" -o "$built/loops"
-"$built/loops"
-${CXX:-g++} $flags "$here/products.cc" -o "$built/products" -ldl
+tier=${TIER:-avx512vnni}
+avx2="-std=c++17 -O3 -mavx2 -mfma -mf16c -mprfchw"
+avx512="$avx2 -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vnni -mprefer-vector-width=512"
+if [ "$tier" = avx2 ]; then flags=$avx2 alone=avx2.cc; else flags=$avx512 alone=loops.cc; fi
+${CXX:-g++} $flags "$here/$alone" -o "$built/alone"
+"$built/alone"
+${CXX:-g++} $flags "-DTIER=\"$tier\"" "$here/products.cc" -o "$built/products" -ldl
 libraries=""
 for version in "${@:-tree}"; do
   mkdir "$built/src-$version"
@@ -21,7 +25,7 @@ for version in "${@:-tree}"; do
   fi
   cpu="$built/src-$version/csrc/cpu"
   # -fopenmp as in setup.py; symbols are visible here, because the libraries are opened one by one.
-  ${CXX:-g++} $flags -shared -fPIC -fopenmp -ffp-contract=off -fno-math-errno -DQK_TIER=avx512vnni -DQK_TIER_avx512vnni \
+  ${CXX:-g++} $flags -shared -fPIC -fopenmp -ffp-contract=off -fno-math-errno -DQK_TIER=$tier -DQK_TIER_$tier \
     -w "$cpu/int8_linear.cc" "$cpu/dispatch.cc" -o "$built/$version"
   libraries="$libraries $built/$version"
 done

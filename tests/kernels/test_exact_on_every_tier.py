@@ -63,7 +63,7 @@ import torch
 import qkernels
 if not hasattr(torch.ops.onednn, "qlinear_pointwise"):
     raise SystemExit("this torch has no onednn.qlinear_pointwise")
-m, n, k = 14, 64, 256
+m, n, k = 25, 64, 256
 codes, weight = torch.full((m, k), 127, dtype=torch.int8), torch.full((n, k), 127, dtype=torch.int8)
 packed = torch.ops.onednn.qlinear_prepack(weight, [m, k])
 zeros = torch.zeros(n, dtype=torch.int64)
