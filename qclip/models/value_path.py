@@ -42,8 +42,8 @@ class ValuePath:
     def of(cls, block: Block, tail: Callable[[Tensor], Tensor], **rest: Any) -> ValuePath:
         """Of a block whose cores and norms a tower describes."""
         places = (block.attention, block.attention_norm, block.mlp, block.mlp_norm)
-        assert all(place is not None for place in places)
-        return cls(block.module, *(getattr(*place) for place in places if place is not None), tail, **rest)
+        attention, attention_norm, mlp, mlp_norm = (getattr(*place) for place in places if place is not None)
+        return cls(block.module, attention, attention_norm, mlp, mlp_norm, tail, **rest)
 
     def patches(self, encode: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
         """`[B, P, E]`, not normalised, of `[B, 3, H, W]`; `encode` runs the model on them."""

@@ -35,7 +35,7 @@ class Local:
     @property
     def key(self) -> list[str]:
         """What the values depend on beside the model and the images."""
-        classes = hashlib.sha256(np.ascontiguousarray(self.classifier)).hexdigest()
+        classes = hashlib.sha256(self.classifier.tobytes()).hexdigest()
         versions = [f"{name} {getattr(score, 'version', 1)}" for name, score in self.scores.items()]
         return [classes, str(self.scale), *versions]
 

@@ -68,7 +68,8 @@ def evaluated_sets(
         bare = role == "train" and each.labels is None  # some scores learn from images alone
         labels, counts = (None, None) if bare else (each.labels_in(first.data), each.counts_in(first.data))
         found = dataclasses.replace(first, data=each, role=role, labels=labels, counts=counts)
-        if role == "shift" and not each.own_classes and (there := len(np.unique(found.labels))) < len(first.classes):
+        there = len(first.classes) if labels is None else len(np.unique(labels))
+        if role == "shift" and not each.own_classes and there < len(first.classes):
             results.note(
                 f"{each.name} has images of {there} of the {len(first.classes)} classes and is measured among all of "
                 "them; with ?among=own it is measured among its own, as ImageNet-A and -R are"
