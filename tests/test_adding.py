@@ -22,6 +22,7 @@ from qclip.data import corruptions
 from qclip.errors import RecipeError
 from qclip.reliability import evaluate, measurements, scores
 from qclip.reporting import html, sections
+from qclip.spectral import CONTROLS
 
 PAGE = Path(__file__).parent.parent / "docs" / "adding.md"
 #: name of a file -> its text
@@ -36,6 +37,7 @@ REGISTRIES = {
     for registry in (
         recipes.METHODS,
         scores.SCORES,
+        CONTROLS,
         corruptions.CORRUPTIONS,
         models.FAMILIES,
         metrics.METRICS,
@@ -85,7 +87,7 @@ def test_the_page_is_whole() -> None:
     assert set(points) == set(REGISTRIES)
     for group in points:
         assert f"| `{group}` |" in text, group
-    assert len(MODULES) == 8 and TESTS == sorted(f"test_{name}" for name in MODULES if name != "my_model.py")
+    assert len(MODULES) == 9 and TESTS == sorted(f"test_{name}" for name in MODULES if name != "my_model.py")
     for name, content in FILES.items():
         assert len(content.splitlines()) <= 80 and max(map(len, content.splitlines())) <= 120, name
         if name.endswith(".py"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,6 +12,7 @@ from qclip.errors import InputError
 from . import common
 
 FLOAT = "float"
+GRATED = 256  # images that gratings are added to
 RESULTS, PAGE = "results.json", "report.html"
 
 
@@ -71,13 +73,59 @@ def evaluate(group: dict[str, Any], spectra: bool, **settings: Any) -> Any:
     return results
 
 
-def spectrum(group: dict[str, Any]) -> Any:
+def spectrum(group: dict[str, Any], **settings: Any) -> Any:
     """`qclip.weight_spectrum` of one group as Results, with a progress bar."""
     import qclip
 
     (label, first), *others = group.items()
     with common.progress() as progress:
-        return qclip.weight_spectrum(first, dict(others), label=label, progress=progress)
+        return qclip.weight_spectrum(first, dict(others), label=label, progress=progress, **settings)
+
+
+def image_spectra(group: dict[str, Any], data: str, images: int, controls: list[str] | None, **settings: Any) -> Any:
+    """Features with their controls, Fourier spectra and gratings of one group on the first images of a set."""
+    import qclip
+    from qclip import spectral
+
+    (label, first), *others = group.items()
+    pixels = spectral.Pixels.read(group, data, images)
+    names = spectral.CONTROLS.names() if controls is None else controls
+    seed, few = settings["seed"], pixels.take(GRATED)
+    with common.progress() as progress:
+        return qclip.Results.merge(
+            spectral.feature_spectrum(
+                first, dict(others), pixels, controls=names, label=label, progress=progress, **settings
+            ),
+            spectral.fourier(group, pixels, seed=seed, progress=progress),
+            spectral.gratings(group, few, seed=seed, progress=progress),
+        )
+
+
+def through_model(group: dict[str, Any], data: str, ood: list[str], images: int, cache: bool, **settings: Any) -> Any:
+    """Controls and interventions run through the model: accuracy and calibration on the first images of a labelled set,
+    detection of others by MCM."""
+    import numpy as np
+
+    from qclip import data as qdata
+    from qclip import spectral
+    from qclip.reliability import evaluate
+
+    def first(name: str) -> Any:
+        found = qdata.load(name)
+        return found.select(np.arange(min(images, len(found))))
+
+    measured = functools.partial(
+        evaluate,
+        data=first(data),
+        ood=[first(name) for name in ood],
+        scores=["mcm"],
+        measurements=["clean", "ood"] if ood else ["clean"],
+        seed=settings["seed"],
+        cache=cache,
+    )
+    (label, model), *others = group.items()
+    with common.progress() as progress:
+        return spectral.through_model(model, dict(others), measured, label=label, progress=progress, **settings)
 
 
 def join(parts: list[Any]) -> Any:

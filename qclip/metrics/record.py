@@ -59,6 +59,15 @@ OWN = {
         "band_energy",
         "effective_rank",
         "stable_rank",
+        "mean_shift",
+        "band_top1",
+        "band_top1_own",
+        "band_top1_random",
+        "band_top1_energy",
+        "high_frequency",
+        "grating_response",
+        "grating_top1",
+        "logit_factor",
     ),
 }
 

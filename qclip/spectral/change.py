@@ -27,6 +27,11 @@ class Change:
     def shape(self) -> tuple[int, int]:
         return self.residual.shape[0], self.residual.shape[1]
 
+    @property
+    def weight(self) -> Tensor:
+        """The float weight, float64 `[N, K]`."""
+        return (self.basis.u * self.basis.s) @ self.basis.v.mT
+
     @functools.cached_property
     def _residual_v(self) -> Tensor:
         return self.residual @ self.basis.v

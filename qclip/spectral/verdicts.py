@@ -16,16 +16,17 @@ from .controls import CONTROLS, Claim
 Row = Mapping[str, Any]
 Finding = Literal["damped", "raised", "shrunk", "grown", "open"]
 
+WHERE = ("tower", "id")  # the weights of a tower, or the features of a set of images
 ALIKE = 0.5  # a shape within this share of the level's log is no shape: the shrink is the same in every band
 
 
 @dataclasses.dataclass(frozen=True)
 class Judgement:
-    """One quantized model's tower, means over its sites; every row has a value and an interval. `beyond_level` and
-    `beyond_shape` are the paired differences to each control that was drawn."""
+    """One quantized model's tower, means over its sites, or its features on a set of images; every row has a value and
+    an interval. `beyond_level` and `beyond_shape` are the paired differences to each control that was drawn."""
 
     model: str
-    tower: str
+    tower: str  # or the name of the set
     level: Row
     shape: Row
     tail: Row  # gain of the last band
@@ -37,6 +38,10 @@ class Judgement:
     @property
     def band(self) -> str:
         return str(self.tail["subset"])
+
+    @property
+    def where(self) -> str:
+        return f"features on {self.tower}" if self.level["role"] == "id" else f"{self.tower} tower"
 
     @property
     def finding(self) -> Finding:
@@ -79,12 +84,13 @@ def _above(bound: float, *rows: Row) -> bool:
 
 
 def judgements(rows: Iterable[Row]) -> list[Judgement]:
-    """One for each quantized model and tower of `weight_spectrum`'s rows. A tower whose level and shape have no
-    interval (one site), or that was compared with no white noise, is left out. None of them is about reliability."""
+    """One for each quantized model and tower of `weight_spectrum`'s rows, and each set of `feature_spectrum`'s. Where
+    level and shape have no interval (one site), or were compared with no white noise, there is none. None of them is
+    about reliability."""
     found: dict[tuple[str, str], dict[tuple[str, str, Any], Row]] = {}
     for row in rows:
         known = all(isinstance(row.get(bound), int | float) for bound in ("value", "low", "high"))
-        if known and row.get("role") == "tower" and row.get("metric") in ("level", "shape", "gain", "sqnr"):
+        if known and row.get("role") in WHERE and row.get("metric") in ("level", "shape", "gain", "sqnr"):
             found.setdefault((row["model"], row["set"]), {})[row["metric"], row.get("reference") or "", row["at"]] = row
     out = []
     for (model, tower), by_key in found.items():
@@ -114,9 +120,9 @@ def judgements(rows: Iterable[Row]) -> list[Judgement]:
 def verdict(rows: Iterable[Row]) -> list[str]:
     """One sentence for each quantized model and tower: a filter, a shrink, or nothing that noise would not do."""
     return [
-        f"{each.model}, {each.tower} tower, {each.band}: {_said(each)}; level {_shown(each.level)}, shape "
+        f"{each.model}, {each.where}, {each.band}: {_said(each)}; level {_shown(each.level)}, shape "
         f"{_shown(each.shape)}, gain {_shown(each.head)} in the head and {_shown(each.tail)} in the tail"
-        f"{_above_white(each)} ({each.shape['n']} sites)."
+        f"{_above_white(each)} ({each.shape['n']} {'images' if each.level['role'] == 'id' else 'sites'})."
         for each in judgements(rows)
     ]
 

@@ -85,6 +85,21 @@ def test_two_recipes_of_one_name_are_refused(tmp_path: Path, capsys: pytest.Capt
         assert f"two recipes are named '{name}'" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--through"], "--through and --ood need images; name them with --data"),
+        (["--data", "scenes:test", "--ood", "scenes:ood"], "--ood is for --through; give both"),
+        (["--control", "pink"], "unknown spectral control 'pink'"),
+    ],
+)
+def test_spectrum_refuses_what_does_not_go_together(
+    options: list[str], said: str, capsys: pytest.CaptureFixture
+) -> None:
+    assert main(["spectrum", "scenes-clean", *options]) == 2
+    assert said in capsys.readouterr().err
+
+
 def test_spectrum_writes_no_folder(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     assert main(["spectrum", "scenes-clean", "--output", str(tmp_path), "--force"]) == 2
     assert "is a folder" in capsys.readouterr().err

@@ -71,6 +71,8 @@ SECTIONS: Registry[type[Section]] = Registry(
         "probe": f"{_HERE}.probe:ProbeSection",
         "pairwise": f"{_HERE}.pairwise:PairwiseSection",
         "spectra": f"{_HERE}.spectra:SpectraSection",
+        "features": f"{_HERE}.features:FeaturesSection",
+        "interventions": f"{_HERE}.interventions:InterventionsSection",
         "coverage": f"{_HERE}.coverage:CoverageSection",
         "speed": f"{_HERE}.speed:SpeedSection",
     },

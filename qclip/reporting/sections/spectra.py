@@ -18,14 +18,14 @@ SHOWN = 3  # weights drawn openly; the others are folded away
 LEADS = {
     "damped": "High ranks are damped, beyond every control, in",
     "raised": "High ranks are raised, beyond every control, in",
-    "shrunk": "The weights are shrunk, and not shown to be filtered, in",
-    "grown": "The weights are larger, and no rank band more than the others as far as is shown, in",
+    "shrunk": "Shrunk, and not shown to be filtered, are",
+    "grown": "Grown, and no rank band more than the others as far as is shown, are",
     "open": "Nothing is shown that noise of equal norm would not do in",
 }
 ENDS = {
-    "damped": "That is filtering of the weights; what it does to reliability is another question.",
+    "damped": "That is filtering; what it does to reliability is another question.",
     "raised": "That is the opposite of filtering.",
-    "shrunk": "A gain below 1 in every band is what a clipped grid does; it is no low-pass filter.",
+    "shrunk": "A gain below 1 in every band is what a clipped grid does; that is no low-pass filter.",
     "grown": "",
     "open": "",
 }
@@ -63,7 +63,7 @@ class SpectraSection(Section):
             towers: dict[str, list[str]] = {}
             for each in found:
                 if each.finding == finding:
-                    towers.setdefault(each.model, []).append(each.tower)
+                    towers.setdefault(each.model, []).append(each.where.removesuffix(" tower"))
             if towers:
                 listed = [f"{model} ({units.words(names)})" for model, names in towers.items()]
                 out.append(f"{lead} {units.words(listed)}. {ENDS[finding]}".strip())
@@ -125,7 +125,9 @@ def gains(index: Index) -> list[Panel]:
     out: list[Panel] = []
     parts = portions(index)
     for family in parts:
-        rows = [r for r in index.rows("gain") if r["model"] in family.models and not r["reference"]]
+        rows = [
+            r for r in index.rows("gain") if r["model"] in family.models and not r["reference"] and r["role"] != "id"
+        ]
         roles = {row["set"]: row["role"] for row in rows}
         towers, single = ([s for s in roles if (roles[s] == "tower") is whole] for whole in (True, False))
         figures = []
@@ -233,7 +235,7 @@ def findings(index: Index) -> list[Table]:
         name, gap = each.nearest or ("", None)
         rows.append(
             [
-                Cell(each.model, f"{each.tower} tower, {each.band.replace('-', units.RANGE)}"),
+                Cell(each.model, f"{each.where}, {each.band.replace('-', units.RANGE)}"),
                 value_cell(units.metric("level"), each.level),
                 value_cell(units.metric("shape"), each.shape),
                 value_cell(units.metric("shape"), gap),
@@ -249,4 +251,4 @@ def findings(index: Index) -> list[Table]:
         Cell("Nearest control"),
         Cell("Finding"),
     ]
-    return [Table("Level and shape, mean over weights", head, rows)] if rows else []
+    return [Table("Level and shape, mean over weights, or of features", head, rows)] if rows else []

@@ -1,0 +1,87 @@
+"""How long spectra take: of the weights of ViT-B/32 with their controls, and of `photos` everything, controls run
+through the model.
+
+    python -m benchmarks.spectra_time weights
+    python -m benchmarks.spectra_time photos --data /path/to/cifar10_test.parquet --ood /path/to/dtd10_64.parquet
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import time
+import warnings
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import qclip
+from qclip import data as qdata
+from qclip import spectral
+from qclip.machine import environment
+
+IMAGES = 1000
+
+
+def weights(recipe: str) -> dict[str, float]:
+    """ViT-B/32 with random weights: the time depends on their shapes only."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = qclip.load_model("ViT-B-32")
+    small = qclip.quantize(model, recipe)
+    began = time.perf_counter()
+    results = qclip.weight_spectrum(model, {recipe: small})
+    seconds = time.perf_counter() - began
+    print(*spectral.verdict(results.rows), sep="\n")
+    return {"weights": seconds}
+
+
+def photos(recipe: str, data: str, ood: str) -> dict[str, float]:
+    """Weights, features of 1,000 images, Fourier, gratings, and every control and intervention through the model."""
+    model = qclip.load_model("photos")
+    group = {"float": model, recipe: qclip.quantize(model, recipe)}
+    quantized = {recipe: group[recipe]}
+    sets = [qdata.load(f"parquet:{path}").select(np.arange(IMAGES)) for path in (data, ood)]
+    evaluate = functools.partial(
+        qclip.evaluate, data=sets[0], ood=sets[1], scores=["mcm"], measurements=["clean", "ood"], cache=False
+    )
+    pixels = spectral.Pixels.read(group, sets[0], IMAGES)
+    names = spectral.CONTROLS.names()
+    steps = {
+        "weights": lambda: qclip.weight_spectrum(model, quantized),
+        "features": lambda: spectral.feature_spectrum(model, quantized, pixels, controls=names),
+        "fourier": lambda: spectral.fourier(group, pixels),
+        "gratings": lambda: spectral.gratings(group, pixels.take(256)),
+        "through the model": lambda: spectral.through_model(model, quantized, evaluate),
+    }
+    seconds, parts = {}, []
+    for name, step in steps.items():
+        began = time.perf_counter()
+        parts.append(step())
+        seconds[name] = time.perf_counter() - began
+        print(f"{name:20} {seconds[name]:7.1f} s", flush=True)
+    print(*spectral.verdict([row for part in parts for row in part.rows]), sep="\n")
+    return seconds
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["weights", "photos"])
+    parser.add_argument("--recipe", default="w4a8")
+    parser.add_argument("--data")
+    parser.add_argument("--ood")
+    parser.add_argument("--output", type=Path, help="Write the times as JSON here.")
+    asked = parser.parse_args()
+    if asked.what == "photos" and not (asked.data and asked.ood):
+        parser.error("photos needs --data and --ood")
+    seconds = weights(asked.recipe) if asked.what == "weights" else photos(asked.recipe, asked.data, asked.ood)
+    print(f"{asked.what}: {sum(seconds.values()):.1f} s on {torch.get_num_threads()} threads")
+    if asked.output is not None:
+        facts = {"what": asked.what, "recipe": asked.recipe, "seconds": seconds, **environment()}
+        asked.output.write_text(json.dumps(facts, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

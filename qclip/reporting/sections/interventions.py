@@ -1,0 +1,79 @@
+"""Controls and interventions that ran through the whole model: does reliability follow?"""
+
+from __future__ import annotations
+
+from .. import units
+from ..index import Family, Index
+from ..parts import Cell, Figure, Panel, Table, hundred, legend_of, panel, portions, titled, value_cell
+from ..plots import Marks, along
+from . import Section
+
+MEASURED = ("top1", "ece", "nll", "auroc")
+
+
+class InterventionsSection(Section):
+    name = "interventions"
+    title = "Controls through the model"
+    intro = (
+        "Each control takes the place of the rounding error in every weight, in float arithmetic, and is measured like "
+        "the quantized model. Where noise of the same size does the same, quantization is noise; where the weights "
+        "with their level undone do, the shrink explains nothing; where a temperature gives the same ECE, calibration "
+        "moved by one number. A filter by hand shows what losing the tail of the spectrum really does."
+    )
+    absent = "No control ran through the model: `qclip spectrum ... --data DATA --through` does that."
+    tables_title = ""
+
+    def panels(self, index: Index) -> list[Panel]:
+        parts = portions(index)
+        return [
+            each
+            for family in parts
+            for each in panel(
+                titled(family, "A filter by hand", len(parts) > 1), _filters(index, family), legend_of(family)
+            )
+        ]
+
+    def tables(self, index: Index) -> list[Table]:
+        return _controls(index)
+
+
+def _filters(index: Index, family: Family) -> list[Figure]:
+    """Dose and response: how a metric moves as the tail of the float weights is taken away."""
+    out = []
+    for metric in MEASURED:
+        rows = [r for r in index.rows(metric) if r["axis"] == "filter" and not r["reference"]]
+        for name, score in dict.fromkeys((row["set"], row["score"]) for row in rows):
+            here = [row for row in rows if (row["set"], row["score"]) == (name, score)]
+            marks: Marks = {}
+            for row in here:
+                marks.setdefault(row["model"], {})[row["at"]] = row
+            measure = units.metric(metric)
+            scale = 100.0 if measure.share else 1.0
+            places = {row["at"]: f"{hundred(row['at'])} %" for row in here}
+            title = f"{name}: {measure.record.label} {units.score(score) if score else ''}".strip()
+            label = "%" if measure.share else ""
+            out += along(family, marks, title, label, places, "of the last band's amplitude removed", scale)
+    return out
+
+
+def _controls(index: Index) -> list[Table]:
+    """Each control and intervention in the place of a quantized model, beside the model itself."""
+    out = []
+    rows = [r for m in MEASURED for r in index.rows(m) if r["axis"] in ("control", "intervention")]
+    for model, name in dict.fromkeys((row["model"], row["set"]) for row in rows if not row["reference"]):
+        here = [r for r in rows if (r["model"], r["set"]) == (model, name) and not r["reference"]]
+        asked = list(dict.fromkeys((row["metric"], row["score"]) for row in here))
+        places = list(dict.fromkeys((row["axis"], row["at"]) for row in here))
+        lines = []
+        for axis, at in places:
+            found = {(r["metric"], r["score"]): r for r in here if (r["axis"], r["at"]) == (axis, at)}
+            cells = [value_cell(units.metric(metric), found.get((metric, score))) for metric, score in asked]
+            lines.append([Cell(str(at).replace("_", " "), axis), *cells])
+        own = [value_cell(units.metric(m), index.row(model, m, set=name, score=score)) for m, score in asked]
+        if any(cell.text != units.ABSENT for cell in own):
+            lines.insert(0, [Cell(model, "as quantized"), *own])
+        head = [Cell("In its place")]
+        head += [Cell(units.metric(m).record.label, units.score(score) if score else "") for m, score in asked]
+        note = "controls: mean of the draws, and where one more would fall; interventions: intervals over images"
+        out.append(Table(f"{model} on {name}: controls through the model", head, lines, note))
+    return out
