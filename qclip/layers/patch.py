@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
@@ -80,8 +81,8 @@ class QuantizedPatch(nn.Module):
     def dequantized_weight(self) -> Tensor:
         return self.site.dequantized_weight()
 
-    def from_steps(self, units: Tensor) -> Tensor:
-        return self.site.from_steps(units)
+    def from_steps(self) -> Callable[[Tensor], Tensor]:
+        return self.site.from_steps()
 
     def dequantized(self) -> nn.Module:
         flat = self.site.dequantized()

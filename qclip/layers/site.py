@@ -269,15 +269,15 @@ class QuantizedSite(Fixed):
         bias = self._unfolded()[1]
         return None if bias is None else bias.detach().clone()
 
-    def from_steps(self, units: Tensor) -> Tensor:
-        """What `units` `[N, K]`, each in steps of its value's grid, add to the effective weight: float32 `[N, K]`."""
+    def from_steps(self) -> Callable[[Tensor], Tensor]:
+        """A function: what units `[N, K]`, each in steps of its value's grid, add to the effective weight, float32."""
         weight = self.quantized.canonical()
         steps = weight.scales.float().abs()
         if self.group is not None:
             steps = steps.repeat_interleave(self.group, dim=1)[:, : self.shape[1]]
         else:  # an Int8Weight holds a midrise code as an odd number: two of its units are one step
             steps = steps[:, None] * (2 if self.grid.kind == "midrise" else 1)
-        return site_transforms.unfolded(units.float() * steps, None, self.transforms)[0]
+        return lambda units: site_transforms.unfolded(units.float() * steps, None, self.transforms)[0]
 
     def _unfolded(self) -> tuple[Tensor, Tensor | None]:
         return site_transforms.unfolded(self.quantized.canonical().dequantize(), self.bias, self.transforms)

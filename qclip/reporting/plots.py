@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from . import svg, units
 from .index import Family
-from .parts import Figure, series_of
+from .parts import WIDTH, Figure, series_of
 
 Marks = dict[str, dict[float, dict]]  # model -> place on the axis -> row
 
@@ -20,6 +20,7 @@ def along(
     x_label: str,
     scale: float = 1.0,
     rule: float | None = None,
+    width: float = WIDTH,
 ) -> list[Figure]:
     """Values with intervals at named places, models side by side."""
     drawn = [(model, series) for model, series in series_of(family) if model in marks]
@@ -38,6 +39,7 @@ def along(
         x_ticks=range(len(starts)),
         x_text=lambda k: places[starts[int(k)]],
         left=60,
+        width=width,
     )
     if rule is not None:
         axes.guide((-0.5, rule), (len(starts) - 0.5, rule))

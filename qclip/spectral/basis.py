@@ -44,6 +44,22 @@ def band_gaps(singular: Tensor) -> dict[str, float]:
 
 
 @dataclasses.dataclass(frozen=True)
+class Spectrum:
+    """A weight's singular values s `[r]` and the singular vectors of its shorter side `[r, r]`, float64, from the
+    eigenvectors of its Gram matrix: half the time of an SVD, with singular values right to 1e-8 of the largest."""
+
+    s: Tensor
+    vectors: Tensor
+
+    @classmethod
+    def of(cls, weight: Tensor) -> Spectrum:
+        weight = weight.double()
+        gram = weight.mT @ weight if weight.shape[0] >= weight.shape[1] else weight @ weight.mT
+        values, vectors = torch.linalg.eigh(gram)
+        return cls(values.flip(0).clamp(min=0).sqrt(), vectors.flip(1))
+
+
+@dataclasses.dataclass(frozen=True)
 class Basis:
     """Singular vectors of a weight `[N, K]`: u `[N, r]`, s `[r]`, v `[K, r]`, float64."""
 
@@ -92,7 +108,7 @@ class Basis:
         flat = residual.float().flatten()
         return {name: 1 + float(torch.dot(flat, self.parts[name])) / energy for name, energy in self.energy.items()}
 
-    def angles(self, other: Basis) -> dict[str, Tensor]:
+    def angles(self, other: Spectrum) -> dict[str, Tensor]:
         """Principal angles in radians between each band's subspace and that of another weight of this shape, largest
         first; angles that are 0 because the dimensions leave no other choice are left out.
 
@@ -100,8 +116,7 @@ class Basis:
         are the singular values of V_rest' V^_band, exact for small angles (Björck & Golub 1973).
         """
         tall = self.u.shape[0] >= self.v.shape[0]
-        mine, theirs = (self.v, other.v) if tall else (self.u, other.u)
-        rotation = mine.mT @ theirs
+        rotation = (self.v if tall else self.u).mT @ other.vectors
         out = {}
         for name, part in bands(len(self.s)).items():
             rest = np.ones(len(self.s), bool)

@@ -51,4 +51,5 @@ def other_weight(towers: Mapping[str, Tower], site: Site, model: str, shape: tor
 
 def steps_of(towers: Mapping[str, Tower], site: Site) -> Callable[[Tensor], Tensor] | None:
     """How units of the real steps become what they add to the weight; None where the layer tells no steps."""
-    return getattr(towers[site.tower].sites[site.name].module, "from_steps", None)
+    found = getattr(towers[site.tower].sites[site.name].module, "from_steps", None)
+    return None if found is None else found()

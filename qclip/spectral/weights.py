@@ -27,7 +27,7 @@ from qclip.results import Results
 from ..seeds import generator
 from . import tower_rows
 from .bands import bands, in_band
-from .basis import Basis, band_energy, band_gaps, effective_rank, stable_rank
+from .basis import Basis, Spectrum, band_energy, band_gaps, effective_rank, stable_rank
 from .change import Change
 from .controls import CONTROLS, MIN_SEEDS, Control
 from .sites import choose_sites, effective_weight, other_weight, steps_of
@@ -100,7 +100,7 @@ def _each(look: partial[_Looked], picked: list[tuple[Tower, Site]]) -> Iterator[
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        with ThreadPoolExecutor(threads) as pool:
+        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
             yield from pool.map(lambda each: look(*each), picked)
     finally:
         torch.set_num_threads(threads)
@@ -124,7 +124,7 @@ def _look(
         if not bool(residual.any()):
             found.singular[name] = basis.s
             continue
-        own = Basis.of(weight + residual)
+        own = Spectrum.of(weight + residual)
         found.singular[name] = own.s
         if float(basis.s[0]) > 0:
             change = Change(site.name, basis, residual, steps_of(towers, site))
@@ -133,7 +133,7 @@ def _look(
 
 
 def _response(
-    model: str, change: Change, own: Basis, controls: Mapping[str, Control], seeds: int, seed: int
+    model: str, change: Change, own: Spectrum, controls: Mapping[str, Control], seeds: int, seed: int
 ) -> Response:
     ranks, energy = bands(len(change.basis.s)), change.basis.energy
     drawn: dict[str, list[dict[str, float]]] = {}

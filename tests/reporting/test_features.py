@@ -8,6 +8,7 @@ from qclip.reporting import html
 from qclip.reporting.index import Index
 from qclip.reporting.sections.features import FeaturesSection
 from qclip.reporting.sections.interventions import InterventionsSection
+from qclip.reporting.sections.spectra import SpectraSection
 from qclip.results import Results
 
 IMAGES = {"set": "cifar", "role": "id", "n": 100}
@@ -76,3 +77,19 @@ def test_controls_stand_below_the_quantized_model() -> None:
     assert [family.reference for family in index.families] == ["float"]  # a control is no model
     page = unescape(html(results))
     assert "A filter by hand" in page and "white layer" in page and "No control ran" not in page
+
+
+def test_level_and_shape_stand_beside_each_control() -> None:
+    results = Results()
+    where = {"model": "w4a8", "set": "vision", "role": "tower", "n": 38}
+    for metric, value in (("level", 0.997), ("shape", -0.02)):
+        results.add(**where, metric=metric, value=value, low=value - 0.001, high=value + 0.001)
+        for k, control in enumerate(("white", "white_layer")):
+            other = {"value": 1.0 - k / 100, "low": 0.9, "high": 1.1}
+            results.add(**where, metric=metric, axis="control", at=control, **other)
+    (panel,) = SpectraSection().panels(Index(results))
+    figures = {figure.title: str(figure.svg) for figure in panel.figures}
+    assert set(figures) == {"vision tower: level", "vision tower: shape"}
+    level = figures["vision tower: level"]
+    assert "w4a8, model: 0.997" in level and "w4a8, white: 1" in level and "w4a8, white layer: 0.99" in level
+    assert level.count('class="whisker') == 3 and "w4a8, model: -0.02" in figures["vision tower: shape"]

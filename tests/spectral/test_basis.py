@@ -9,7 +9,7 @@ import scipy.stats
 import torch
 
 from qclip.spectral.bands import FLOOR, bands, level_of, shape_of
-from qclip.spectral.basis import Basis, band_energy, band_gaps, effective_rank, stable_rank
+from qclip.spectral.basis import Basis, Spectrum, band_energy, band_gaps, effective_rank, stable_rank
 from qclip.spectral.change import Change
 from tests.spectral.towers import power_law, rounded
 
@@ -69,13 +69,14 @@ def test_principal_angles_are_those_of_scipy(shape: tuple[int, int], size: float
     weight = power_law(*shape)
     noise = torch.from_numpy(np.random.default_rng(1).normal(size=shape))
     other = weight + size * noise / noise.norm() * weight.norm()
-    one, two = Basis.of(weight), Basis.of(other)
-    mine, theirs = (one.v, two.v) if shape[0] >= shape[1] else (one.u, two.u)
+    one, two, exact = Basis.of(weight), Spectrum.of(other), Basis.of(other)
+    mine, theirs = (one.v, exact.v) if shape[0] >= shape[1] else (one.u, exact.u)
+    np.testing.assert_allclose(two.s, exact.s, rtol=1e-9)
     for name, part in bands(min(shape)).items():
         wanted = scipy.linalg.subspace_angles(mine[:, part].numpy(), theirs[:, part].numpy())
         angles = one.angles(two)[name].numpy()
         np.testing.assert_allclose(angles, wanted[: len(angles)], rtol=1e-6, atol=1e-12)
-    assert all(angle.max() < 1e-7 for angle in one.angles(one).values())
+    assert all(angle.max() < 1e-7 for angle in one.angles(Spectrum.of(weight)).values())
 
 
 def test_a_turned_subspace_has_the_angle_that_turned_it() -> None:
@@ -86,7 +87,7 @@ def test_a_turned_subspace_has_the_angle_that_turned_it() -> None:
         math.cos(angle) * v[:, 7] + math.sin(angle) * v[:, 8],
         math.cos(angle) * v[:, 8] - math.sin(angle) * v[:, 7],
     )
-    one, two = (Basis.of(torch.from_numpy(u * s @ w.T)) for w in (v, turned))
+    one, two = Basis.of(torch.from_numpy(u * s @ v.T)), Spectrum.of(torch.from_numpy(u * s @ turned.T))
     assert float(one.angles(two)["ranks 0-8"][0]) == pytest.approx(angle)
     assert float(one.angles(two)["ranks 0-8"][1]) == pytest.approx(0, abs=1e-7)
 

@@ -93,13 +93,13 @@ def test_a_layers_steps_are_the_distance_between_its_values(kind: str) -> None:
     )
     values = layer.quantized.canonical().dequantize()
     least = [values[n, :32].unique().diff().min() for n in range(16)]
-    unfolded = layer.from_steps(torch.ones(16, 64))
+    unfolded = layer.from_steps()(torch.ones(16, 64))
     for transform in transforms:
         unfolded = transform.weight(unfolded)
     wanted = torch.stack(least)
     np.testing.assert_allclose(unfolded[:, :32], wanted[:, None].expand(16, 32), rtol=1e-3, atol=1e-6)
     error = (layer.dequantized_weight() - weight).norm()
-    uniform = layer.from_steps(torch.rand(16, 64) - 0.5).norm()
+    uniform = layer.from_steps()(torch.rand(16, 64) - 0.5).norm()
     assert float(uniform / error) == pytest.approx(1, abs=0.1)  # rounding errs by D / sqrt(12), too
     patch = QuantizedPatch(layer, (8, 8))
-    assert torch.equal(patch.from_steps(torch.ones(16, 64)), layer.from_steps(torch.ones(16, 64)))
+    assert torch.equal(patch.from_steps()(torch.ones(16, 64)), layer.from_steps()(torch.ones(16, 64)))

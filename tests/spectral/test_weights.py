@@ -11,6 +11,7 @@ from qclip.errors import InputError, NonFiniteError
 from qclip.results import Results
 from qclip.seeds import generator
 from qclip.spectral import weight_spectrum
+from qclip.spectral.controls import normal
 from tests.spectral.towers import Model, power_law, rounded
 
 pytestmark = pytest.mark.usefixtures("fake_towers")
@@ -65,7 +66,7 @@ def test_the_controls_rows_equal_adding_that_noise_by_hand() -> None:
     norms = np.linalg.norm((other - weight).numpy(), axis=1, keepdims=True)
     gains = []
     for k in range(8):
-        drawn = generator(0, f"vision.blocks.0.mlp.fc1 white {k}").standard_normal(weight.shape, np.float32)
+        drawn = normal(weight.shape, generator(0, f"vision.blocks.0.mlp.fc1 white {k}")).numpy()
         noise = norms * drawn / np.linalg.norm(drawn, axis=1, keepdims=True)
         diagonal = np.diag(u.T @ (weight.numpy() + noise) @ vt.T)
         gains.append((diagonal[64:] * s[64:]).sum() / (s[64:] ** 2).sum())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from torch import nn
@@ -43,8 +45,8 @@ class Quantized(nn.Module):
     def dequantized_weight(self) -> torch.Tensor:
         return self.effective
 
-    def from_steps(self, units: torch.Tensor) -> torch.Tensor:
-        return 0.01 * units
+    def from_steps(self) -> Callable[[torch.Tensor], torch.Tensor]:
+        return lambda units: 0.01 * units
 
 
 class Model(nn.Module):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .. import svg, units
+from ..claims import claims
 from ..index import Family, Index
 from ..parts import Cell, Figure, Panel, Table, legend_of, panel, portions, titled, value_cell
 from ..plots import Marks, along, lines, points
@@ -28,6 +29,7 @@ class FeaturesSection(Section):
             several = len(parts) > 1
             legend = legend_of(family)
             for title, figures in (
+                ("Level and shape of the features, beside controls", claims(index, family, "id")),
                 ("Rank bands of the features", _bands(index, family)),
                 ("Energy of the features", _energy(index, family)),
                 ("Fourier spectra of the patch tokens", _fourier(index, family)),

@@ -9,8 +9,10 @@ from markupsafe import Markup
 from qclip.spectral import judgements, verdict
 
 from .. import svg, units
+from ..claims import claims
 from ..index import Family, Index
 from ..parts import Cell, Figure, Panel, Table, legend_of, panel, portions, series_of, titled, value_cell
+from ..singular_values import singular_values, spread
 from ..svg import finite
 from . import Section
 
@@ -50,7 +52,7 @@ class SpectraSection(Section):
     absent = "Weight spectra were not computed."
 
     def panels(self, index: Index) -> list[Panel]:
-        return gains(index) + singular_values(index)
+        return beside_controls(index) + gains(index) + singular_values(index)
 
     def tables(self, index: Index) -> list[Table]:
         return findings(index) + ranks(index)
@@ -70,53 +72,23 @@ class SpectraSection(Section):
         return out + verdict(index.results.rows)
 
 
+def beside_controls(index: Index) -> list[Panel]:
+    """Level and shape of each tower, beside what each control would be."""
+    parts = portions(index)
+    return [
+        each
+        for family in parts
+        for each in panel(
+            titled(family, "Level and shape, beside controls", len(parts) > 1),
+            claims(index, family, "tower"),
+            legend_of(family),
+        )
+    ]
+
+
 def in_band(start: float, name: str) -> dict[str, Any]:
     """The columns of a row that say its rank band: `at` is its first rank, `subset` its name."""
     return {"axis": "band", "at": start, "subset": name}
-
-
-def singular_values(index: Index) -> list[Panel]:
-    """Singular values by rank, log scale, a figure for each weight."""
-    values: dict[tuple[str, str], list[svg.Point]] = {}
-    for curve in index.curves("singular_values"):
-        pairs = zip(curve["points"]["rank"], curve["points"]["value"], strict=True)
-        points = [(rank + 1, value) for rank, value in pairs if svg.finite(rank, value) and value > 0]
-        if points:
-            values[curve["model"], curve["set"]] = points
-    out: list[Panel] = []
-    parts = portions(index)
-    for family in parts:
-        sites = list(dict.fromkeys(site for model, site in values if model in family.models))
-        figures = []
-        for site in _spread(sites):
-            lines = {m: sorted(values[m, site]) for m in family.models if (m, site) in values}
-            figures.append(_singular_figure(family, site, lines))
-        out += panel(titled(family, "Singular values of weights", len(parts) > 1), figures, legend_of(family), SHOWN)
-    return out
-
-
-def _spread(sites: list[str]) -> list[str]:
-    """The first, middle and last first, so that what is drawn openly shows the depth of the model."""
-    leading = [sites[k] for k in dict.fromkeys((0, len(sites) // 2, len(sites) - 1))] if sites else []
-    return leading + [site for site in sites if site not in leading]
-
-
-def _singular_figure(family: Family, site: str, lines: dict[str, list[svg.Point]]) -> Figure:
-    points = [point for line in lines.values() for point in line]
-    ranks, sizes = [x for x, _ in points], [y for _, y in points]
-    axes = svg.Axes(
-        f"Singular values of {site}",
-        f"By rank, for {units.words(list(lines))}, log scale.",
-        (min(ranks), max(ranks)),
-        (min(sizes) / 1.2, max(sizes) * 1.2),
-        x_label="rank",
-        y_label="singular value",
-        log_y=True,
-    )
-    for model, series in series_of(family):
-        if model in lines:
-            axes.line(lines[model], series, "fine")
-    return Figure(site, axes.render())
 
 
 def gains(index: Index) -> list[Panel]:
@@ -134,7 +106,7 @@ def gains(index: Index) -> list[Panel]:
         for site in towers:
             figures += [_band_figure(index, family, site, metric, True) for metric in ("gain", "sqnr")]
         open_ones = len(figures) or SHOWN
-        figures += [_band_figure(index, family, site, "gain", False) for site in _spread(single)]
+        figures += [_band_figure(index, family, site, "gain", False) for site in spread(single)]
         present = {family.short(row["model"]) for row in rows}
         legend = [entry for entry in legend_of(family) if entry[1] in present]
         legend.append((_white_key(), "white noise of equal norm (control)"))

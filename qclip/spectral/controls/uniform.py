@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from ..change import Change
-from . import Control
+from . import Control, uniform
 
 
 class Uniform(Control):
@@ -22,4 +21,4 @@ class Uniform(Control):
 
     def residual(self, change: Change, draw: np.random.Generator) -> Tensor:
         assert change.from_steps is not None
-        return change.from_steps(torch.from_numpy(draw.random(change.shape, np.float32)).sub_(0.5))
+        return change.from_steps(uniform(change.shape, draw).sub_(0.5))

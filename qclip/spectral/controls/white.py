@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from ..change import Change
-from . import Control
+from . import Control, normal
 
 
 class White(Control):
@@ -18,6 +17,6 @@ class White(Control):
     excludes = frozenset({"level", "shape"})
 
     def residual(self, change: Change, draw: np.random.Generator) -> Tensor:
-        drawn = torch.from_numpy(draw.standard_normal(change.shape, np.float32))
+        drawn = normal(change.shape, draw)
         norms = change.residual.norm(dim=1, keepdim=True).float()
-        return drawn * (norms / drawn.norm(dim=1, keepdim=True))
+        return drawn.mul_(norms / drawn.norm(dim=1, keepdim=True))

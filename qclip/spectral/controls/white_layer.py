@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from ..change import Change
-from . import Control
+from . import Control, normal
 
 
 class WhiteLayer(Control):
@@ -17,5 +16,5 @@ class WhiteLayer(Control):
     excludes = frozenset({"level", "shape"})
 
     def residual(self, change: Change, draw: np.random.Generator) -> Tensor:
-        drawn = torch.from_numpy(draw.standard_normal(change.shape, np.float32))
-        return drawn * float(change.residual.norm() / drawn.norm())
+        drawn = normal(change.shape, draw)
+        return drawn.mul_(float(change.residual.norm() / drawn.norm()))
