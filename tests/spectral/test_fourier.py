@@ -102,6 +102,7 @@ def test_the_response_is_that_of_the_same_grating_for_all_models(models: dict[st
         gap = results.row(model="again", reference="float", **where)
         assert gap["value"] == gap["low"] == gap["high"] == 0
         assert results.row(model="float", **where)["value"] > 1e-6
+    assert gratings(twice, pixels).rows == results.rows  # drawn from the seed
     none = gratings({"float": models["float"]}, pixels, contrast=0.0)
     assert all(abs(row["value"]) < 1e-9 for row in none)
     labels = np.zeros(24, np.int64)
