@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 from typing import Any
 
 from qclip.results import KEY, Curve, Results, Row
@@ -57,11 +58,12 @@ class Family:
         return model.removeprefix(f"{self.label} ") or model
 
     def chunks(self, size: int) -> list[Family]:
-        """The same family in portions of at most `size` variants, each with the reference."""
-        if len(self.variants) <= size:
+        """The same family in even portions of at most `size` variants, each with the reference."""
+        parts = -(-len(self.variants) // size)
+        if parts <= 1:
             return [self]
-        starts = range(0, len(self.variants), size)
-        return [Family(self.reference, self.variants[start : start + size]) for start in starts]
+        ends = [round(k * len(self.variants) / parts) for k in range(parts + 1)]
+        return [Family(self.reference, self.variants[a:b]) for a, b in itertools.pairwise(ends)]
 
 
 class Index:

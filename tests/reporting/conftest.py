@@ -171,7 +171,7 @@ class Maker:
             *(("pair_ece", 0.02, 0.3), ("pair_nll", 0.09, 0.4), ("coverage_transferred", 0.81, -0.9)),
         ):
             self.metric(name, base, effect, **test)
-        captions = {"set": "captioned", "n": 1000, "axis": "k"}
+        captions = {"set": "captioned", "role": "captions", "n": 1000, "axis": "k"}
         for k, base in ((1, 0.42), (5, 0.7), (10, 0.81)):
             self.metric("image_to_text_recall", base, -0.9, at=k, **captions)
             self.metric("text_to_image_recall", base - 0.1, -0.8, at=k, **captions)
@@ -190,6 +190,13 @@ class Maker:
                 self.metric("ece", 0.035 + 0.02 * severity, -0.2, severity=severity, **where)
             self.metric("mean_top1", 0.88 - 3 * step, -0.8, **where)
             self.metric("mean_ece", 0.1, -0.2, **where)
+        spurious = {"set": "spurious-test", "role": "shift", "n": 1500}
+        self.metric("rsg", 0.31, 0.4, **spurious)
+        for score in ("mcm", "energy"):
+            near = {"set": "near-ood", "role": "ood-near", "score": score, "n": 1500}
+            for name in ("aupr_in", "aupr_out", "tpr_transferred", "fpr_transferred"):
+                self.metric(name, 0.8, -0.2, **near)
+            self.metric("auroc", 0.79, -0.3, axis="fitted_on", at=self.reference, **near)
         for model in list(self.labels)[1:]:
             self.pairs(model)
         wins = {"set": "near-ood", "role": "ood-near", "score": "mcm", "reference": self.reference}
@@ -213,7 +220,10 @@ class Maker:
                 self.results.add(
                     metric=name, value=value, low=value - harm / 4, high=value + harm / 4, **where, **common
                 )
+        where = {"set": "scenes-test", "role": "corrupted", "corruption": "blur"}
+        self.results.add(metric="error_ratio", value=1 + harm, low=1.0, high=1 + 2 * harm, **where, **common)
         where = {"set": "near-ood", "role": "ood-near", "score": "mcm"}
+        self.results.add(metric="relative_drop_auroc", value=harm, low=0.0, high=2 * harm, **where, **common)
         self.results.add(metric="delong_p", value=0.3 if harm < 0.02 else 0.0001, **where, **common)
 
     def about(self) -> None:

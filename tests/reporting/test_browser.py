@@ -139,3 +139,50 @@ def luminance(colour: str) -> float:
     parts = [int(n) / 255 for n in re.findall(r"\d+", colour)[:3]]
     linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in parts]
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+ACT = """<!doctype html><meta charset="utf-8"><body><iframe id="page" src="{page}" style="width:1280px;height:900px">
+</iframe><script>
+document.getElementById("page").onload = function () {{
+  var page = this.contentDocument, out = {{}};
+  var table = page.querySelector("table.matrix");
+  var rows = function () {{ return Array.from(table.tBodies[0].rows); }};
+  var order = function () {{ return rows().map(function (r) {{ return r.dataset.model; }}); }};
+  var press = function (k) {{ table.tHead.rows[0].cells[k].querySelector("button").click(); return order(); }};
+  out.before = order();
+  out.worst = press(1);
+  out.best = press(1);
+  out.sorted = table.tHead.rows[0].cells[1].getAttribute("aria-sort");
+  out.named = press(0);
+  var numbers = page.querySelector("#speed, #accuracy").querySelector("table.sortable thead button");
+  out.focus = numbers.tabIndex;
+  var filter = page.getElementById("filter");
+  out.offered = !filter.parentNode.hidden;
+  var type = function (text) {{ filter.value = text; filter.dispatchEvent(new Event("input")); }};
+  type("GPTQ");
+  out.left = rows().filter(function (r) {{ return !r.hidden; }}).length;
+  out.said = filter.parentNode.querySelector("output").textContent;
+  out.reference = page.querySelector('#accuracy tr[data-model="float"]').hidden;
+  type("");
+  out.all = page.querySelectorAll("[data-model][hidden]").length;
+  document.body.setAttribute("data-found", JSON.stringify(out));
+}};
+</script>"""
+
+
+def test_twenty_models_fit_a_phone(make_twenty, tmp_path) -> None:
+    found = probe(tmp_path, report(make_twenty(), tmp_path), 390)
+    assert found["scroll"] <= 390 and (found["flat"], found["empty"], found["spill"], found["small"]) == (0, 0, 0, 0)
+
+
+def test_tables_sort_and_models_are_filtered(make_twenty, tmp_path) -> None:
+    outer = tmp_path / "act.html"
+    outer.write_text(ACT.format(page=report(make_twenty(), tmp_path).as_uri()))
+    document, console = browse(tmp_path, outer)
+    found = json.loads(re.search(r'data-found="([^"]*)"', document).group(1).replace("&quot;", '"'))
+    assert console == [] and found["focus"] == 0 and found["offered"]
+    assert found["worst"] != found["before"] and found["worst"][0].startswith("w3a8")
+    assert found["best"][-1].startswith("w3a8") and found["sorted"] == "descending"
+    assert found["named"][2:6] == ["w3a8-smoothquant", "w4a4", "w4a8", "w4a16-gptq"]  # 4 before 16
+    assert (found["left"], found["said"]) == (5, "5 of 19 variants")
+    assert found["reference"] is False and found["all"] == 0

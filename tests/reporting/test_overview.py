@@ -143,6 +143,27 @@ def test_every_section_with_its_data_shows_it(make_twenty) -> None:
         assert section.absent not in body and ("<figure" in body or "<table" in body), section.name
 
 
+def test_what_is_measured_beside_the_verdicts_stands_in_tables(make_twenty) -> None:
+    page = html(make_twenty())
+    for title in (
+        *("AUPR, near-ood", "At the reference&#39;s threshold, near-ood", "Scores that learned from float, near-ood"),
+        *(
+            "Relative drop of AUROC, near-ood",
+            "Spurious gaps, spurious-test",
+            "Error over the reference&#39;s, scenes-test",
+        ),
+        *(
+            "Calibration in detail, scenes-test",
+            "McNemar, scenes-test",
+            "DeLong, near-ood",
+            "The 10 nearest, scenes-test",
+        ),
+        *("One recipe over several models", "Joint wins in accuracy, ECE and AUROC"),
+    ):
+        assert f"<h4>{title}" in page, title
+    assert "AUPR, far-ood" not in page and "Relative drop of AUROC, far-ood" not in page  # of which nothing was given
+
+
 def test_figures_carry_their_numbers(make_twenty) -> None:
     page = html(make_twenty())
     body = page.split('<section id="ood">')[1].split("</section>")[0]

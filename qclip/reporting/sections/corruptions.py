@@ -21,6 +21,7 @@ from ..parts import (
     titled,
     value_cell,
 )
+from ..tabulated import Column, by_model
 from ..verdicts import Question
 from . import Section
 
@@ -60,7 +61,7 @@ class CorruptionsSection(Section):
         return by_group(index) + by_severity(index)
 
     def tables(self, index: Index) -> list[Table]:
-        return corrupted(index)
+        return corrupted(index) + ratios(index)
 
 
 def _named(corruption: str, several: bool) -> str:
@@ -234,6 +235,19 @@ def corrupted(index: Index) -> list[Table]:
         ]
         n = index.n(name, corruption)
         out.append(Table(f"{units.corruption(corruption)} on {name}", head, rows, images_note(n)))
+    return out
+
+
+def ratios(index: Index) -> list[Table]:
+    """A model's mean error over that of its reference, by corruption and group."""
+    out = []
+    for name in dict.fromkeys(name for name, _ in index.corrupted):
+        columns = [
+            Column("error_ratio", {"set": name, "corruption": c}, Cell(units.corruption(c)), paired=True)
+            for where, c in index.corrupted
+            if where == name
+        ]
+        out += by_model(index, f"Error over the reference's, {name}", columns)
     return out
 
 

@@ -5,8 +5,11 @@ from __future__ import annotations
 from .. import labelled
 from ..index import Index
 from ..parts import Panel, Table
+from ..tabulated import Column, by_model
 from ..verdicts import Question
 from . import Section
+
+GAPS = (("mean_worst_gap", False), ("rsg", False), ("vuln_add", True))  # and whether it is of a model and its reference
 
 
 class GroupsSection(Section):
@@ -32,7 +35,14 @@ class GroupsSection(Section):
         return labelled.diagrams(index, self._sets(index), open_ones=0)
 
     def tables(self, index: Index) -> list[Table]:
-        return labelled.tables(index, self._sets(index))
+        extra = [
+            table
+            for name in index.spurious_sets
+            for table in by_model(
+                index, f"Spurious gaps, {name}", [Column(m, {"set": name}, paired=p) for m, p in GAPS]
+            )
+        ]
+        return labelled.tables(index, self._sets(index)) + extra
 
     @staticmethod
     def _sets(index: Index) -> list[str]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 from .. import svg, units
 from ..index import Family, Index
 from ..parts import (
@@ -18,8 +21,8 @@ from ..parts import (
     portions,
     series_of,
     titled,
-    value_cell,
 )
+from ..tabulated import Column, by_model
 from ..verdicts import Question
 from . import Section
 
@@ -54,7 +57,7 @@ class OodSection(Section):
         return roc(index)
 
     def tables(self, index: Index) -> list[Table]:
-        return detection(index)
+        return detection(index) + details(index)
 
 
 def roc(index: Index) -> list[Panel]:
@@ -116,17 +119,34 @@ def _roc_figure(
 
 def detection(index: Index) -> list[Table]:
     """A table per OOD set: AUROC and FPR95 by score."""
+    return _tables(index, ("auroc", "fpr95"))
+
+
+def _tables(index: Index, metrics: Sequence[str], title: str = "{}", paired: bool = False, **key: Any) -> list[Table]:
+    """A table per OOD set with these metrics by each score."""
     out = []
     for name, kind in [*index.ood_sets, *((name, "") for name in index.ood_means)]:
-        columns = [(score, metric) for score in index.ood_scores for metric in ("auroc", "fpr95")]
-        rows = []
-        for model in index.models:
-            found = [index.row(model, metric, set=name, score=score) for score, metric in columns]
-            if any(found):
-                cells = [value_cell(units.metric(metric), row) for (_, metric), row in zip(columns, found, strict=True)]
-                rows.append([Cell(model), *cells])
-        head = [Cell(units.metric(metric).name, units.score(score)) for score, metric in columns]
+        columns = [
+            Column(metric, {"set": name, "score": score} | key, Cell(heading(metric), units.score(score)), paired)
+            for score in index.ood_scores
+            for metric in metrics
+        ]
         n = None if name in index.ood_means else index.n(name)
         notes = [f"{kind} OOD"] * bool(kind) + [f"n = {units.count(n)}"] * bool(n)
-        out.append(Table(name, [Cell("Model"), *head], rows, ", ".join(notes)))
+        out += by_model(index, title.format(name), columns, ", ".join(notes))
+    return out
+
+
+def heading(metric: str) -> str:
+    return units.metric(metric).name
+
+
+def details(index: Index) -> list[Table]:
+    """AUPR, the reference's thresholds, relative drops, and scores that learned from the reference's embeddings."""
+    out = _tables(index, ("aupr_in", "aupr_out"), "AUPR, {}")
+    out += _tables(index, ("tpr_transferred", "fpr_transferred"), "At the reference's threshold, {}")
+    out += _tables(index, ("relative_drop_auroc",), "Relative drop of AUROC, {}", paired=True)
+    for learned in dict.fromkeys(row["at"] for row in index.rows("auroc") if row["axis"] == "fitted_on"):
+        title = "Scores that learned from " + str(learned).replace("{", "{{").replace("}", "}}") + ", {}"
+        out += _tables(index, ("auroc", "fpr95"), title, axis="fitted_on", at=learned)
     return out
