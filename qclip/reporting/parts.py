@@ -130,6 +130,7 @@ def images_note(n: int | None) -> str:
     return f"n = {units.count(n)}" if n else ""
 
 
+BOUNDS = ("value", "low", "high")
 FIFTHS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 HALVES = (0.0, 0.5, 1.0)
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from . import svg, units
 from .index import Family
-from .parts import WIDTH, Figure, series_of
+from .parts import BOUNDS, WIDTH, Figure, csv, series_of
 
 Marks = dict[str, dict[float, dict]]  # model -> place on the axis -> row
 
@@ -53,7 +53,12 @@ def along(
                     axes.whisker(x, scale * row["low"], scale * row["high"], series)
                 value = scale * row["value"]
                 axes.mark(x, value, series, f"{model}, {places[start]}: {value:.4g}")
-    return [Figure(title, axes.render())]
+    rows = [
+        (model, places[start], *(None if (v := row[end]) is None else scale * v for end in BOUNDS))
+        for model, _ in drawn
+        for start, row in sorted(marks[model].items())
+    ]
+    return [Figure(title, axes.render(), data=csv(("model", x_label or "at", *BOUNDS), rows))]
 
 
 def lines(
@@ -74,7 +79,8 @@ def lines(
     )
     for model, series in drawn:
         axes.line(curves[model], series)
-    return [Figure(title, axes.render())]
+    data = csv(("model", x_label, y_label), [(model, *point) for model, _ in drawn for point in curves[model]])
+    return [Figure(title, axes.render(), data=data)]
 
 
 def points(curve: dict, x: str, y: str, scale: float = 1.0) -> list[svg.Point]:

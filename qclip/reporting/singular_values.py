@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from . import svg, units
 from .index import Family, Index
-from .parts import Figure, Panel, legend_of, panel, portions, series_of, titled
+from .parts import Figure, Panel, csv, legend_of, panel, portions, series_of, titled
 
 SHOWN = 3  # weights drawn openly; the others are folded away
 
@@ -50,4 +50,5 @@ def _singular_figure(family: Family, site: str, lines: dict[str, list[svg.Point]
     for model, series in series_of(family):
         if model in lines:
             axes.line(lines[model], series, "fine")
-    return Figure(site, axes.render())
+    rows = [(model, *point) for model, line in lines.items() for point in line]
+    return Figure(site, axes.render(), data=csv(("model", "rank", "singular value"), rows))

@@ -175,6 +175,11 @@ def test_figures_carry_their_numbers(make_twenty) -> None:
     )
 
 
+def test_no_figure_is_without_its_numbers(make_twenty) -> None:
+    page = html(make_twenty())
+    assert page.count("<figure>") == page.count('<details class="data">') > 100
+
+
 def test_what_is_printed_is_whole(make_twenty) -> None:
     page = html(make_twenty())
     style = page.split("@media print {")[1].split("</style>")[0]

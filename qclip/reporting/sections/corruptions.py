@@ -7,6 +7,7 @@ from qclip.data.corruptions import GROUPS, members
 from .. import svg, units
 from ..index import Family, Index
 from ..parts import (
+    BOUNDS,
     Cell,
     Figure,
     Panel,
@@ -27,7 +28,6 @@ from . import Section
 
 FEW_CORRUPTIONS = 3  # as many are drawn openly
 MOST_CURVES = 48  # figures of corruptions: all of ImageNet-C's, top-1 and ECE
-ENDS = ("value", "low", "high")
 
 
 class CorruptionsSection(Section):
@@ -135,7 +135,7 @@ def _group_differences(index: Index, family: Family, name: str, groups: list[str
                 axes.whisker(k + aside, row["low"], row["high"], series)
                 shown = f"{measure.difference(row['value'])} {measure.difference_interval(row['low'], row['high'])}"
                 axes.mark(k + aside, row["value"], series, f"{model}, {units.corruption(group)}: {shown}")
-    data = csv(("model", "group", *ENDS), [(*at, *(row[c] for c in ENDS)) for at, row in rows.items()])
+    data = csv(("model", "group", *BOUNDS), [(*at, *(row[c] for c in BOUNDS)) for at, row in rows.items()])
     caption = f"Mean top-1 over severities and members, minus that of {family.reference}; 95 % intervals."
     return Figure("Difference by group", axes.render(), caption, data)
 
@@ -209,7 +209,7 @@ def _severity_figure(
             axes.mark(x, row["value"], series, f"{model}, severity {round(x)}: {shown}")
     n = index.n(name, corruption)
     better = "higher is better" if measure.better > 0 else "lower is better"
-    data = csv(("model", "severity", *ENDS), [(*at, *(row[c] for c in ENDS)) for at, row in known.items()])
+    data = csv(("model", "severity", *BOUNDS), [(*at, *(row[c] for c in BOUNDS)) for at, row in known.items()])
     title = f"{units.corruption(corruption)}: {measure.name}"
     return Figure(title, axes.render(), f"95 % intervals{f', n = {units.count(n)}' if n else ''}; {better}.", data)
 

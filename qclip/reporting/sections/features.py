@@ -5,7 +5,7 @@ from __future__ import annotations
 from .. import svg, units
 from ..claims import claims
 from ..index import Family, Index
-from ..parts import Cell, Figure, Panel, Table, legend_of, panel, portions, titled, value_cell
+from ..parts import Cell, Figure, Panel, Table, csv, legend_of, panel, portions, titled, value_cell
 from ..plots import Marks, along, lines, points
 from . import Section
 
@@ -117,7 +117,9 @@ def _map(curve: dict, low: float, high: float) -> Figure:
     body.append(svg.text(LEFT + SIZE / 2, SIZE + 20, f"across, {across[0]:g} to {across[-1]:g}", "tick", "middle"))
     title = f"{curve['model']}, {curve['set']}"
     described = "Log amplitude by frequency in cycles per patch; frequency 0 is in the middle; darker is more."
-    return Figure(title, svg.document(SIZE + 2 * LEFT, SIZE + 30, f"Fourier map of {title}", described, body))
+    drawing = svg.document(SIZE + 2 * LEFT, SIZE + 30, f"Fourier map of {title}", described, body)
+    data = csv(("u", "v", "value"), zip(columns["u"], columns["v"], columns["value"], strict=True))
+    return Figure(title, drawing, data=data)
 
 
 def _gratings(index: Index, family: Family) -> list[Figure]:

@@ -11,7 +11,7 @@ from qclip.spectral import judgements, verdict
 from .. import svg, units
 from ..claims import claims
 from ..index import Family, Index
-from ..parts import Cell, Figure, Panel, Table, legend_of, panel, portions, series_of, titled, value_cell
+from ..parts import BOUNDS, Cell, Figure, Panel, Table, csv, legend_of, panel, portions, series_of, titled, value_cell
 from ..singular_values import singular_values, spread
 from ..svg import finite
 from . import Section
@@ -158,7 +158,14 @@ def _band_figure(index: Index, family: Family, site: str, metric: str, tower: bo
             if row is not None and row["value"] is not None:
                 axes.whisker(x, row["low"], row["high"], series)
                 axes.mark(x, row["value"], series, f"{model}, ranks {span[k]}: {row['value']:.4g}")
-    return Figure(f"{units.title(where) if tower else where}: {label}", axes.render())
+    rows = [
+        (of, model, bands[start], *(row[end] for end in BOUNDS))
+        for of, found in (("model", here), ("white noise", white))
+        for (model, start), row in sorted(found.items())
+        if model in family.models and start in bands
+    ]
+    data = csv(("of", "model", "ranks", *BOUNDS), rows)
+    return Figure(f"{units.title(where) if tower else where}: {label}", axes.render(), data=data)
 
 
 def _white(axes: svg.Axes, x: float, step: float, row: dict) -> None:
