@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from . import units
-from .index import Family, Index
+from .index import Cohort, Index
 from .parts import Figure
 from .plots import Marks, along
 
@@ -11,7 +11,7 @@ CLAIMS = {"level": 1.0, "shape": 0.0}  # what no change is
 WIDE = 480.0
 
 
-def claims(index: Index, family: Family, role: str) -> list[Figure]:
+def claims(index: Index, cohort: Cohort, role: str) -> list[Figure]:
     """A figure for each claim and each tower ("tower") or set of images ("id"): the models, then what each control
     would be in the place of each, with 95 % intervals."""
     out = []
@@ -26,5 +26,5 @@ def claims(index: Index, family: Family, role: str) -> list[Figure]:
                     place = 1.0 + controls.index(row["at"]) if row["axis"] else 0.0
                     marks.setdefault(row["model"], {})[place] = row
             title = f"{where} tower: {claim}" if role == "tower" else f"{where}: {claim} of the features"
-            out += along(family, marks, title, units.title(claim), places, "", 1.0, nothing, WIDE)
+            out += along(cohort, marks, title, units.title(claim), places, "", 1.0, nothing, WIDE)
     return out

@@ -38,7 +38,7 @@ WHOLE = Part()
 
 
 @dataclasses.dataclass(frozen=True)
-class Family:
+class Cohort:
     """Models compared with one reference. `reference` is "" for models that were compared with nothing."""
 
     reference: str
@@ -50,20 +50,20 @@ class Family:
 
     @property
     def label(self) -> str:
-        """The family's own name: that of its reference, without the word "float" behind it."""
+        """The cohort's own name: that of its reference, without the word "float" behind it."""
         return self.reference.removesuffix(" float")
 
     def short(self, model: str) -> str:
-        """The model's label without the family's before it: "w8a8" for "scenes-clean w8a8"."""
+        """The model's label without the cohort's before it: "w8a8" for "scenes-clean w8a8"."""
         return model.removeprefix(f"{self.label} ") or model
 
-    def chunks(self, size: int) -> list[Family]:
-        """The same family in even portions of at most `size` variants, each with the reference."""
+    def chunks(self, size: int) -> list[Cohort]:
+        """The same cohort in even portions of at most `size` variants, each with the reference."""
         parts = -(-len(self.variants) // size)
         if parts <= 1:
             return [self]
         ends = [round(k * len(self.variants) / parts) for k in range(parts + 1)]
-        return [Family(self.reference, self.variants[a:b]) for a, b in itertools.pairwise(ends)]
+        return [Cohort(self.reference, self.variants[a:b]) for a, b in itertools.pairwise(ends)]
 
 
 class Index:
@@ -124,17 +124,17 @@ class Index:
         return list(dict.fromkeys(row["model"] for row in self._rows.values() if row["model"]))
 
     @functools.cached_property
-    def families(self) -> list[Family]:
+    def cohorts(self) -> list[Cohort]:
         """One for each reference, in order of appearance, then one for the models that were compared with nothing."""
         found: dict[str, dict[str, None]] = {}
         for row in self._rows.values():
             control = row["role"] in ("site", "tower") or row["reference"] in CONTROLS
             if row["model"] and not control and row["reference"] not in ("", row["model"]):
                 found.setdefault(row["reference"], {})[row["model"]] = None
-        families = [Family(reference, tuple(variants)) for reference, variants in found.items()]
-        placed = {model for family in families for model in family.models}
+        cohorts = [Cohort(reference, tuple(variants)) for reference, variants in found.items()]
+        placed = {model for cohort in cohorts for model in cohort.models}
         alone = tuple(model for model in self.models if model not in placed)
-        return families + ([Family("", alone)] if alone else [])
+        return cohorts + ([Cohort("", alone)] if alone else [])
 
     @functools.cached_property
     def labelled_sets(self) -> list[str]:

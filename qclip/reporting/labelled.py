@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from qclip.results import Curve
 
 from . import svg, units
-from .index import WHOLE, Family, Index
+from .index import WHOLE, Cohort, Index
 from .parts import (
     HALVES,
     MOST,
@@ -105,26 +105,26 @@ def details(index: Index, sets: Sequence[str]) -> list[Table]:
 def trajectory(index: Index, sets: Sequence[str]) -> list[Panel]:
     """Where quantization moves a model between confidence and accuracy: an arrow from the reference to each variant."""
     out, parts = [], portions(index)
-    for family in parts:
-        made = [_moved(index, family, name) for name in sets] if family.reference else []
+    for cohort in parts:
+        made = [_moved(index, cohort, name) for name in sets] if cohort.reference else []
         figures = [figure for figure in made if figure is not None]
-        out += panel(titled(family, "From float to quantized", len(index.families) > 1), figures, legend_of(family))
+        out += panel(titled(cohort, "From float to quantized", len(index.cohorts) > 1), figures, legend_of(cohort))
     return out
 
 
-def _moved(index: Index, family: Family, name: str) -> Figure | None:
+def _moved(index: Index, cohort: Cohort, name: str) -> Figure | None:
     rows = []
-    for model in family.models:
+    for model in cohort.models:
         x, y = index.value(model, "mean_confidence", set=name), index.row(model, "top1", set=name)
         if x is not None and y is not None and svg.finite(y["value"]):
             rows.append((model, x, y["value"], y["low"], y["high"]))
     places = {model: (x, y) for model, x, y, _, _ in rows}
-    if len(places) < 2 or family.reference not in places:
+    if len(places) < 2 or cohort.reference not in places:
         return None
     bounds = svg.padded([x for x, _ in places.values()] + [end for row in rows for end in row[2:]], 0.1, 0, 1)
     axes = svg.Axes(
         f"Confidence and accuracy on {name}",
-        f"From {family.reference} to each variant; on the diagonal mean confidence equals accuracy.",
+        f"From {cohort.reference} to each variant; on the diagonal mean confidence equals accuracy.",
         bounds,
         bounds,
         x_label="mean confidence (%)",
@@ -134,10 +134,10 @@ def _moved(index: Index, family: Family, name: str) -> Figure | None:
         y_text=hundred,
     )
     axes.guide((bounds[0], bounds[0]), (bounds[1], bounds[1]))
-    series = dict(series_of(family))
+    series = dict(series_of(cohort))
     for model, x, y, low, high in rows:
-        if model != family.reference:
-            axes.arrow(places[family.reference], (x, y), series[model])
+        if model != cohort.reference:
+            axes.arrow(places[cohort.reference], (x, y), series[model])
         axes.whisker(x, low, high, series[model])
         axes.mark(x, y, series[model], f"{model}: confidence {units.percent(x)}, accuracy {units.percent(y)}")
     caption = (
@@ -150,7 +150,7 @@ def _moved(index: Index, family: Family, name: str) -> Figure | None:
 def diagrams(index: Index, sets: Sequence[str], open_ones: int = MOST) -> list[Panel]:
     """A reliability diagram per model and set: accuracy against confidence in 15 bins, and the images in each."""
     out: list[Panel] = []
-    references = {model: family.reference for family in index.families for model in family.variants}
+    references = {model: cohort.reference for cohort in index.cohorts for model in cohort.variants}
     found = {(c["set"], c["model"]): bins for c in index.curves("reliability") if (bins := _bins(c))}
     for name in sets:
         figures = [

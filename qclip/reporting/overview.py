@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from . import units
-from .index import Family, Index
+from .index import Cohort, Index
 from .verdicts import Answers, Comparison, Question, Verdict
 
 NAMED = 6  # variants that a sentence names
@@ -52,13 +52,13 @@ class Axis:
         return max(worse, key=lambda model: self.marks[model].size, default="")
 
 
-def axis(name: str, family: Family, questions: Sequence[Question], answers: Answers) -> Axis:
+def axis(name: str, cohort: Cohort, questions: Sequence[Question], answers: Answers) -> Axis:
     """The verdicts of these questions as one line: of several sets the decided ones speak, and they may disagree."""
     asked = [question for question in questions if question in answers]
     basis = units.words(list(dict.fromkeys(question.name for question in asked)), "or")
     places = list(dict.fromkeys(question.place for question in asked))
     shown = f"{basis}, {_listed(places)}" if places else ""
-    return Axis(name, shown, {model: mark([answers[q][model] for q in asked]) for model in family.variants})
+    return Axis(name, shown, {model: mark([answers[q][model] for q in asked]) for model in cohort.variants})
 
 
 def _listed(names: list[str], most: int = 3) -> str:
@@ -88,17 +88,17 @@ def mark(found: Sequence[Comparison]) -> Mark:
     return Mark(verdict, largest.difference + unit, largest.said + where, abs(largest.value or 0.0))
 
 
-def sentences(index: Index, family: Family, lines: Sequence[Axis]) -> list[str]:
+def sentences(index: Index, cohort: Cohort, lines: Sequence[Axis]) -> list[str]:
     """The verdict on all variants of one comparison: which may be taken, what is lost and won, what is not known."""
-    variants, known = family.variants, [axis for axis in lines if axis.measured]
+    variants, known = cohort.variants, [axis for axis in lines if axis.measured]
     if not known:
         return ["Nothing was measured on which a variant could be judged."]
     harmed = {model for axis in known for model in axis.having(Verdict.WORSE, Verdict.MIXED)}
     fine = [model for model in variants if model not in harmed]
-    out = [_harmless(index, family, fine)]
+    out = [_harmless(index, cohort, fine)]
     for verdicts, lead in (((Verdict.WORSE, Verdict.MIXED), "Worse in"), ((Verdict.BETTER,), "Better in")):
         told = [(axis, axis.having(*verdicts)) for axis in known]
-        parts = [_part(axis, models, family) for axis, models in told if models]
+        parts = [_part(axis, models, cohort) for axis, models in told if models]
         if parts:
             out.append(f"{lead} {units.words(parts)}.")
     missing = [units.small(axis.name) for axis in lines if not axis.measured]
@@ -107,34 +107,34 @@ def sentences(index: Index, family: Family, lines: Sequence[Axis]) -> list[str]:
     return out
 
 
-def _part(axis: Axis, models: list[str], family: Family) -> str:
+def _part(axis: Axis, models: list[str], cohort: Cohort) -> str:
     largest = max(models, key=lambda model: axis.marks[model].size)
     said = axis.marks[largest].said
-    if len(family.variants) == 1:
+    if len(cohort.variants) == 1:
         return f"{units.small(axis.name)} ({said})" if said else units.small(axis.name)
-    most = f"most in {family.short(largest)}" if len(models) > 1 else family.short(largest)
-    return f"{units.small(axis.name)} in {len(models)} of {len(family.variants)} ({most}{f', {said}' if said else ''})"
+    most = f"most in {cohort.short(largest)}" if len(models) > 1 else cohort.short(largest)
+    return f"{units.small(axis.name)} in {len(models)} of {len(cohort.variants)} ({most}{f', {said}' if said else ''})"
 
 
-def _harmless(index: Index, family: Family, fine: list[str]) -> str:
+def _harmless(index: Index, cohort: Cohort, fine: list[str]) -> str:
     caution = "an interval that holds 0 shows no harm, and does not prove that there is none"
     if not fine:
-        only = len(family.variants) == 1
+        only = len(cohort.variants) == 1
         return (
-            f"{family.short(family.variants[0])} is worse in something."
+            f"{cohort.short(cohort.variants[0])} is worse in something."
             if only
             else "Every variant is worse in something."
         )
     sizes = {model: size for model in fine if (size := index.value(model, "model_bytes")) is not None}
-    base = index.value(family.reference, "model_bytes")
+    base = index.value(cohort.reference, "model_bytes")
     smallest = min(sizes, key=lambda model: sizes[model], default="")
-    named = _listed([family.short(model) for model in fine], NAMED)
+    named = _listed([cohort.short(model) for model in fine], NAMED)
     ratio = f", {sizes[smallest] / base:.2f}{units.TIMES} the size" if smallest and base else ""
-    if len(family.variants) == 1:
+    if len(cohort.variants) == 1:
         return f"{named} is not shown to be worse in anything measured{ratio}; {caution}."
-    least = f"; the smallest of them is {family.short(smallest)}{ratio}" if smallest and len(fine) > 1 else ratio
+    least = f"; the smallest of them is {cohort.short(smallest)}{ratio}" if smallest and len(fine) > 1 else ratio
     verb = "is" if len(fine) == 1 else "are"
     return (
-        f"{len(fine)} of {len(family.variants)} variants {verb} not shown to be worse in anything measured: "
+        f"{len(fine)} of {len(cohort.variants)} variants {verb} not shown to be worse in anything measured: "
         f"{named}{least}; {caution}."
     )

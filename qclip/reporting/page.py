@@ -17,7 +17,7 @@ from qclip import files
 from qclip.results import Results
 
 from . import overview, svg, units, verdicts
-from .index import Family, Index
+from .index import Cohort, Index
 from .overview import Axis
 from .parts import Cell, Panel, Table
 from .sections import Section, about, all_sections, compare, overview_of
@@ -98,9 +98,9 @@ class Shown:
 
 @dataclasses.dataclass(frozen=True)
 class Judged:
-    """The verdict tables of one family."""
+    """The verdict tables of one cohort."""
 
-    family: Family
+    cohort: Cohort
     axes: list[Axis]
     sentences: list[str]
     cards: list[Card]
@@ -109,7 +109,7 @@ class Judged:
     @property
     def many(self) -> bool:
         """Too many variants to stand side by side."""
-        return len(self.family.variants) > COLUMNS
+        return len(self.cohort.variants) > COLUMNS
 
     @property
     def measured(self) -> list[Axis]:
@@ -136,14 +136,14 @@ class Line:
 
 @dataclasses.dataclass(frozen=True)
 class VerdictTable:
-    family: Family
+    cohort: Cohort
     lines: list[Line]
 
 
 def _context(index: Index) -> dict[str, Any]:
-    families = [family for family in index.families if family.reference]
-    answers = [compare(index, family) for family in families]
-    judged = [_judged(index, family, found) for family, found in zip(families, answers, strict=True)]
+    cohorts = [cohort for cohort in index.cohorts if cohort.reference]
+    answers = [compare(index, cohort) for cohort in cohorts]
+    judged = [_judged(index, cohort, found) for cohort, found in zip(cohorts, answers, strict=True)]
     return {
         "title": title(index),
         "lead": lead(index),
@@ -166,7 +166,7 @@ def _shown(section: Section, index: Index) -> Shown:
 
 def title(index: Index) -> str:
     """ "Reliability of a and b after quantization"."""
-    names = [family.label for family in index.families if family.reference]
+    names = [cohort.label for cohort in index.cohorts if cohort.reference]
     if len(names) == 1 and names[0] == "float":  # the label says nothing about the model; its source does
         source = index.described.get("float", {}).get("source", "")
         names = [source.removeprefix("local-dir:").rstrip("/").rsplit("/", 1)[-1]] if source else []
@@ -181,20 +181,20 @@ def lead(index: Index) -> str:
     """What was done, in one sentence."""
     if not index.results.rows:
         return "This table of results holds no rows, so there is nothing to show."
-    families = [family for family in index.families if family.reference]
-    if not families:
+    cohorts = [cohort for cohort in index.cohorts if cohort.reference]
+    if not cohorts:
         return "Nothing was compared: there are no differences between models among the results."
     pairs: dict[str, list[str]] = {}  # the same comparison, made for several models
-    for family in families:
-        pair = f"{units.words([family.short(m) for m in family.variants])} with {family.short(family.reference)}"
-        pairs.setdefault(pair, []).append(family.label)
+    for cohort in cohorts:
+        pair = f"{units.words([cohort.short(m) for m in cohort.variants])} with {cohort.short(cohort.reference)}"
+        pairs.setdefault(pair, []).append(cohort.label)
     told = [
         pair if pair.endswith(f" with {labels[0]}") else f"{pair} of {units.words(labels)}"
         for pair, labels in pairs.items()
     ]
     said = f"Compared {'; '.join(told)}."
     if len(said) > 240:
-        said = f"Compared {sum(len(family.variants) for family in families)} models with their references."
+        said = f"Compared {sum(len(cohort.variants) for cohort in cohorts)} models with their references."
     return said + " Every difference is paired, on the same images, and has a 95 % interval."
 
 
@@ -257,17 +257,17 @@ def notes(index: Index) -> list[str]:
     return out
 
 
-def _judged(index: Index, family: Family, answers: dict[Question, dict[str, Comparison]]) -> Judged:
+def _judged(index: Index, cohort: Cohort, answers: dict[Question, dict[str, Comparison]]) -> Judged:
     if not answers:
-        return Judged(family, [], [], [], [])
-    axes = overview_of(index, family, answers)
-    said = overview.sentences(index, family, axes) + joint_wins(index, family)
+        return Judged(cohort, [], [], [], [])
+    axes = overview_of(index, cohort, answers)
+    said = overview.sentences(index, cohort, axes) + joint_wins(index, cohort)
     cards = [
-        Card(model, _card_facts(index, family, model), about(index, family, model, answers))
-        for model in family.variants
+        Card(model, _card_facts(index, cohort, model), about(index, cohort, model, answers))
+        for model in cohort.variants
     ]
     tables = []
-    for part in family.chunks(COLUMNS):
+    for part in cohort.chunks(COLUMNS):
         lines, last = [], ""
         for question, by_model in answers.items():
             shown = [by_model[model] for model in part.variants]
@@ -282,21 +282,21 @@ def _judged(index: Index, family: Family, answers: dict[Question, dict[str, Comp
                 )
                 for a in shown
             ]
-            base = measure.value(verdicts.absolute(index, family.reference, question))
+            base = measure.value(verdicts.absolute(index, cohort.reference, question))
             axis = "" if question.axis == last else question.axis
             lines.append(Line(axis, question, units.count(n) if n else "", base, cells))
             last = question.axis
         tables.append(VerdictTable(part, lines))
-    return Judged(family, axes, said, cards, tables)
+    return Judged(cohort, axes, said, cards, tables)
 
 
-def _card_facts(index: Index, family: Family, model: str) -> list[str]:
+def _card_facts(index: Index, cohort: Cohort, model: str) -> list[str]:
     described = index.described[model]
     out = [f"{described['bits']} bits"] if described.get("bits") else []
     out += [described["method"]] if described.get("method") else []
     shares = {state: index.value(model, "coverage_macs", axis="state", at=state) for state in STATES}
     out += [f"{units.percent(share, 0)} of MACs {state}" for state, share in shares.items() if share]
-    ours, theirs = (index.value(m, "model_bytes") for m in (model, family.reference))
+    ours, theirs = (index.value(m, "model_bytes") for m in (model, cohort.reference))
     if ours and theirs:
         out.append(f"{ours / theirs:.2f}\N{MULTIPLICATION SIGN} the size")
     return out

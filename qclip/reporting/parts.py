@@ -11,7 +11,7 @@ from typing import Any
 from markupsafe import Markup
 
 from . import svg, units
-from .index import Family, Index
+from .index import Cohort, Index
 
 MODELS = 7  # variants in one figure: as many as there are distinct series beside the reference
 MOST = 24  # figures of one kind; the rest is in the JSON
@@ -93,24 +93,24 @@ def listed(what: str, numbers: list[str], most: int = 5) -> str:
     return f"{what}: {', '.join(numbers)}." if numbers else ""
 
 
-def legend_of(family: Family) -> list[tuple[Markup, str]]:
-    return [(svg.key(series), family.short(model)) for model, series in series_of(family)]
+def legend_of(cohort: Cohort) -> list[tuple[Markup, str]]:
+    return [(svg.key(series), cohort.short(model)) for model, series in series_of(cohort)]
 
 
-def series_of(family: Family) -> list[tuple[str, int]]:
+def series_of(cohort: Cohort) -> list[tuple[str, int]]:
     """(model, series) pairs; series 0 is the reference's own look."""
-    first = 0 if family.reference else 1
-    return [(model, first + k) for k, model in enumerate(family.models)]
+    first = 0 if cohort.reference else 1
+    return [(model, first + k) for k, model in enumerate(cohort.models)]
 
 
-def portions(index: Index) -> list[Family]:
-    """Families small enough for one figure."""
-    return [part for family in index.families for part in family.chunks(MODELS)]
+def portions(index: Index) -> list[Cohort]:
+    """Cohorts small enough for one figure."""
+    return [part for cohort in index.cohorts for part in cohort.chunks(MODELS)]
 
 
-def titled(family: Family, what: str, several: bool) -> str:
-    """A panel's title, with the family's name where there are several."""
-    return f"{family.label} \N{MIDDLE DOT} {what}" if several and family.label else what
+def titled(cohort: Cohort, what: str, several: bool) -> str:
+    """A panel's title, with the cohort's name where there are several."""
+    return f"{cohort.label} \N{MIDDLE DOT} {what}" if several and cohort.label else what
 
 
 def value_cell(measure: units.Measure, row: Mapping[str, Any] | None) -> Cell:

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from . import svg, units
-from .index import Family
+from .index import Cohort
 from .parts import BOUNDS, WIDTH, Figure, csv, series_of
 
 Marks = dict[str, dict[float, dict]]  # model -> place on the axis -> row
 
 
 def along(
-    family: Family,
+    cohort: Cohort,
     marks: Marks,
     title: str,
     label: str,
@@ -23,7 +23,7 @@ def along(
     width: float = WIDTH,
 ) -> list[Figure]:
     """Values with intervals at named places, models side by side."""
-    drawn = [(model, series) for model, series in series_of(family) if model in marks]
+    drawn = [(model, series) for model, series in series_of(cohort) if model in marks]
     starts = sorted(places)
     if not drawn or not starts:
         return []
@@ -62,9 +62,9 @@ def along(
 
 
 def lines(
-    family: Family, curves: Mapping[str, Sequence[svg.Point]], title: str, x_label: str, y_label: str
+    cohort: Cohort, curves: Mapping[str, Sequence[svg.Point]], title: str, x_label: str, y_label: str
 ) -> list[Figure]:
-    drawn = [(model, series) for model, series in series_of(family) if curves.get(model)]
+    drawn = [(model, series) for model, series in series_of(cohort) if curves.get(model)]
     if not drawn:
         return []
     points = [point for model, _ in drawn for point in curves[model]]

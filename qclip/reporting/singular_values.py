@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from . import svg, units
-from .index import Family, Index
+from .index import Cohort, Index
 from .parts import Figure, Panel, csv, legend_of, panel, portions, series_of, titled
 
 SHOWN = 3  # weights drawn openly; the others are folded away
@@ -19,13 +19,13 @@ def singular_values(index: Index) -> list[Panel]:
             values[curve["model"], curve["set"]] = points
     out: list[Panel] = []
     parts = portions(index)
-    for family in parts:
-        sites = list(dict.fromkeys(site for model, site in values if model in family.models))
+    for cohort in parts:
+        sites = list(dict.fromkeys(site for model, site in values if model in cohort.models))
         figures = []
         for site in spread(sites):
-            lines = {m: sorted(values[m, site]) for m in family.models if (m, site) in values}
-            figures.append(_singular_figure(family, site, lines))
-        out += panel(titled(family, "Singular values of weights", len(parts) > 1), figures, legend_of(family), SHOWN)
+            lines = {m: sorted(values[m, site]) for m in cohort.models if (m, site) in values}
+            figures.append(_singular_figure(cohort, site, lines))
+        out += panel(titled(cohort, "Singular values of weights", len(parts) > 1), figures, legend_of(cohort), SHOWN)
     return out
 
 
@@ -35,7 +35,7 @@ def spread(sites: list[str]) -> list[str]:
     return leading + [site for site in sites if site not in leading]
 
 
-def _singular_figure(family: Family, site: str, lines: dict[str, list[svg.Point]]) -> Figure:
+def _singular_figure(cohort: Cohort, site: str, lines: dict[str, list[svg.Point]]) -> Figure:
     points = [point for line in lines.values() for point in line]
     ranks, sizes = [x for x, _ in points], [y for _, y in points]
     axes = svg.Axes(
@@ -47,7 +47,7 @@ def _singular_figure(family: Family, site: str, lines: dict[str, list[svg.Point]
         y_label="singular value",
         log_y=True,
     )
-    for model, series in series_of(family):
+    for model, series in series_of(cohort):
         if model in lines:
             axes.line(lines[model], series, "fine")
     rows = [(model, *point) for model, line in lines.items() for point in line]

@@ -17,7 +17,7 @@ from qclip.errors import printable
 from qclip.results import Results
 
 from . import labelled, units, verdicts
-from .index import Family, Index
+from .index import Cohort, Index
 from .parts import Table
 from .sections import about, compare
 from .sections.coverage import STATES
@@ -90,17 +90,17 @@ def _print(console: Console, index: Index) -> None:
     if not index.results.rows:
         console.print("no results: the table is empty")
     answers = []
-    for family in index.families:
-        found = compare(index, family) if family.reference else {}
+    for cohort in index.cohorts:
+        found = compare(index, cohort) if cohort.reference else {}
         answers.append(found)
-        for part in family.chunks(COLUMNS) if found else []:
+        for part in cohort.chunks(COLUMNS) if found else []:
             _verdicts(console, index, part, found)
         if found:
-            _sentences(console, index, family, found)
+            _sentences(console, index, cohort, found)
     if said := verdicts.multiplicity(answers):
         symbols = ", ".join(f"{v.symbol} {v.word}" for v in (Verdict.BETTER, Verdict.WORSE, Verdict.OPEN))
         console.print(f"\n{symbols}. Shares in percentage points. {said}", markup=False)
-    alone = [model for family in index.families if not family.reference for model in family.models]
+    alone = [model for cohort in index.cohorts if not cohort.reference for model in cohort.models]
     if alone:
         _absolute(console, index, alone)
     for sentence in SpectraSection().sentences(index):
@@ -122,7 +122,7 @@ def _new_table(title: str) -> Printed:
     )
 
 
-def _verdicts(console: Console, index: Index, part: Family, answers: Answers) -> None:
+def _verdicts(console: Console, index: Index, part: Cohort, answers: Answers) -> None:
     grid = _new_table(f"\nAgainst {part.reference}")
     grid.add_column("measure", max_width=30, overflow="fold")
     grid.add_column(escape(part.short(part.reference)), justify="right", overflow="fold")
@@ -148,12 +148,12 @@ def _cell(answer: Comparison) -> Text:
     return out
 
 
-def _sentences(console: Console, index: Index, family: Family, answers: Answers) -> None:
+def _sentences(console: Console, index: Index, cohort: Cohort, answers: Answers) -> None:
     console.print()
-    for model in family.variants:
+    for model in cohort.variants:
         line = Text("\N{BULLET} ")
         line.append(model, "bold")
-        line.append(": " + " ".join(about(index, family, model, answers)))
+        line.append(": " + " ".join(about(index, cohort, model, answers)))
         console.print(line)
 
 

@@ -35,11 +35,11 @@ def probability_cell(row: dict[str, Any] | None) -> Cell:
 def by_model(index: Index, title: str, columns: Sequence[Column], note: str = "") -> list[Table]:
     """One table, or none where nothing of it was measured: columns and models without any row are left out."""
     found: dict[str, list[dict[str, Any] | None]] = {}
-    for family in index.families:
-        for model in family.models:
+    for cohort in index.cohorts:
+        for model in cohort.models:
             if model in found:
                 continue
-            own = family.reference if model != family.reference else ""
+            own = cohort.reference if model != cohort.reference else ""
             found[model] = [
                 None if c.paired and not own else index.row(model, c.metric, reference=own if c.paired else "", **c.key)
                 for c in columns

@@ -11,7 +11,7 @@ from typing import Any
 from qclip.results import Row
 
 from . import units
-from .index import WHOLE, Family, Index, Part
+from .index import WHOLE, Cohort, Index, Part
 
 FEW = 30  # images: below it an interval says little
 
@@ -130,11 +130,11 @@ def changed(row: Row) -> Verdict:
 Answers = dict[Question, dict[str, Comparison]]  # by question and model
 
 
-def compare(index: Index, family: Family, questions: Iterable[Question]) -> Answers:
-    """The comparisons of a family, question by question; questions that no variant answers are left out."""
+def compare(index: Index, cohort: Cohort, questions: Iterable[Question]) -> Answers:
+    """The comparisons of a cohort, question by question; questions that no variant answers are left out."""
     out = {}
     for question in questions:
-        answers = {model: _answer(index, family.reference, model, question) for model in family.variants}
+        answers = {model: _answer(index, cohort.reference, model, question) for model in cohort.variants}
         if any(answer.verdict is not Verdict.MISSING for answer in answers.values()):
             out[question] = answers
     return out
@@ -201,7 +201,7 @@ def tally(answers: Answers) -> dict[Verdict, int]:
     return out
 
 
-def about(family: Family, model: str, answers: Answers) -> list[str]:
+def about(cohort: Cohort, model: str, answers: Answers) -> list[str]:
     """What can be said of one model against its reference: better, worse and open axes."""
     mine = [by_model[model] for question, by_model in answers.items() if question.leading]
     named = _axis_names([answer.question for answer in mine])
@@ -217,7 +217,7 @@ def about(family: Family, model: str, answers: Answers) -> list[str]:
             sentences.append(f"No difference shown in {units.words(unsure)}.")
         else:
             sentences.append(
-                f"No difference to {family.reference} is shown in anything measured: {units.words(unsure)}."
+                f"No difference to {cohort.reference} is shown in anything measured: {units.words(unsure)}."
             )
     if same:
         sentences.append(f"Equal in {units.words(same)}.")

@@ -304,8 +304,8 @@ def sites() -> list[str]:
     return [f"vision.blocks.{k}.{site}" for k in range(3) for site in ("attn.q", "attn.out", "mlp.fc1", "mlp.fc2")]
 
 
-def made_up(families: tuple[str, ...] = ("scenes-clean", "scenes-noisy")) -> Results:
-    """One family of models for each name, all recipes of `RECIPES`."""
+def made_up(cohorts: tuple[str, ...] = ("scenes-clean", "scenes-noisy")) -> Results:
+    """One cohort of models for each name, all recipes of `RECIPES`."""
     versions = {"python": "3.12.3", "torch": "2.14.1", "qclip": "0.1.0"}
     meta = {
         "versions": versions,
@@ -316,16 +316,16 @@ def made_up(families: tuple[str, ...] = ("scenes-clean", "scenes-noisy")) -> Res
         "command": "qclip demo",
     }
     results = Results(meta=meta, notes=["temperatures were fitted on scenes-dev (1000 images), one for each model"])
-    for k, family in enumerate(families):
-        prefix = f"{family} " if len(families) > 1 else ""
+    for k, cohort in enumerate(cohorts):
+        prefix = f"{cohort} " if len(cohorts) > 1 else ""
         labels = {f"{prefix}float": "", **{f"{prefix}{recipe}": recipe for recipe in RECIPES}}
-        Maker(results, f"{prefix}float", labels, family, seed=k).all()
+        Maker(results, f"{prefix}float", labels, cohort, seed=k).all()
     return results
 
 
 def twenty() -> Results:
     """One reference and nineteen variants, of which everything was measured."""
-    results = made_up(families=())
+    results = made_up(cohorts=())
     labels = {"float": "", **{recipe: recipe for recipe in ALL}}
     maker = Maker(results, "float", labels, "local-dir:photos", seed=0)
     maker.all()

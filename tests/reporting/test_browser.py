@@ -104,7 +104,7 @@ def test_the_page_alone_writes_nothing_to_the_console(make_results, tmp_path) ->
 
 
 def test_dark_and_light_differ_and_both_have_contrast(make_results, tmp_path) -> None:
-    page = report(make_results(families=("photos",)), tmp_path)
+    page = report(make_results(cohorts=("photos",)), tmp_path)
     light, dark = (probe(tmp_path, page, 390, f"--blink-settings=preferredColorScheme={k}") for k in (1, 0))
     assert luminance(light["paper"]) > 0.8 > 0.2 > luminance(dark["paper"])
     for found in (light, dark):
@@ -113,7 +113,7 @@ def test_dark_and_light_differ_and_both_have_contrast(make_results, tmp_path) ->
 
 
 def test_long_and_hostile_names_do_not_widen_the_page(make_results, tmp_path) -> None:
-    results = make_results(families=("photos",))
+    results = make_results(cohorts=("photos",))
     for row in results.rows:
         if row["model"] == "w8a8":
             row["model"] = "<script>throw 1</script>" + "w" * 90

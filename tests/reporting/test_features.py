@@ -74,7 +74,7 @@ def test_controls_stand_below_the_quantized_model() -> None:
     ]
     (panel,) = InterventionsSection().panels(index)
     assert "w4a8, 100 %: 20" in str(panel.figures[0].svg)
-    assert [family.reference for family in index.families] == ["float"]  # a control is no model
+    assert [cohort.reference for cohort in index.cohorts] == ["float"]  # a control is no model
     page = unescape(html(results))
     assert "A filter by hand" in page and "white layer" in page and "No control ran" not in page
 

@@ -7,7 +7,7 @@ import re
 import pytest
 
 from qclip.reporting import html
-from qclip.reporting.index import Family, Index
+from qclip.reporting.index import Cohort, Index
 from qclip.reporting.overview import Axis, sentences
 from qclip.reporting.sections import all_sections, compare, overview_of
 from qclip.reporting.verdicts import Verdict
@@ -19,10 +19,10 @@ ALWAYS = [
 ]
 
 
-def overview(results: Results) -> tuple[Index, Family, dict[str, Axis]]:
+def overview(results: Results) -> tuple[Index, Cohort, dict[str, Axis]]:
     index = Index(results)
-    family = index.families[0]
-    return index, family, {axis.name: axis for axis in overview_of(index, family, compare(index, family))}
+    cohort = index.cohorts[0]
+    return index, cohort, {axis.name: axis for axis in overview_of(index, cohort, compare(index, cohort))}
 
 
 def compared(*differences: tuple[str, float, float, float, dict]) -> Results:
@@ -36,7 +36,7 @@ def compared(*differences: tuple[str, float, float, float, dict]) -> Results:
 
 
 def test_every_axis_has_a_line_and_says_where_nothing_was_measured() -> None:
-    index, family, axes = overview(compared(("top1", -0.02, -0.03, -0.01, {})))
+    index, cohort, axes = overview(compared(("top1", -0.02, -0.03, -0.01, {})))
     assert list(axes) == ALWAYS
     said = {name: axis.marks["w8a8"].verdict for name, axis in axes.items()}
     assert said.pop("Accuracy") is Verdict.WORSE
@@ -45,7 +45,7 @@ def test_every_axis_has_a_line_and_says_where_nothing_was_measured() -> None:
     section = page.split('<section id="overview">')[1].split("</section>")[0]
     table = section.split("<table")[1].split("</table>")[0]
     assert [table.count(word) for word in (">worse<", ">not measured<", ">better<")] == [1, len(ALWAYS) - 1, 0]
-    assert sentences(index, family, list(axes.values()))[-1].startswith("Not measured: calibration, near OOD detection")
+    assert sentences(index, cohort, list(axes.values()))[-1].startswith("Not measured: calibration, near OOD detection")
 
 
 @pytest.mark.parametrize(
@@ -98,8 +98,8 @@ def test_the_verdict_names_who_is_not_shown_to_be_worse() -> None:
         results.add(model=model, reference="float", low=low, high=high, **common)
         results.add(model=model, metric="model_bytes", role="model", value=size)
     results.add(model="float", metric="model_bytes", role="model", value=100)
-    index, family, axes = overview(results)
-    said = sentences(index, family, list(axes.values()))
+    index, cohort, axes = overview(results)
+    said = sentences(index, cohort, list(axes.values()))
     assert said[0].startswith("2 of 3 variants are not shown to be worse in anything measured: a and b; ")
     assert "the smallest of them is b, 0.20× the size" in said[0] and "does not prove" in said[0]
     assert said[1] == "Worse in accuracy in 1 of 3 (c, −7.00 points)."

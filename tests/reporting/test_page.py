@@ -71,7 +71,7 @@ def test_a_whole_page_is_well_formed_and_self_contained(make_results) -> None:
 
 
 def test_every_section_has_its_figures(make_results) -> None:
-    page = html(make_results(families=("photos",)))
+    page = html(make_results(cohorts=("photos",)))
     wanted = {"accuracy": 6, "shift": 6, "ood": 2, "corruptions": 2, "spectra": 32, "coverage": 2, "speed": 2}
     for section, figures in wanted.items():
         body = page.split(f'<section id="{section}">')[1].split("</section>")[0]
@@ -109,7 +109,7 @@ def test_a_single_model_has_no_verdict_but_numbers() -> None:
 
 
 def test_hostile_names_are_text(make_results) -> None:
-    results = make_results(families=("photos",))
+    results = make_results(cohorts=("photos",))
     for row in (*results.rows, *results.curves):
         for column in ("model", "source", "recipe", "set", "host", "reference"):
             if row.get(column, "") not in ("", "white", "vision", "text"):
@@ -124,7 +124,7 @@ def test_hostile_names_are_text(make_results) -> None:
 
 
 def test_undefined_and_infinite_values_are_shown_as_such(make_results) -> None:
-    results = make_results(families=("photos",))
+    results = make_results(cohorts=("photos",))
     for k, row in enumerate(results.rows):
         if k % 3 == 0:
             row["value"] = row["low"] = row["high"] = None
@@ -228,12 +228,12 @@ def test_sets_are_told_apart_by_what_was_done_with_them(make_results) -> None:
     assert index.id_sets == ["scenes-test"] and index.shift_sets == ["style-shift"]
     assert index.spurious_sets == ["spurious-test"] and index.ood_sets == [("near-ood", "near"), ("far-ood", "far")]
     assert index.corrupted == [("scenes-test", "gaussian_noise")]
-    assert [family.reference for family in index.families] == ["scenes-clean float", "scenes-noisy float"]
-    assert index.families[0].short("scenes-clean w8a8") == "w8a8"
+    assert [cohort.reference for cohort in index.cohorts] == ["scenes-clean float", "scenes-noisy float"]
+    assert index.cohorts[0].short("scenes-clean w8a8") == "w8a8"
 
 
 def test_a_key_that_repeats_is_said(make_results) -> None:
-    results = make_results(families=("photos",))
+    results = make_results(cohorts=("photos",))
     results.rows.append(dict(results.rows[0]))
     assert "1 rows repeat the key" in html(results)
 
@@ -260,11 +260,11 @@ def test_a_section_of_another_package_stands_in_the_page(make_results) -> None:
             rows = [[Cell(r["model"]), Cell(f"{r['value']:g}")] for r in index.rows("patience") if not r["reference"]]
             return [Table("Seconds", [Cell("Model"), Cell("Seconds")], rows)]
 
-        def about(self, index, family, model, answers):
+        def about(self, index, cohort, model, answers):
             return [f"Patience of {model} was looked at."]
 
-    results = make_results(families=("photos",))
-    reference, variant = Index(results).families[0].models[:2]
+    results = make_results(cohorts=("photos",))
+    reference, variant = Index(results).cohorts[0].models[:2]
     assert "patience" not in html(results)
     common = {"set": "scenes-test", "role": "id", "metric": "patience"}
     results.add(model=variant, value=0.5, **common)

@@ -33,7 +33,7 @@ def test_it_fits_and_carries_verdicts_differences_and_intervals(make_results) ->
 def test_spectra_are_judged_in_words_and_numbers(make_results) -> None:
     results = make_results()
     said = verdict(results.rows)
-    assert len(said) == 16  # two families, four recipes, two towers
+    assert len(said) == 16  # two cohorts, four recipes, two towers
     told, page = " ".join(table(results).split()), unescape(html(results)).replace("\N{NO-BREAK SPACE}", " ")
     assert all(sentence in told and sentence in page for sentence in said)
     assert said[0].startswith("scenes-clean w8a8, vision tower, ranks 64-: ") and "gain 0.99" in said[0]

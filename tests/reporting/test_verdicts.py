@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from qclip.reporting import page, table, units, verdicts
-from qclip.reporting.index import Family, Index
+from qclip.reporting.index import Cohort, Index
 from qclip.reporting.labelled import chance_ece
 from qclip.reporting.sections import about, compare
 from qclip.reporting.sections.spectra import LEADS, SpectraSection
@@ -37,12 +37,12 @@ def test_judge(better, value, low, high, wanted) -> None:
 
 @pytest.mark.parametrize(("n", "wanted"), [(12, Verdict.OPEN), (30, Verdict.BETTER), (None, Verdict.BETTER)])
 def test_an_interval_without_width_on_a_few_images_decides_nothing(n, wanted) -> None:
-    index, family = pair(
+    index, cohort = pair(
         {"metric": "top1", "value": 0.5, "n": n, "model": "float"},
         {"metric": "top1", "value": 0.6, "n": n},
         difference("top1", 0.1, 0.1, 0.1, n=n),
     )
-    (by_model,) = compare(index, family).values()
+    (by_model,) = compare(index, cohort).values()
     assert by_model["w8a8"].verdict is wanted
 
 
@@ -58,13 +58,13 @@ def test_sets_and_parts_of_few_images_are_named() -> None:
     assert all(line in page.notes(index) for line in said) and f"note: {said[1]}" in table(index.results)
 
 
-def pair(*rows: dict, reference: str = "float") -> tuple[Index, Family]:
+def pair(*rows: dict, reference: str = "float") -> tuple[Index, Cohort]:
     results = Results()
     for row in rows:
         base = {"set": "test", "model": "w8a8"}
         results.add(**base | row)
     index = Index(results)
-    return index, next(family for family in index.families if family.reference == reference)
+    return index, next(cohort for cohort in index.cohorts if cohort.reference == reference)
 
 
 def difference(metric: str, value: float, low: float | None, high: float | None, **more) -> dict:
@@ -72,8 +72,8 @@ def difference(metric: str, value: float, low: float | None, high: float | None,
 
 
 def told(*rows: dict) -> str:
-    index, family = pair(*rows)
-    return " ".join(about(index, family, "w8a8", compare(index, family)))
+    index, cohort = pair(*rows)
+    return " ".join(about(index, cohort, "w8a8", compare(index, cohort)))
 
 
 def test_sentences_name_what_is_better_worse_and_open() -> None:
@@ -121,16 +121,16 @@ def test_noise_without_a_mean_row_has_a_difference_but_no_verdict() -> None:
         for s in (1, 2)
         for m, v in (("float", 0.9), ("w8a8", 0.8))
     ]
-    index, family = pair(*rows, difference("top1", -0.1, -0.2, -0.05))
-    answers = {q.axis: a["w8a8"] for q, a in compare(index, family).items() if q.metric == "mean_top1"}
+    index, cohort = pair(*rows, difference("top1", -0.1, -0.2, -0.05))
+    answers = {q.axis: a["w8a8"] for q, a in compare(index, cohort).items() if q.metric == "mean_top1"}
     answer = answers["Noise robustness"]
     assert answer.value == pytest.approx(-0.1) and answer.verdict is Verdict.OPEN
 
 
 def test_multiplicity_counts_and_expects() -> None:
     rows = [difference(m, 0.02, 0.01, 0.03) for m in ("top1", "balanced_accuracy", "ece", "signed_gap")]
-    index, family = pair({"metric": "top1", "value": 0.5}, *rows)
-    said = verdicts.multiplicity([compare(index, family)])
+    index, cohort = pair({"metric": "top1", "value": 0.5}, *rows)
+    said = verdicts.multiplicity([compare(index, cohort)])
     # the signed gap is told, not counted: neither side of it is better
     assert said.startswith("2 better and 1 worse among 3 comparisons.")
     assert "about 0.2 intervals" in said  # 0.05 * 3
@@ -153,7 +153,7 @@ def test_the_section_says_first_what_was_found(level: float, shape: float, findi
     (found,) = judgements(results.rows)
     assert (found.finding, found.band) == (finding, "ranks 64-")
     assert SpectraSection().sentences(Index(results))[0].startswith(LEADS[finding] + " w8a8 (vision).")
-    assert Index(results).families == [Family("", ("w8a8",))]  # white noise is no model
+    assert Index(results).cohorts == [Cohort("", ("w8a8",))]  # white noise is no model
 
 
 def test_chance_ece_is_the_half_normal_mean() -> None:

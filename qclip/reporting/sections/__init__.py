@@ -8,7 +8,7 @@ from __future__ import annotations
 from qclip.registry import Registry
 
 from .. import overview, verdicts
-from ..index import Family, Index
+from ..index import Cohort, Index
 from ..overview import Axis
 from ..parts import Panel, Table
 from ..verdicts import Answers, Question
@@ -33,9 +33,9 @@ class Section:
         leading = [question for question in self.questions(index) if question.leading]
         return {self.title: leading} if leading else {}
 
-    def overview(self, index: Index, family: Family, answers: Answers) -> list[Axis]:
+    def overview(self, index: Index, cohort: Cohort, answers: Answers) -> list[Axis]:
         """Marks of each variant on the lines of this section."""
-        return [overview.axis(name, family, asked, answers) for name, asked in self.lines(index).items()]
+        return [overview.axis(name, cohort, asked, answers) for name, asked in self.lines(index).items()]
 
     def panels(self, index: Index) -> list[Panel]:
         return []
@@ -47,7 +47,7 @@ class Section:
         """Findings that stand above the figures."""
         return []
 
-    def about(self, index: Index, family: Family, model: str, answers: Answers) -> list[str]:
+    def about(self, index: Index, cohort: Cohort, model: str, answers: Answers) -> list[str]:
         """What explains the verdicts on one model; it follows them on the model's card."""
         return []
 
@@ -85,17 +85,17 @@ def all_sections() -> list[Section]:
     return [kind() for _, kind in SECTIONS.items()]
 
 
-def compare(index: Index, family: Family) -> Answers:
-    """What every section asks of a family, in the order of the page, with its answers."""
-    return verdicts.compare(index, family, [q for section in all_sections() for q in section.questions(index)])
+def compare(index: Index, cohort: Cohort) -> Answers:
+    """What every section asks of a cohort, in the order of the page, with its answers."""
+    return verdicts.compare(index, cohort, [q for section in all_sections() for q in section.questions(index)])
 
 
-def overview_of(index: Index, family: Family, answers: Answers) -> list[Axis]:
-    """The overview of a family, in the order of the page."""
-    return [axis for section in all_sections() for axis in section.overview(index, family, answers)]
+def overview_of(index: Index, cohort: Cohort, answers: Answers) -> list[Axis]:
+    """The overview of a cohort, in the order of the page."""
+    return [axis for section in all_sections() for axis in section.overview(index, cohort, answers)]
 
 
-def about(index: Index, family: Family, model: str, answers: Answers) -> list[str]:
+def about(index: Index, cohort: Cohort, model: str, answers: Answers) -> list[str]:
     """What is said of one model against its reference: the verdicts, then what the sections have to explain them."""
-    said = verdicts.about(family, model, answers)
-    return said + [line for section in all_sections() for line in section.about(index, family, model, answers)]
+    said = verdicts.about(cohort, model, answers)
+    return said + [line for section in all_sections() for line in section.about(index, cohort, model, answers)]

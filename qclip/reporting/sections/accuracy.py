@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .. import labelled, units
-from ..index import Family, Index
+from ..index import Cohort, Index
 from ..parts import Panel, Table
 from ..verdicts import Answers, Comparison, Question, Verdict, confidence_said
 from . import Section
@@ -44,8 +44,8 @@ class AccuracySection(Section):
     def tables(self, index: Index) -> list[Table]:
         return labelled.tables(index, index.id_sets) + labelled.details(index, index.id_sets)
 
-    def about(self, index: Index, family: Family, model: str, answers: Answers) -> list[str]:
-        return _bound(model, answers) + _calibration(index, family, model, answers)
+    def about(self, index: Index, cohort: Cohort, model: str, answers: Answers) -> list[str]:
+        return _bound(model, answers) + _calibration(index, cohort, model, answers)
 
 
 def _bound(model: str, answers: Answers) -> list[str]:
@@ -61,7 +61,7 @@ def _bound(model: str, answers: Answers) -> list[str]:
     return []
 
 
-def _calibration(index: Index, family: Family, model: str, answers: dict[Question, dict[str, Comparison]]) -> list[str]:
+def _calibration(index: Index, cohort: Cohort, model: str, answers: dict[Question, dict[str, Comparison]]) -> list[str]:
     """Which way confidence is off, and whether one scalar explains a change of ECE."""
     found = {(q.metric, q.set): by_model[model] for q, by_model in answers.items() if q.axis == "Calibration"}
     out = []
@@ -70,7 +70,7 @@ def _calibration(index: Index, family: Family, model: str, answers: dict[Questio
         if gap is not None and gap["value"] is not None:
             out.append(
                 f"It is {confidence_said(gap['value'], gap['low'], gap['high'])}; "
-                f"{family.reference} is {_reference_confidence(index, family, name)}."
+                f"{cohort.reference} is {_reference_confidence(index, cohort, name)}."
             )
         ece, fitted = found.get(("ece", name)), found.get(("ece_ts", name))
         if ece is None or ece.verdict not in (Verdict.BETTER, Verdict.WORSE):
@@ -89,6 +89,6 @@ def _calibration(index: Index, family: Family, model: str, answers: dict[Questio
     return out
 
 
-def _reference_confidence(index: Index, family: Family, name: str) -> str:
-    gap = index.row(family.reference, "signed_gap", set=name)
+def _reference_confidence(index: Index, cohort: Cohort, name: str) -> str:
+    gap = index.row(cohort.reference, "signed_gap", set=name)
     return "not measured" if gap is None else confidence_said(gap["value"], gap["low"], gap["high"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from qclip.results import Row
 
 from .. import units
-from ..index import Family, Index
+from ..index import Cohort, Index
 from ..overview import MISSING, Axis, Mark
 from ..parts import Cell, Table
 from ..tabulated import Column, by_model
@@ -20,11 +20,11 @@ class AgreementSection(Section):
     absent = "There is no second model to agree with."
     tables_title = ""
 
-    def overview(self, index: Index, family: Family, answers: Answers) -> list[Axis]:
+    def overview(self, index: Index, cohort: Cohort, answers: Answers) -> list[Axis]:
         sets = [name for name in index.id_sets if any(r["set"] == name for r in index.rows("agreement"))][:1]
         marks = {}
-        for model in family.variants:
-            row = index.row(model, "agreement", set=sets[0], reference=family.reference) if sets else None
+        for model in cohort.variants:
+            row = index.row(model, "agreement", set=sets[0], reference=cohort.reference) if sets else None
             marks[model] = MISSING if row is None or row["value"] is None else kept("agreement", row)
         return [Axis("Agreement", f"Same prediction, {sets[0]}" if sets else "", marks)]
 

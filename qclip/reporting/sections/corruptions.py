@@ -5,7 +5,7 @@ from __future__ import annotations
 from qclip.data.corruptions import GROUPS, members
 
 from .. import svg, units
-from ..index import Family, Index
+from ..index import Cohort, Index
 from ..parts import (
     BOUNDS,
     Cell,
@@ -74,9 +74,9 @@ def by_severity(index: Index) -> list[Panel]:
     for name in dict.fromkeys(name for name, _ in index.corrupted):
         drawn = [c for where, c in index.corrupted if where == name and len(index.severities(name, c)) > 1]
         many = len(drawn) > FEW_CORRUPTIONS
-        for family in parts:
+        for cohort in parts:
             made = [
-                _severity_figure(index, family, name, corruption, index.severities(name, corruption), metric)
+                _severity_figure(index, cohort, name, corruption, index.severities(name, corruption), metric)
                 for corruption in drawn
                 for metric in ("top1", "ece")
             ]
@@ -85,7 +85,7 @@ def by_severity(index: Index) -> list[Panel]:
             title = title if many or len(drawn) < 2 else f"Corruptions of {name}"
             open_ones = 0 if many else MOST_CURVES
             out += panel(
-                titled(family, title, len(index.families) > 1), figures, legend_of(family), open_ones, most=MOST_CURVES
+                titled(cohort, title, len(index.cohorts) > 1), figures, legend_of(cohort), open_ones, most=MOST_CURVES
             )
     return out
 
@@ -95,30 +95,30 @@ def by_group(index: Index) -> list[Panel]:
     out, parts = [], portions(index)
     for name in dict.fromkeys(name for name, _ in index.corrupted):
         groups = [c for where, c in index.corrupted if where == name and c in GROUPS]
-        for family in parts if groups else []:
-            figures = [_group_curve(index, family, name, group) for group in groups]
-            differences = _group_differences(index, family, name, groups)
+        for cohort in parts if groups else []:
+            figures = [_group_curve(index, cohort, name, group) for group in groups]
+            differences = _group_differences(index, cohort, name, groups)
             shown = [figure for figure in (differences, *figures) if figure is not None]
-            title = titled(family, f"Groups of corruptions on {name}", len(index.families) > 1)
-            out += panel(title, shown, legend_of(family))
+            title = titled(cohort, f"Groups of corruptions on {name}", len(index.cohorts) > 1)
+            out += panel(title, shown, legend_of(cohort))
     return out
 
 
-def _group_differences(index: Index, family: Family, name: str, groups: list[str]) -> Figure | None:
+def _group_differences(index: Index, cohort: Cohort, name: str, groups: list[str]) -> Figure | None:
     rows = {
         (m, g): row
-        for m in family.variants
+        for m in cohort.variants
         for g in groups
-        if (row := index.row(m, "mean_top1", set=name, corruption=g, reference=family.reference)) is not None
+        if (row := index.row(m, "mean_top1", set=name, corruption=g, reference=cohort.reference)) is not None
         and row["value"] is not None
     }
-    if not rows or not family.reference:
+    if not rows or not cohort.reference:
         return None
     measure = units.metric("mean_top1")
     bounds = [row[column] for row in rows.values() for column in ("value", "low", "high")]
     axes = svg.Axes(
         f"Difference of mean top-1 by group, {name}",
-        f"Paired differences to {family.reference} with 95 % intervals.",
+        f"Paired differences to {cohort.reference} with 95 % intervals.",
         (-0.5, len(groups) - 0.5),
         svg.padded([*bounds, 0.0]),
         y_label="difference (points)",
@@ -127,8 +127,8 @@ def _group_differences(index: Index, family: Family, name: str, groups: list[str
         y_text=hundred,
     )
     axes.guide((-0.5, 0), (len(groups) - 0.5, 0))
-    count = len(family.variants)
-    for place, (model, series) in enumerate([each for each in series_of(family) if each[0] != family.reference]):
+    count = len(cohort.variants)
+    for place, (model, series) in enumerate([each for each in series_of(cohort) if each[0] != cohort.reference]):
         aside = (place - (count - 1) / 2) * min(0.11, 0.75 / max(count, 1))
         for k, group in enumerate(groups):
             if (row := rows.get((model, group))) is not None:
@@ -136,16 +136,16 @@ def _group_differences(index: Index, family: Family, name: str, groups: list[str
                 shown = f"{measure.difference(row['value'])} {measure.difference_interval(row['low'], row['high'])}"
                 axes.mark(k + aside, row["value"], series, f"{model}, {units.corruption(group)}: {shown}")
     data = csv(("model", "group", *BOUNDS), [(*at, *(row[c] for c in BOUNDS)) for at, row in rows.items()])
-    caption = f"Mean top-1 over severities and members, minus that of {family.reference}; 95 % intervals."
+    caption = f"Mean top-1 over severities and members, minus that of {cohort.reference}; 95 % intervals."
     return Figure("Difference by group", axes.render(), caption, data)
 
 
-def _group_curve(index: Index, family: Family, name: str, group: str) -> Figure | None:
+def _group_curve(index: Index, cohort: Cohort, name: str, group: str) -> Figure | None:
     """Mean top-1 of a group's members at each severity."""
     within = [c for c in members(group) if (name, c) in index.corrupted]
     severities = sorted(set.intersection(*(set(index.severities(name, c)) for c in within))) if within else []
     rows = []
-    for model in family.models:
+    for model in cohort.models:
         for severity in severities:
             found = [index.value(model, "top1", set=name, corruption=c, severity=severity) for c in within]
             known = [value for value in found if value is not None]
@@ -165,7 +165,7 @@ def _group_curve(index: Index, family: Family, name: str, group: str) -> Figure 
         x_ticks=severities,
         y_text=hundred,
     )
-    for model, series in series_of(family):
+    for model, series in series_of(cohort):
         points = [(severity, value) for of, severity, value in rows if of == model]
         axes.line(points, series)
         for severity, value in points:
@@ -175,11 +175,11 @@ def _group_curve(index: Index, family: Family, name: str, group: str) -> Figure 
 
 
 def _severity_figure(
-    index: Index, family: Family, name: str, corruption: str, severities: list[int], metric: str
+    index: Index, cohort: Cohort, name: str, corruption: str, severities: list[int], metric: str
 ) -> Figure | None:
     rows = {
         (m, s): index.row(m, metric, set=name, corruption=corruption, severity=s)
-        for m in family.models
+        for m in cohort.models
         for s in severities
     }
     known = {at: row for at, row in rows.items() if row is not None and row["value"] is not None}
@@ -189,7 +189,7 @@ def _severity_figure(
     bounds = [row[column] for row in known.values() for column in ("value", "low", "high")]
     axes = svg.Axes(
         f"{measure.name} under {units.corruption(corruption)}, {name}",
-        f"{measure.name} of {units.words(list(family.models))} at severities {severities[0]} to "
+        f"{measure.name} of {units.words(list(cohort.models))} at severities {severities[0]} to "
         f"{severities[-1]}; bars are 95 % intervals.",
         (severities[0] - 0.3, severities[-1] + 0.3),
         svg.padded(bounds, floor=0, ceiling=1),
@@ -198,8 +198,8 @@ def _severity_figure(
         x_ticks=severities,
         y_text=hundred,
     )
-    count = len(family.models)
-    for place, (model, series) in enumerate(series_of(family)):
+    count = len(cohort.models)
+    for place, (model, series) in enumerate(series_of(cohort)):
         aside = (place - (count - 1) / 2) * min(0.09, 0.5 / max(count, 1))  # side by side, so that intervals are seen
         points = [(s + aside, known[model, s]) for s in severities if (model, s) in known]
         axes.line([(x, row["value"]) for x, row in points], series)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from .. import svg, units
 from ..claims import claims
-from ..index import Family, Index
+from ..index import Cohort, Index
 from ..parts import Cell, Figure, Panel, Table, csv, legend_of, panel, portions, titled, value_cell
 from ..plots import Marks, along, lines, points
 from . import Section
@@ -25,18 +25,18 @@ class FeaturesSection(Section):
     def panels(self, index: Index) -> list[Panel]:
         out: list[Panel] = []
         parts = portions(index)
-        for family in parts:
+        for cohort in parts:
             several = len(parts) > 1
-            legend = legend_of(family)
+            legend = legend_of(cohort)
             for title, figures in (
-                ("Level and shape of the features, beside controls", claims(index, family, "id")),
-                ("Rank bands of the features", _bands(index, family)),
-                ("Energy of the features", _energy(index, family)),
-                ("Fourier spectra of the patch tokens", _fourier(index, family)),
-                ("Gratings", _gratings(index, family)),
+                ("Level and shape of the features, beside controls", claims(index, cohort, "id")),
+                ("Rank bands of the features", _bands(index, cohort)),
+                ("Energy of the features", _energy(index, cohort)),
+                ("Fourier spectra of the patch tokens", _fourier(index, cohort)),
+                ("Gratings", _gratings(index, cohort)),
             ):
-                out += panel(titled(family, title, several), figures, legend)
-            out += panel(titled(family, "Fourier maps of the last block", several), _maps(index, family), small=True)
+                out += panel(titled(cohort, title, several), figures, legend)
+            out += panel(titled(cohort, "Fourier maps of the last block", several), _maps(index, cohort), small=True)
         return out
 
     def tables(self, index: Index) -> list[Table]:
@@ -48,7 +48,7 @@ def sets(index: Index) -> list[str]:
     return list(dict.fromkeys(row["set"] for row in index.rows("band_energy") if row["role"] == "id"))
 
 
-def _bands(index: Index, family: Family) -> list[Figure]:
+def _bands(index: Index, cohort: Cohort) -> list[Figure]:
     out = []
     for name in sets(index):
         for metric, label, rule in (
@@ -62,34 +62,34 @@ def _bands(index: Index, family: Family) -> list[Figure]:
                 marks.setdefault(row["model"], {})[row["at"]] = row
             bands = {row["at"]: row["subset"].removeprefix("ranks ").replace("-", units.RANGE) for row in rows}
             scale = 100.0 if metric == "band_top1" else 1.0
-            out += along(family, marks, f"{name}: {label} by rank band", label, bands, "ranks", scale, rule)
+            out += along(cohort, marks, f"{name}: {label} by rank band", label, bands, "ranks", scale, rule)
     return out
 
 
-def _energy(index: Index, family: Family) -> list[Figure]:
+def _energy(index: Index, cohort: Cohort) -> list[Figure]:
     out = []
     for name in sets(index):
         curves = {c["model"]: c for c in index.curves("energy_cdf") if c["set"] == name}
         drawn = {m: [(x + 1, y) for x, y in points(c, "rank", "value", 100)] for m, c in curves.items()}
-        out += lines(family, drawn, f"{name}: energy up to a rank", "rank", "share of the energy (%)")
+        out += lines(cohort, drawn, f"{name}: energy up to a rank", "rank", "share of the energy (%)")
     return out
 
 
-def _fourier(index: Index, family: Family) -> list[Figure]:
+def _fourier(index: Index, cohort: Cohort) -> list[Figure]:
     out = []
-    found = [c for c in index.curves("fourier_radial") if c["model"] in family.models]
+    found = [c for c in index.curves("fourier_radial") if c["model"] in cohort.models]
     for name in dict.fromkeys(c["set"] for c in found):
         blocks = list(dict.fromkeys(c["at"] for c in found if c["set"] == name))
         for block in dict.fromkeys([blocks[-1], *blocks]):
             drawn = {c["model"]: points(c, "frequency", "value") for c in found if (c["set"], c["at"]) == (name, block)}
             title = f"{name}: {block}"
-            out += lines(family, drawn, title, "frequency (of Nyquist)", "log amplitude over frequency 0")
+            out += lines(cohort, drawn, title, "frequency (of Nyquist)", "log amplitude over frequency 0")
     return out
 
 
-def _maps(index: Index, family: Family) -> list[Figure]:
+def _maps(index: Index, cohort: Cohort) -> list[Figure]:
     """One map for each model, all on one scale of darkness."""
-    curves = [c for model in family.models for c in index.curves("fourier_map") if c["model"] == model]
+    curves = [c for model in cohort.models for c in index.curves("fourier_map") if c["model"] == model]
     values = [v for c in curves for v in c["points"]["value"] if svg.finite(v)]
     return [_map(curve, min(values), max(values)) for curve in curves] if values else []
 
@@ -122,7 +122,7 @@ def _map(curve: dict, low: float, high: float) -> Figure:
     return Figure(title, drawing, data=data)
 
 
-def _gratings(index: Index, family: Family) -> list[Figure]:
+def _gratings(index: Index, cohort: Cohort) -> list[Figure]:
     out = []
     for metric, label, scale in (("grating_response", "1 - cosine", 1.0), ("grating_top1", "top-1 (points)", 100.0)):
         rows = [r for r in index.rows(metric) if not r["reference"]]
@@ -134,7 +134,7 @@ def _gratings(index: Index, family: Family) -> list[Figure]:
             places = {row["at"]: f"{row['at']:g}" for row in rows}
             rule = 0.0 if metric == "grating_top1" else None
             title = f"{name}: {label} under a grating"
-            out += along(family, marks, title, label, places, "cycles per image", scale, rule)
+            out += along(cohort, marks, title, label, places, "cycles per image", scale, rule)
     return out
 
 

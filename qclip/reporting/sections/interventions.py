@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .. import units
-from ..index import Family, Index
+from ..index import Cohort, Index
 from ..parts import Cell, Figure, Panel, Table, hundred, legend_of, panel, portions, titled, value_cell
 from ..plots import Marks, along
 from . import Section
@@ -27,9 +27,9 @@ class InterventionsSection(Section):
         parts = portions(index)
         return [
             each
-            for family in parts
+            for cohort in parts
             for each in panel(
-                titled(family, "A filter by hand", len(parts) > 1), _filters(index, family), legend_of(family)
+                titled(cohort, "A filter by hand", len(parts) > 1), _filters(index, cohort), legend_of(cohort)
             )
         ]
 
@@ -37,7 +37,7 @@ class InterventionsSection(Section):
         return _controls(index)
 
 
-def _filters(index: Index, family: Family) -> list[Figure]:
+def _filters(index: Index, cohort: Cohort) -> list[Figure]:
     """Dose and response: how a metric moves as the tail of the float weights is taken away."""
     out = []
     for metric in MEASURED:
@@ -52,7 +52,7 @@ def _filters(index: Index, family: Family) -> list[Figure]:
             places = {row["at"]: f"{hundred(row['at'])} %" for row in here}
             title = f"{name}: {measure.record.label} {units.score(score) if score else ''}".strip()
             label = "%" if measure.share else ""
-            out += along(family, marks, title, label, places, "of the last band's amplitude removed", scale)
+            out += along(cohort, marks, title, label, places, "of the last band's amplitude removed", scale)
     return out
 
 

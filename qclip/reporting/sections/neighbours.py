@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .. import units
-from ..index import Family, Index
+from ..index import Cohort, Index
 from ..overview import MISSING, Axis, Mark
 from ..parts import Cell, Table
 from ..tabulated import Column, by_model
@@ -31,10 +31,10 @@ class NeighboursSection(Section):
     absent = "Neighbours were not compared, so nothing is said of keeping an index."
     tables_title = ""
 
-    def overview(self, index: Index, family: Family, answers: Answers) -> list[Axis]:
+    def overview(self, index: Index, cohort: Cohort, answers: Answers) -> list[Axis]:
         rows = index.rows("index_recall")
         name, k = next(((row["set"], _judged(index, row["set"])) for row in rows), ("", 0))
-        marks = {model: _mark(index, family, model, name, k) for model in family.variants}
+        marks = {model: _mark(index, cohort, model, name, k) for model in cohort.variants}
         return [Axis("Float index", f"The {k} nearest kept, {name}" if name else "", marks)]
 
     def tables(self, index: Index) -> list[Table]:
@@ -48,9 +48,9 @@ class NeighboursSection(Section):
 
     def sentences(self, index: Index) -> list[str]:
         out = []
-        for family in index.families:
-            for axis in self.overview(index, family, {}) if family.reference else []:
-                told = [f"{family.short(m)} {mark.whole}" for m, mark in axis.marks.items() if mark is not MISSING]
+        for cohort in index.cohorts:
+            for axis in self.overview(index, cohort, {}) if cohort.reference else []:
+                told = [f"{cohort.short(m)} {mark.whole}" for m, mark in axis.marks.items() if mark is not MISSING]
                 if told:
                     out.append(f"{axis.basis}: {units.words(told)}.")
         return out
@@ -65,6 +65,6 @@ def _judged(index: Index, name: str) -> int:
     return JUDGED if JUDGED in asked else asked[-1]
 
 
-def _mark(index: Index, family: Family, model: str, name: str, k: int) -> Mark:
-    row = index.row(model, "index_recall", set=name, axis="neighbours", at=k, reference=family.reference)
+def _mark(index: Index, cohort: Cohort, model: str, name: str, k: int) -> Mark:
+    row = index.row(model, "index_recall", set=name, axis="neighbours", at=k, reference=cohort.reference)
     return MISSING if row is None or row["value"] is None else kept("index_recall", row)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from .. import svg, units
-from ..index import Family, Index
+from ..index import Cohort, Index
 from ..parts import (
     FIFTHS,
     Cell,
@@ -61,7 +61,7 @@ class OodSection(Section):
 
 
 def roc(index: Index) -> list[Panel]:
-    """A panel of ROC curves per family: one figure for each OOD set, by the score that is judged."""
+    """A panel of ROC curves per cohort: one figure for each OOD set, by the score that is judged."""
     curves: dict[tuple[str, str, str], list[svg.Point]] = {}
     for curve in index.curves("roc"):
         pairs = zip(curve["points"]["fpr"], curve["points"]["tpr"], strict=True)
@@ -74,23 +74,23 @@ def roc(index: Index) -> list[Panel]:
     sets = [s for s, _ in index.ood_sets]
     sets += [s for s in dict.fromkeys(s for _, s, _ in curves) if s not in sets]
     out, parts = [], portions(index)
-    for family in parts:
+    for cohort in parts:
         figures = []
         for name in sets:
-            lines = {m: sorted(curves[m, name, score]) for m in family.models if (m, name, score) in curves}
+            lines = {m: sorted(curves[m, name, score]) for m in cohort.models if (m, name, score) in curves}
             if lines:
-                figures.append(_roc_figure(index, family, name, kinds.get(name, ""), score, lines))
-        out += panel(titled(family, f"By {units.score(score)}", len(index.families) > 1), figures, legend_of(family))
+                figures.append(_roc_figure(index, cohort, name, kinds.get(name, ""), score, lines))
+        out += panel(titled(cohort, f"By {units.score(score)}", len(index.cohorts) > 1), figures, legend_of(cohort))
     return out
 
 
 def _roc_figure(
-    index: Index, family: Family, name: str, kind: str, score: str, lines: dict[str, list[svg.Point]]
+    index: Index, cohort: Cohort, name: str, kind: str, score: str, lines: dict[str, list[svg.Point]]
 ) -> Figure:
     shown = f"{name} ({kind} OOD)" if kind and kind not in name.lower() else name
     measure = units.metric("auroc")
     areas = [
-        f"{family.short(m)} {measure.value(row['value'])} {measure.interval(row['low'], row['high'])}".strip()
+        f"{cohort.short(m)} {measure.value(row['value'])} {measure.interval(row['low'], row['high'])}".strip()
         for m in lines
         if (row := index.row(m, "auroc", set=name, score=score)) is not None and row["value"] is not None
     ]
@@ -110,7 +110,7 @@ def _roc_figure(
         y_text=hundred,
     )
     axes.guide((0, 0), (1, 1))
-    for model, series in series_of(family):
+    for model, series in series_of(cohort):
         if model in lines:
             axes.line([*lines[model], *([(1.0, 1.0)] if lines[model][-1][0] < 1 else [])], series)
     rows = [(m, *point) for m, points in lines.items() for point in points]

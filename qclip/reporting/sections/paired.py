@@ -5,7 +5,7 @@ from __future__ import annotations
 from qclip.metrics import metric as record
 
 from .. import units
-from ..index import Family, Index
+from ..index import Cohort, Index
 from ..parts import Cell, Table
 from ..tabulated import Column, by_model, probability_cell
 from . import Section
@@ -25,24 +25,24 @@ class PairedSection(Section):
     tables_title = "All tests"
 
     def sentences(self, index: Index) -> list[str]:
-        return [line for family in index.families for line in joint_wins(index, family)]
+        return [line for cohort in index.cohorts for line in joint_wins(index, cohort)]
 
     def tables(self, index: Index) -> list[Table]:
         return _wins(index) + _mcnemar(index) + _delong(index) + _across(index)
 
 
-def joint_wins(index: Index, family: Family) -> list[str]:
+def joint_wins(index: Index, cohort: Cohort) -> list[str]:
     """How many variants win in all three, beside what chance would give: one sentence for each OOD score that is
     judged."""
     out = []
     for row in index.rows("wins"):
-        if row["reference"] != family.reference or row["value"] is None or row["score"] != index.judged_score:
+        if row["reference"] != cohort.reference or row["value"] is None or row["score"] != index.judged_score:
             continue
         key = {"set": row["set"], "score": row["score"], "reference": row["reference"]}
         chance, p = index.row("", "wins_expected", **key), index.value("", "wins_p", **key)
         clear = index.value("", "wins_clear", **key)
         said = f"{row['value']:.0f} of {row['n']} variants {'is' if row['value'] == 1 else 'are'} better than "
-        said += f"{family.reference} in accuracy, ECE and AUROC ({units.score(row['score'])}, {row['set']}) at once"
+        said += f"{cohort.reference} in accuracy, ECE and AUROC ({units.score(row['score'])}, {row['set']}) at once"
         said += "" if clear is None else f", {clear:.0f} with every interval clear of 0"
         if chance is not None and chance["value"] is not None and p is not None:
             ends = chance["low"], chance["high"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .. import svg, units
-from ..index import Family, Index
+from ..index import Cohort, Index
 from ..parts import (
     Figure,
     Panel,
@@ -60,21 +60,21 @@ def _curves(index: Index) -> list[Panel]:
         if points := [pair for pair in pairs if svg.finite(*pair)]:
             found[curve["model"], curve["set"]] = sorted(points)
     out, parts = [], portions(index)
-    for family in parts:
+    for cohort in parts:
         figures = []
-        for name in dict.fromkeys(name for model, name in found if model in family.models):
-            lines = {m: found[m, name] for m in family.models if (m, name) in found}
-            figures.append(_figure(index, family, name, lines))
+        for name in dict.fromkeys(name for model, name in found if model in cohort.models):
+            lines = {m: found[m, name] for m in cohort.models if (m, name) in found}
+            figures.append(_figure(index, cohort, name, lines))
         title = "Risk at each coverage"
-        out += panel(titled(family, title, len(index.families) > 1), figures, legend_of(family), open_ones=2)
+        out += panel(titled(cohort, title, len(index.cohorts) > 1), figures, legend_of(cohort), open_ones=2)
     return out
 
 
-def _figure(index: Index, family: Family, name: str, lines: dict[str, list[svg.Point]]) -> Figure:
+def _figure(index: Index, cohort: Cohort, name: str, lines: dict[str, list[svg.Point]]) -> Figure:
     known = [(m, index.row(m, "aurc", set=name)) for m in lines]
     measure = units.metric("aurc")
     areas = [
-        f"{family.short(m)} {measure.value(row['value'])} {measure.interval(row['low'], row['high'])}".strip()
+        f"{cohort.short(m)} {measure.value(row['value'])} {measure.interval(row['low'], row['high'])}".strip()
         for m, row in known
         if row is not None and row["value"] is not None
     ]
@@ -89,7 +89,7 @@ def _figure(index: Index, family: Family, name: str, lines: dict[str, list[svg.P
         x_text=hundred,
         y_text=hundred,
     )
-    for model, series in series_of(family):
+    for model, series in series_of(cohort):
         axes.line(lines.get(model, []), series)
     rows = [(model, *point) for model, points in lines.items() for point in points]
     return Figure(name, axes.render(), caption, csv(("model", "coverage", "risk"), rows))

@@ -10,7 +10,7 @@ from qclip.spectral import judgements, verdict
 
 from .. import svg, units
 from ..claims import claims
-from ..index import Family, Index
+from ..index import Cohort, Index
 from ..parts import BOUNDS, Cell, Figure, Panel, Table, csv, legend_of, panel, portions, series_of, titled, value_cell
 from ..singular_values import singular_values, spread
 from ..svg import finite
@@ -77,11 +77,11 @@ def beside_controls(index: Index) -> list[Panel]:
     parts = portions(index)
     return [
         each
-        for family in parts
+        for cohort in parts
         for each in panel(
-            titled(family, "Level and shape, beside controls", len(parts) > 1),
-            claims(index, family, "tower"),
-            legend_of(family),
+            titled(cohort, "Level and shape, beside controls", len(parts) > 1),
+            claims(index, cohort, "tower"),
+            legend_of(cohort),
         )
     ]
 
@@ -96,21 +96,21 @@ def gains(index: Index) -> list[Panel]:
     noise of equal norm: means over each tower openly, single weights folded away."""
     out: list[Panel] = []
     parts = portions(index)
-    for family in parts:
+    for cohort in parts:
         rows = [
-            r for r in index.rows("gain") if r["model"] in family.models and not r["reference"] and r["role"] != "id"
+            r for r in index.rows("gain") if r["model"] in cohort.models and not r["reference"] and r["role"] != "id"
         ]
         roles = {row["set"]: row["role"] for row in rows}
         towers, single = ([s for s in roles if (roles[s] == "tower") is whole] for whole in (True, False))
         figures = []
         for site in towers:
-            figures += [_band_figure(index, family, site, metric, True) for metric in ("gain", "sqnr")]
+            figures += [_band_figure(index, cohort, site, metric, True) for metric in ("gain", "sqnr")]
         open_ones = len(figures) or SHOWN
-        figures += [_band_figure(index, family, site, "gain", False) for site in spread(single)]
-        present = {family.short(row["model"]) for row in rows}
-        legend = [entry for entry in legend_of(family) if entry[1] in present]
+        figures += [_band_figure(index, cohort, site, "gain", False) for site in spread(single)]
+        present = {cohort.short(row["model"]) for row in rows}
+        legend = [entry for entry in legend_of(cohort) if entry[1] in present]
         legend.append((_white_key(), "white noise of equal norm (control)"))
-        out += panel(titled(family, "Gain by rank band", len(parts) > 1), figures, legend, open_ones)
+        out += panel(titled(cohort, "Gain by rank band", len(parts) > 1), figures, legend, open_ones)
     return out
 
 
@@ -119,18 +119,18 @@ def _white_key() -> Markup:
     return svg.element("svg", body, viewBox="0 0 30 14", class_="key", aria_hidden="true")
 
 
-def _band_figure(index: Index, family: Family, site: str, metric: str, tower: bool) -> Figure:
+def _band_figure(index: Index, cohort: Cohort, site: str, metric: str, tower: bool) -> Figure:
     label, rule = ("gain", 1.0) if metric == "gain" else ("SQNR (dB)", None)
     here = {(r["model"], r["at"]): r for r in index.rows(metric) if r["set"] == site and not r["reference"]}
     white = {(r["model"], r["at"]): r for r in index.rows(f"{metric}_white") if r["set"] == site}
-    bands = {band: row["subset"] for (model, band), row in here.items() if model in family.models}
+    bands = {band: row["subset"] for (model, band), row in here.items() if model in cohort.models}
     starts = sorted(bands)
-    drawn = [(m, s) for m, s in series_of(family) if any(model == m for model, _ in here)]
+    drawn = [(m, s) for m, s in series_of(cohort) if any(model == m for model, _ in here)]
     bounds = [
         row[column]
         for found in (here, white)
         for (model, _), row in found.items()
-        if model in family.models
+        if model in cohort.models
         for column in ("value", "low", "high")
     ]
     span = [bands[start].removeprefix("ranks ").replace("-", units.RANGE) for start in starts]
@@ -162,7 +162,7 @@ def _band_figure(index: Index, family: Family, site: str, metric: str, tower: bo
         (of, model, bands[start], *(row[end] for end in BOUNDS))
         for of, found in (("model", here), ("white noise", white))
         for (model, start), row in sorted(found.items())
-        if model in family.models and start in bands
+        if model in cohort.models and start in bands
     ]
     data = csv(("of", "model", "ranks", *BOUNDS), rows)
     return Figure(f"{units.title(where) if tower else where}: {label}", axes.render(), data=data)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from .. import svg, units
-from ..index import Family, Index
+from ..index import Cohort, Index
 from ..overview import MISSING, Axis, Mark
 from ..parts import WIDTH, Figure, Panel, csv, panel, shorten
 from ..verdicts import Answers, Verdict
@@ -21,18 +21,18 @@ class SpeedSection(Section):
     )
     absent = "Neither size nor time was recorded."
 
-    def overview(self, index: Index, family: Family, answers: Answers) -> list[Axis]:
-        sizes = {model: _size(index, family, model) for model in family.variants}
-        times = {model: _time(index, family, model) for model in family.variants}
+    def overview(self, index: Index, cohort: Cohort, answers: Answers) -> list[Axis]:
+        sizes = {model: _size(index, cohort, model) for model in cohort.variants}
+        times = {model: _time(index, cohort, model) for model in cohort.variants}
         return [Axis("Size", "Bytes in memory", sizes), Axis("Speed", "Timed in passing, without an interval", times)]
 
     def panels(self, index: Index) -> list[Panel]:
         return size_and_speed(index)
 
 
-def _size(index: Index, family: Family, model: str) -> Mark:
+def _size(index: Index, cohort: Cohort, model: str) -> Mark:
     """Exact, so that any difference is one."""
-    ours, theirs = (index.value(each, "model_bytes") for each in (model, family.reference))
+    ours, theirs = (index.value(each, "model_bytes") for each in (model, cohort.reference))
     if ours is None or not theirs:
         return MISSING
     verdict = Verdict.SAME if ours == theirs else Verdict.BETTER if ours < theirs else Verdict.WORSE
@@ -40,10 +40,10 @@ def _size(index: Index, family: Family, model: str) -> Mark:
     return Mark(verdict, ratio, f"{units.size(ours)}, {ratio} the reference's", abs(1 - ours / theirs))
 
 
-def _time(index: Index, family: Family, model: str) -> Mark:
+def _time(index: Index, cohort: Cohort, model: str) -> Mark:
     """A time without an interval decides nothing, and a simulated model's time says nothing."""
     for where in dict.fromkeys(row["set"] for row in index.rows("ms_per_image")):
-        ours, theirs = (index.value(each, "ms_per_image", set=where) for each in (model, family.reference))
+        ours, theirs = (index.value(each, "ms_per_image", set=where) for each in (model, cohort.reference))
         if ours and theirs and not index.simulated(model):
             ratio = f"{theirs / ours:.1f}{units.TIMES} as fast"
             return Mark(Verdict.NOTED, ratio, f"{units.milliseconds(ours)} an image, {ratio}, in passing")
@@ -75,10 +75,10 @@ def _ratio(index: Index, row: dict) -> str:
     time = row["metric"] == "ms_per_image"
     if time and index.simulated(row["model"]):
         return " (simulated)"
-    family = next((f for f in index.families if f.reference and row["model"] in f.variants), None)
-    if family is None:
+    cohort = next((f for f in index.cohorts if f.reference and row["model"] in f.variants), None)
+    if cohort is None:
         return ""
-    base = index.value(family.reference, row["metric"], set=row["set"], subset=row["subset"], score=row["score"])
+    base = index.value(cohort.reference, row["metric"], set=row["set"], subset=row["subset"], score=row["score"])
     if not base or not row["value"]:
         return ""
     times = units.TIMES
