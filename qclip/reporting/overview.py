@@ -88,7 +88,7 @@ def mark(found: Sequence[Comparison]) -> Mark:
     return Mark(verdict, largest.difference + unit, largest.said + where, abs(largest.value or 0.0))
 
 
-def sentences(index: Index, cohort: Cohort, lines: Sequence[Axis]) -> list[str]:
+def sentences(index: Index, cohort: Cohort, lines: Sequence[Axis], answers: Answers) -> list[str]:
     """The verdict on all variants of one comparison: which may be taken, what is lost and won, what is not known."""
     variants, known = cohort.variants, [axis for axis in lines if axis.measured]
     if not known:
@@ -96,6 +96,14 @@ def sentences(index: Index, cohort: Cohort, lines: Sequence[Axis]) -> list[str]:
     harmed = {model for axis in known for model in axis.having(Verdict.WORSE, Verdict.MIXED)}
     fine = [model for model in variants if model not in harmed]
     out = [_harmless(index, cohort, fine)]
+    behind = {
+        model: n
+        for model in fine
+        if (n := sum(by_model[model].verdict is Verdict.WORSE for by_model in answers.values()))
+    }
+    if behind:
+        parts = _listed([f"{cohort.short(model)} ({n})" for model, n in behind.items()], NAMED)
+        out.append(f"Worse all the same in measures that make no line, counted here and found below: {parts}.")
     for verdicts, lead in (((Verdict.WORSE, Verdict.MIXED), "Worse in"), ((Verdict.BETTER,), "Better in")):
         told = [(axis, axis.having(*verdicts)) for axis in known]
         parts = [_part(axis, models, cohort) for axis, models in told if models]
@@ -131,10 +139,10 @@ def _harmless(index: Index, cohort: Cohort, fine: list[str]) -> str:
     named = _listed([cohort.short(model) for model in fine], NAMED)
     ratio = f", {sizes[smallest] / base:.2f}{units.TIMES} the size" if smallest and base else ""
     if len(cohort.variants) == 1:
-        return f"{named} is not shown to be worse in anything measured{ratio}; {caution}."
+        return f"{named} is not shown to be worse on any line below{ratio}; {caution}."
     least = f"; the smallest of them is {cohort.short(smallest)}{ratio}" if smallest and len(fine) > 1 else ratio
     verb = "is" if len(fine) == 1 else "are"
     return (
-        f"{len(fine)} of {len(cohort.variants)} variants {verb} not shown to be worse in anything measured: "
+        f"{len(fine)} of {len(cohort.variants)} variants {verb} not shown to be worse on any line below: "
         f"{named}{least}; {caution}."
     )

@@ -261,7 +261,7 @@ def _judged(index: Index, cohort: Cohort, answers: dict[Question, dict[str, Comp
     if not answers:
         return Judged(cohort, [], [], [], [])
     axes = overview_of(index, cohort, answers)
-    said = overview.sentences(index, cohort, axes) + joint_wins(index, cohort)
+    said = overview.sentences(index, cohort, axes, answers) + joint_wins(index, cohort)
     cards = [
         Card(model, _card_facts(index, cohort, model), about(index, cohort, model, answers))
         for model in cohort.variants

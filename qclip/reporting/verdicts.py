@@ -216,9 +216,7 @@ def about(cohort: Cohort, model: str, answers: Answers) -> list[str]:
         if sentences or same:
             sentences.append(f"No difference shown in {units.words(unsure)}.")
         else:
-            sentences.append(
-                f"No difference to {cohort.reference} is shown in anything measured: {units.words(unsure)}."
-            )
+            sentences.append(f"No difference to {cohort.reference} is shown in {units.words(unsure)}.")
     if same:
         sentences.append(f"Equal in {units.words(same)}.")
     if not mine or not sentences:

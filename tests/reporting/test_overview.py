@@ -45,7 +45,9 @@ def test_every_axis_has_a_line_and_says_where_nothing_was_measured() -> None:
     section = page.split('<section id="overview">')[1].split("</section>")[0]
     table = section.split("<table")[1].split("</table>")[0]
     assert [table.count(word) for word in (">worse<", ">not measured<", ">better<")] == [1, len(ALWAYS) - 1, 0]
-    assert sentences(index, cohort, list(axes.values()))[-1].startswith("Not measured: calibration, near OOD detection")
+    assert sentences(index, cohort, list(axes.values()), compare(index, cohort))[-1].startswith(
+        "Not measured: calibration, near OOD detection"
+    )
 
 
 @pytest.mark.parametrize(
@@ -99,10 +101,20 @@ def test_the_verdict_names_who_is_not_shown_to_be_worse() -> None:
         results.add(model=model, metric="model_bytes", role="model", value=size)
     results.add(model="float", metric="model_bytes", role="model", value=100)
     index, cohort, axes = overview(results)
-    said = sentences(index, cohort, list(axes.values()))
-    assert said[0].startswith("2 of 3 variants are not shown to be worse in anything measured: a and b; ")
+    said = sentences(index, cohort, list(axes.values()), compare(index, cohort))
+    assert said[0].startswith("2 of 3 variants are not shown to be worse on any line below: a and b; ")
     assert "the smallest of them is b, 0.20× the size" in said[0] and "does not prove" in said[0]
     assert said[1] == "Worse in accuracy in 1 of 3 (c, −7.00 points)."
+
+
+def test_harm_that_makes_no_line_is_counted() -> None:
+    """Top-1 and ECE are open, NLL is worse: no line of the overview says so, so a sentence does."""
+    results = compared(("top1", 0.0, -0.01, 0.01, {}), ("ece", 0.0, -0.01, 0.01, {}), ("nll", 0.2, 0.1, 0.3, {}))
+    index, cohort, axes = overview(results)
+    said = sentences(index, cohort, list(axes.values()), compare(index, cohort))
+    assert said[1].endswith("found below: w8a8 (1).")
+    index, cohort, axes = overview(compared(("top1", 0.0, -0.01, 0.01, {}), ("nll", 0.2, -0.1, 0.3, {})))
+    assert "found below" not in " ".join(sentences(index, cohort, list(axes.values()), compare(index, cohort)))
 
 
 def test_joint_wins_stand_beside_chance() -> None:

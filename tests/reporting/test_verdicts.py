@@ -91,7 +91,7 @@ def test_sentences_name_what_is_better_worse_and_open() -> None:
 
 def test_an_open_accuracy_says_how_large_a_loss_it_still_allows() -> None:
     said = told({"metric": "top1", "value": 0.5}, difference("top1", 0.001, -0.003, 0.004))
-    assert "No difference to float is shown in anything measured: top-1 accuracy." in said
+    assert "No difference to float is shown in top-1 accuracy." in said
     assert "beyond 0.30 points is unlikely" in said
 
 
