@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .contract import ACTIVATIONS, ESTIMATORS, FLOATS, GROUP, INTEGERS, MAX_K, OFFSET, WEIGHT_GROUPS, WIDEST, Epilogue
+from .layouts import vnni64_bytes
 from .weights import Int4Weight, Int8Weight
 
 
@@ -196,9 +197,8 @@ def weight(op: str, value: Any, kind: type[Int8Weight] | type[Int4Weight]) -> No
 def _int8_codes(weight: Int8Weight) -> tuple[torch.dtype, tuple] | None:
     """Dtype and shape of the codes in the weight's layout, None where there is no such layout."""
     n, k = weight.shape
-    if weight.layout == "vnni64":  # codes, then an int32 for each of the padded channels
-        panels = -(-n // 64)
-        return torch.uint8, (256 * panels * -(-k // 4) + 256 * panels,)
+    if weight.layout == "vnni64":
+        return torch.uint8, (vnni64_bytes(n, k),)
     if weight.layout == "rows16":
         return torch.int8, (n, -(-k // 16) * 16)
     return (torch.int8, (n, k)) if weight.layout == "canonical" else None

@@ -7,7 +7,8 @@ one 8.
 Layouts of the CPU backend (64 output channels make a panel; N is padded to 64):
 
 - `vnni64` (8 bits): one uint8 buffer of codes `[N/64, K/4, 64, 4]` (K padded to 4 with 0), then `-128 * sum_k codes` as
-  int32 `[N]`, the start value of an accumulator whose activations are shifted by 128 to unsigned.
+  int32 `[N]`, the start value of an accumulator whose activations are shifted by 128 to unsigned, then the largest
+  magnitude of a code as int32: where it is at most 64, AVX2 multiplies by instructions that would else saturate.
 - `nibble64` (4 bits): one uint8 buffer `[N/64, K/8, 64, 4]` (K padded to 8 with code 8); byte j of a step holds k = j
   in the low and k = 4 + j in the high nibble. Scales and zeros are float16 `[N/64, groups, 64]`, padded with scale 0
   and zero 8.
@@ -46,18 +47,24 @@ def from_rows16(rows: Tensor, n: int, k: int) -> Tensor:
     return rows[:, :k].contiguous()
 
 
+def vnni64_bytes(n: int, k: int) -> int:
+    return _round_up(n, PANEL) * (_round_up(k, 4) + 4) + 4
+
+
 def to_vnni64(codes: Tensor) -> Tensor:
     n, k = codes.shape
     padded_n, padded_k = _round_up(n, PANEL), _round_up(k, 4)
     if (padded_n, padded_k) != (n, k):
         codes = F.pad(codes, (0, padded_k - k, 0, padded_n - n))
-    packed = torch.empty(padded_n * (padded_k + 4), dtype=torch.uint8, device=codes.device)
+    packed = torch.empty(vnni64_bytes(n, k), dtype=torch.uint8, device=codes.device)
     words = packed.view(torch.int32)  # four codes move as one
-    panels, start = words[: padded_n * padded_k // 4].view(-1, padded_k // 4, PANEL), words[-padded_n:]
+    panels, start = words[: padded_n * padded_k // 4].view(-1, padded_k // 4, PANEL), words[-padded_n - 1 : -1]
     panels.copy_(_bytes_as(codes, torch.int32).view(-1, PANEL, padded_k // 4).transpose(1, 2))
     # A panel at a time: a sum of int8 in int32 makes a copy four times the size of what it sums.
     for rows, sums in zip(codes.split(PANEL), start.split(PANEL), strict=True):
         sums.copy_(rows.sum(dim=1, dtype=torch.int32)).mul_(-128)
+    low, high = torch.aminmax(codes)
+    words[-1] = torch.maximum(-low.int(), high.int())
     return packed
 
 

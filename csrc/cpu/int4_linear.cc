@@ -3,79 +3,21 @@
 //
 // x int8 (W4A8): nibbles are unpacked in registers into the unsigned operand of the byte dot product, x is the signed
 // one. A group's sum starts at -8 * sum(x), so that it is exact in int32; then sum_y += scale * (sum - (zero - 8) *
-// sum(x)) in float32 (int4_codes.h). x float (W4A16): a panel is dequantized 256 inputs at a time into a buffer that
-// stays in L2, and multiplied in float32; for few rows in registers (int4_floats.h).
-#include "int4_codes.h"
+// sum(x)) in float32 (int4_tiles.h; avx2: int4_strips.h). x float (W4A16): a panel is dequantized 256 inputs at a time
+// into a buffer that stays in L2, and multiplied in float32; for few rows in registers (int4_floats.h).
 #include "int4_floats.h"
 #include "parallel.h"
+#if defined(QK_TIER_avx2) && !defined(QK_TIER_avxvnni)
+#include "int4_strips.h"
+#else
+#include "int4_tiles.h"
+#endif
 
 namespace {
 
 constexpr std::int64_t kChunkBytes = 8 << 20;  // most of x that is copied at a time
 constexpr std::int64_t kCopyAlone = 1 << 16;   // less is copied by one thread
 constexpr std::int64_t kDequantized = 256;     // inputs dequantized at a time
-
-// Rows `rows` of the copy (whose row 0 is row `offset` of x) against panels first..last.
-static void unit_codes(const Weights4& w, const Codes& x, const Epilogue& e, std::int64_t offset, Part rows,
-                       std::int64_t first, std::int64_t last) {
-  const std::int64_t grids = has_grid(e) ? (last - first) * kGridFloats : 0;
-  const std::int64_t size = panel_floats_size(w);
-  auto* total =
-      static_cast<float*>(qk_workspace(QK_SLOT_B, 4 * (kTile * (kPanel + kGroup) + grids + (last - first) * size)));
-  float *pair = total + kTile * kPanel, *grid = pair + kTile * kGroup, *floats = grid + grids;
-  fill_grids(e, first, last, grid);
-  for (std::int64_t p = first; p < last; ++p) fill_panel_floats(w, p, floats + (p - first) * size);
-  const std::int64_t tiles = ceil_div(rows.size(), kTile);
-  for (std::int64_t t = 0; t < tiles; ++t) {
-    const Part part(rows.size(), tiles, t);
-    const int count = static_cast<int>(part.size());
-    const std::int64_t at = rows.begin + part.begin, row = offset + at;
-    for (std::int64_t p = first; p < last; ++p) {
-      const std::int64_t column = p * kPanel;
-      const bool all = linear_is_all(e, column);
-      float room[2 * kPanel];
-      const Last last{linear_of(e, count, row, column, room),
-                      all ? static_cast<float*>(e.out) + row * e.columns + column : total, all ? e.columns : kPanel};
-      linear_tile_of(count, w, panel_floats(w, floats + (p - first) * size), x, at, row, p, Touched(e, row, column),
-                     last);
-      if (all) continue;
-      finish(e, {count, row, column, total, has_grid(e) ? grid + (p - first) * kGridFloats : nullptr}, pair);
-    }
-  }
-}
-
-// A row of x, padded with zeros, and its sum over each chunk. `flip` is 128 where x holds code + 128, else 0.
-#if defined(QK_TIER_avx512vnni)
-static void copy_codes(const std::uint8_t* x, std::uint8_t flip, std::int64_t k, std::int64_t chunk, std::int8_t* to,
-                       std::int64_t padded, std::int32_t* sums) {
-  const __m512i ones = _mm512_set1_epi8(1), turned = _mm512_set1_epi8(static_cast<char>(flip));
-  for (std::int64_t begin = 0; begin < k; begin += chunk) {
-    const std::int64_t end = begin + chunk < k ? begin + chunk : k;
-    __m512i sum = _mm512_setzero_si512();
-    for (std::int64_t i = begin; i < end; i += 64) {
-      const __mmask64 there = end - i >= 64 ? ~__mmask64{0} : (__mmask64{1} << (end - i)) - 1;
-      const __m512i codes =
-          _mm512_xor_si512(_mm512_maskz_loadu_epi8(there, x + i), _mm512_maskz_mov_epi8(there, turned));
-      _mm512_mask_storeu_epi8(to + i, there, codes);
-      dot(sum, ones, codes);
-    }
-    sums[begin / chunk] = _mm512_reduce_add_epi32(sum);
-  }
-  std::memset(to + k, 0, static_cast<std::size_t>(padded - k));
-}
-#else
-static void copy_codes(const std::uint8_t* x, std::uint8_t flip, std::int64_t k, std::int64_t chunk, std::int8_t* to,
-                       std::int64_t padded, std::int32_t* sums) {
-  for (std::int64_t i = 0; i < k; ++i) to[i] = static_cast<std::int8_t>(x[i] ^ flip);
-  for (std::int64_t i = k; i < padded; ++i) to[i] = 0;
-  for (std::int64_t c = 0; c * chunk < k; ++c) {
-    const std::int64_t end = (c + 1) * chunk < k ? (c + 1) * chunk : k;
-    std::int32_t sum = 0;
-    for (std::int64_t i = c * chunk; i < end; ++i) sum += to[i];
-    sums[c] = sum;
-  }
-}
-#endif
 
 static void unit_floats(const Weights4& w, const float* a, std::int64_t stride, const Epilogue& e, std::int64_t offset,
                         Part rows, std::int64_t first, std::int64_t last) {
@@ -190,7 +132,7 @@ extern "C" void QK_IMPL(int4_linear)(const void* x, int x_type, std::int64_t m, 
     });
     const Codes a{
         reinterpret_cast<const std::int8_t*>(copy), stride, sums, chunk, chunks, x_grouped ? x_scale : nullptr};
-    const Grid grid(rows, n, w.steps * kStepBytes, group_scales != nullptr, threads);
+    const Grid grid(rows, n, integers ? panel_bytes(w) : w.steps * kStepBytes, group_scales != nullptr, threads);
     parallel_tasks(threads, grid.tasks(), [&](std::int64_t task) {
       const Part block(rows, grid.row_blocks, task / grid.units);
       const std::int64_t first = task % grid.units * grid.unit_panels, end = first + grid.unit_panels;

@@ -7,6 +7,9 @@
 #include "blocking.h"
 #include "int8_tiles.h"
 #include "parallel.h"
+#if defined(QK_TIER_avx2) && !defined(QK_TIER_avxvnni)
+#include "int8_narrow.h"
+#endif
 
 namespace {
 
@@ -177,6 +180,11 @@ extern "C" void QK_IMPL(int8_linear)(const std::int8_t* x, std::int64_t m, std::
                 group_scales,
                 n};
   threads = useful_threads(threads, m * n * k);
+#if defined(QK_TIER_avx2) && !defined(QK_TIER_avxvnni)
+  const NarrowWeight narrow{g.weight, g.start, k, g.steps, g.panels, g.start[g.panels * kPanel]};
+  if (m > kTile && !g.group_scale && narrow_pairs(narrow.largest))  // few rows wait for weights, not for products
+    return narrow_linear(narrow, x, m, x_stride, g.epilogue, threads);
+#endif
 
   // Every row of x from `offset` on that lies in `a` against all panels.
   const auto multiply = [&](const Element* a, std::int64_t offset, std::int64_t rows) {

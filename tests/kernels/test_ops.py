@@ -163,7 +163,7 @@ REFUSALS = {
     "weight buffer": (
         lambda: qkernels.int8_linear(CODES, S, replace(P8, codes=P8.codes[:-1])),
         ValueError,
-        r"in layout 'vnni64' must have torch.uint8 codes of shape \(2816,\)",
+        r"in layout 'vnni64' must have torch.uint8 codes of shape \(2820,\)",
     ),
     "weight scales": (
         lambda: qkernels.int8_linear(CODES, S, replace(W8, scales=W8.scales.half())),
@@ -401,7 +401,7 @@ NOTHING = (None, None, None, None, None, None, torch.float32)
 RAW = {
     "short codes": (
         lambda o: o.int8_linear(CODES, S, P8.codes[:-1], P8.scales, 24, 40, "vnni64", *NOTHING),
-        r"must have torch.uint8 codes of shape \(2816,\)",
+        r"must have torch.uint8 codes of shape \(2820,\)",
     ),
     "short scales": (
         lambda o: o.int8_linear(CODES, S, P8.codes, P8.scales[:8], 24, 40, "vnni64", *NOTHING),

@@ -60,12 +60,22 @@ def test_vnni64_places_every_code_where_the_kernels_look() -> None:
     weight = Int8Weight.quantize(matrix(n, k))
     buffer = weight.pack("vnni64").codes
     panels = buffer[: 128 * 12].view(torch.int8).view(2, 3, 64, 4)
-    starts = buffer[128 * 12 :].view(torch.int32)
+    words = buffer[128 * 12 :].view(torch.int32)
+    starts, largest = words[:128], words[128:]
     for row in range(128):
         for column in range(12):
             inside = row < n and column < k
             assert panels[row // 64, column // 4, row % 64, column % 4] == (weight.codes[row, column] if inside else 0)
     assert torch.equal(starts[:n], -128 * weight.codes.sum(1, dtype=torch.int32)) and (starts[n:] == 0).all()
+    assert largest.tolist() == [127]
+
+
+@pytest.mark.parametrize("codes", [[[0, 0]], [[-9, 3]], [[5, 8]], [[-128, 127]]])
+def test_vnni64_knows_the_largest_magnitude(codes: list[list[int]]) -> None:
+    weight = Int8Weight(torch.tensor(codes, dtype=torch.int8), torch.ones(1), (1, 2))
+    packed = weight.pack("vnni64")
+    assert packed.codes[-4:].view(torch.int32).tolist() == [max(map(abs, codes[0]))]
+    assert torch.equal(packed.canonical().codes, weight.codes)
 
 
 def test_rows16_pads_rows_with_zeros() -> None:
