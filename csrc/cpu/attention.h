@@ -3,6 +3,8 @@
 // scores stay in the first.
 #pragma once
 
+#include <type_traits>
+
 #include "attention_products.h"
 #include "parallel.h"
 #include "rows.h"
@@ -200,6 +202,8 @@ static void head(const QkAttention& all, std::int64_t b, std::int64_t h, const Q
   // Maxima are taken before the scale: a negative one turns the queries.
   const bool negative = all.scale < 0.0f;
   const float scale = negative ? -all.scale : all.scale;
+  const bool in_place = std::is_same_v<T, float> && d % W == 0 && !negative;  // queries that need no copy
+  const std::int64_t ldq = in_place ? all.q_strides.token : d_width;
   for (std::int64_t row = 0; row < all.queries; row += R) {
     const int rows = static_cast<int>(smaller(all.queries - row, R));
     if (next_follows) {
@@ -211,13 +215,15 @@ static void head(const QkAttention& all, std::int64_t b, std::int64_t h, const Q
       fetch(k, all.k_strides, seen);
       fetch(v, all.v_strides, seen);
     }
-    copy_rows<Units>(q + row * all.q_strides.token, all.q_strides.token, rows, d, block);
+    const T* const from = q + row * all.q_strides.token;
+    if (!in_place) copy_rows<Units>(from, all.q_strides.token, rows, d, block);
+    const float* const query = in_place ? reinterpret_cast<const float*>(from) : block;
     if (negative)
       for (std::int64_t i = 0; i < rows * d_width; i += W) store(block + i, Units::negate(load(block + i)));
     const std::int64_t depth = all.causal ? smaller(row + rows, keys) : keys;  // no row of the block sees more keys
-    product<Units>(rows, block, d_width, packed_keys, d_units, key_panels, d_units, (depth + W - 1) / W, scores, lds);
+    product<Units>(rows, query, ldq, packed_keys, d_units, key_panels, d_units, (depth + W - 1) / W, scores, lds);
     if (depth > whole)
-      single_columns<Units>(rows, block, d_width, single_keys, depth - whole, d_units, scores + whole, lds);
+      single_columns<Units>(rows, query, ldq, single_keys, depth - whole, d_units, scores + whole, lds);
     const auto count = [&](int r) { return all.causal ? smaller(row + r + 1, keys) : keys; };
     if (all.mask.data != nullptr)
       for (int r = 0; r < rows; ++r)

@@ -87,12 +87,11 @@ static inline vf load_columns(const float* p, std::int64_t at, int n) {
   return n == W ? load(p + at) : load(p + at, n);
 }
 
-template <int activation>
-static inline vf activate(vf y) {
-  if (activation == kGelu) return gelu(y);
-  if (activation == kQuickGelu) return quick_gelu(y);
-  if (activation == kGeluTanh) return gelu_tanh(y);
-  return y;
+template <int activation, int N>
+static inline void activate(vf (&y)[N]) {
+  if (activation == kGelu) gelu(y);
+  if (activation == kQuickGelu) quick_gelu(y);
+  if (activation == kGeluTanh) gelu_tanh(y);
 }
 
 // clamp(rne(y * inverse) + zero_point, -127, 127), 0 where y is not finite. Clamping to whole numbers before rounding
@@ -176,12 +175,17 @@ struct Pending {
   const float* grid;  // of its panel, where has_grid
 };
 
-template <int activation, bool residual, class Out>
+// N vectors of row r from column j on; n is W but for the last columns of the matrix, which come alone.
+template <int activation, bool residual, int N = 1, class Out>
 static inline void finish_vector(const Epilogue& e, const Pending& p, int r, int j, int n, Out* to) {
-  vf v = activate<activation>(load(p.y + r * kPanel + j));
-  if (residual && e.residual)
-    v = add(v, load_any(e.residual, e.residual_type, (p.row + r) * e.columns + p.column + j, n));
-  store_as(to + j, v, grid_at<Out>(p.grid, j), n);
+  vf y[N];
+  for (int v = 0; v < N; ++v) y[v] = load(p.y + r * kPanel + j + v * W);
+  activate<activation>(y);
+  for (int v = 0; v < N; ++v, j += W) {
+    if (residual && e.residual)
+      y[v] = add(y[v], load_any(e.residual, e.residual_type, (p.row + r) * e.columns + p.column + j, n));
+    store_as(to + j, y[v], grid_at<Out>(p.grid, j), n);
+  }
 }
 
 template <int activation, class Out>
@@ -189,7 +193,7 @@ static void finish_tile(const Epilogue& e, const Pending& p, Out* to, std::int64
   const std::int64_t left = e.columns - p.column;
   for (int r = 0; r < p.rows; ++r, to += stride) {
     if (left >= kPanel) {
-      for (int j = 0; j < kPanel; j += W) finish_vector<activation, true>(e, p, r, j, W, to);
+      for (int j = 0; j < kPanel; j += kTogether * W) finish_vector<activation, true, kTogether>(e, p, r, j, W, to);
     } else {
       for (int j = 0; j < left; j += W)
         finish_vector<activation, true>(e, p, r, j, left - j < W ? static_cast<int>(left) - j : W, to);

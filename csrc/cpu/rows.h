@@ -69,8 +69,8 @@ static inline Rule make_rule(const float* scale, const float* zero_point, int sh
   return rule;
 }
 
-// Codes of a row whose values get(i) and get(i, n) return, the largest magnitude among them having the bits `top`.
-// Returns the scale.
+// Codes of a row whose values get(i) and get(i, n) return, the largest magnitude among them having the bits `top`;
+// get.ahead(i) comes before each 4 * W of them. Returns the scale.
 template <class Get>
 static inline float write_codes(const Rule& rule, std::int32_t top, std::int64_t k, std::int8_t* codes,
                                 const Get& get) {
@@ -85,8 +85,10 @@ static inline float write_codes(const Rule& rule, std::int32_t top, std::int64_t
   const vi flip = set1(static_cast<std::int32_t>(rule.shifted ? 0x80808080u : 0u));
   const auto write = [&](const auto& code) {
     std::int64_t i = 0;
-    for (; i + 4 * W <= k; i += 4 * W)
+    for (; i + 4 * W <= k; i += 4 * W) {
+      get.ahead(i);
       store_codes(codes + i, code(get(i)), code(get(i + W)), code(get(i + 2 * W)), code(get(i + 3 * W)), flip);
+    }
     const std::int64_t rest = i;
     for (; i + W <= k; i += W) store(codes + i, code(get(i)));
     if (i < k) store(codes + i, code(get(i, static_cast<int>(k - i))), static_cast<int>(k - i));
@@ -117,18 +119,20 @@ struct Row {
   inline vf operator()(std::int64_t i, int n) const {
     return Smooth ? mul(load(x + i, n), load(smooth + i, n)) : load(x + i, n);
   }
+  inline void ahead(std::int64_t) const {}
 };
 
-// Values of `get`, and meanwhile a fetch of `next`, a row of T that is read soon.
+// Values of `get`, and meanwhile a fetch of `next`, a row of T that is read soon, once for every cache line.
 template <class T, class Get>
 struct Fetching {
   Get get;
   const T* next;
-  inline vf operator()(std::int64_t i) const {
-    __builtin_prefetch(next + i);
-    return get(i);
-  }
+  inline vf operator()(std::int64_t i) const { return get(i); }
   inline vf operator()(std::int64_t i, int n) const { return get(i, n); }
+  inline void ahead(std::int64_t i) const {
+    constexpr int line = 64 / sizeof(T);
+    for (int j = 0; j < 4 * W; j += line) __builtin_prefetch(next + i + j);
+  }
 };
 
 template <class Get>

@@ -31,32 +31,61 @@ static const struct {
                    0.0713548162726f,
                    1.59576912161f};
 
-// 1 / (1 + e^-x), within 3e-7. The exponent is clamped to where 2^n and its reciprocal are normal
-// floats; NaN stays NaN.
-static inline vf sigmoid(vf x) {
-  const auto& t = at_use(sigmoid_table);
-  const vf y = max(set1(-t.most), min(set1(t.most), mul(x, set1(t.log2e))));
-  const vf n = round(y);
-  const vf f = sub(y, n);
-  vf p = set1(t.p[5]);
-  for (int i = 4; i >= 0; --i) p = fma(p, f, set1(t.p[i]));
-  const vf d = add(as_float(add(as_int(p), shift_left<23>(to_int(n)))), set1(t.one));
+// How many vectors go through a function side by side: their chains of dependent operations hide each other's latency,
+// which the processor alone does only where its scheduler is larger than most. The tile of AVX-512 finishes a vector at
+// a time between its products.
 #if defined(QK_TIER_avx512vnni)
-  const vf r = _mm512_rcp14_ps(d);
-  return mul(r, fnma(d, r, set1(t.two)));
+constexpr int kTogether = 1;
 #else
-  return div(set1(t.one), d);
+constexpr int kTogether = 8;
 #endif
+
+// x -> 1 / (1 + e^-x), within 3e-7. The exponent is clamped to where 2^n and its reciprocal are normal floats; NaN
+// stays NaN.
+template <int N>
+static inline void sigmoid(vf (&x)[N]) {
+  const auto& t = at_use(sigmoid_table);
+  vf n[N], f[N], p[N];
+#pragma GCC unroll 8
+  for (int v = 0; v < N; ++v) {
+    const vf y = max(set1(-t.most), min(set1(t.most), mul(x[v], set1(t.log2e))));
+    n[v] = round(y);
+    f[v] = sub(y, n[v]);
+    p[v] = set1(t.p[5]);
+  }
+#pragma GCC unroll 5
+  for (int i = 4; i >= 0; --i)
+#pragma GCC unroll 8
+    for (int v = 0; v < N; ++v) p[v] = fma(p[v], f[v], set1(t.p[i]));
+#pragma GCC unroll 8
+  for (int v = 0; v < N; ++v) {
+    const vf d = add(as_float(add(as_int(p[v]), shift_left<23>(to_int(n[v])))), set1(t.one));
+#if defined(QK_TIER_avx512vnni)
+    const vf r = _mm512_rcp14_ps(d);
+    x[v] = mul(r, fnma(d, r, set1(t.two)));
+#else
+    x[v] = div(set1(t.one), d);
+#endif
+  }
 }
 
 // x * sigmoid(1.702 x).
-static inline vf quick_gelu(vf x) { return mul(x, sigmoid(mul(x, set1(at_use(sigmoid_table).quick)))); }
+template <int N>
+static inline void quick_gelu(vf (&x)[N]) {
+  vf s[N];
+  for (int v = 0; v < N; ++v) s[v] = mul(x[v], set1(at_use(sigmoid_table).quick));
+  sigmoid(s);
+  for (int v = 0; v < N; ++v) x[v] = mul(x[v], s[v]);
+}
 
 // x / 2 * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 x^3))), with tanh written as a sigmoid.
-static inline vf gelu_tanh(vf x) {
+template <int N>
+static inline void gelu_tanh(vf (&x)[N]) {
   const auto& t = at_use(sigmoid_table);
-  const vf inner = mul(x, fma(mul(x, x), set1(t.cubic), set1(t.linear)));
-  return mul(x, sigmoid(inner));
+  vf s[N];
+  for (int v = 0; v < N; ++v) s[v] = mul(x[v], fma(mul(x[v], x[v]), set1(t.cubic), set1(t.linear)));
+  sigmoid(s);
+  for (int v = 0; v < N; ++v) x[v] = mul(x[v], s[v]);
 }
 
 #if defined(QK_TIER_avx512vnni)
@@ -88,28 +117,42 @@ alignas(64) static const struct {
                 0x7fffffff};
 
 // Exact GELU, x * Phi(x) = max(x, 0) - q(|x|), within 4e-7.
-static inline vf gelu(vf x) {
+template <int N>
+static inline void gelu(vf (&x)[N]) {
   const auto& t = at_use(gelu_table);
-  const vf a = min(as_float(bit_and(as_int(x), set1(t.magnitude))), set1(t.most));
-  const vf shifted = fma(a, set1(t.inverse_width), set1(t.magic));
-  const vf f = fnma(sub(shifted, set1(t.magic)), set1(t.width), a);
-  const vi segment = as_int(shifted);  // the permutation reads four bits
-  vf q = _mm512_permutexvar_ps(segment, load(t.q[4]));
-  for (int i = 3; i >= 0; --i) q = fma(q, f, _mm512_permutexvar_ps(segment, load(t.q[i])));
-  return sub(max(zero(), x), q);  // max keeps a NaN
+  for (int v = 0; v < N; ++v) {
+    const vf a = min(as_float(bit_and(as_int(x[v]), set1(t.magnitude))), set1(t.most));
+    const vf shifted = fma(a, set1(t.inverse_width), set1(t.magic));
+    const vf f = fnma(sub(shifted, set1(t.magic)), set1(t.width), a);
+    const vi segment = as_int(shifted);  // the permutation reads four bits
+    vf q = _mm512_permutexvar_ps(segment, load(t.q[4]));
+    for (int i = 3; i >= 0; --i) q = fma(q, f, _mm512_permutexvar_ps(segment, load(t.q[i])));
+    x[v] = sub(max(zero(), x[v]), q);  // max keeps a NaN
+  }
 }
 #else
 // Exact GELU, x * Phi(x) = x * (1/2 + x R(x^2)), within 7e-7: R is a minimax polynomial in
 // t = x^2 / 13.52 - 1 for |x| <= 5.2.
-static inline vf gelu(vf x) {
+template <int N>
+static inline void gelu(vf (&x)[N]) {
   static const float r[15] = {0.135949984f,   -0.0677437782f,  0.0500260033f,  -0.0399263576f,  0.0319645591f,
                               -0.0247544069f, 0.0181169398f,   -0.0123891439f, 0.00806930941f,  -0.00499978615f,
                               0.00255945767f, -0.00103881594f, 0.00068750541f, -0.00054188486f, 0.000174243905f};
-  const vf t = fma(mul(x, x), set1(2.0f / 27.04f), set1(-1.0f));
-  vf p = set1(r[14]);
-  for (int i = 13; i >= 0; --i) p = fma(p, t, set1(r[i]));
-  const vf y = mul(x, fma(x, p, set1(0.5f)));
-  return select(less(set1(5.2f), abs(x)), max(zero(), x), y);
+  vf t[N], p[N];
+#pragma GCC unroll 8
+  for (int v = 0; v < N; ++v) {
+    t[v] = fma(mul(x[v], x[v]), set1(2.0f / 27.04f), set1(-1.0f));
+    p[v] = set1(r[14]);
+  }
+#pragma GCC unroll 14
+  for (int i = 13; i >= 0; --i)
+#pragma GCC unroll 8
+    for (int v = 0; v < N; ++v) p[v] = fma(p[v], t[v], set1(r[i]));
+#pragma GCC unroll 8
+  for (int v = 0; v < N; ++v) {
+    const vf y = mul(x[v], fma(x[v], p[v], set1(0.5f)));
+    x[v] = select(less(set1(5.2f), abs(x[v])), max(zero(), x[v]), y);
+  }
 }
 #endif
 
