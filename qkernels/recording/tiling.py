@@ -16,7 +16,9 @@ from typing import Any
 
 from qkernels.contract import GROUP
 
-ROWS = 96  # rows of a tile, but for images that have more: their codes and hidden values share the second cache
+# Rows of a tile, but for images that have more: their codes and hidden values share the second cache. The same where
+# that is smaller: fewer rows read the weights more often, which costs more than what overflows (dev/tower_ladder).
+ROWS = 96
 SIZES = (4, 2, 2, 1)  # bytes by QkType of csrc/cpu/ops.h
 SHIFT, COUNT, ARENA = 0, 1, 2  # what happens to a word of a step for a tile (struct Patch of csrc/cpu/program.h)
 

@@ -178,3 +178,14 @@ def test_nothing_to_do(backend, batch, queries):
     assert qkernels.attention(q, k, k).shape == q.shape
     codes, scales = qkernels.attention(q, k, k, out_dynamic=True)
     assert codes.shape == q.shape and scales.shape == (batch, queries)
+
+
+@pytest.mark.parametrize("d", [64, 20])
+def test_queries_are_multiplied_where_they_lie_as_from_a_copy(backend, d) -> None:
+    """A negative scale turns the queries, which takes a copy of them; the turned ones with the positive scale lie in
+    rows of q, k and v together. The numbers that meet are the same, so the bits are."""
+    joined = torch.randn(2, 19, 4, 3, d, generator=torch.Generator().manual_seed(0))
+    joined[:, :, 1] = float("nan")  # what lies between the queries takes no part
+    q, _, k, v = joined.unbind(2)
+    y = qkernels.attention(q, k, v, scale=0.3)
+    assert torch.isfinite(y).all() and torch.equal(y, qkernels.attention(-q, k, v, scale=-0.3))
