@@ -246,3 +246,12 @@ def test_results_of_version_1_are_read_as_rows_and_curves_of_today(tmp_path) -> 
     assert results.curve(metric="roc", model="m", set="far", score="mcm") == {"fpr": [0.05, 1], "tpr": [0.6, math.inf]}
     assert results.curve(metric="singular_values", model="m", set="vision.a") == {"rank": [12], "value": [2]}
     assert results.meta == {"threads": 2} and results.notes == ["why"]
+
+
+def test_a_large_table_is_read_again(tmp_path) -> None:
+    """Four models with the spectra of their weights already fill more than the 2 MB that a description may have."""
+    results = Results()
+    for k in range(12_000):
+        results.add(model=f"model {k % 20}", metric="gain", set=f"vision.blocks.{k}.attention.{'q' * 120}", value=1.0)
+    path = results.to_json(tmp_path / "results.json")
+    assert path.stat().st_size > 2_100_000 and Results.from_json(path).rows == results.rows

@@ -8,7 +8,7 @@ from .parts import Figure
 from .plots import Marks, along
 
 CLAIMS = {"level": 1.0, "shape": 0.0}  # what no change is
-WIDE = 480.0
+WIDE = 420.0
 
 
 def claims(index: Index, cohort: Cohort, role: str) -> list[Figure]:

@@ -292,7 +292,7 @@ class Results:
         """Read what `to_json` wrote, or what version 1 wrote. Raises InputError naming the file where it is something
         else, or newer."""
         path = Path(path)
-        body = parse_json(files.read_text(path, "results file"), f"results file {str(path)!r}", InputError)
+        body = parse_json(files.read_text(path, "results file"), f"results file {str(path)!r}", InputError, files.LIMIT)
         if not isinstance(body, dict) or body.get("format") != FORMAT:
             raise InputError(f'{path} is not a results file: it has no "format": "{FORMAT}"')
         version = body.get("version")

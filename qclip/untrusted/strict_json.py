@@ -19,17 +19,17 @@ DIGITS = 40  # transformers writes 10^30 for "no limit"
 
 def read_json(path: Path, refuse: type[InputError], limit: int = BYTES) -> Any:
     """The content of a JSON file. Raises `refuse`, in one sentence that names the file."""
-    return parse_json(read_text(path, "JSON file", refuse, limit), str(path), refuse)
+    return parse_json(read_text(path, "JSON file", refuse, limit), str(path), refuse, max(limit, BYTES))
 
 
-def parse_json(data: bytes | str, what: str, refuse: type[InputError]) -> Any:
+def parse_json(data: bytes | str, what: str, refuse: type[InputError], limit: int = BYTES) -> Any:
     """The value that JSON text describes; `what` names the text in errors. Raises `refuse` for text that is no JSON, or
     holds a key twice, more than 32 levels, numbers beyond 40 digits or float64, or NaN."""
-    if len(data) > BYTES:
-        raise refuse(f"{what!r} has {len(data)} bytes; more than {BYTES} are not read")
+    if len(data) > limit:
+        raise refuse(f"{what!r} has {len(data)} bytes; more than {limit} are not read")
     brackets: tuple[Any, Any] = (b"[", b"{") if isinstance(data, bytes) else ("[", "{")
-    if sum(data.count(bracket) for bracket in brackets) > CONTAINERS:
-        raise refuse(f"{what!r} holds more than {CONTAINERS} lists and objects; it is no description of ours")
+    if sum(data.count(bracket) for bracket in brackets) > (most := CONTAINERS * limit // BYTES):
+        raise refuse(f"{what!r} holds more than {most} lists and objects; it is no description of ours")
     try:
         text = data.decode("utf-8-sig") if isinstance(data, bytes) else data
         value = json.loads(
