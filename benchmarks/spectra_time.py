@@ -3,6 +3,9 @@ through the model.
 
     python -m benchmarks.spectra_time weights
     python -m benchmarks.spectra_time photos --data /path/to/cifar10_test.parquet --ood /path/to/dtd10_64.parquet
+    python -m benchmarks.spectra_time photos --data ... --ood ... --part "through the model" --control white
+
+Nothing is kept from an earlier run: embeddings go to a folder that is deleted afterwards.
 """
 
 from __future__ import annotations
@@ -10,6 +13,7 @@ from __future__ import annotations
 import argparse
 import functools
 import json
+import tempfile
 import time
 import warnings
 from pathlib import Path
@@ -23,6 +27,7 @@ from qclip import spectral
 from qclip.machine import environment
 
 IMAGES = 1000
+PARTS = ("weights", "features", "fourier", "gratings", "through the model")
 
 
 def weights(recipe: str) -> dict[str, float]:
@@ -38,28 +43,28 @@ def weights(recipe: str) -> dict[str, float]:
     return {"weights": seconds}
 
 
-def photos(recipe: str, data: str, ood: str) -> dict[str, float]:
-    """Weights, features of 1,000 images, Fourier, gratings, and every control and intervention through the model."""
+def photos(recipe: str, data: str, ood: str, wanted: list[str], names: list[str], cache: str) -> dict[str, float]:
+    """Weights, features of 1,000 images, Fourier, gratings, and controls and interventions through the model; `cache`
+    is an empty folder for embeddings."""
     model = qclip.load_model("photos")
     group = {"float": model, recipe: qclip.quantize(model, recipe)}
     quantized = {recipe: group[recipe]}
     sets = [qdata.load(f"parquet:{path}").select(np.arange(IMAGES)) for path in (data, ood)]
     evaluate = functools.partial(
-        qclip.evaluate, data=sets[0], ood=sets[1], scores=["mcm"], measurements=["clean", "ood"], cache=False
+        qclip.evaluate, data=sets[0], ood=sets[1], scores=["mcm"], measurements=["clean", "ood"], cache=cache
     )
     pixels = spectral.Pixels.read(group, sets[0], IMAGES)
-    names = spectral.CONTROLS.names()
     steps = {
         "weights": lambda: qclip.weight_spectrum(model, quantized),
         "features": lambda: spectral.feature_spectrum(model, quantized, pixels, controls=names),
         "fourier": lambda: spectral.fourier(group, pixels),
         "gratings": lambda: spectral.gratings(group, pixels.take(256)),
-        "through the model": lambda: spectral.through_model(model, quantized, evaluate),
+        "through the model": lambda: spectral.through_model(model, quantized, evaluate, controls=names),
     }
     seconds, parts = {}, []
-    for name, step in steps.items():
+    for name in wanted:
         began = time.perf_counter()
-        parts.append(step())
+        parts.append(steps[name]())
         seconds[name] = time.perf_counter() - began
         print(f"{name:20} {seconds[name]:7.1f} s", flush=True)
     print(*spectral.verdict([row for part in parts for row in part.rows]), sep="\n")
@@ -72,14 +77,21 @@ def main() -> None:
     parser.add_argument("--recipe", default="w4a8")
     parser.add_argument("--data")
     parser.add_argument("--ood")
+    parser.add_argument("--part", action="append", choices=PARTS, help="Of `photos`; repeatable. Default: all.")
+    parser.add_argument("--control", action="append", choices=spectral.CONTROLS.names(), help="Default: all.")
     parser.add_argument("--output", type=Path, help="Write the times as JSON here.")
     asked = parser.parse_args()
     if asked.what == "photos" and not (asked.data and asked.ood):
         parser.error("photos needs --data and --ood")
-    seconds = weights(asked.recipe) if asked.what == "weights" else photos(asked.recipe, asked.data, asked.ood)
+    parts, controls = asked.part or [*PARTS], asked.control or spectral.CONTROLS.names()
+    if asked.what == "weights":
+        seconds = weights(asked.recipe)
+    else:
+        with tempfile.TemporaryDirectory() as cache:
+            seconds = photos(asked.recipe, asked.data, asked.ood, parts, controls, cache)
     print(f"{asked.what}: {sum(seconds.values()):.1f} s on {torch.get_num_threads()} threads")
     if asked.output is not None:
-        facts = {"what": asked.what, "recipe": asked.recipe, "seconds": seconds, **environment()}
+        facts = {"what": asked.what, "recipe": asked.recipe, "controls": controls, "seconds": seconds, **environment()}
         asked.output.write_text(json.dumps(facts, indent=1) + "\n")
 
 

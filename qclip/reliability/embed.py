@@ -173,8 +173,10 @@ class Embedder:
         }
         keys = {label: self._key("images", view, pixels=view.pixels, **about) for label, view in self.views.items()}
         local = {
-            label: self._key("patches", self.views[label], pixels=self.views[label].pixels, read=each.key, **about)
-            for label, each in stage.local.items()
+            label: self._key(
+                "patches", view, pixels=view.pixels, read=each.key, scale=view.encoders.logit_scale, **about
+            )
+            for label, view, each in ((label, self.views[label], each) for label, each in stage.local.items())
         }
         out: dict[str, Embedded] = {}
         wanting: dict[str, list[View]] = {}

@@ -22,10 +22,12 @@ import qkernels
 from qkernels.contract import NUMBERS
 
 STAGES = {"images": 2, "patches": 1, "texts": 2, "resampled": 1}
+AFTERWARDS = ("logit_scale", "logit_bias")  # what embeddings are multiplied by, or added to, when they are compared
 
 
 def model_fingerprint(model: nn.Module) -> str:
-    """sha256 of what a model computes with: every parameter and buffer, and each module's class and plain settings.
+    """sha256 of what a model embeds with: every parameter and buffer but its logit scale and bias, and each module's
+    class and plain settings.
 
     Quantized weights are hashed in the form that `state_dict` gives, so packing them for a kernel changes nothing.
     """
@@ -33,6 +35,8 @@ def model_fingerprint(model: nn.Module) -> str:
     tensors = dict(model.state_dict())
     tensors |= {f"buffer {name}": b for name, b in model.named_buffers() if name not in tensors}
     for name, tensor in sorted(tensors.items()):
+        if name in AFTERWARDS:
+            continue
         if isinstance(tensor, Tensor):
             digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}".encode())
             digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())

@@ -73,6 +73,9 @@ class Basis:
         if weight.shape[0] < weight.shape[1]:
             turned = cls.of(weight.mT)
             return cls(turned.v, turned.s, turned.u)
+        if weight.shape[0] == weight.shape[1]:
+            u, s, vh = torch.linalg.svd(weight)
+            return cls(u, s, vh.mT)
         q, r = torch.linalg.qr(weight)  # a third of the time for the four-to-one matrices of an MLP
         u, s, vh = torch.linalg.svd(r)
         return cls(q @ u, s, vh.mT)

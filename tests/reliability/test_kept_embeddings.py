@@ -139,6 +139,25 @@ def test_what_changes_the_embedding_changes_the_key(tmp_path, monkeypatch) -> No
         torch.set_num_threads(threads)
 
 
+def test_another_logit_scale_embeds_nothing_and_is_measured(tmp_path, monkeypatch) -> None:
+    def encoders(model: Tiny):
+        found = Tiny.encoders(model)
+        found.logit_scale = float(model.logit_scale.detach().exp())
+        return found
+
+    def scaled(by: float) -> Tiny:
+        model = Tiny()
+        model.logit_scale = nn.Parameter(torch.tensor(by).log())
+        return model
+
+    monkeypatch.setattr("qclip.reliability.embed.qmodels.encoders", encoders)
+    first, second = scaled(20), scaled(2)
+    one, two = (run(model, tmp_path).value(metric="nll", role="id", corruption="") for model in (first, second))
+    assert first.images_seen == ALL and second.images_seen == 0
+    assert two > one * 1.01
+    assert run(scaled(2), tmp_path / "fresh").value(metric="nll", role="id", corruption="") == two
+
+
 def test_without_a_cache_nothing_is_written(tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert default_folder("embeddings") == tmp_path / "qclip" / "embeddings"
