@@ -46,6 +46,13 @@ def command(
     dev: Annotated[
         str | None, typer.Option("--dev", metavar="DATA", help="Labelled images on which temperatures are fitted.")
     ] = None,
+    train: Annotated[
+        str | None, typer.Option("--train", metavar="DATA", help="Labelled images from which OOD scores learn.")
+    ] = None,
+    negatives: Annotated[
+        Path | None,
+        typer.Option("--negatives", metavar="FILE", help="Words that are no class, one per line (NegLabel)."),
+    ] = None,
     corruption: Annotated[
         list[str] | None,
         typer.Option("--corruption", metavar="NAME", help="Corruption of the labelled images; repeatable."),
@@ -96,6 +103,8 @@ def command(
         settings: dict[str, Any] = {
             "ood": ood or [],
             "dev": None if dev is None else load(dev, classes_file=classes, progress=progress),
+            "train": None if train is None else load(train, classes_file=classes, progress=progress),
+            "negatives": negatives,
             "corruptions": corruption or (),
             "templates": None if templates is None else read_lines(templates, "templates"),
             "texts": () if texts is None else read_lines(texts, "texts"),

@@ -85,14 +85,12 @@ class ImageSet:
     def labelled(self) -> tuple[NDArray[np.int64], list[str]]:
         """Labels `[n]` and class names, checked to fit each other.
 
-        Raises DataError where either is missing, a label has no name, or there are fewer than two classes.
+        Raises DataError where either is missing or a label has no name.
         """
         if self.labels is None:
             raise DataError(f"{self.spec} has no labels, so that accuracy is not defined; use it as an OOD set.")
         if not self.classes:
             raise DataError(f"{self.spec} has labels but no class names; give a classes file (--classes FILE).")
-        if len(self.classes) < 2:
-            raise DataError(f"{self.spec} has one class ({self.classes[0]!r}); a classifier needs at least two.")
         if not len(self):
             raise DataError(f"{self.spec} is empty; give a set with images.")
         outside = np.flatnonzero((self.labels < 0) | (self.labels >= len(self.classes)))

@@ -92,7 +92,9 @@ def load_tars(path: Path, spec: str, split: str | None = None, progress: Progres
     extras: dict[str, dict[str, str]] = {"cls": {}, "txt": {}}
     keys: list[str] = []
     for number, file in enumerate(files):
-        _index(number, file, members, keys, extras, notes)
+        before, whole = len(keys), _index(number, file, members, keys, extras, notes)
+        if not whole and len(keys) > before:
+            _leave_out_torn(keys[-1], members, keys, extras, notes)
         if progress is not None:
             progress(f"reading {spec}", number + 1, len(files))
     if not members:
@@ -172,9 +174,10 @@ def _index(
     keys: list[str],
     extras: dict[str, dict[str, str]],
     notes: list[str],
-) -> None:
-    """Adds what one tar file holds. A file that ends too early, or is damaged on the way, gives what stands before."""
-    where = shown(path)
+) -> bool:
+    """Adds what one tar file holds; whether it is whole. One that ends too early, or is damaged on the way, gives what
+    stands before."""
+    where, told = shown(path), len(notes)
     left_out: dict[str, list[str]] = {}
     seen, at = 0, -1
     try:
@@ -214,8 +217,23 @@ def _index(
                 notes.append(f"{where} is damaged behind member {seen} ({error}); what stood there is left out")
     except OSError as error:
         raise DataError(f"{where} {error.strerror or error}; name a tar file or a folder of them.") from None
+    whole = len(notes) == told
     for why, names in left_out.items():
         notes.append(f"{where}: {len(names)} members left out, {why}: {some([shown(name) for name in names])}")
+    return whole
+
+
+def _leave_out_torn(
+    key: str, members: list[_Member], keys: list[str], extras: dict[str, dict[str, str]], notes: list[str]
+) -> None:
+    """Takes the last sample of a torn file away where its label or captions stood behind the tear."""
+    lost = [kind for kind, said in extras.items() if said and key not in said]
+    if not lost:
+        return
+    torn = {at for at, each in enumerate(keys) if each == key}
+    notes.append(f"{shown(members[min(torn)].name)} is left out: its .{lost[0]} stood behind the place of the damage")
+    keys[:] = [each for at, each in enumerate(keys) if at not in torn]
+    members[:] = [each for at, each in enumerate(members) if at not in torn]
 
 
 def _take(

@@ -185,6 +185,8 @@ class Embeddings:
     def _fit(self, of: EvalSet, label: str, sample: Sample) -> None:
         if of.role == "train":
             self._scores.learn(label, self.classifier(self._request.of("id")[0])[label], sample)
+            if any(of.data.digest == other.data.digest for other in self._request.sets if other is not of):
+                self._results.note(f"{of.name} has another role, too: scores that learned from its images know them")
             return
         fitted = metrics.fit_temperature(sample.logits, sample.labels if sample.labels is not None else [])
         self.temperatures[label] = fitted.value

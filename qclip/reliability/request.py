@@ -45,7 +45,7 @@ class EvalSet:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Condition:
-    """A set, as it is or under a corruption. Embedded once, whoever wants it.
+    """A set in its role, as it is or under a corruption. Embedded once, whoever wants it.
 
     vectors: the embeddings themselves are wanted, not only what is read from them. scores: OOD scores are wanted.
     """
@@ -61,8 +61,9 @@ class Condition:
         return f"{self.set.name} {self.corruption} {self.severity}" if self.corruption else self.set.name
 
     @property
-    def key(self) -> tuple[str, str, str, int]:
-        return self.set.name, self.set.data.digest, self.corruption, self.severity
+    def key(self) -> tuple[str, str, str, str, int]:
+        """With the role: a set may be evaluated and learned from, and something else is read of it then."""
+        return self.set.role, self.set.name, self.set.data.digest, self.corruption, self.severity
 
 
 @dataclasses.dataclass(frozen=True)

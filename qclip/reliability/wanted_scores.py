@@ -50,7 +50,7 @@ def wanted_scores(
     results: Results, names: Iterable[str] | None, given: set[str], models: Mapping[str, nn.Module]
 ) -> dict[str, Score]:
     """The scores that were named, or all that have what they need; `given`: what there is of `NEEDS`. `models`: those
-    whose patches may be looked at."""
+    whose patches may be looked at; none where no set of other classes asks for scores."""
     out: dict[str, Score] = {}
     left_out: dict[str, list[str]] = {}
     for name in SCORES.names() if names is None else names:
@@ -70,6 +70,6 @@ def wanted_scores(
             left_out.setdefault(why, []).append(name)
             continue
         out[name] = score
-    for why, without in left_out.items():
+    for why, without in left_out.items() if models else ():
         results.note(f"scores left out: {', '.join(without)} (each {why})")
     return out

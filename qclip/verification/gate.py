@@ -13,9 +13,10 @@ from qclip import models, rewrite
 from qclip.errors import InputError
 from qclip.progress import Progress
 from qclip.reliability import evaluate
+from qclip.reliability.scores import SCORES
 from qclip.results import Results
 
-from .requirement import NEIGHBOURS, Requirement, requirements
+from .requirement import DETECTION, FITTED, NEIGHBOURS, Requirement, requirements
 
 MODEL, REFERENCE = "quantized", "reference"
 BATCH = 32  # images at once: two models are held, and 64 would cost ViT-B/32 a quarter of its weights more
@@ -59,7 +60,8 @@ def verify(
     require: "top1>=-0.5, ece<=+1, index_recall@10>=0.98" (`requirement.py` says how it is read). Each is held to the
     bad end of the 95 % interval, on every set where it was measured.
     data: sets, by name or as ImageSet. Those without labels or class names count for what needs none: cosines and the
-    recall of neighbours. settings: more of `evaluate`'s (ood, shift, dev, train, corruptions, texts, cache ...).
+    recall of neighbours. settings: more of `evaluate`'s (ood, shift, dev, train, corruptions, texts, cache ...); OOD
+    scores are MCM and those that a requirement names.
     Raises InputError for a requirement that nothing given here can measure, and for a model that was not made from
     `against`.
     """
@@ -84,6 +86,8 @@ def measure(
     if settings.get("neighbours") is None:
         asked = [each.at for each in wanted if each.at is not None]
         settings["neighbours"] = asked or [10]
+    if settings.get("scores") is None:
+        settings["scores"] = _scores(wanted)
     _measurable(wanted, sets, labelled, settings)
     settings.setdefault("corruptions", ())
     settings.setdefault("batch", BATCH)
@@ -158,6 +162,11 @@ def check_source(model: nn.Module, against: nn.Module) -> None:
         )
 
 
+def _scores(wanted: Sequence[Requirement]) -> list[str]:
+    """The OOD scores that requirements may be about: others would cost time for nothing."""
+    return list(dict.fromkeys([SCORE, *(each.only for each in wanted if each.only in SCORES.names())]))
+
+
 def _measurable(
     wanted: Sequence[Requirement], sets: list[qdata.ImageSet], labelled: list[qdata.ImageSet], settings: dict[str, Any]
 ) -> None:
@@ -177,6 +186,10 @@ def _measurable(
                 f"requirement {each.text!r} needs labelled images, and {sets[0].spec} has "
                 f"{'no labels' if sets[0].labels is None else 'no class names (--classes FILE)'}"
             )
+        if each.metric in DETECTION and not settings.get("ood"):
+            raise InputError(f"requirement {each.text!r} needs images of other classes; name a set (--ood KIND:PATH)")
+        if each.metric in FITTED and settings.get("dev") is None:
+            raise InputError(f"requirement {each.text!r} needs images to fit temperatures on; name a set (--dev)")
         if each.metric.startswith("text") and not labelled and not settings.get("texts"):
             if any(found.captions is None for found in sets):
                 raise InputError(f"requirement {each.text!r} needs texts to search by; give --texts FILE, one per line")

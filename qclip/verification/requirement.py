@@ -18,6 +18,8 @@ EXAMPLE = "write METRIC>=BOUND or METRIC<=BOUND, as in 'top1>=-0.5, ece<=+1, ind
 # Metrics that compare a model with its reference: they have a value, and no difference.
 COMPARING = frozenset((*OWN["agreement"], *OWN["neighbours"]))
 NEIGHBOURS = frozenset(OWN["neighbours"])
+DETECTION = frozenset((*OWN["detection"], *OWN["precision"], "delong_p", "relative_drop_auroc"))  # of OOD sets
+FITTED = frozenset(("ece_ts", "nll_ts", "temperature", "tpr_transferred", "fpr_transferred"))  # on a dev set
 _FORM = re.compile(
     r"(?P<metric>\w+)(?:@(?P<at>\d+))?(?:\((?P<only>[^()]+)\))?\s*(?P<op>>=|<=)\s*"
     r"(?P<sign>[+-]?)(?P<bound>\d+(?:\.\d*)?|\.\d+)(?P<percent>\s*(?:%|pp))?"
@@ -70,7 +72,7 @@ def _requirement(text: str) -> Requirement:
     if kind.better and least == (kind.better < 0):
         way, op = ("lower", "<=") if kind.better < 0 else ("higher", ">=")
         raise InputError(f"requirement {text!r}: {name} is better when {way}; require it by {op}")
-    if name in NEIGHBOURS and found["at"] is None:
+    if name in NEIGHBOURS and int(found["at"] or 0) < 1:
         raise InputError(f"requirement {text!r}: say of how many neighbours, as in {name}@10")
     if name not in NEIGHBOURS and found["at"] is not None:
         raise InputError(f"requirement {text!r}: {name} has no @{found['at']}; leave it out")

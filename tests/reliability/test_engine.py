@@ -270,7 +270,6 @@ def test_parts_of_a_set_fit_together(monkeypatch) -> None:
     [
         ({"labels": None}, "has no labels"),
         ({"classes": None}, "no class names"),
-        ({"classes": ["ant"]}, "has one class"),
         ({"labels": np.full(90, 6)}, "90 labels are outside its 6 classes"),
     ],
 )
@@ -292,6 +291,16 @@ def test_unusable_arguments_are_refused_with_the_reason() -> None:
         run(batch=0)
     with pytest.raises(InputError, match="'near' or 'far'"):
         run(ood={"middle": pictures(strange=True)})
+
+
+def test_one_class_leaves_calibration_undefined_and_ends_nothing() -> None:
+    one = pictures()
+    one = dataclasses.replace(one, labels=np.zeros(len(one), np.int64), classes=["cat"])
+    found = run({"float": Tiny(), "worse": Tiny(1.0)}, one, ood=pictures("noise", 30, seed=3, strange=True))
+    assert found.value(model="float", metric="top1", role="id", corruption="") == 1
+    assert [row["value"] for row in found.where(metric="ece", role="id").rows] == [None, None]
+    assert any("ece" in note and "undefined with 1 class" in note for note in found.notes)
+    assert found.value(model="worse", metric="auroc", score="maxlogit", reference="float") is not None
 
 
 def test_braces_in_prompts_and_names_are_letters() -> None:

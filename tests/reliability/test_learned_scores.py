@@ -140,3 +140,20 @@ def test_an_ood_set_that_is_the_id_set_is_said() -> None:
     results = run(ood=twin, scores=["mcm"])
     assert results.value(model="float", set="twin", metric="auroc") == pytest.approx(0.5)
     assert any("twin: its images are those of the ID set" in note for note in results.notes)
+
+
+def test_a_set_of_several_roles_is_read_in_each() -> None:
+    both, train = pictures(), pictures("train", 120, seed=8)
+    found = evaluate({"float": Tiny()}, both, train=both, dev=both, ood=STRANGE, templates=TEMPLATES, cache=False)
+    assert found.value(metric="top1", role="id") is not None and found.value(metric="ece_ts", role="id") is not None
+    assert found.value(metric="auroc", score="mahalanobis", axis="") is not None
+    assert any("has another role, too" in note for note in found.notes)
+    apart = evaluate({"float": Tiny()}, both, train=train, dev=train, ood=STRANGE, templates=TEMPLATES, cache=False)
+    alone = evaluate({"float": Tiny()}, both, train=train, ood=STRANGE, templates=TEMPLATES, cache=False)
+    wanted = {"metric": "auroc", "score": "vim", "axis": ""}
+    assert apart.value(**wanted) == alone.value(**wanted) is not None
+
+
+def test_scores_that_are_left_out_are_named_where_scores_are_asked_for() -> None:
+    found = [run(ood=ood, measurements=["clean", "ood"]) for ood in (STRANGE, ())]
+    assert [any("scores left out" in note for note in each.notes) for each in found] == [True, False]

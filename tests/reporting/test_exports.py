@@ -67,6 +67,7 @@ def test_openood_s_columns_conventions_and_means(evaluated: tuple[Results, Path]
     assert list(rows[0]) == ["dataset", "FPR@95", "AUROC", "AUPR_IN", "AUPR_OUT", "ACC"]
     wanted = results.value(model="float", metric="fpr95_ood_positive", set="noise", score="mcm")
     assert wanted is not None and rows[2]["FPR@95"] == rows[3]["FPR@95"] == f"{100 * wanted:.2f}"
+    assert all(0 < float(row[name]) <= 100 for row in rows for name in ("AUPR_IN", "AUPR_OUT"))
     assert float(rows[0]["ACC"]) == pytest.approx(
         100 * results.value(model="float", metric="top1", set="pets"), abs=0.01
     )

@@ -69,9 +69,30 @@ def test_other_sources_are_refused(model: nn.Module, good: nn.Module, images: Im
 
 
 def test_what_was_not_measured_is_refused(model: nn.Module, good: nn.Module, images: ImageSet) -> None:
-    for require in ("auroc>=-1", "top1(gaussian_noise)>=-1", "top1(nowhere)>=-1"):
+    for require in ("worst_group_top1>=-1", "top1(gaussian_noise)>=-1", "top1(nowhere)>=-1"):
         with pytest.raises(InputError, match="was not measured"):
             qclip.verify(good, model, require, images, cache=False)
+
+
+def test_what_lacks_a_set_says_which_before_anything_is_embedded(
+    model: nn.Module, good: nn.Module, images: ImageSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("qclip.reliability.engine.Embeddings", lambda *_: pytest.fail("embeds"))
+    for require, option, given in (
+        ("auroc>=-1", "--ood", {}),
+        ("ece_ts<=+1", "--dev", {}),
+        ("auroc(knn)>=-1", "--train", {"ood": "scenes:far-ood?samples=10"}),
+        ("auroc(neglabel)>=-1", "--negatives", {"ood": "scenes:far-ood?samples=10"}),
+    ):
+        with pytest.raises(InputError, match=option):
+            qclip.verify(good, model, require, images, cache=False, **given)
+
+
+def test_scores_are_mcm_and_those_that_are_named(model: nn.Module, good: nn.Module, images: ImageSet) -> None:
+    ood = "scenes:far-ood?samples=10"
+    found = qclip.verify(good, model, "auroc>=-90, auroc(energy)>=-90", images, ood=ood, cache=False)
+    assert {row["score"] for row in found.results if row["metric"] == "auroc"} == {"mcm", "energy"}
+    assert not [note for note in found.results.notes if "left out" in note]
 
 
 def test_undefined_fails_with_its_reason_and_the_judged_score_is_mcm() -> None:

@@ -54,6 +54,7 @@ class Corrupted:
                         for model in page.models
                     }
                     for metric in ("top1", "ece", "nll")
+                    if (WHOLE, metric) in drawn[0][page.models[0]]  # of one class there is nothing to calibrate
                 }
                 _write(page, means[name])
             for many in (PUBLISHED, *GROUPS):

@@ -8,8 +8,9 @@ from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 
-from qclip.metrics import delong, metric, relative_drop, roc_curve_points, threshold_at
+from qclip.metrics import aupr, delong, metric, relative_drop, roc_curve_points, threshold_at
 from qclip.metrics.detection import TPR, Block, Ranking
+from qclip.metrics.precision import Positive
 
 from ..embedded import Embeddings
 from ..outputs import Outputs
@@ -19,6 +20,7 @@ from ..writer import Page, Writer
 
 DETECTION = ("auroc", "fpr95", "fpr95_ood_positive")
 DETAILED = ("aupr_in", "aupr_out")  # of scores that learned from their own model, if they learned
+TRAPEZOIDS: dict[str, Positive] = {"aupr_in_trapezoid": "id", "aupr_out_trapezoid": "ood"}
 TRANSFERRED = {"tpr_transferred": Block.id_share_at, "fpr_transferred": Block.ood_share_at}
 ROC_GRID = np.unique(np.round(np.concatenate([np.arange(0, 0.1, 0.005), np.arange(0.1, 1.0001, 0.02), [1.0]]), 3))
 Key = tuple[str, str]  # score, and the model that it learned from where that is not its own
@@ -34,8 +36,9 @@ class Ood:
         return [Condition(each, scores=True) for each in (request.of("id")[0], *request.ood)]
 
     def rows(self, request: Request, embedded: Embeddings, out: Writer) -> None:
-        """Metrics of each score on each set, DeLong's test, relative drops, what the reference's thresholds give, and
-        curves `roc`; means over sets where there are several; joint wins of the variants."""
+        """Metrics of each score on each set (AUPR by trapezoids without an interval), DeLong's test, relative drops,
+        what the reference's thresholds give, and curves `roc`; means over sets where there are several; joint wins of
+        the variants."""
         if not request.ood:
             return
         inside, *outside = self.wants(request)
@@ -63,11 +66,14 @@ class Ood:
                 for score, values in outputs[model].ood.items():
                     fpr, tpr = roc_curve_points(ids[model].ood[score], values, ROC_GRID)
                     page.curve(model, "roc", {"fpr": fpr, "tpr": tpr}, score=score)
+                    for name, positive in TRAPEZOIDS.items():  # to compare with other tools' tables; no more is said
+                        area = aupr(ids[model].ood[score], values, positive, "trapezoid")
+                        page.add(model, name, value=float(area), score=score)
             everything.append(found)
         if len(everything) > 1:  # the mean over sets, not of pooled scores
             page, found = out.page(f"mean of {len(everything)} OOD sets", "ood-mean"), _mean(everything)
             _write(page, found)
-        if len(request.models) > 1:
+        if len(request.models) > 1 and len(inside.set.classes) >= metric("ece").classes:
             of = inside.set
             labelled = out.page(of.name, of.role, n_id, of.data.digest).draw(ids, names=("top1", "ece"))
             own = {score: by_model for (score, learned), by_model in found.items() if not learned}
