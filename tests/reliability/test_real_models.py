@@ -72,7 +72,7 @@ def test_scenes_with_quantized_models(compared: dict[str, nn.Module], tmp_path: 
 
 def test_spectra_of_quantized_models(compared: dict[str, nn.Module]) -> None:
     others = {name: model for name, model in compared.items() if name != "float"}
-    results = weight_spectrum(compared["float"], others, sites=["vision.blocks.0.*", "text.projection"])
+    results = weight_spectrum(compared["float"], others, sites=["vision.blocks.0.*", "text.blocks.0.*"])
     assert len(results.where(model="float", metric="effective_rank", set="vision.blocks.0.mlp.fc1")) == 1
     for band in ("ranks 0-8", "ranks 8-64"):
         fine, coarse = (

@@ -19,7 +19,7 @@ from qclip.metrics import METRICS
 from qclip.registry import Registry
 from qclip.reliability import evaluate
 from qclip.reliability.measurements import MEASUREMENTS
-from qclip.reliability.measurements.ood import DETAILED, DETECTION
+from qclip.reliability.measurements.ood import DETAILED, DETECTION, TRAPEZOIDS
 from qclip.reliability.scores import SCORES, Formula
 from qclip.reporting import html, table
 from qclip.reporting.sections import SECTIONS
@@ -171,7 +171,7 @@ def test_a_score_that_learns_is_left_out_by_name_or_refused_without_training_ima
 def test_names_choose_what_is_measured() -> None:
     model = Tiny()
     results = run({"m": model}, measurements=["ood"], scores=["energy"])
-    assert set(results.where(role="ood").unique("metric")) == {*DETECTION, *DETAILED}
+    assert set(results.where(role="ood").unique("metric")) == {*DETECTION, *DETAILED, *TRAPEZOIDS}
     assert results.unique("score") == ["energy"] and not results.where(metric="top1").rows
     assert model.images_seen == 90 + 30  # nothing was embedded that nobody wants
     assert run(corruptions=[]).unique("corruption") == []
