@@ -27,6 +27,7 @@ from torch import Tensor, nn
 import qclip
 import qkernels
 from qclip import models, zoo
+from qclip.files import write_atomic
 from qclip.machine import cpu_name
 from qclip.models import replay
 
@@ -160,9 +161,7 @@ def main() -> None:
     for name, value in result.items():
         print(f"{name:24} {value}")
     if options.json:
-        with open(options.json, "w") as file:
-            json.dump(result, file, indent=1)
-            file.write("\n")
+        write_atomic(options.json, f"{json.dumps(result, indent=1)}\n".encode())
 
 
 if __name__ == "__main__":

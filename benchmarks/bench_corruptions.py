@@ -22,6 +22,7 @@ from pathlib import Path
 
 from qclip.data.corruptions import OWN, SEVERITIES, apply
 from qclip.data.workers import pool
+from qclip.files import write_atomic
 from qclip.machine import cpu_name
 from tests.data.corruption_statistics import images
 
@@ -115,7 +116,7 @@ def main() -> None:
             out["full"] = time.perf_counter() - began
             print(f"all of them, measured: {out['full']:.0f} s")
     if asked.json:
-        asked.json.write_text(json.dumps(out, indent=1) + "\n")
+        write_atomic(asked.json, f"{json.dumps(out, indent=1)}\n".encode())
 
 
 if __name__ == "__main__":

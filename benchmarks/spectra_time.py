@@ -24,6 +24,7 @@ import torch
 import qclip
 from qclip import data as qdata
 from qclip import spectral
+from qclip.files import write_atomic
 from qclip.machine import environment
 
 IMAGES = 1000
@@ -92,7 +93,7 @@ def main() -> None:
     print(f"{asked.what}: {sum(seconds.values()):.1f} s on {torch.get_num_threads()} threads")
     if asked.output is not None:
         facts = {"what": asked.what, "recipe": asked.recipe, "controls": controls, "seconds": seconds, **environment()}
-        asked.output.write_text(json.dumps(facts, indent=1) + "\n")
+        write_atomic(asked.output, f"{json.dumps(facts, indent=1)}\n".encode())
 
 
 if __name__ == "__main__":

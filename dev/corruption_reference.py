@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from qclip.files import write_atomic
 from tests.data.corruption_statistics import DRAWS, FILE, SIDES, images, statistics
 
 RENAMED = {
@@ -101,7 +102,8 @@ def main(imagenet: str, cifar: str) -> None:
         f'  "{side}": {{\n' + ",\n".join(f'   "{name}": {json.dumps(rows)}' for name, rows in found.items()) + "\n  }"
         for side, found in out.items()
     )
-    FILE.write_text('{\n "made by": "' + __doc__.split("\n")[2].strip() + f'",\n "statistics": {{\n{lines}\n }}\n}}\n')
+    text = '{\n "made by": "' + __doc__.split("\n")[2].strip() + f'",\n "statistics": {{\n{lines}\n }}\n}}\n'
+    write_atomic(FILE, text.encode())
 
 
 if __name__ == "__main__":

@@ -316,6 +316,7 @@ WRITES = re.compile(
 IN_PLACE = {
     ("qclip/zoo.py", "part / "): "into a part of `whole_folder`",
     ("qclip/artifact.py", "fresh / "): "into a part of `whole_folder`",
+    ("qclip/reporting/exports/__init__.py", "part / "): "into a part of `whole_folder`",
     ("qclip/models/tokenizer.py", "target / SETTINGS"): "into a temporary folder",
     ("qclip/cli/process.py", "open(number"): "a standard stream",
     ("qclip/bench/seat.py", "torch.save("): "into a temporary folder",
