@@ -128,6 +128,7 @@ def command(
 
     if output is not None:
         comparison.check_output(output, force)
+    part = None if share is None else _part(share)
     if samples is not None:
         if recipe and len(models) > 1:
             raise InputError("--samples holds one comparison; evaluate one model at a time with --recipe")
@@ -160,7 +161,7 @@ def command(
         "templates": prompts,
         "full": full,
         "samples": samples,
-        "share": None if share is None else _part(share),
+        "share": part,
         "seed": seed,
         "batch": batch,
         "strict": strict,
@@ -188,4 +189,6 @@ def _part(text: str) -> tuple[int, int]:
     part, _, parts = text.partition("/")
     if not (part.isascii() and part.isdecimal() and parts.isascii() and parts.isdecimal()):
         raise InputError(f"--share {text!r} is no part; write I/N, as in 2/4")
+    if not 1 <= int(part) <= int(parts):
+        raise InputError(f"--share {text!r} is no part; I is 1 to N")
     return int(part), int(parts)

@@ -88,7 +88,7 @@ def command(
     from qclip.artifact import is_artifact
     from qclip.data import load, read_lines
     from qclip.errors import ModelError
-    from qclip.verification import blame, requirements, verify
+    from qclip.verification import blame, measurements, requirements, verify
 
     wanted = requirements(",".join(require))
     if output is not None:
@@ -119,7 +119,8 @@ def command(
         for each in dict.fromkeys(outcome.requirement for outcome in found.outcomes if not outcome.passed):
             if bisect:
                 common.say(f"looking for the sites that make {each.text} fail")
-                held = partial(_passes, against=pair[1], require=[each], data=sets, progress=progress, **settings)
+                asked = settings | {"measurements": measurements(each)}
+                held = partial(_passes, against=pair[1], require=[each], data=sets, progress=progress, **asked)
                 blamed[each.text] = blame(*pair, held)
     results = found.results
     results.meta["command"] = common.command_line()

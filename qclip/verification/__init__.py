@@ -1,7 +1,7 @@
 """Is a quantized model good enough to be deployed in its model's place? Requirements against measured intervals."""
 
 from .bisect import blame
-from .gate import Outcome, Verdict, judge, measure, verify
+from .gate import Outcome, Verdict, judge, measure, measurements, verify
 from .requirement import Requirement, requirements
 
-__all__ = ["Outcome", "Requirement", "Verdict", "blame", "judge", "measure", "requirements", "verify"]
+__all__ = ["Outcome", "Requirement", "Verdict", "blame", "judge", "measure", "measurements", "requirements", "verify"]

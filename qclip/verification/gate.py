@@ -11,6 +11,7 @@ from torch import nn
 from qclip import data as qdata
 from qclip import models, rewrite
 from qclip.errors import InputError
+from qclip.metrics.record import OWN
 from qclip.progress import Progress
 from qclip.reliability import evaluate
 from qclip.reliability.scores import SCORES
@@ -94,6 +95,23 @@ def measure(
     pair = {REFERENCE: against, MODEL: model}
     results = evaluate(pair, data=labelled, images=plain, progress=progress, **settings)
     return Verdict(judge(results, wanted), results)
+
+
+# By the module of a metric: the measurements that can write it. Of other metrics any may.
+_WRITERS = {
+    "accuracy": ("clean", "groups", "corrupted"),
+    "calibration": ("clean", "groups", "corrupted"),
+    "detection": ("ood",),
+    "precision": ("ood",),
+    "neighbours": ("neighbours",),
+    "agreement": ("agreement",),
+}
+
+
+def measurements(wanted: Requirement) -> list[str] | None:
+    """Names of the measurements that a requirement needs: what a trial of it has to measure. None: all."""
+    found = next((module for module, names in OWN.items() if wanted.metric in names), "")
+    return list(_WRITERS[found]) if found in _WRITERS else None
 
 
 def judge(

@@ -16,7 +16,9 @@ from qclip import Results, data
 from qclip.cli import main
 from qclip.data import ImageSet
 from qclip.errors import InputError
-from qclip.verification import blame, judge, measure, requirements
+from qclip.metrics.record import OWN
+from qclip.reliability.measurements import MEASUREMENTS
+from qclip.verification import Requirement, blame, judge, measure, measurements, requirements
 from tests.small import small_clip
 
 BAD = "vision.blocks.1.mlp.fc2", "vision.blocks.0.attn.v"
@@ -119,8 +121,10 @@ def test_the_sites_to_blame_are_found(model: nn.Module, images: ImageSet) -> Non
     require = requirements("cosine_min>=0.999")
 
     def holds(tried: nn.Module) -> bool:
-        return measure(tried, model, require, images, cache=False).passed
+        few = measurements(require[0])
+        return measure(tried, model, require, images, cache=False, measurements=few).passed
 
+    assert measurements(require[0]) == ["agreement"]
     assert set(blame(spoilt, model, holds)) == set(BAD)
     assert all(torch.equal(tensor, state[name]) for name, tensor in spoilt.state_dict().items())
     assert blame(qclip.quantize(model, "w8a8"), model, lambda tried: True) == []
@@ -161,3 +165,9 @@ def test_the_command_exits_with_0_or_1(tmp_path: Path, capsys: pytest.CaptureFix
 def test_numbers_are_finite(model: nn.Module, good: nn.Module, images: ImageSet) -> None:
     found = qclip.verify(good, model, "index_recall@3>=0.1", images, cache=False)
     assert all(np.isfinite(outcome.value or np.nan) for outcome in found.outcomes)
+
+
+@pytest.mark.parametrize("name", [name for names in OWN.values() for name in names])
+def test_each_measurement_that_a_metric_needs_is_there(name: str) -> None:
+    wanted = Requirement(f"{name}>=0", name, None, "", True, 0.0, False)
+    assert set(measurements(wanted) or []) <= set(MEASUREMENTS.names())
