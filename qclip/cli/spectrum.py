@@ -37,11 +37,13 @@ def command(
     ood: Annotated[
         list[str] | None, typer.Option("--ood", metavar="DATA", help="Other classes, for --through; repeatable.")
     ] = None,
-    images: Annotated[int, typer.Option("--images", min=2, help="Images of each set: its first ones.")] = 1000,
+    images: Annotated[
+        int, typer.Option("--images", min=2, max=10_000_000, help="Images of each set: its first ones.")
+    ] = 1000,
     control: Annotated[
         list[str] | None, typer.Option("--control", metavar="NAME", help="Control; repeatable. Default: all.")
     ] = None,
-    seeds: Annotated[int, typer.Option("--seeds", min=8, help="Draws of each random control.")] = 8,
+    seeds: Annotated[int, typer.Option("--seeds", min=8, max=1000, help="Draws of each random control.")] = 8,
     calibration: common.Calibration = None,
     output: Annotated[
         Path | None, typer.Option("--output", metavar="FILE", parser=common.output_path, help="Write the results here.")

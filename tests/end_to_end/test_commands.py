@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from qclip.cli import main
+from qclip.spectral import CONTROLS
 
 pytestmark = pytest.mark.slow  # whole commands
 
@@ -110,7 +111,7 @@ def test_demo_on_a_small_sample(tmp_path: Path, capsys: pytest.CaptureFixture) -
     body = json.loads(Path("qclip-demo/results.json").read_text())
     models = {r["model"] for r in body["rows"] if r.get("model")}
     assert models == {f"{m} {r}" for m in ("scenes-clean", "scenes-noisy") for r in ("float", "w8a8", "w4a8", "w4a4")}
-    references = {r.get("reference") for r in body["rows"]} - {"", None, "white"}  # white: the control of spectra
+    references = {r.get("reference") for r in body["rows"]} - {"", None, *CONTROLS.names()}
     assert references == {"scenes-clean float", "scenes-noisy float"}
     assert {"scenes-near-ood", "scenes-far-ood", "scenes-style-shift", "scenes-spurious-test"} <= {
         r.get("set") for r in body["rows"]

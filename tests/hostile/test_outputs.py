@@ -23,11 +23,12 @@ from tests.hostile.test_numbers import COMMANDS, options
 LINES = {
     "quantize": ["quantize", "photos"],
     "evaluate": ["evaluate", "photos", "--data", "scenes:test?samples=20"],
+    "verify": ["verify", "a", "--against", "photos", "--data", "scenes:test?samples=20", "--require", "top1>=-1"],
     "spectrum": ["spectrum", "photos"],
     "report": ["report", "results.json"],
     "demo": ["demo"],
 }
-FOLDERS = {"quantize", "evaluate", "demo"}  # whose output is one
+FOLDERS = {"quantize", "evaluate", "verify", "demo"}  # whose output is one
 Place = Callable[[Path], str]
 
 
