@@ -75,8 +75,10 @@ def run(piece: str, hold: str | None, seconds: float, path: Path, peers: str | N
     environment = os.environ | (HOLD[hold] if hold else {})
     done = subprocess.run(command, stdout=subprocess.PIPE, env=environment, text=True)
     found = json.loads(done.stdout) if done.stdout.strip() else {}
-    if done.returncode == 0 and found.get("ours") and not found["interrupted"]:
-        write_atomic(path, done.stdout.encode())
+    if done.returncode in (0, 1) and found.get("ours") and not found["interrupted"]:  # 1: a peer failed, and is named
+        for failure in found.get("failed", {}).values():
+            failure.pop("log", None)  # it was shown, and holds paths of this machine
+        write_atomic(path, f"{json.dumps(found, indent=1)}\n".encode())
         print(line(found), flush=True)
     else:
         print(f"{piece}: exit code {done.returncode}, nothing written", flush=True)
@@ -88,6 +90,7 @@ def line(found: dict[str, Any]) -> str:
     peers = [f"{name} {found['ratios'][name]:.2f}x ({row['setting']})" for name, row in found["peers"].items()]
     what = "{model} {tower} {batch} {recipe}, {tier}: {ms:.2f} ms".format(**found, ms=found["ours"]["ms_per_item"])
     bad = [*found.get("warnings", []), *(f"{name} {why}" for name, why in found.get("absent", {}).items())]
+    bad += [f"{name} failed" for name in found.get("failed", {})]
     return "\n".join([f"{what}; {'; '.join(peers) or 'alone'}", *(f"    {each}" for each in bad)])
 
 

@@ -72,6 +72,18 @@ def test_what_is_not_whole_is_not_written(
     assert not list(tmp_path.iterdir())
 
 
+def test_a_peer_that_fails_is_named_and_the_rest_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    failed = {"onnxruntime": {"log": "/home/somebody/x.py: no session"}}
+    answer = SimpleNamespace(returncode=1, stdout=json.dumps(found(failed=failed)))
+    monkeypatch.setattr(subprocess, "run", lambda *a, **k: answer)
+    towers.run("vit-b-32-image-1-w8a8", None, 10, tmp_path / "x.json")
+    written = (tmp_path / "x.json").read_text()
+    assert json.loads(written)["failed"] == {"onnxruntime": {}} and "somebody" not in written
+    assert "onnxruntime failed" in capsys.readouterr().out
+
+
 def test_the_picture_has_a_column_per_tier_and_marks_what_is_not_comparable() -> None:
     plain = {"ms_per_item": 30.0, "remark": ""}
     peers = {"torch-fp32": plain, "openvino": plain | {"remark": "can saturate"}, "onnxruntime": plain}
