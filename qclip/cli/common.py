@@ -62,6 +62,22 @@ Seed = Annotated[
 ]
 Force = Annotated[bool, typer.Option("--force", help="Overwrite an output that is there already.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, and only JSON, on stdout.")]
+Dev = Annotated[
+    str | None, typer.Option("--dev", metavar="DATA", help="Labelled images on which temperatures are fitted.")
+]
+Train = Annotated[
+    str | None, typer.Option("--train", metavar="DATA", help="Labelled images from which OOD scores learn.")
+]
+Negatives = Annotated[
+    Path | None,
+    typer.Option("--negatives", metavar="FILE", help="Words that are no class, one per line (NegLabel)."),
+]
+Templates = Annotated[
+    Path | None, typer.Option("--templates", metavar="FILE", help="Prompts with a {} for the name, one per line.")
+]
+Texts = Annotated[Path | None, typer.Option("--texts", metavar="FILE", help="Texts to search images by, one per line.")]
+Batch = Annotated[int, typer.Option("--batch", min=1, max=4096, help="Images at once.")]
+Strict = Annotated[bool, typer.Option("--strict", help="Stop at an unreadable image.")]
 
 
 def registry_at(where: str) -> Registry:
@@ -93,6 +109,12 @@ def output_path(text: str | Path) -> Path:
     if not os.fspath(text):
         raise typer.BadParameter("the name is empty; name a file or a folder")
     return Path(text)
+
+
+ReportFolder = Annotated[
+    Path | None,
+    typer.Option("--output", metavar="DIR", parser=output_path, help="Write report.html and results.json here."),
+]
 
 
 def keep_input(output: Path, inputs: list[str]) -> None:

@@ -43,9 +43,7 @@ def command(
         list[str] | None,
         typer.Option("--images", metavar="DATA", help="Images whose embeddings are compared, no more; repeatable."),
     ] = None,
-    texts: Annotated[
-        Path | None, typer.Option("--texts", metavar="FILE", help="Texts to search images by, one per line.")
-    ] = None,
+    texts: common.Texts = None,
     ood: Annotated[
         list[str] | None,
         typer.Option("--ood", metavar="DATA", help="Other classes, KIND:PATH, before it near= or far=; repeatable."),
@@ -53,23 +51,16 @@ def command(
     shift: Annotated[
         list[str] | None, typer.Option("--shift", metavar="DATA", help="The same classes, other images; repeatable.")
     ] = None,
-    dev: Annotated[
-        str | None, typer.Option("--dev", metavar="DATA", help="Labelled images on which temperatures are fitted.")
-    ] = None,
+    dev: common.Dev = None,
     proxy: Annotated[
         str | None, typer.Option("--proxy", metavar="DATA", help="Images with captions to tune logit scales on.")
     ] = None,
-    train: Annotated[
-        str | None, typer.Option("--train", metavar="DATA", help="Labelled images from which OOD scores learn.")
-    ] = None,
+    train: common.Train = None,
     captions: Annotated[
         list[str] | None,
         typer.Option("--captions", metavar="DATA", help="Images with captions, for retrieval; repeatable."),
     ] = None,
-    negatives: Annotated[
-        Path | None,
-        typer.Option("--negatives", metavar="FILE", help="Words that are no class, one per line (NegLabel)."),
-    ] = None,
+    negatives: common.Negatives = None,
     score: Annotated[
         list[str] | None,
         typer.Option("--score", metavar="NAME", help="OOD score; repeatable. Default: all."),
@@ -89,16 +80,9 @@ def command(
         typer.Option("--measure", metavar="NAME", help="Measurement; repeatable. Default: all."),
     ] = None,
     classes: common.Classes = None,
-    templates: Annotated[
-        Path | None, typer.Option("--templates", metavar="FILE", help="Prompts with a {} for the name, one per line.")
-    ] = None,
+    templates: common.Templates = None,
     calibration: common.Calibration = None,
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            "--output", metavar="DIR", parser=common.output_path, help="Write report.html and results.json here."
-        ),
-    ] = None,
+    output: common.ReportFolder = None,
     samples: Annotated[
         Path | None,
         typer.Option(
@@ -112,8 +96,8 @@ def command(
     full: Annotated[bool, typer.Option("--full", help="Noise on all images, not on a fixed sample of 1,000.")] = False,
     spectrum: Annotated[bool, typer.Option("--spectrum/--no-spectrum", help="Spectra of the weights as well.")] = True,
     cache: common.Cache = True,
-    batch: Annotated[int, typer.Option("--batch", min=1, max=4096, help="Images at once.")] = 64,
-    strict: Annotated[bool, typer.Option("--strict", help="Stop at an unreadable image.")] = False,
+    batch: common.Batch = 64,
+    strict: common.Strict = False,
     arch: common.Arch = None,
     device: common.Device = "cpu",
     seed: common.Seed = 0,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -43,39 +42,23 @@ def command(
     ood: Annotated[
         list[str] | None, typer.Option("--ood", metavar="DATA", help="Other classes, for auroc and fpr95; repeatable.")
     ] = None,
-    dev: Annotated[
-        str | None, typer.Option("--dev", metavar="DATA", help="Labelled images on which temperatures are fitted.")
-    ] = None,
-    train: Annotated[
-        str | None, typer.Option("--train", metavar="DATA", help="Labelled images from which OOD scores learn.")
-    ] = None,
-    negatives: Annotated[
-        Path | None,
-        typer.Option("--negatives", metavar="FILE", help="Words that are no class, one per line (NegLabel)."),
-    ] = None,
+    dev: common.Dev = None,
+    train: common.Train = None,
+    negatives: common.Negatives = None,
     corruption: Annotated[
         list[str] | None,
         typer.Option("--corruption", metavar="NAME", help="Corruption of the labelled images; repeatable."),
     ] = None,
     classes: common.Classes = None,
-    templates: Annotated[
-        Path | None, typer.Option("--templates", metavar="FILE", help="Prompts with a {} for the name, one per line.")
-    ] = None,
-    texts: Annotated[
-        Path | None, typer.Option("--texts", metavar="FILE", help="Texts to search images by, one per line.")
-    ] = None,
+    templates: common.Templates = None,
+    texts: common.Texts = None,
     bisect: Annotated[
         bool, typer.Option("--bisect", help="Find which sites make a requirement fail: several more passes.")
     ] = False,
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            "--output", metavar="DIR", parser=common.output_path, help="Write report.html and results.json here."
-        ),
-    ] = None,
+    output: common.ReportFolder = None,
     cache: common.Cache = True,
-    batch: Annotated[int, typer.Option("--batch", min=1, max=4096, help="Images at once.")] = 32,
-    strict: Annotated[bool, typer.Option("--strict", help="Stop at an unreadable image.")] = False,
+    batch: common.Batch = 32,
+    strict: common.Strict = False,
     arch: common.Arch = None,
     device: common.Device = "cpu",
     seed: common.Seed = 0,
