@@ -29,6 +29,7 @@ from .untrusted.schema import shown
 FLOAT = 16  # the number of activation bits that means "not quantized"
 TOWERS = ("vision", "text")
 NEEDS = ("inputs", "gradients")  # what a method may need calibration data for
+DECIDES = ("input", "weight")  # what a method may decide: transforms and scales of inputs, codes of weights
 RTN = "rtn"  # round to nearest: what is done where no method says otherwise, so it is no step
 
 #: Post-training methods, classes like `ptq.Method`: ours, those of entry points "qclip.methods", and registered ones.
@@ -36,7 +37,7 @@ METHODS: Registry[Any] = Registry(
     "method",
     "qclip.methods",
     {"smoothquant": "qclip.ptq.methods.smoothquant:SmoothQuant"},
-    attributes=("options", "needs", "inputs"),
+    attributes=("options", "needs", "inputs", "decides"),
     error=RecipeError,
 )
 
@@ -138,6 +139,23 @@ class Recipe:
                     raise RecipeError(f"method {method!r} needs {odd[0]!r}; {nearest(odd[0], NEEDS)}")
                 if method in [name for name, _ in self.steps[:at]]:
                     raise RecipeError(f"method {method!r} is there twice; keep one")
+            self._check_order()
+
+    def _check_order(self) -> None:
+        """Codes are for inputs as they are when they are found: whoever changes inputs comes first."""
+        found = ""  # the method that has found the codes
+        for method, options in self.steps:
+            decides = set(METHODS.get(method)(options).decides)
+            if odd := sorted(decides - set(DECIDES)):
+                raise RecipeError(f"method {method!r} decides {odd[0]!r}; {nearest(odd[0], DECIDES)}")
+            if found and "weight" in decides:
+                raise RecipeError(f"methods {found!r} and {method!r} both decide the weights' codes; keep one")
+            if found and "input" in decides:
+                raise RecipeError(
+                    f"method {method!r} changes inputs for which {found!r} has found codes before; "
+                    f"put {method!r} before {found!r}"
+                )
+            found = method if "weight" in decides else found
 
     def _treatment(self, pattern: str, wanted: object) -> Treatment | None:
         if wanted is None or wanted == "float":

@@ -9,6 +9,7 @@ import pytest
 from qclip import recipes
 from qclip.errors import OutputError, RecipeError
 from qclip.models.tower import KINDS
+from qclip.ptq import Method
 from qclip.recipes import FLOAT, METHODS, Recipe, Treatment, step
 
 
@@ -238,7 +239,7 @@ def test_options_of_a_step_survive_json():
 
 def test_a_method_that_needs_what_nobody_gives_is_refused():
     class Odd:
-        name, options, needs, inputs = "odd", Treatment, frozenset({"input"}), "float"
+        name, options, needs, inputs, decides = "odd", Treatment, frozenset({"input"}), "float", frozenset()
 
     METHODS.register(Odd)
     try:
@@ -246,3 +247,34 @@ def test_a_method_that_needs_what_nobody_gives_is_refused():
             Recipe("x", steps=(step("odd"),))
     finally:
         METHODS.unregister("odd")
+
+
+def deciding(of: str, what: set[str]) -> type[Method]:
+    class Deciding(Method):
+        name, decides = of, frozenset(what)
+
+    return METHODS.register(Deciding)
+
+
+def test_methods_that_contradict_each_other_are_refused():
+    made = [deciding("rotated", {"input"}), deciding("coded", {"weight"}), deciding("both", {"input", "weight"})]
+    made += [deciding("corrected", set()), deciding("odd", {"weights"})]
+    try:
+        for good in ("rotated+coded", "smoothquant+rotated+both", "rotated+coded+corrected", "corrected+both"):
+            assert recipes.get(f"w4a8-{good}").method == good
+        for bad, why in (
+            (
+                "coded+rotated",
+                "'rotated' changes inputs for which 'coded' has.*put 'rotated' before 'coded'",
+            ),
+            ("coded+corrected+both", "methods 'coded' and 'both' both decide the weights' codes; keep one"),
+            ("both+smoothquant", "'smoothquant' changes inputs"),
+            ("odd", "method 'odd' decides 'weights'; did you mean 'weight'"),
+        ):
+            with pytest.raises(RecipeError, match=why):
+                recipes.get(f"w4a8-{bad}")
+            with pytest.raises(RecipeError, match=why):
+                Recipe.from_dict({"name": "x", "steps": bad.split("+")})
+    finally:
+        for kind in made:
+            METHODS.unregister(kind.name)

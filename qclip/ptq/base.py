@@ -111,12 +111,14 @@ class Method:
     """One step of a recipe. Register a subclass with `recipes.METHODS`, or name it in an entry point "qclip.methods".
 
     `options`: a frozen dataclass, which is the JSON of the method's options in a recipe (`typed.from_dict` says which
-    types its fields may have); a ValueError of it refuses values.
+    types its fields may have); a ValueError of it refuses values. `__init__` computes nothing: recipes make methods to
+    ask them what they decide.
     """
 
     name: ClassVar[str]
     options: ClassVar[type] = NoOptions
     needs: ClassVar[frozenset[str]] = frozenset()  # of recipes.NEEDS
+    decides: frozenset[str] = frozenset()  # of recipes.DECIDES; may depend on the options
     inputs: ClassVar[Literal["float", "quantized"]] = "float"  # what `block` sees: behind float or quantized blocks
     stage: ClassVar[str] = ""  # for progress: what `block` does; the name without it
     samples: int | None = None  # images, or captions, that `block` sees; None: all

@@ -38,15 +38,28 @@ def decide(context: Context) -> None:
     """Run the recipe's methods, then find the static scales that none of them has. Only states change."""
     for name, options in context.recipe.steps:
         method: Method = METHODS.get(name)(options)
+        before = {site: _decided(state) for site, state in context.states.items()}
         method.prepare(context)
         if type(method).block is not Method.block:
             _blocks(context, method)
         method.finish(context)
+        for site, state in context.states.items():
+            for what, now in _decided(state).items():
+                same = [*map(id, now)] == [*map(id, before[site][what])]
+                if not same and what not in method.decides:
+                    raise RecipeError(
+                        f"method {name!r} changed the {what} of {site}, which its `decides` does not name"
+                    )
     static = [s.site for s in context.states.values() if s.plan.static and s.input_scale is None]
     if static:
         scales = context.static_scales(static)
         for site in static:
             context.states[site.name].input_scale = scales[site.shared]
+
+
+def _decided(state: SiteState) -> dict[str, list]:
+    """By `recipes.DECIDES`: the objects that a method replaces when it decides them."""
+    return {"input": [*state.transforms, state.input_scale, state.input_zero], "weight": [state.weight]}
 
 
 def _blocks(context: Context, method: Method) -> None:

@@ -11,6 +11,7 @@ from torch import nn
 
 import qclip
 from qclip import calibration, models, ptq, recipes, rewrite
+from qclip.errors import RecipeError
 from qclip.layers import Int8Linear, QuantizedSite
 from qclip.models.tower import Attention, Mlp
 from qclip.ptq.blocks import first, walk
@@ -241,6 +242,28 @@ def test_the_error_is_that_of_real_quantizers_in_place(registered) -> None:
     assert before == after == 0 and during > 0
 
 
+@pytest.mark.parametrize(
+    ("what", "attribute"), [("input", "transforms"), ("input", "input_scale"), ("weight", "weight")]
+)
+def test_a_method_that_decides_more_than_it_says_is_refused(what: str, attribute: str) -> None:
+    class Sly(ptq.Method):
+        name = "sly"
+
+        def prepare(self, context):
+            state = context.states["vision.blocks.0.mlp.fc1"]
+            made = {"transforms": [qclip.layers.Scale(torch.ones(64))], "input_scale": torch.tensor(1.0)}
+            setattr(state, attribute, made.get(attribute) or ptq.base.quantize_weight(state.folded()[0], state.plan))
+
+    METHODS.register(Sly)
+    try:
+        with pytest.raises(RecipeError, match=f"'sly' changed the {what} of vision.blocks.0.mlp.fc1"):
+            qclip.quantize(small_clip(), "w8a8-sly")
+        Sly.decides = frozenset({what})
+        qclip.quantize(small_clip(), "w8a8-sly")
+    finally:
+        METHODS.unregister("sly")
+
+
 def test_the_hessian_is_that_of_the_transformed_input() -> None:
     model = small_clip()
     context = context_for(model, "w8a8")
@@ -346,7 +369,7 @@ def test_sites_with_zero_points_work_inside_their_cores() -> None:
     """Attention and MLP run such sites on codes where they can, one by one where another kernel would write them."""
 
     class Shifted(ptq.Method):
-        name, needs = "shifted", frozenset({"inputs"})
+        name, needs, decides = "shifted", frozenset({"inputs"}), frozenset({"input"})
 
         def prepare(self, context):
             sites = [s.site for s in context.states.values() if s.plan.static]

@@ -61,7 +61,7 @@ class Toy(Method):
 
     name = "toy"
     options = Options
-    needs = frozenset({"inputs"})
+    needs, decides = frozenset({"inputs"}), frozenset({"input", "weight"})
     inputs = "quantized"
 
     def __init__(self, chosen):

@@ -53,6 +53,7 @@ class SmoothQuant(Method):
     stage = "SmoothQuant search"
     options = Options
     needs = frozenset({"inputs"})
+    decides = frozenset({"input"})
 
     def __init__(self, options: Options) -> None:
         super().__init__(options)
