@@ -15,6 +15,7 @@ same definition that the plain functions call with one column of counts. `record
 from __future__ import annotations
 
 from .accuracy import balanced_accuracy, label_ranks, top_k_accuracy
+from .agreement import divergence
 from .arrays import log_softmax, softmax
 from .bins import Bins
 from .brier import BrierParts, brier, brier_parts
@@ -61,6 +62,7 @@ __all__ = [
     "classwise_ece",
     "corruption_errors",
     "debiased_l2",
+    "divergence",
     "delong",
     "delta_rsg",
     "eaurc",

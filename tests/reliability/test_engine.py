@@ -18,6 +18,7 @@ from qclip.results import Results
 from qclip.rewrite import Coverage
 from tests.reliability.fakes import CLASSES, Tiny, pictures, preprocess, tokenizer
 
+scipy = pytest.importorskip("scipy.stats") and pytest.importorskip("scipy")
 TEMPLATES = ["a {}", "a drawing of a {}"]
 
 
@@ -154,6 +155,10 @@ def test_agreement_and_flips_are_counted_against_the_reference() -> None:
     cosines = torch.cosine_similarity(models["float"].image(pixels), models["worse"].image(pixels))
     assert results.value(metric="cosine_mean", **where) == pytest.approx(cosines.mean().item(), abs=1e-5)
     assert results.value(metric="cosine_min", **where) == pytest.approx(cosines.min().item(), abs=1e-5)
+    p, q = (scipy.special.softmax(z.astype(np.float64), 1) for z in (one, other))
+    lost = scipy.stats.entropy(p, q, axis=1).mean()  # KL(p || q), nats
+    assert results.value(metric="kl", **where) == pytest.approx(lost, rel=1e-4)
+    assert lost != pytest.approx(scipy.stats.entropy(q, p, axis=1).mean(), rel=1e-2)  # the direction tells
 
 
 def test_noise_is_on_one_sample_the_same_pixels_for_all_models(monkeypatch) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from qclip.metrics import mcnemar
+from qclip.metrics import divergence, mcnemar
 
 from ..embedded import Embeddings
 from ..request import Condition, Request
@@ -21,7 +21,8 @@ class Agreement:
         return [Condition(s, vectors=True) for s in request.of(*roles)] if len(request.models) > 1 else []
 
     def rows(self, request: Request, embedded: Embeddings, out: Writer) -> None:
-        """Cosine between a model's image embeddings and the reference's, equal predictions, and McNemar's flips."""
+        """Cosine between a model's image embeddings and the reference's, what its probabilities lose of the reference's
+        (KL), equal predictions, and McNemar's flips."""
         reference, *others = request.models
         for condition in self.wants(request):
             of, outputs, vectors = condition.set, embedded.outputs(condition), embedded.vectors(condition)
@@ -33,6 +34,7 @@ class Agreement:
                 if outputs:  # else nobody named classes
                     same = outputs[model].predicted == outputs[reference].predicted
                     wanted[f"agreement {model}"] = same.astype(np.float64)
+                    wanted[f"kl {model}"] = _divergences(embedded, condition, reference, model)
                 if vectors[model].shape == vectors[reference].shape:  # else their embeddings live in different spaces
                     cosines = np.einsum("ne,ne->n", vectors[model], vectors[reference])
                     wanted[f"cosine_mean {model}"], nearest[model] = cosines, float(cosines.min())
@@ -52,3 +54,8 @@ class Agreement:
                 page.add(model, "flips_all", value=changed, **common)
                 page.add(model, "mcnemar_p", value=flips.p, **common)
                 page.add(model, "mcnemar_exact_p", value=flips.exact_p, **common)
+
+
+def _divergences(embedded: Embeddings, condition: Condition, reference: str, model: str) -> np.ndarray:
+    pairs = zip(embedded.samples(condition, reference), embedded.samples(condition, model), strict=True)
+    return np.concatenate([divergence(of_reference.logits, of_model.logits) for of_reference, of_model in pairs])

@@ -44,6 +44,7 @@ def agreement(index: Index) -> list[Table]:
     heads = {
         "cosine_mean": Cell("Mean cosine", "of embeddings"),
         "cosine_min": Cell("Smallest", "cosine"),
+        "kl": Cell("Divergence", "KL, nats"),
         "agreement": Cell("Same prediction"),
         "flips_all": Cell("Changed", "predictions"),
         "flips_lost": Cell("Lost", "right to wrong"),
