@@ -8,7 +8,6 @@ tensor at a time, looking at its values, so that two forms of a weight never coe
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import os
@@ -75,7 +74,7 @@ def save(model: nn.Module, path: str | Path, force: bool = False) -> Path:
             "tokenizer": tokenizer,
             "source": done.source,
             "recipe": done.recipe.to_dict(),
-            "plans": {name: dataclasses.asdict(plan) for name, plan in done.plans.items()},
+            "plans": {name: plan.to_dict() for name, plan in done.plans.items()},
             "sites": {
                 site.name: site.module.facts()  # type: ignore[operator]
                 for t in models.towers(model).values()

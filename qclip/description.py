@@ -86,6 +86,10 @@ def check_layer(name: str, layer: layers.QuantizedSite, plan: Treatment) -> None
     static = layer.input_scale is not None
     if static != plan.static:
         raise ArtifactError(f"{where} has {'a' if static else 'no'} static scale, unlike its plan")
+    grid = getattr(layer, "activation_grid", "sym") if layer.input_zero is None else "asym"
+    if grid != plan.activation_grid or (static and grid == "asym" and layer.input_zero is None):
+        has = "a" if layer.input_zero is not None else "no"
+        raise ArtifactError(f"{where} has {has} zero point of its input, and its plan is {plan.activation_grid!r}")
 
 
 def check_tensors(content: dict[str, Any], tensors: TensorFile, where: str) -> None:

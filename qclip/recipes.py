@@ -28,6 +28,8 @@ from .untrusted.schema import shown
 
 FLOAT = 16  # the number of activation bits that means "not quantized"
 TOWERS = ("vision", "text")
+ACTIVATION_GRIDS = ("sym", "asym")
+ACTIVATION_OBSERVERS = ("min-max", "ema", "percentile", "mse")
 NEEDS = ("inputs", "gradients")  # what a method may need calibration data for
 DECIDES = ("input", "weight")  # what a method may decide: transforms and scales of inputs, codes of weights
 RTN = "rtn"  # round to nearest: what is done where no method says otherwise, so it is no step
@@ -46,9 +48,10 @@ METHODS: Registry[Any] = Registry(
 class Treatment:
     """How one site is quantized. The defaults are those of a recipe's JSON.
 
-    `weight_observer`: weight scales cover all values (`"min-max"`), or are those of least squared error (`"mse"`).
+    `weight_observer`: weight scales cover all values (`"min-max"`), or are those of least squared error (`"mse"`), or
+    the best of three percentiles by squared error (`"percentile"`).
     `weight_grid`: a kind of `qkernels.Grid`; None: `sym` at 5 bits and above, `symfull`, the better one there, below.
-    Activations: `sym`. Raises RecipeError.
+    `activation_observer`: how `static` ranges are found (docs/methods.md, Activation ranges). Raises RecipeError.
     """
 
     weight_bits: int = 8
@@ -57,6 +60,11 @@ class Treatment:
     static: bool = False  # activation scale found by calibration, per tensor; else per token at run time
     weight_observer: str = "min-max"  # one of OBSERVERS
     weight_grid: str | None = None  # one of KINDS
+    # What follows is written into JSON only where it differs, so that recipes of before keep their hashes.
+    weight_scale: str = "channel"  # or "tensor": one for the whole weight
+    activation_grid: str = "sym"  # or "asym": with a zero point, static per tensor, else per token (simulated)
+    activation_observer: str = "mse"  # one of ACTIVATION_OBSERVERS
+    activation_percentile: float = 99.99  # that the observer "percentile" takes; of asym, at both ends
 
     def __post_init__(self) -> None:
         if not 2 <= self.weight_bits <= 8:
@@ -75,10 +83,41 @@ class Treatment:
             self.grid.container  # noqa: B018 - raises where no weight has such a grid
         except ValueError as why:
             raise RecipeError(str(why)) from None
-        if self.weight_observer not in OBSERVERS:
+        for name, known in (
+            ("weight_observer", OBSERVERS),
+            ("weight_scale", ("channel", "tensor")),
+            ("activation_grid", ACTIVATION_GRIDS),
+            ("activation_observer", ACTIVATION_OBSERVERS),
+        ):
+            if (value := getattr(self, name)) not in known:
+                raise RecipeError(f"unknown {name} {shown(value)}; {nearest(value, known)}")
+        if self.weight_scale == "tensor" and self.group is not None:
+            raise RecipeError("one scale for the whole weight (weight_scale 'tensor') leaves no groups; drop 'group'")
+        self._check_activations()
+
+    def _check_activations(self) -> None:
+        if self.activation_grid != "sym" and self.activation_bits == FLOAT:
+            raise RecipeError(f"float activations (a16) have no grid; drop activation_grid {self.activation_grid!r}")
+        if self.activation_observer != "mse" and not self.static:
             raise RecipeError(
-                f"unknown weight_observer {shown(self.weight_observer)}; {nearest(self.weight_observer, OBSERVERS)}"
+                f"activation_observer {self.activation_observer!r} finds static ranges; set 'static', or drop it: "
+                "dynamic ranges are those of each token"
             )
+        if self.activation_percentile != 99.99 and self.activation_observer != "percentile":
+            raise RecipeError("activation_percentile is for activation_observer 'percentile'; set that, or drop it")
+        if not 50 < self.activation_percentile <= 100:
+            raise RecipeError(
+                f"activation_percentile must lie above 50 and not above 100, not at {self.activation_percentile:g}"
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON has it: the fields that every recipe has, and of the others those that differ from the default."""
+        plain = {field.name: field.default for field in dataclasses.fields(self)}
+        return {
+            name: value
+            for name, value in dataclasses.asdict(self).items()
+            if name not in _LATER or value != plain[name]
+        }
 
     @staticmethod
     def named(text: str, static: bool = False) -> Treatment:
@@ -100,6 +139,9 @@ class Treatment:
     @property
     def name(self) -> str:
         return f"w{self.weight_bits}a{self.activation_bits}"
+
+
+_LATER = ("weight_scale", "activation_grid", "activation_observer", "activation_percentile")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -207,7 +249,7 @@ class Recipe:
         """As JSON has it: the default's fields beside the others, exceptions by pattern, steps with their options."""
         return {
             "name": self.name,
-            **dataclasses.asdict(self.default),
+            **self.default.to_dict(),
             "steps": [{"method": method, **dataclasses.asdict(options)} for method, options in self.steps],
             "towers": list(self.towers),
             "exceptions": {pattern: self._written(treatment) for pattern, treatment in self.exceptions},
@@ -217,7 +259,7 @@ class Recipe:
         if treatment is None:
             return "float"
         short = Treatment.named(treatment.name, self.default.static) == treatment
-        return treatment.name if short else dataclasses.asdict(treatment)
+        return treatment.name if short else treatment.to_dict()
 
     def to_json(self, path: str | Path | None = None) -> str:
         """The recipe as JSON, which also becomes the file at `path`, whole. Raises OutputError."""

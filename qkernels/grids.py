@@ -31,9 +31,10 @@ from .contract import SMALLEST_NORMAL_HALF, TINY
 
 Kind = Literal["sym", "symfull", "midrise", "asym", "floatzero"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
-OBSERVERS = ("min-max", "mse")
+OBSERVERS = ("min-max", "mse", "percentile")
 
 RANGES = 80  # shrunk ranges that "mse" tries: 1 - i/100 of the one that clips nothing
+PERCENTILES = (99.9, 99.99, 99.999)  # that "percentile" tries
 _AT_ONCE = 1 << 16  # values of a chunk of rows, so that the temporaries of a search stay in the cache
 
 
@@ -137,7 +138,8 @@ class Grid:
 
         "min-max" covers all values. "mse" tries that and 80 narrower ranges and takes the least squared error, the
         first of the best, so that no group is worse: a large value that is clipped lets the others be rounded more
-        finely. For `symfull` it tries negative scales, too. A group of zeros has scale 1; a group whose range float16
+        finely. For `symfull` it tries negative scales, too. "percentile" takes the best of three percentiles of |w|
+        (asym, floatzero: at both ends) by the same error. A group of zeros has scale 1; a group whose range float16
         cannot hold has Inf, which `quantize_weight` refuses.
         """
         if observer not in OBSERVERS:
@@ -146,7 +148,7 @@ class Grid:
         padding = grouped.shape[1] * grouped.shape[2] - weight.shape[1]
         rows = max(1, _AT_ONCE // (grouped.shape[1] * grouped.shape[2]))
         found = [
-            self._min_max(chunk) if observer == "min-max" else self._least_squares(chunk, padding)
+            self._min_max(chunk) if observer == "min-max" else self._least_squares(chunk, padding, observer)
             for chunk in grouped.split(rows)
         ]
         scales, zeros = zip(*found, strict=True)
@@ -187,14 +189,13 @@ class Grid:
         scales = torch.where(span < TINY, torch.ones_like(found), self.held(found))
         return scales, None if self.zero is not None else self._zeros(grouped, scales)
 
-    def _least_squares(self, grouped: Tensor, padding: int) -> tuple[Tensor, Tensor | None]:
+    def _least_squares(self, grouped: Tensor, padding: int, observer: str) -> tuple[Tensor, Tensor | None]:
         """`padding`: values at the end of the last group that are none."""
         span, _ = self._span(grouped)
         best, least = torch.ones_like(span), torch.full_like(span, torch.inf)
         best_zeros = None if self.zero is not None else torch.zeros_like(span)
         codes, off = torch.empty_like(grouped), torch.empty_like(grouped)
-        for scale, part in self._tried(grouped):
-            zeros = None if self.zero is not None else self._zeros(grouped, scale, part)
+        for scale, zeros in self._shrunk(grouped) if observer == "mse" else self._clipped(grouped, padding):
             zero = self._zero_or(None if zeros is None else zeros[:, :, None])
             self.encode(grouped, scale[:, :, None], zero, out=codes)
             if not (isinstance(zero, float) and zero == 0):
@@ -210,8 +211,23 @@ class Grid:
             best = torch.where(self._min_max(grouped)[0].isinf(), torch.inf, best)
         return torch.where(span < TINY, torch.ones_like(best), best), best_zeros
 
-    def _tried(self, grouped: Tensor) -> Iterator[tuple[Tensor, float]]:
-        """Scales that "mse" tries, the one of min-max first, and which part of the range each covers."""
+    def _shrunk(self, grouped: Tensor) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """Scales and zeros that "mse" tries, those of min-max first."""
+        for scale, part in self._parts(grouped):
+            yield scale, None if self.zero is not None else self._zeros(grouped, scale, part)
+
+    def _clipped(self, grouped: Tensor, padding: int) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """Scales and zeros that "percentile" tries: those of min-max behind percentiles."""
+        whole, last = (grouped, None) if padding == 0 else (grouped[:, :-1], grouped[:, -1:, :-padding])
+        parts = [part for part in (whole, last) if part is not None and part.shape[1]]
+        ranked = [(part if self.zero is None else part.abs()).sort(2).values for part in parts]
+        for percentile in PERCENTILES:
+            high = torch.cat([_percentile(each, percentile) for each in ranked], 1)
+            low = -high if self.zero is not None else torch.cat([_percentile(e, 100 - percentile) for e in ranked], 1)
+            yield self._min_max(grouped.clamp(low[:, :, None], high[:, :, None]))
+
+    def _parts(self, grouped: Tensor) -> Iterator[tuple[Tensor, float]]:
+        """Scales of shrunk ranges, and which part of the whole range each covers."""
         span, steps = self._span(grouped)
         # A shrunk range ends on a code: on the largest positive one where the grid is uneven.
         shrunk = max(float(self.high), 0.5) if self.kind == "symfull" else steps
@@ -220,6 +236,14 @@ class Grid:
             for i in range(RANGES):
                 part = 1 - i / 100
                 yield self.held(part * span / torch.full_like(span, shrunk)) * sign, part
+
+
+def _percentile(ranked: Tensor, percentile: float) -> Tensor:
+    """Over the last axis of sorted values, with straight lines between them: `[N, groups]`."""
+    place = percentile / 100 * (ranked.shape[2] - 1)
+    below = min(int(place), max(ranked.shape[2] - 2, 0))
+    above = min(below + 1, ranked.shape[2] - 1)
+    return torch.lerp(ranked[:, :, below], ranked[:, :, above], place - below)
 
 
 def dynamic_scales(absmax: Tensor, high: int) -> tuple[Tensor, Tensor]:

@@ -1,15 +1,18 @@
 """Samples from what a user gives, streamed through the float towers; what is kept of every site's input."""
 
 from .gather import Samples, samples
-from .observers import AbsMax, Histogram
-from .stream import Batch, Hooks, Progress, See, batches, channel_maxima, reaching, run, static_scales
+from .observers import OBSERVERS, AbsMax, Histogram, Observer, Quantizer, static_input
+from .stream import Batch, Hooks, Progress, See, batches, channel_maxima, reaching, run, static_quantizers
 
 __all__ = [
+    "OBSERVERS",
     "AbsMax",
     "Batch",
     "Histogram",
     "Hooks",
+    "Observer",
     "Progress",
+    "Quantizer",
     "Samples",
     "See",
     "batches",
@@ -17,5 +20,6 @@ __all__ = [
     "reaching",
     "run",
     "samples",
-    "static_scales",
+    "static_input",
+    "static_quantizers",
 ]

@@ -13,8 +13,9 @@ from qclip.progress import Progress
 from ..errors import DataError, NonFiniteError
 from ..models import Encoders
 from ..models.tower import Site, Tower
+from ..recipes import Treatment
 from .gather import Samples
-from .observers import AbsMax, Histogram
+from .observers import OBSERVERS, AbsMax, Observer, Quantizer
 
 See = Callable[[Tensor], None]  # called with an input
 Inputs = dict[str, Callable[[Tensor], Tensor]]  # by `site.shared`: what is done to an input before it is quantized
@@ -124,34 +125,37 @@ def channel_maxima(
     return out
 
 
-def static_scales(
+def static_quantizers(
     encoders: Encoders,
     towers: dict[str, Tower],
     data: Samples,
     sites: list[Site],
-    bits: dict[str, int],
+    plans: dict[str, Treatment],
     inputs: Inputs | None = None,
     progress: Progress | None = None,
-) -> dict[str, Tensor]:
-    """The static activation scale of every shared input, float32 `[]`, of the input behind `inputs`; `bits` by
-    `site.shared`.
+) -> dict[str, Quantizer]:
+    """By site name: the static scale, and zero point, of the input behind `inputs` that its plan asks for; `plans` by
+    site name.
 
     Raises NonFiniteError naming the site whose input is not finite, DataError naming one that no sample reached.
     """
-    observers: dict[str, Histogram] = {}
+    observers: dict[tuple[str, type[Observer]], Observer] = {}
+    kept: dict[str, Observer] = {}
     with Hooks() as hooks:
         for site in sites:
-            if site.shared not in observers:
-                observers[site.shared] = Histogram()
-                hooks.add(site.module, _behind(inputs, site, observers[site.shared].update))
+            kind = OBSERVERS[plans[site.name].activation_observer]
+            if (site.shared, kind) not in observers:
+                observers[site.shared, kind] = kind()
+                hooks.add(site.module, _behind(inputs, site, observers[site.shared, kind].update))
+            kept[site.name] = observers[site.shared, kind]
         run(encoders, data, towers, hooks, progress)
     for site in sites:
-        if not observers[site.shared].finite:
+        if not kept[site.name].finite:
             raise _not_finite(site)
-        if not observers[site.shared].counts.any():
+        if not kept[site.name].seen:
             hint = "the model has no tokenizer, set model.tokenizer" if data.tokens is None else "leave it float"
             raise DataError(f"{site.name} saw nothing during calibration, so it has no static scale; {hint}")
-    return {key: observer.static_scale(bits[key]) for key, observer in observers.items()}
+    return {name: observer.quantizer(plans[name]) for name, observer in kept.items()}
 
 
 def _behind(inputs: Inputs | None, site: Site, see: See) -> See:

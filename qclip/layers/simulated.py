@@ -4,40 +4,28 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from qkernels.grids import Grid, dynamic_scales
-
-from ..untrusted.schema import optional, whole
+from ..untrusted.schema import one_of, optional, whole
+from .activations import ASYM, SYM, quantize_dequantize
 from .gradients import refuse_gradients
 from .site import Description, QuantizedSite
 from .transforms import transformed
 
 
-def quantize_dequantize(x: Tensor, bits: int, scale: Tensor | None = None, zero_point: Tensor | None = None) -> Tensor:
-    """`x` on the symmetric grid of `bits`: dynamic per token (last axis), or with a static `scale`, whose codes a
-    `zero_point` moves before they are clamped. Float32 inside."""
-    grid, y = Grid(bits, "sym"), x.float()
-    if scale is not None:
-        zero = None if zero_point is None else zero_point.float()
-        return grid.decode(grid.encode(y, scale, zero), scale, zero)
-    low, high = torch.aminmax(y, dim=-1, keepdim=True)
-    scale, inverse = dynamic_scales(torch.maximum(high, -low), grid.high)
-    return (y * inverse).round_().mul_(scale)  # |y * inverse| rounds to the largest code at most
-
-
 class SimulatedLinear(QuantizedSite):
     """Weight codes as in a real site (6-bit codes in an `Int8Weight`, 4-bit in an `Int4Weight`), computed in float.
-    `activation_bits`: None leaves the input float."""
+    `activation_bits`: None leaves the input float. `activation_grid`: what the input is rounded to where it is dynamic;
+    a static one has a zero point or none."""
 
     packs = False
-    SETTINGS = {"activation_bits": optional(whole(2, 8))}
+    SETTINGS = {"activation_bits": optional(whole(2, 8)), "activation_grid": one_of(SYM, ASYM)}
+    USUAL = {"activation_grid": SYM}
 
-    def __init__(self, *args: Any, activation_bits: int | None, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, activation_bits: int | None, activation_grid: str = SYM, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.activation_bits = activation_bits
+        self.activation_bits, self.activation_grid = activation_bits, activation_grid
 
     def describe(self) -> Description:
         return Description(self.shape, "simulated", self.grid.bits, self.activation_bits)
@@ -48,7 +36,7 @@ class SimulatedLinear(QuantizedSite):
     def forward(self, x: Tensor) -> Tensor:
         y = transformed(x, self.transforms)
         if self.activation_bits is not None:
-            y = quantize_dequantize(y, self.activation_bits, self.input_scale, self.input_zero)
+            y = quantize_dequantize(y, self.activation_bits, self.input_scale, self.input_zero, self.activation_grid)
         y = F.linear(y.to(x.dtype), self.quantized.dequantize().to(x.dtype), self.bias)
         return refuse_gradients(y, x, self)
 

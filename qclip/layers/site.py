@@ -53,13 +53,14 @@ class QuantizedSite(Fixed):
     The packed form replaces the canonical one in memory; `state_dict` holds the canonical form, bit for bit.
 
     A subclass whose constructor takes more than this one's lists those keywords in `SETTINGS`, each with the check of
-    its JSON: attributes of the same names.
+    its JSON: attributes of the same names. A file may leave out those in `USUAL`, which then have these values.
     """
 
     FIXED = ("codes", "scales", "zeros", "input_scale", "input_zero", "zero_bias")
     STANDS_FOR: ClassVar[tuple[type, ...]] = (nn.Linear,)  # float modules that it may replace
     CONTAINERS: ClassVar[tuple[type, ...]] = (Int8Weight, Int4Weight)  # of the weights that it takes
     SETTINGS: ClassVar[dict[str, Check]] = {}
+    USUAL: ClassVar[dict[str, Any]] = {}
     packs: ClassVar[bool] = True  # whether its backend wants the weight in a form of its own
     codes: Tensor
     scales: Tensor
@@ -140,7 +141,11 @@ class QuantizedSite(Fixed):
             "input_scale": self.input_scale is not None,
             "input_zero": self.input_zero is not None,
             "dtype": str(self.witness.dtype).removeprefix("torch."),
-            **{name: getattr(self, name) for name in self.SETTINGS},
+            **{
+                name: getattr(self, name)
+                for name in self.SETTINGS
+                if name not in self.USUAL or getattr(self, name) != self.USUAL[name]
+            },
         }
 
     @classmethod
@@ -156,7 +161,7 @@ class QuantizedSite(Fixed):
             "dtype": one_of(*DTYPES),
             **cls.SETTINGS,
         }
-        return record(fields, tuple(fields))
+        return record(fields, [name for name in fields if name not in cls.USUAL])
 
     @classmethod
     def from_facts(cls, facts: dict[str, Any]) -> QuantizedSite:
@@ -177,7 +182,7 @@ class QuantizedSite(Fixed):
                 torch.empty((), dtype=torch.int32) if facts["input_zero"] else None,
                 dtype,
                 grid,
-                **{name: facts[name] for name in cls.SETTINGS},
+                **cls.USUAL | {name: facts[name] for name in cls.SETTINGS if name in facts},
             )
 
     def misfit(self, module: nn.Module) -> str:

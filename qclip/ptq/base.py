@@ -91,11 +91,12 @@ class Context:
             self.encoders, self.towers, self.need_samples(), sites, self._inputs(sites), self.progress
         )
 
-    def static_scales(self, sites: list[Site]) -> dict[str, Tensor]:
-        """Static scales of the transformed inputs by `site.shared`; a pass over all samples."""
-        bits = {site.shared: self.states[site.name].plan.activation_bits for site in sites}
-        return calibration.static_scales(
-            self.encoders, self.towers, self.need_samples(), sites, bits, self._inputs(sites), self.progress
+    def static_quantizers(self, sites: list[Site]) -> dict[str, calibration.Quantizer]:
+        """Static scales and zero points of the transformed inputs, by the observers of the sites' plans, by site name;
+        a pass over all samples."""
+        plans = {site.name: self.states[site.name].plan for site in sites}
+        return calibration.static_quantizers(
+            self.encoders, self.towers, self.need_samples(), sites, plans, self._inputs(sites), self.progress
         )
 
     def _inputs(self, sites: list[Site]) -> dict[str, typing.Callable[[Tensor], Tensor]]:
@@ -138,7 +139,15 @@ class Method:
 
 def quantize_weight(weight: Tensor, plan: Treatment) -> Weight:
     """Round to nearest on the plan's grid with its observer's scales."""
-    return weights.quantize_weight(weight, plan.grid, *plan.grid.fit(weight, plan.weight_observer))
+    return weights.quantize_weight(weight, plan.grid, *weight_scales(weight, plan))
+
+
+def weight_scales(weight: Tensor, plan: Treatment) -> tuple[Tensor, Tensor | None]:
+    """Scales, and zeros where the grid has them, of float `[N, K]` by the plan's observer: float32 `[N, groups]`."""
+    if plan.weight_scale == "channel":
+        return plan.grid.fit(weight, plan.weight_observer)
+    scales, zeros = plan.grid.fit(weight.reshape(1, -1), plan.weight_observer)
+    return scales.expand(len(weight), 1), None if zeros is None else zeros.expand(len(weight), 1)
 
 
 def build(state: SiteState) -> nn.Module:
@@ -162,13 +171,16 @@ def build(state: SiteState) -> nn.Module:
     layer: QuantizedSite
     if state.site.kind == "embedding":
         return QuantizedEmbedding(quantized, dtype=dtype, grid=plan.grid)
-    # Codes of 2 to 8 bits per channel fit the INT8 product; float inputs have a kernel beside 4-bit weights only.
-    if isinstance(quantized, Int4Weight) and bits in (8, None):
+    # Codes of 2 to 8 bits per channel fit the INT8 product; float inputs have a kernel beside 4-bit weights only, and
+    # a zero point has one where it is static.
+    runs = plan.activation_grid == "sym" or plan.static
+    if isinstance(quantized, Int4Weight) and bits in (8, None) and runs:
         layer = Int4Linear(quantized, bias, **settings, float_input=bits is None)
-    elif isinstance(quantized, Int8Weight) and bits == 8:
+    elif isinstance(quantized, Int8Weight) and bits == 8 and runs:
         layer = Int8Linear(quantized, bias, **settings)
     else:
-        layer = SimulatedLinear(quantized, bias, **settings, activation_bits=bits)
+        grid = plan.activation_grid
+        layer = SimulatedLinear(quantized, bias, **settings, activation_bits=bits, activation_grid=grid)
     if isinstance(source, nn.Conv2d):
         return QuantizedPatch(layer, tuple(source.kernel_size))  # type: ignore[arg-type]
     return layer

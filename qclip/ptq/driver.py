@@ -52,9 +52,8 @@ def decide(context: Context) -> None:
                     )
     static = [s.site for s in context.states.values() if s.plan.static and s.input_scale is None]
     if static:
-        scales = context.static_scales(static)
-        for site in static:
-            context.states[site.name].input_scale = scales[site.shared]
+        for name, found in context.static_quantizers(static).items():
+            context.states[name].input_scale, context.states[name].input_zero = found
 
 
 def _decided(state: SiteState) -> dict[str, list]:

@@ -18,7 +18,7 @@ from qclip.layers import (
     Scale,
     SimulatedLinear,
 )
-from qclip.layers.simulated import quantize_dequantize
+from qclip.layers.activations import quantize_dequantize
 from qclip.models.tower import Attention, Mlp
 from qkernels import Int4Weight, Int8Weight, quantize_per_token
 

@@ -373,7 +373,7 @@ def test_sites_with_zero_points_work_inside_their_cores() -> None:
 
         def prepare(self, context):
             sites = [s.site for s in context.states.values() if s.plan.static]
-            for name, scale in ((site.name, context.static_scales([site])[site.shared]) for site in sites):
+            for name, (scale, _) in context.static_quantizers(sites).items():
                 context.states[name].input_scale = scale
                 context.states[name].input_zero = torch.tensor(-3 if name.endswith("fc2") else 2, dtype=torch.int32)
 
@@ -423,7 +423,7 @@ def test_static_scales_behind_smoothquant_are_those_of_all_samples() -> None:
     context.samples = calibration.Samples(torch.cat([IMAGES[:2], 5 * IMAGES[2:]]), architectures.tokens(), {})
     ptq.decide(context)
     sites = [state.site for state in context.states.values() if state.plan.static]
-    want = context.static_scales(sites)
+    want = context.static_quantizers(sites)
     assert len(want) > 10 and any(state.transforms for state in context.states.values())
     for site in sites:
-        assert torch.equal(context.states[site.name].input_scale, want[site.shared])
+        assert torch.equal(context.states[site.name].input_scale, want[site.name][0])

@@ -201,26 +201,6 @@ def test_smoothquant_with_static_scales_searches_with_static_scales(model, monke
 # -- static scales -------------------------------------------------------------------------------------------------
 
 
-def test_histogram_does_not_depend_on_batches():
-    x = torch.randn(4000, generator=torch.Generator().manual_seed(0)) * torch.linspace(0.01, 5, 4000)
-    whole, parts = calibration.Histogram(), calibration.Histogram()
-    whole.update(x)
-    for part in x.split(333):
-        parts.update(part)
-    assert whole.top == parts.top and torch.equal(whole.counts, parts.counts)
-
-
-@pytest.mark.parametrize(("bits", "scale", "mse"), [(4, 0.3534, 0.01289), (3, 0.6508, 0.04686)])
-def test_histogram_finds_the_published_optimum_on_gaussian_data(bits, scale, mse):
-    x = torch.randn(1_000_000, generator=torch.Generator().manual_seed(0))
-    observer = calibration.Histogram()
-    observer.update(x)
-    found = observer.scale(bits, steps=400)
-    qmax = 2 ** (bits - 1) - 1
-    error = (torch.round(x / found).clamp(-qmax, qmax) * found - x).square().mean()
-    assert abs(found - scale) < 0.02 * scale and abs(float(error) - mse) < 0.02 * mse
-
-
 def test_static_scales_are_stored_and_shared(model):
     small = qclip.quantize(model, "w8a8-static", calibration=IMAGES)
     towers = models.towers(small)
@@ -231,12 +211,6 @@ def test_static_scales_are_stored_and_shared(model):
     assert core.codes_between  # fc1 writes codes for fc2
     patch = towers["vision"].sites["vision.patch"].module
     assert patch.site.input_scale is None  # pixels stay dynamic per patch row
-
-
-def test_an_input_of_zeros_gets_scale_one():
-    observer = calibration.Histogram()
-    observer.update(torch.zeros(10))
-    assert observer.scale() == 1.0
 
 
 # -- calibration ---------------------------------------------------------------------------------------------------

@@ -75,7 +75,7 @@ class SmoothQuant(Method):
             self.strengths[key] = self._search(run, group, seen.get(key))
         for group in groups.values():
             for state in group:
-                state.input_scale = None  # that of a few samples: the one of all is found in the end
+                state.input_scale = state.input_zero = None  # of a few samples: those of all are found in the end
 
     def _search(self, run: BlockRun, group: list[SiteState], seen: list[Tensor] | None) -> float | None:
         """Sets the states of sites that share an input to the best strength, and leaves their layers in the block."""
@@ -88,7 +88,9 @@ class SmoothQuant(Method):
                 transforms = [*before, Scale(1 / smooth_scale(self.maxima[sites[0].shared], largest, alpha))]
             for state in group:
                 state.transforms = transforms
-                state.input_scale = None if seen is None else _static_scale(state, seen)
+                if seen is not None:
+                    inputs = map(state.input, seen)
+                    state.input_scale, state.input_zero = calibration.static_input(inputs, state.plan)
             run.use(sites)
 
         def error(alpha: float | None) -> float:
@@ -107,10 +109,3 @@ class SmoothQuant(Method):
 def _smoothable(site: Site) -> bool:
     # Nothing can be folded through GELU into fc1, but the scale stays with fc2, so it needs no folding.
     return site.kind != "embedding" and (site.smoothable or site.kind == "fc2")
-
-
-def _static_scale(state: SiteState, seen: list[Tensor]) -> Tensor:
-    observer = calibration.Histogram()
-    for x in seen:
-        observer.update(state.input(x))
-    return observer.static_scale(state.plan.activation_bits)
