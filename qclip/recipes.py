@@ -38,7 +38,10 @@ RTN = "rtn"  # round to nearest: what is done where no method says otherwise, so
 METHODS: Registry[Any] = Registry(
     "method",
     "qclip.methods",
-    {"smoothquant": "qclip.ptq.methods.smoothquant:SmoothQuant"},
+    {
+        "smoothquant": "qclip.ptq.methods.smoothquant:SmoothQuant",
+        "hqq": "qclip.ptq.methods.hqq:HQQ",
+    },
     attributes=("options", "needs", "inputs", "decides"),
     error=RecipeError,
 )
