@@ -45,6 +45,7 @@ BALANCED_ACCURACY = Metric(
 )
 WORST_GROUP_TOP1 = Metric("worst_group_top1", "Worst group's top-1", 1, "share", 1)
 GROUP_GAP = Metric("group_gap", "Gap between groups", -1, "share", 1)
+CHANCE_TOP1 = Metric("chance_top1", "Top-1 accuracy of guessing", 0, "share", 1)  # of no model: 1 / classes
 MEAN_TOP1 = TOP1.over_severities()
 ERROR_RATIO = Metric(
     "error_ratio", "Mean error over the reference's", -1, "", 3

@@ -9,7 +9,8 @@ from typing import Any, Literal
 from qclip.registry import Registry
 
 OWN = {
-    "accuracy": ("top1", "top5", "balanced_accuracy", "worst_group_top1", "group_gap", "mean_top1", "error_ratio"),
+    "accuracy": ("top1", "top5", "balanced_accuracy", "worst_group_top1", "group_gap", "mean_top1", "error_ratio")
+    + ("chance_top1",),
     "calibration": (
         "ece",
         "ece_ts",

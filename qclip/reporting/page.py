@@ -17,6 +17,7 @@ from qclip import files
 from qclip.results import Results
 
 from . import overview, svg, units, verdicts
+from .chance import at_chance
 from .index import Cohort, Index
 from .overview import Axis
 from .parts import Cell, Panel, Table
@@ -28,6 +29,8 @@ from .verdicts import Comparison, Question, Verdict
 FILE = "report.html"
 COLUMNS = 6  # variants side by side in one verdict table
 MANY = 8  # models from which on a filter helps
+MOST_ROWS = 80  # of a section's tables, where they are shown openly and printed
+MOST_SENTENCES = 8  # of a section, of which more are folded
 
 
 def report(results: Results, path: str | os.PathLike[str], force: bool = False) -> Path:
@@ -95,6 +98,20 @@ class Shown:
     def filled(self) -> bool:
         return bool(self.panels or self.tables)
 
+    @property
+    def folded(self) -> str:
+        """What the tables are folded behind; "" where they are shown openly."""
+        return self.section.tables_title or ("All numbers" if self.long else "")
+
+    @property
+    def long(self) -> bool:
+        """Whether the tables are too long to be shown openly, and for paper."""
+        return sum(len(table.rows) for table in self.tables) > MOST_ROWS
+
+    @property
+    def printed(self) -> bool:
+        return self.section.tables_printed and not self.long
+
 
 @dataclasses.dataclass(frozen=True)
 class Judged:
@@ -155,6 +172,7 @@ def _context(index: Index) -> dict[str, Any]:
         "legend": list(Verdict),
         "many": len(index.models) > MANY,
         "sections": [_shown(section, index) for section in all_sections()],
+        "most_sentences": MOST_SENTENCES,
         "notes": notes(index),
         "empty": not index.results.rows,
     }
@@ -261,7 +279,7 @@ def _judged(index: Index, cohort: Cohort, answers: dict[Question, dict[str, Comp
     if not answers:
         return Judged(cohort, [], [], [], [])
     axes = overview_of(index, cohort, answers)
-    said = overview.sentences(index, cohort, axes, answers) + joint_wins(index, cohort)
+    said = at_chance(index, cohort) + overview.sentences(index, cohort, axes, answers) + joint_wins(index, cohort)
     cards = [
         Card(model, _card_facts(index, cohort, model), about(index, cohort, model, answers))
         for model in cohort.variants

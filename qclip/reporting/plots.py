@@ -38,8 +38,8 @@ def along(
         y_label=label,
         x_ticks=range(len(starts)),
         x_text=lambda k: places[starts[int(k)]],
-        left=60,
         width=width,
+        bottom=44 if x_label else 26,
     )
     if rule is not None:
         axes.guide((-0.5, rule), (len(starts) - 0.5, rule))
@@ -75,7 +75,6 @@ def lines(
         svg.padded([y for _, y in points]),
         x_label=x_label,
         y_label=y_label,
-        left=60,
     )
     for model, series in drawn:
         axes.line(curves[model], series)

@@ -6,12 +6,15 @@ place; a series also has its own dash and marker, so that colour is never the on
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterable, Sequence
 
 from markupsafe import Markup, escape
 
 SERIES = 8
+TICK = 7.2  # units that a letter or digit of a tick's label takes
+SLANT = math.radians(35)  # of labels that would touch
 Point = tuple[float, float]
 
 
@@ -70,7 +73,8 @@ class Axes:
     """A frame with two scales, into which marks are drawn in data coordinates.
 
     x, y: the data ranges. log_y: decades on the y axis (the range must be above 0). x_ticks, y_ticks: positions, or
-    None for round numbers. x_text, y_text: how a tick is printed.
+    None for round numbers. x_text, y_text: how a tick is printed. Labels of x that would touch are slanted, and the
+    figure grows downwards by what they need; `left` is the least room for those of y.
     """
 
     def __init__(
@@ -96,10 +100,19 @@ class Axes:
     ) -> None:
         self.title, self.description = title, description
         self.width, self.height = width, height
-        self.left, self.right, self.top, self.bottom = left, width - right, top, height - bottom
         self.x_range, self.y_range, self.log_y = _spread(x), _spread(y), log_y
+        if y_ticks is None:
+            y_ticks = _decades(*self.y_range) if log_y else nice_ticks(*self.y_range)
+        up = [(tick, (y_text or (_power if log_y else _plain))(tick)) for tick in y_ticks]
+        needed = max((_wide(label) for _, label in up), default=0.0) + (32 if y_label else 12)
+        self.left, self.right, self.top, self.bottom = max(left, needed), width - right, top, height - bottom
         self._body: list[Markup] = []
-        self._frame(x_label, y_label, x_ticks, y_ticks, x_text or _plain, y_text or (_power if log_y else _plain))
+        ticks = nice_ticks(*self.x_range) if x_ticks is None else x_ticks
+        shown = [(self.at_x(tick), (x_text or _plain)(tick)) for tick in ticks]
+        self._slanted = _touch(shown)
+        if self._slanted:
+            self.height += max(_wide(label) for _, label in shown) * math.sin(SLANT) - 6
+        self._frame(x_label, y_label, shown, up)
 
     def at_x(self, value: float) -> float:
         low, high = self.x_range
@@ -116,21 +129,20 @@ class Axes:
         self,
         x_label: str,
         y_label: str,
-        x_ticks: Sequence[float] | None,
-        y_ticks: Sequence[float] | None,
-        x_text: Callable[[float], str],
-        y_text: Callable[[float], str],
+        x_ticks: Sequence[tuple[float, str]],
+        y_ticks: Sequence[tuple[float, str]],
     ) -> None:
-        if y_ticks is None:
-            y_ticks = _decades(*self.y_range) if self.log_y else nice_ticks(*self.y_range)
-        for tick in y_ticks:
+        for tick, label in y_ticks:
             y = self.at_y(tick)
             self._body.append(element("line", x1=self.left, x2=self.right, y1=y, y2=y, class_="grid"))
-            self._body.append(text(self.left - 7, y + 3.8, y_text(tick), "tick", "end"))
-        for tick in nice_ticks(*self.x_range) if x_ticks is None else x_ticks:
-            x = self.at_x(tick)
+            self._body.append(text(self.left - 7, y + 3.8, label, "tick", "end"))
+        for x, label in x_ticks:
             self._body.append(element("line", x1=x, x2=x, y1=self.bottom, y2=self.bottom + 4, class_="axis"))
-            self._body.append(text(x, self.bottom + 17, x_text(tick), "tick", "middle"))
+            if self._slanted:
+                turn = f"rotate({-math.degrees(SLANT):g} {x + 4:.1f} {self.bottom + 13:g})"
+                self._body.append(text(x + 4, self.bottom + 13, label, "tick", "end", transform=turn))
+            else:
+                self._body.append(text(x, self.bottom + 17, label, "tick", "middle"))
         self._body.append(element("line", x1=self.left, x2=self.right, y1=self.bottom, y2=self.bottom, class_="axis"))
         if x_label:
             self._body.append(text((self.left + self.right) / 2, self.height - 6, x_label, "label", "middle"))
@@ -268,6 +280,17 @@ def interval_bar(value: float | None, low: float | None, high: float | None, rea
         element("circle", cx=at(value), cy=7, r=3.6, class_=f"dot {class_}"),  # type: ignore[arg-type]
     ]
     return element("svg", Markup("").join(body), viewBox=f"0 0 {width:g} 14", class_="interval", aria_hidden="true")
+
+
+def _wide(label: str) -> float:
+    """How wide a tick's label is at most, in the figure's units; a font is not at hand to ask."""
+    return sum(0.55 * TICK if letter in ".,:il1 " else TICK for letter in label)
+
+
+def _touch(labels: Sequence[tuple[float, str]]) -> bool:
+    """Whether labels that are centred on these places leave no gap between neighbours."""
+    placed = sorted(labels)
+    return any(b - a < (_wide(one) + _wide(other)) / 2 + TICK for (a, one), (b, other) in itertools.pairwise(placed))
 
 
 def _spread(bounds: Point) -> Point:

@@ -17,6 +17,7 @@ from qclip.errors import printable
 from qclip.results import Results
 
 from . import labelled, units, verdicts
+from .chance import at_chance
 from .index import Cohort, Index
 from .parts import Table
 from .sections import about, compare
@@ -150,6 +151,8 @@ def _cell(answer: Comparison) -> Text:
 
 def _sentences(console: Console, index: Index, cohort: Cohort, answers: Answers) -> None:
     console.print()
+    for warning in at_chance(index, cohort):
+        console.print(f"\N{BULLET} {warning}", markup=False)
     for model in cohort.variants:
         line = Text("\N{BULLET} ")
         line.append(model, "bold")

@@ -225,14 +225,17 @@ def about(cohort: Cohort, model: str, answers: Answers) -> list[str]:
 
 
 def _axis_names(asked: list[Question]) -> dict[Question, str]:
-    """A name for each leading question, with its set where the axis has several."""
+    """A name for each leading question, with its set where the axis has several, and by its metric where these are
+    of one set."""
     said = {"Accuracy": "top-1 accuracy", "Calibration": "calibration"}
     names = {}
     for question in asked:
         name = said.get(question.axis, question.axis)
         name = units.small(name)
-        several = sum(other.axis == question.axis for other in asked) > 1
-        names[question] = f"{name} on {question.where}" if several else name
+        beside = [other for other in asked if other.axis == question.axis]
+        if sum(other.where == question.where for other in beside) > 1:
+            name = units.small(question.name)
+        names[question] = f"{name} on {question.where}" if len(beside) > 1 else name
     return names
 
 

@@ -160,4 +160,5 @@ def _above_white(each: Judgement) -> str:
 
 
 def _shown(row: Row, digits: int = 4) -> str:
-    return f"{row['value']:.{digits}f} [{row['low']:.{digits}f}, {row['high']:.{digits}f}]"
+    value, low, high = (f"{row[end]:z.{digits}f}" for end in ("value", "low", "high"))
+    return f"{value} [{low}, {high}]"

@@ -51,6 +51,7 @@ def test_values_equal_an_evaluation_by_hand() -> None:
     data, dev = pictures(), pictures("dev", 60, seed=5)
     near, far = pictures("near-pets", 40, seed=2, strange=True), pictures("noise", 30, seed=3, strange=True)
     results = run(models, data, dev=dev, ood=[near, far])
+    assert results.value(model="", set="pets", metric="chance_top1") == 1 / len(CLASSES)
     for label, model in models.items():
         z, y = logits(model, data), data.labels
         temperature = metrics.fit_temperature(logits(model, dev), dev.labels).value

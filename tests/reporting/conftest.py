@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from qclip.results import Results
+from tests.reporting import made_up_spectra
 
 RECIPES = {
     "w8a8": ("8/8", "rtn", 0.0),
@@ -220,10 +221,19 @@ class Maker:
                 self.results.add(
                     metric=name, value=value, low=value - harm / 4, high=value + harm / 4, **where, **common
                 )
-        where = {"set": "scenes-test", "role": "corrupted", "corruption": "blur"}
-        self.results.add(metric="error_ratio", value=1 + harm, low=1.0, high=1 + 2 * harm, **where, **common)
-        where = {"set": "near-ood", "role": "ood-near", "score": "mcm"}
-        self.results.add(metric="relative_drop_auroc", value=harm, low=0.0, high=2 * harm, **where, **common)
+        for k, name in enumerate(("blur", "gaussian_blur", "fog", "contrast")):
+            where = {"set": "scenes-test", "role": "corrupted", "corruption": name}
+            value = 1 + harm * (k - 1.5)
+            self.results.add(metric="error_ratio", value=value, low=value - harm, high=value + harm, **where, **common)
+        for name in ("scenes-test", "style-shift"):
+            where = {"set": name, "role": "id" if name == "scenes-test" else "shift"}
+            self.results.add(metric="relative_drop", value=harm, low=0.0, high=2 * harm, **where, **common)
+        for name, sign in (("far-ood", -1), ("near-ood", 1)):
+            where = {"set": name, "role": f"ood-{name[:-4]}", "score": "mcm"}
+            value = sign * harm
+            self.results.add(
+                metric="relative_drop_auroc", value=value, low=value - harm, high=value + harm, **where, **common
+            )
         self.results.add(metric="delong_p", value=0.3 if harm < 0.02 else 0.0001, **where, **common)
 
     def about(self) -> None:
@@ -330,6 +340,10 @@ def twenty() -> Results:
     maker = Maker(results, "float", labels, "local-dir:photos", seed=0)
     maker.all()
     maker.more()
+    for tower in ("vision", "text"):
+        made_up_spectra.claims(maker, {"set": tower, "role": "tower", "n": 8})
+    made_up_spectra.features(maker)
+    made_up_spectra.interventions(maker)
     return results
 
 

@@ -68,12 +68,12 @@ def test_controls_stand_below_the_quantized_model() -> None:
     index = Index(results)
     (table,) = InterventionsSection().tables(index)
     assert [[cell.text for cell in row] for row in table.rows] == [
-        ["w4a8", "50.0 %"],
-        ["white layer", "41.0 %"],
-        ["weights", "52.0 %"],
+        ["w4a8", "itself", "50.0 %"],
+        ["w4a8", "white layer", "41.0 %"],
+        ["w4a8", "weights", "52.0 %"],
     ]
     (panel,) = InterventionsSection().panels(index)
-    assert "w4a8, 100 %: 20" in str(panel.figures[0].svg)
+    assert "w4a8, 100 %: 20" in str(panel.figures[0].svg) and "Top-1 accuracy (%)" in str(panel.figures[0].svg)
     assert [cohort.reference for cohort in index.cohorts] == ["float"]  # a control is no model
     page = unescape(html(results))
     assert "A filter by hand" in page and "white layer" in page and "No control ran" not in page

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+from html import unescape
 
 import pytest
 
-from qclip.reporting import html
+from qclip.reporting import html, table
+from qclip.reporting.chance import at_chance
 from qclip.reporting.index import Cohort, Index
 from qclip.reporting.overview import Axis, sentences
 from qclip.reporting.sections import all_sections, compare, overview_of
@@ -117,6 +119,32 @@ def test_harm_that_makes_no_line_is_counted() -> None:
     assert "found below" not in " ".join(sentences(index, cohort, list(axes.values()), compare(index, cohort)))
 
 
+def test_a_reference_that_guesses_is_named_first() -> None:
+    results = compared(("top1", 0.02, 0.01, 0.03, {}), ("auroc", 0.0, -0.1, 0.1, {"set": "far", "score": "mcm"}))
+    for metric, low, value, high, key in (
+        ("top1", 0.09, 0.11, 0.13, {"set": "easy"}),
+        ("top1", 0.11, 0.13, 0.15, {"set": "hard"}),
+        ("auroc", 0.45, 0.49, 0.53, {"set": "far", "score": "mcm"}),
+        ("auroc", 0.4, 0.45, 0.49, {"set": "far", "score": "energy"}),  # of a score that is not judged
+        ("mean_top1", 0.05, 0.08, 0.11, {"set": "hard", "corruption": "fog"}),
+        ("image_to_text_recall", 0.0, 0.02, 0.04, {"set": "captioned", "axis": "k", "at": 1, "n": 50}),
+    ):
+        results.add(model="float", metric=metric, value=value, low=low, high=high, **{"role": "id"} | key)
+    index, cohort, _ = overview(results)
+    assert "top-1" not in " ".join(at_chance(index, cohort)).lower()  # in how many classes is not told
+    for name in ("easy", "hard"):
+        results.add(metric="chance_top1", set=name, role="id", value=0.1)
+    index, cohort, _ = overview(results)
+    (said,) = at_chance(index, cohort)
+    assert "on easy (Top-1 accuracy 11.0 % [9.0, 13.0], by guessing 10.0 %)" in said and "on hard (" not in said
+    assert "far (AUROC 49.0 % [45.0, 53.0], by guessing 50.0 %)" in said and said.count("AUROC") == 1
+    assert "hard under fog (" in said and "captioned (" in said and "by guessing 2.0 %" in said
+    page = unescape(html(results))
+    assert page.split('<section id="overview">')[1].split("<li>")[1].split("</li>")[0].startswith("float itself is not")
+    assert "float itself is not shown to be better than guessing" in " ".join(table(results).split())
+    assert at_chance(index, Cohort("", ("float",))) == []
+
+
 def test_joint_wins_stand_beside_chance() -> None:
     results = compared(("top1", 0.0, -0.01, 0.01, {}), ("auroc", 0.0, -0.1, 0.1, {"set": "far", "score": "mcm"}))
     key = {"set": "far", "score": "mcm", "reference": "float", "n": 19}
@@ -151,8 +179,6 @@ def test_every_section_without_its_data_says_so_or_has_no_line() -> None:
 def test_every_section_with_its_data_shows_it(make_twenty) -> None:
     page = html(make_twenty())
     for section in all_sections():
-        if section.name in ("features", "interventions"):  # have tests of their own
-            continue
         body = page.split(f'<section id="{section.name}">')[1].split("</section>")[0]
         assert section.absent not in body and ("<figure" in body or "<table" in body), section.name
 
@@ -161,8 +187,8 @@ def test_what_is_measured_beside_the_verdicts_stands_in_tables(make_twenty) -> N
     page = html(make_twenty())
     for title in (
         *("AUPR, near-ood", "At the reference&#39;s threshold, near-ood", "Scores that learned from float, near-ood"),
+        *("Relative drop of AUROC, MCM", "Relative drop of accuracy", "Controls through the model, near-ood"),
         *(
-            "Relative drop of AUROC, near-ood",
             "Spurious gaps, spurious-test",
             "Error over the reference&#39;s, scenes-test",
         ),
@@ -175,7 +201,45 @@ def test_what_is_measured_beside_the_verdicts_stands_in_tables(make_twenty) -> N
         *("One recipe over several models", "Joint wins in accuracy, ECE and AUROC"),
     ):
         assert f"<h4>{title}" in page, title
-    assert "AUPR, far-ood" not in page and "Relative drop of AUROC, far-ood" not in page  # of which nothing was given
+    assert "AUPR, far-ood" not in page and "Relative drop of AUROC, Energy" not in page  # of which nothing was given
+
+
+def test_ratios_over_several_sets_are_summed_up_by_median_and_count(make_twenty) -> None:
+    """+harm on one set, -harm on the other; of three corruptions (a group is none) one is better and two are worse."""
+    index = Index(make_twenty())
+    tables = {each.title: each for section in all_sections() for each in section.tables(index)}
+
+    def line(title: str, model: str) -> list[str]:
+        (found,) = (row for row in tables[title].rows if row[0].text == model)
+        return [cell.text for cell in found]
+
+    drops = line("Relative drop of AUROC, MCM", "w4a8")  # harm 0.014
+    assert drops == ["w4a8", "+1.4", "\N{MINUS SIGN}1.4", "0.0", "1 of 2"]
+    errors = line("Error over the reference's, scenes-test", "w4a8")
+    heads = [cell.text for cell in tables["Error over the reference's, scenes-test"].head]
+    assert dict(zip(heads, errors, strict=True)) == {
+        "Model": "w4a8",
+        "Blur": "0.979",
+        "Gaussian blur": "0.993",
+        "Fog": "1.007",
+        "Contrast": "1.021",
+        "Median": "1.007",
+        "Above 1": "2 of 3",
+    }
+    assert line("Relative drop of accuracy", "w4a8")[-1] == "2 of 2"
+
+
+def test_long_lists_are_folded(make_twenty, make_results) -> None:
+    """57 sentences on spectra, of which eight stand openly; 380 rows of controls. Those of a few variants are open."""
+    page = html(make_twenty())
+    spectra = page.split('<section id="spectra">')[1].split("</section>")[0]
+    openly, folded = spectra.split('<details class="unprinted">')[:2]
+    assert openly.count("<li>") - openly.count("<li><svg") == 8 and "more of these sentences</summary>" in folded
+    assert "w8a8 and w8a8-smoothquant" not in openly and "and w3a8-gptq (vision, text and features on" in openly
+    controls = page.split('<section id="interventions">')[1].split("</section>")[0]
+    assert '<details class="unprinted">\n<summary>All numbers</summary>' in controls and 'class="paper"' in controls
+    agreement = html(make_results(("photos",))).split('<section id="agreement">')[1].split("</section>")[0]
+    assert "<table" in agreement and "All numbers" not in agreement and "more of these" not in agreement
 
 
 def test_figures_carry_their_numbers(make_twenty) -> None:

@@ -16,8 +16,8 @@ def test_ticks_are_round_and_inside(low, high, wanted) -> None:
 
 
 def test_scales_map_corners_to_the_frame() -> None:
-    axes = svg.Axes("t", "d", (0, 10), (1, 100), log_y=True, width=200, height=100, left=20, right=10, top=5, bottom=15)
-    assert (axes.at_x(0), axes.at_x(10), axes.at_x(5)) == (20, 190, 105)
+    axes = svg.Axes("t", "d", (0, 10), (1, 100), log_y=True, width=200, height=100, left=40, right=10, top=5, bottom=15)
+    assert (axes.at_x(0), axes.at_x(10), axes.at_x(5)) == (40, 190, 115)
     assert (axes.at_y(1), axes.at_y(100), axes.at_y(10)) == (85, 5, 45)
     assert axes.at_y(1e9) == 5  # outside is drawn at the edge, not across the page
 
@@ -69,3 +69,25 @@ def test_padded_range() -> None:
 def test_attributes_are_escaped_and_absent_ones_left_out() -> None:
     made = svg.element("g", id='"><x>', transform=None, stroke_width=1.25)
     assert ET.fromstring(made).attrib == {"id": '"><x>', "stroke-width": "1.25"}
+
+
+def test_labels_that_would_touch_are_slanted() -> None:
+    def drawn(names: list[str], width: float = 360) -> svg.Axes:
+        places = range(len(names))
+        return svg.Axes(
+            "t", "d", (-0.5, len(names) - 0.5), (0, 1), width=width, x_ticks=places, x_text=lambda k: names[k]
+        )
+
+    short, long = drawn(["a", "b", "c"]), drawn(["white", "white layer", "uniform", "shuffled", "shrink", "truncated"])
+    assert "rotate(-35" not in short.render() and short.height == 270
+    assert long.render().count("rotate(-35") == 6
+    grown = drawn(["white", "w" * 40, "uniform", "shuffled", "shrink", "truncated"])
+    assert grown.height > long.height > 270  # by what the longest label needs
+    assert "rotate(-35" not in drawn(["white", "white layer", "uniform"], 900).render()
+
+
+def test_long_labels_of_y_have_room() -> None:
+    def left(top: float) -> float:
+        return svg.Axes("t", "d", (0, 1), (0.9997, top), y_label="gain").left
+
+    assert left(5) == 50 and 60 < left(1.0001) < 90

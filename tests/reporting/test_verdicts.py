@@ -8,6 +8,7 @@ from qclip.reporting import page, table, units, verdicts
 from qclip.reporting.index import Cohort, Index
 from qclip.reporting.labelled import chance_ece
 from qclip.reporting.sections import about, compare
+from qclip.reporting.sections.retrieval import RetrievalSection
 from qclip.reporting.sections.spectra import LEADS, SpectraSection
 from qclip.reporting.verdicts import Verdict, judge
 from qclip.results import Results
@@ -172,3 +173,17 @@ def test_numbers_are_printed_with_their_sign_and_unit() -> None:
     assert units.size(3_140_000) == "3.14 MB" and units.size(351_200_000) == "351 MB" and units.size(None) == "–"
     assert units.words(["a"]) == "a" and units.words(["a", "b", "c"]) == "a, b and c" and units.words([]) == ""
     assert units.metric("something_new").value(1.5) == "1.5000"
+
+
+def test_two_directions_on_one_set_are_named_apart() -> None:
+    results = Results()
+    for metric in ("image_to_text_recall", "text_to_image_recall"):
+        key = {"set": "pairs", "role": "captions", "metric": metric, "axis": "k", "at": 1, "n": 100}
+        results.add(model="float", value=0.4, **key)
+        results.add(model="w8a8", reference="float", value=-0.1, low=-0.12, high=-0.08, **key)
+    index = Index(results)
+    (cohort,) = index.cohorts
+    asked = RetrievalSection().questions(index)
+    (said,) = verdicts.about(cohort, "w8a8", verdicts.compare(index, cohort, asked))
+    assert "image to text recall at 1 on pairs (" in said and "text to image recall at 1 on pairs (" in said
+    assert "retrieval on pairs" not in said

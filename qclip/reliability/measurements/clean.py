@@ -35,7 +35,7 @@ class Clean:
 
     def rows(self, request: Request, embedded: Embeddings, out: Writer) -> None:
         """`LABELLED` and `DETAILED`, relative drops, and what the reference's threshold of 80 % coverage on the dev set
-        gives; curves `reliability` and `risk_coverage`."""
+        gives; `chance_top1`, which no model has to learn anything for; curves `reliability` and `risk_coverage`."""
         names = [name for name in (*LABELLED, *DETAILED) if embedded.proxies or name not in TUNED]
         reference, *others = request.models
         at = None
@@ -46,6 +46,7 @@ class Clean:
             of = condition.set
             page = out.page(of.name, of.role, len(embedded.indices(condition)), of.data.digest)
             more = {} if at is None else {name: _at(of_it, at) for name, of_it in TRANSFERRED.items()}
+            page.add("", "chance_top1", value=1 / len(of.classes))
             drawn = page.draw(outputs, None, names, more, threshold=at)
             page.labelled(drawn, WHOLE, [*names, *more])
             _drops(page, drawn, reference, others)

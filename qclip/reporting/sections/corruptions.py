@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from qclip.data.corruptions import GROUPS, members
+from qclip.data.corruptions import GROUPS, MANY, members
 
 from .. import svg, units
 from ..index import Cohort, Index
@@ -239,15 +239,16 @@ def corrupted(index: Index) -> list[Table]:
 
 
 def ratios(index: Index) -> list[Table]:
-    """A model's mean error over that of its reference, by corruption and group."""
+    """A model's mean error over that of its reference, by corruption and group, with the median over corruptions and
+    how many are worse."""
     out = []
     for name in dict.fromkeys(name for name, _ in index.corrupted):
         columns = [
-            Column("error_ratio", {"set": name, "corruption": c}, Cell(units.corruption(c)), paired=True)
+            Column("error_ratio", {"set": name, "corruption": c}, Cell(units.corruption(c)), True, c not in MANY)
             for where, c in index.corrupted
             if where == name
         ]
-        out += by_model(index, f"Error over the reference's, {name}", columns)
+        out += by_model(index, f"Error over the reference's, {name}", columns, unchanged=1)
     return out
 
 

@@ -9,7 +9,7 @@ from ..parts import Cell, Figure, Panel, Table, csv, legend_of, panel, portions,
 from ..plots import Marks, along, lines, points
 from . import Section
 
-SIZE, LEFT = 200.0, 40.0  # of a Fourier map
+SIZE, LEFT = 200.0, 10.0  # of a Fourier map
 
 
 class FeaturesSection(Section):
@@ -114,12 +114,24 @@ def _map(curve: dict, low: float, high: float) -> Figure:
                     fill_opacity=round((value - low) / ((high - low) or 1), 3),
                 )
             )
-    body.append(svg.text(LEFT + SIZE / 2, SIZE + 20, f"across, {across[0]:g} to {across[-1]:g}", "tick", "middle"))
+    body.append(
+        svg.text(
+            LEFT + SIZE / 2,
+            SIZE + 20,
+            f"across: {_cycles(across[0])} to {_cycles(across[-1])} per patch",
+            "tick",
+            "middle",
+        )
+    )
     title = f"{curve['model']}, {curve['set']}"
     described = "Log amplitude by frequency in cycles per patch; frequency 0 is in the middle; darker is more."
     drawing = svg.document(SIZE + 2 * LEFT, SIZE + 30, f"Fourier map of {title}", described, body)
     data = csv(("u", "v", "value"), zip(columns["u"], columns["v"], columns["value"], strict=True))
     return Figure(title, drawing, data=data)
+
+
+def _cycles(frequency: float) -> str:
+    return f"{frequency:.2g}".replace("-", units.MINUS)
 
 
 def _gratings(index: Index, cohort: Cohort) -> list[Figure]:

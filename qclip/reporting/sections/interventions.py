@@ -9,6 +9,7 @@ from ..plots import Marks, along
 from . import Section
 
 MEASURED = ("top1", "ece", "nll", "auroc")
+PLACES = ("control", "intervention")
 
 
 class InterventionsSection(Section):
@@ -50,30 +51,31 @@ def _filters(index: Index, cohort: Cohort) -> list[Figure]:
             measure = units.metric(metric)
             scale = 100.0 if measure.share else 1.0
             places = {row["at"]: f"{hundred(row['at'])} %" for row in here}
-            title = f"{name}: {measure.record.label} {units.score(score) if score else ''}".strip()
-            label = "%" if measure.share else ""
+            title = f"{name}: {', '.join([measure.record.label, *[units.score(score)] * bool(score)])}"
+            label = f"{measure.record.label} (%)" if measure.share else measure.name
             out += along(cohort, marks, title, label, places, "of the last band's amplitude removed", scale)
     return out
 
 
 def _controls(index: Index) -> list[Table]:
-    """Each control and intervention in the place of a quantized model, beside the model itself."""
+    """Each quantized model, and each control and intervention in its place: a table for each set."""
     out = []
-    rows = [r for m in MEASURED for r in index.rows(m) if r["axis"] in ("control", "intervention")]
-    for model, name in dict.fromkeys((row["model"], row["set"]) for row in rows if not row["reference"]):
-        here = [r for r in rows if (r["model"], r["set"]) == (model, name) and not r["reference"]]
+    rows = [r for m in MEASURED for r in index.rows(m) if r["axis"] in PLACES and not r["reference"]]
+    for name in dict.fromkeys(row["set"] for row in rows):
+        here = [row for row in rows if row["set"] == name]
         asked = list(dict.fromkeys((row["metric"], row["score"]) for row in here))
-        places = list(dict.fromkeys((row["axis"], row["at"]) for row in here))
         lines = []
-        for axis, at in places:
-            found = {(r["metric"], r["score"]): r for r in here if (r["axis"], r["at"]) == (axis, at)}
-            cells = [value_cell(units.metric(metric), found.get((metric, score))) for metric, score in asked]
-            lines.append([Cell(str(at).replace("_", " "), axis), *cells])
-        own = [value_cell(units.metric(m), index.row(model, m, set=name, score=score)) for m, score in asked]
-        if any(cell.text != units.ABSENT for cell in own):
-            lines.insert(0, [Cell(model, "as quantized"), *own])
-        head = [Cell("In its place")]
+        for model in dict.fromkeys(row["model"] for row in here):
+            own = [index.row(model, metric, set=name, score=score) for metric, score in asked]
+            found = {("quantized", "itself"): own} if any(own) else {}
+            for place in dict.fromkeys((row["axis"], row["at"]) for row in here if row["model"] == model):
+                key = {"set": name, "axis": place[0], "at": place[1]}
+                found[place] = [index.row(model, metric, score=score, **key) for metric, score in asked]
+            for (axis, at), values in found.items():
+                cells = [value_cell(units.metric(m), row) for (m, _), row in zip(asked, values, strict=True)]
+                lines.append([Cell(model), Cell(str(at).replace("_", " "), axis), *cells])
+        head = [Cell("Model"), Cell("In its place")]
         head += [Cell(units.metric(m).record.label, units.score(score) if score else "") for m, score in asked]
         note = "controls: mean of the draws, and where one more would fall; interventions: intervals over images"
-        out.append(Table(f"{model} on {name}: controls through the model", head, lines, note))
+        out.append(Table(f"Controls through the model, {name}", head, lines, note))
     return out

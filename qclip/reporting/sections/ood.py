@@ -137,6 +137,18 @@ def _tables(index: Index, metrics: Sequence[str], title: str = "{}", paired: boo
     return out
 
 
+def _drops(index: Index) -> list[Table]:
+    """A table per score: the relative drop on each set, with the median over sets and how many lost."""
+    out = []
+    for score in index.ood_scores:
+        columns = [
+            Column("relative_drop_auroc", {"set": name, "score": score}, Cell(name), True, name not in index.ood_means)
+            for name in [*(name for name, _ in index.ood_sets), *index.ood_means]
+        ]
+        out += by_model(index, f"Relative drop of AUROC, {units.score(score)}", columns, unchanged=0)
+    return out
+
+
 def heading(metric: str) -> str:
     return units.metric(metric).name
 
@@ -145,7 +157,7 @@ def details(index: Index) -> list[Table]:
     """AUPR, the reference's thresholds, relative drops, and scores that learned from the reference's embeddings."""
     out = _tables(index, ("aupr_in", "aupr_out"), "AUPR, {}")
     out += _tables(index, ("tpr_transferred", "fpr_transferred"), "At the reference's threshold, {}")
-    out += _tables(index, ("relative_drop_auroc",), "Relative drop of AUROC, {}", paired=True)
+    out += _drops(index)
     for learned in dict.fromkeys(row["at"] for row in index.rows("auroc") if row["axis"] == "fitted_on"):
         title = "Scores that learned from " + str(learned).replace("{", "{{").replace("}", "}}") + ", {}"
         out += _tables(index, ("auroc", "fpr95"), title, axis="fitted_on", at=learned)

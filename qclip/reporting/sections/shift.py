@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from .. import labelled
 from ..index import Index
-from ..parts import Panel, Table
+from ..parts import Cell, Panel, Table
+from ..tabulated import Column, by_model
 from ..verdicts import Question
 from . import Section
 
@@ -30,4 +31,9 @@ class ShiftSection(Section):
         return labelled.trajectory(index, sets) + labelled.diagrams(index, sets, open_ones=0)
 
     def tables(self, index: Index) -> list[Table]:
-        return labelled.tables(index, index.shift_sets) + labelled.details(index, index.shift_sets)
+        columns = [
+            Column("relative_drop", {"set": name}, Cell(name), paired=True)
+            for name in (*index.id_sets, *index.shift_sets)
+        ]
+        drops = by_model(index, "Relative drop of accuracy", columns, unchanged=0) if index.shift_sets else []
+        return labelled.tables(index, index.shift_sets) + labelled.details(index, index.shift_sets) + drops

@@ -67,7 +67,10 @@ class SpectraSection(Section):
                 if each.finding == finding:
                     towers.setdefault(each.model, []).append(each.where.removesuffix(" tower"))
             if towers:
-                listed = [f"{model} ({units.words(names)})" for model, names in towers.items()]
+                alike: dict[str, list[str]] = {}  # models of which the same is said
+                for model, names in towers.items():
+                    alike.setdefault(units.words(names), []).append(model)
+                listed = [f"{units.words(models)} ({names})" for names, models in alike.items()]
                 out.append(f"{lead} {units.words(listed)}. {ENDS[finding]}".strip())
         return out + verdict(index.results.rows)
 
@@ -144,7 +147,6 @@ def _band_figure(index: Index, cohort: Cohort, site: str, metric: str, tower: bo
         y_label=label,
         x_ticks=range(len(starts)),
         x_text=lambda k: span[int(k)],
-        left=60,
     )
     if rule is not None:
         axes.guide((-0.5, rule), (len(starts) - 0.5, rule))
