@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from . import description, models, rewrite
 from .errors import ArtifactError, ModelError, OutputExistsError
 from .files import check_folder, whole_folder
-from .layers import QuantizedSite, from_facts
+from .layers import AttentionOperands, QuantizedSite, from_facts
 from .models.allowed import TOKENIZER_BYTES
 from .models.tokenizer import FILE as TOKENIZER
 from .models.values import check_values
@@ -81,6 +81,7 @@ def save(model: nn.Module, path: str | Path, force: bool = False) -> Path:
                 for site in t
                 if hasattr(site.module, "facts")
             },
+            **_attention(model),
             "coverage": {
                 state: {of: round(share, 6) for of, share in shares.items()}
                 for state, shares in done.coverage.shares().items()
@@ -96,6 +97,14 @@ def save(model: nn.Module, path: str | Path, force: bool = False) -> Path:
         (fresh / DESCRIPTION).write_text(json.dumps(content, indent=1) + "\n")
         (fresh / TENSORS).chmod((fresh / DESCRIPTION).stat().st_mode)  # safetensors' own files are for their owner only
     return path
+
+
+def _attention(model: nn.Module) -> dict[str, Any]:
+    """Facts of the quantizers inside attention by block name, where there are any."""
+    blocks = [block for tower in models.towers(model).values() for block in tower.blocks if block.attention is not None]
+    found = {block.name: getattr(*block.attention).operands for block in blocks}  # type: ignore[misc]
+    facts = {name: each.facts() for name, each in found.items() if isinstance(each, AttentionOperands)}
+    return {"attention": facts} if facts else {}
 
 
 def check_output(path: str | Path, force: bool = False) -> None:
@@ -219,7 +228,13 @@ def _skeleton(content: dict[str, Any], tokenizer: bytes | None) -> tuple[nn.Modu
         for below in layer.modules():
             if isinstance(below, QuantizedSite):
                 description.check_layer(name, below, plans[name])
-    rewrite.write(towers, built)
+    blocks = {block.name: block for tower in towers.values() for block in tower.blocks}
+    operands = {name: AttentionOperands.from_facts(facts) for name, facts in content.get("attention", {}).items()}
+    for name, each in operands.items():
+        core = getattr(*blocks[name].attention) if name in blocks and blocks[name].attention else None  # type: ignore[misc]
+        if core is None or len(each.q_scale) not in (1, core.heads):  # type: ignore[arg-type]
+            raise ArtifactError(f"the artifact's attention {name!r} does not fit its architecture")
+    rewrite.write(towers, built, operands)
     models.attach(model, content["preprocess"], content["tokenizer"], source=content["source"], file=tokenizer)
     return model, plans, recipe
 

@@ -37,13 +37,14 @@ CONTENT = {
     "recipe": anything,  # by `Recipe.from_dict`
     "plans": mapping(_NAME, _plan, 20_000),
     "sites": mapping(_NAME, layers.check, 20_000),
+    "attention": mapping(_NAME, layers.AttentionOperands.schema(), 20_000),  # quantizers inside attention, if any
     "coverage": anything,  # shown, never used
     "provenance": mapping(_NAME, anything, 200),
     "tensors_sha256": _DIGEST,
     "tensors_bytes": whole(8, 2**48),
     "description_sha256": _DIGEST,
 }
-NEEDED = tuple(key for key in CONTENT if key != "coverage")
+NEEDED = tuple(key for key in CONTENT if key not in ("attention", "coverage"))
 
 
 def check(content: dict[str, Any], where: str) -> None:

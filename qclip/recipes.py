@@ -29,6 +29,7 @@ from .untrusted.schema import shown
 FLOAT = 16  # the number of activation bits that means "not quantized"
 TOWERS = ("vision", "text")
 ACTIVATION_GRIDS = ("sym", "asym")
+SOFTMAX = ("uniform", "log-sqrt2", "twin")
 ACTIVATION_OBSERVERS = ("min-max", "ema", "percentile", "mse")
 NEEDS = ("inputs", "gradients")  # what a method may need calibration data for
 DECIDES = ("input", "weight")  # what a method may decide: transforms and scales of inputs, codes of weights
@@ -148,12 +149,43 @@ _LATER = ("weight_scale", "activation_grid", "activation_observer", "activation_
 
 
 @dataclasses.dataclass(frozen=True)
+class AttentionTreatment:
+    """How the operands of the products inside attention, QK^T and PV, are quantized: q, k, v by static scales, the
+    softmax's output on codes of its own. No kernel multiplies them, so attention is simulated then. Raises RecipeError.
+
+    `softmax`: "uniform" steps, "log-sqrt2" (powers of sqrt(1/2), RepQ-ViT) or "twin" (two ranges, PTQ4ViT); each with
+    the scale of least squared error.
+    """
+
+    bits: int = 8
+    softmax: str = "uniform"  # one of SOFTMAX
+    scale: str = "tensor"  # of q, k and v; or "head"
+    grid: str = "sym"  # of q, k and v; or "asym"
+    observer: str = "mse"  # of q, k and v: one of ACTIVATION_OBSERVERS
+
+    def __post_init__(self) -> None:
+        if not 2 <= self.bits <= 8:
+            raise RecipeError(
+                f"attention of {shown(self.bits)} bits is not supported; use 2 to 8, or leave it out: float"
+            )
+        for name, known in (
+            ("softmax", SOFTMAX),
+            ("scale", ("tensor", "head")),
+            ("grid", ACTIVATION_GRIDS),
+            ("observer", ACTIVATION_OBSERVERS),
+        ):
+            if (value := getattr(self, name)) not in known:
+                raise RecipeError(f"attention: unknown {name} {shown(value)}; {nearest(value, known)}")
+
+
+@dataclasses.dataclass(frozen=True)
 class Recipe:
     """How a model is quantized: every site by `default`, then by `steps`, one after the other.
 
     `exceptions` are (pattern, treatment) pairs, patterns as in `fnmatch` over site names; the last match wins. A
     treatment may be given as `"float"` (held as None) or as `"wXaY"`, which means what it means as a recipe's name
-    and is static where `default` is. `steps` are (method, its options); `step` makes one. Raises RecipeError.
+    and is static where `default` is. `steps` are (method, its options); `step` makes one. `attention`: None leaves the
+    products inside attention float. Raises RecipeError.
     """
 
     name: str
@@ -161,6 +193,7 @@ class Recipe:
     exceptions: tuple[tuple[str, Treatment | None], ...] = ()
     steps: tuple[tuple[str, Any], ...] = ()
     towers: tuple[str, ...] = TOWERS
+    attention: AttentionTreatment | None = None
 
     def __post_init__(self) -> None:
         if not self.name.strip() or not self.name.isprintable():
@@ -226,7 +259,11 @@ class Recipe:
     @property
     def needs_data(self) -> bool:
         treatments = [self.default, *(treatment for _, treatment in self.exceptions)]
-        return any(t is not None and t.static for t in treatments) or any(METHODS.get(m).needs for m, _ in self.steps)
+        return (
+            self.attention is not None
+            or any(t is not None and t.static for t in treatments)
+            or any(METHODS.get(m).needs for m, _ in self.steps)
+        )
 
     @property
     def hash(self) -> str:
@@ -248,14 +285,25 @@ class Recipe:
             return Treatment(8, 8)
         return treatment
 
+    def attention_plan(self, name: str) -> AttentionTreatment | None:
+        """What this recipe wants of the products inside attention, `name` ("vision.blocks.3.attn.scores"); None: float,
+        as where the last exception that matches says "float"."""
+        excepted = False
+        for pattern, wanted in self.exceptions:
+            if fnmatch.fnmatchcase(name, pattern):
+                excepted = wanted is None
+        return None if excepted or name.split(".", 1)[0] not in self.towers else self.attention
+
     def to_dict(self) -> dict:
         """As JSON has it: the default's fields beside the others, exceptions by pattern, steps with their options."""
+        attention = {} if self.attention is None else {"attention": dataclasses.asdict(self.attention)}
         return {
             "name": self.name,
             **self.default.to_dict(),
             "steps": [{"method": method, **dataclasses.asdict(options)} for method, options in self.steps],
             "towers": list(self.towers),
             "exceptions": {pattern: self._written(treatment) for pattern, treatment in self.exceptions},
+            **attention,
         }
 
     def _written(self, treatment: Treatment | None) -> str | dict:
@@ -292,7 +340,10 @@ class Recipe:
                     raise RecipeError(f"{what} is 'float', 'wXaY' or an object of fields, not {shown(wanted)}")
                 exceptions.append((pattern, wanted))
             steps = _steps(whole.method) if "method" in content else tuple(map(_step, content.get("steps", [])))
-        return cls(name, default, tuple(exceptions), steps, whole.towers)  # type: ignore[arg-type]
+            attention = whole.attention
+            if attention is not None:
+                attention = typed.from_dict(AttentionTreatment, attention, "attention", RecipeError)
+        return cls(name, default, tuple(exceptions), steps, whole.towers, attention)  # type: ignore[arg-type]
 
     @classmethod
     def from_json(cls, source: str | Path) -> Recipe:
@@ -311,6 +362,7 @@ class _Written:
     steps: list = dataclasses.field(default_factory=list)
     method: str = RTN
     towers: tuple[str, ...] = TOWERS
+    attention: dict | None = None
 
 
 def _treated(content: dict) -> dict:

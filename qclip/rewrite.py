@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import nn
@@ -12,8 +12,8 @@ from torch import nn
 import qkernels
 
 from . import models
-from .layers import Description, QuantizedAttention, QuantizedMlp, QuantizedSite
-from .models.tower import Block, Site, Tower
+from .layers import AttentionOperands, Description, QuantizedAttention, QuantizedMlp, QuantizedSite
+from .models.tower import Attention, Block, Site, Tower
 from .recipes import Recipe, Treatment
 
 STATES = ("real", "simulated", "float")  # kernels run it / float arithmetic on the quantization grid / untouched
@@ -97,8 +97,11 @@ def refuse_hooks(sites: Iterable[Site], names: dict[nn.Module, str]) -> None:
         models.refuse_others(site.module, names.get(site.module, site.name))
 
 
-def write(towers: dict[str, Tower], built: dict[str, nn.Module]) -> None:
-    """Write the modules of `built` (by site name), fuse the cores of every block that got one, pack the weights."""
+def write(
+    towers: dict[str, Tower], built: dict[str, nn.Module], operands: Mapping[str, AttentionOperands] | None = None
+) -> None:
+    """Write the modules of `built` (by site name) and `operands` of attention (by block name), fuse the cores of every
+    block that got a site, pack the weights."""
     for tower in towers.values():
         for site in tower:
             if site.name in built:
@@ -106,6 +109,8 @@ def write(towers: dict[str, Tower], built: dict[str, nn.Module]) -> None:
         for block in tower.blocks:
             if any(site.name in built for site in block.sites.values()):
                 _fuse(block)
+            if operands and block.name in operands and block.attention is not None:
+                getattr(*block.attention).operands = operands[block.name]
     for tower in towers.values():
         pack(tower.module)
         tower.use_programs()
@@ -133,6 +138,8 @@ def _unfuse(block: Block) -> None:
         core = None if place is None else getattr(*place)
         if isinstance(core, QuantizedAttention | QuantizedMlp):
             core.unfuse()
+        if isinstance(core, Attention):
+            core.operands = None
 
 
 @torch.no_grad()
@@ -168,7 +175,10 @@ def _tower_rows(model: nn.Module, tower: Tower) -> list[SiteCoverage]:
             core = getattr(*block.attention)
             width = _described(block.sites["q"]).shape[0] if "q" in block.sites else 0
             name, macs = f"{block.name}.attn.scores", 2 * tower.tokens**2 * width
-            rows.append(SiteCoverage(name, "attention", "float", None, None, macs, 0, _attention_backend(core)))
+            state, bits, backend = "float", None, _attention_backend(core)
+            if isinstance(core.operands, AttentionOperands):
+                state, bits, backend = "simulated", core.operands.bits, "torch"
+            rows.append(SiteCoverage(name, "attention", state, None, bits, macs, 0, backend))
     rows += convolutions
     rows.append(SiteCoverage(f"{tower.name}.other", "other", "float", None, None, 0, max(0, other), "torch"))
     return rows

@@ -1,5 +1,6 @@
 """Samples from what a user gives, streamed through the float towers; what is kept of every site's input."""
 
+from .attention import attention_operands
 from .gather import Samples, samples
 from .observers import OBSERVERS, AbsMax, Histogram, Observer, Quantizer, static_input
 from .stream import Batch, Hooks, Progress, See, batches, channel_maxima, reaching, run, static_quantizers
@@ -15,6 +16,7 @@ __all__ = [
     "Quantizer",
     "Samples",
     "See",
+    "attention_operands",
     "batches",
     "channel_maxima",
     "reaching",

@@ -113,7 +113,8 @@ class Histogram(MinMax):
         while peak > self.top:
             self.above, self.below = _wider(self.above), _wider(self.below)
             self.top *= 2
-        for part in x.cpu().split(1 << 22):  # histc counts in float32
+        x = x.double() if self.top > 2.0**127 else x  # float32 ends before the next power of two
+        for part in x.cpu().split(1 << 22):  # histc counts in its dtype
             self.above += torch.histc(part, self.BINS, 0.0, self.top).double()  # leaves out what lies outside
             if low < 0:
                 self.below += torch.histc(-part, self.BINS, 0.0, self.top).double()

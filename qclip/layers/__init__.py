@@ -4,6 +4,7 @@ from .attention import QuantizedAttention
 from .embedding import QuantizedEmbedding
 from .linear import Int4Linear, Int8Linear, QuantizedLinear
 from .mlp import QuantizedMlp
+from .operands import AttentionOperands
 from .patch import QuantizedPatch
 from .registry import LAYERS, check, from_facts
 from .simulated import SimulatedLinear
@@ -13,6 +14,7 @@ from .transforms import TRANSFORMS, Hadamard, Scale, Shift, Transform
 __all__ = [
     "LAYERS",
     "TRANSFORMS",
+    "AttentionOperands",
     "Description",
     "Hadamard",
     "Int4Linear",

@@ -20,7 +20,8 @@ class QuantizedAttention(Attention):
     """The explicit attention core, fused where its sites allow it.
 
     q, k and v read one quantized input (after `norm`, in one pass with it), and `out` reads codes that the attention
-    kernel wrote. Sites that cannot take part (float, simulated, W4A16) make it run like the float core, site by site.
+    kernel wrote. Sites that cannot take part (float, simulated, W4A16) make it run like the float core, site by site;
+    quantized `operands` of its products run in float arithmetic.
     """
 
     shares_input: bool
@@ -91,8 +92,11 @@ class QuantizedAttention(Attention):
             q = self.q_norm(q)
         if self.k_norm is not None:
             k = self.k_norm(k)
-        if not self.codes_out or one_by_one:
-            y = qkernels.attention(q, k, v, mask, causal=causal, scale=self.scale).flatten(-2)
+        if not self.codes_out or one_by_one or self.operands is not None:
+            if self.operands is not None:
+                y = self.operands(q, k, v, mask, causal, self.scale).flatten(-2)
+            else:
+                y = qkernels.attention(q, k, v, mask, causal=causal, scale=self.scale).flatten(-2)
             return self.out(y if self.inner_norm is None else self.inner_norm(y))
         static = self.out.input_scale
         if static is None:
@@ -104,6 +108,6 @@ class QuantizedAttention(Attention):
     def _product_dtype(self, x: Tensor) -> torch.dtype:
         """The dtype of q, k and v. Where the output leaves as codes, one may be faster than the compute dtype."""
         dtype: torch.dtype = self.q.witness.dtype  # type: ignore[assignment, union-attr]
-        if not self.codes_out or self.q_norm is not None or self.k_norm is not None:
+        if not self.codes_out or not all(each is None for each in (self.q_norm, self.k_norm, self.operands)):
             return dtype
         return qkernels.attention_dtype(x.device, dtype)

@@ -80,6 +80,8 @@ class Attention(nn.Module):
         self.q, self.k, self.v, self.out = q, k, v, out
         self.heads, self.scale = heads, scale
         self.q_norm, self.k_norm, self.inner_norm = q_norm, k_norm, inner_norm
+        # Runs instead of scaled_dot_product_attention: (q, k, v [B, L, H, d], mask, causal, scale) -> [B, L, H, d].
+        self.operands: nn.Module | None = None
 
     @property
     def in_proj_weight(self) -> Tensor:
@@ -110,10 +112,12 @@ class Attention(nn.Module):
             q = self.q_norm(q)
         if self.k_norm is not None:
             k = self.k_norm(k)
-        y = F.scaled_dot_product_attention(
-            q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), attn_mask=mask, is_causal=causal, scale=self.scale
-        )
-        y = y.transpose(1, 2).flatten(2)
+        if self.operands is None:
+            q, k, v = (t.transpose(1, 2) for t in (q, k, v))
+            y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, scale=self.scale)
+            y = y.transpose(1, 2).flatten(2)
+        else:
+            y = self.operands(q, k, v, mask, causal, self.scale).flatten(2)
         if self.inner_norm is not None:
             y = self.inner_norm(y)
         return self.out(y)

@@ -85,13 +85,14 @@ def _quantize(
         context = Context(model, recipe, towers, encoders, data, states(recipe, towers), {}, progress)
         rewrite.refuse_hooks([state.site for state in context.states.values()], names)
         decide(context)
+        operands = context.attention_operands()
         source_hash = rewrite.weight_hash(model)  # of the explicit form: the same for every recipe
         built, total = {}, len(context.states)
         for done, (name, state) in enumerate(context.states.items()):
             context.report("rounding", done, total)
             built[name] = build(state)
         context.report("rounding", total, total)
-    rewrite.write(towers, built)
+    rewrite.write(towers, built, operands)
     provenance = {
         "qclip": _version(),
         "torch": torch.__version__,

@@ -19,7 +19,15 @@ from qkernels.weights import Weight
 
 from .. import calibration
 from ..errors import NonFiniteError
-from ..layers import Int4Linear, Int8Linear, QuantizedEmbedding, QuantizedPatch, QuantizedSite, SimulatedLinear
+from ..layers import (
+    AttentionOperands,
+    Int4Linear,
+    Int8Linear,
+    QuantizedEmbedding,
+    QuantizedPatch,
+    QuantizedSite,
+    SimulatedLinear,
+)
 from ..layers.transforms import Transform, folded, transformed
 from ..models import Encoders
 from ..models.tower import Site, Tower
@@ -98,6 +106,15 @@ class Context:
         return calibration.static_quantizers(
             self.encoders, self.towers, self.need_samples(), sites, plans, self._inputs(sites), self.progress
         )
+
+    def attention_operands(self) -> dict[str, AttentionOperands]:
+        """The quantizers inside attention that the recipe wants, by block name; a pass over all samples."""
+        blocks = (block for tower in self.towers.values() for block in tower.blocks)
+        wanted = {block.name: self.recipe.attention_plan(f"{block.name}.attn.scores") for block in blocks}
+        found = {name: plan for name, plan in wanted.items() if plan is not None}
+        if not found:
+            return {}
+        return calibration.attention_operands(self.encoders, self.towers, self.need_samples(), found, self.progress)
 
     def _inputs(self, sites: list[Site]) -> dict[str, typing.Callable[[Tensor], Tensor]]:
         return {site.shared: self.states[site.name].input for site in sites}
