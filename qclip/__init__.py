@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from .reporting.table import table
     from .results import Results
     from .rewrite import Coverage, coverage, dequantize_
+    from .sensitivities import budgeted, sensitivity
     from .spectral import weight_spectrum
     from .verification import verify
     from .zoo import load_model
@@ -50,12 +51,15 @@ _PUBLIC = {
     "Recipe": "recipes",
     "weight_spectrum": "spectral",
     "verify": "verification",
+    "sensitivity": "sensitivities",
+    "budgeted": "sensitivities",
 }
 
 __all__ = [
     "Coverage",
     "Recipe",
     "Results",
+    "budgeted",
     "coverage",
     "dequantize_",
     "encoders",
@@ -67,6 +71,7 @@ __all__ = [
     "quantize_",
     "report",
     "save",
+    "sensitivity",
     "table",
     "towers",
     "verify",

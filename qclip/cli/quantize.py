@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 import typer
+
+from qclip.errors import InputError
 
 from . import common
 
@@ -28,6 +31,15 @@ def command(
         typer.Option("--recipe", help="wXaY[-static][-METHOD] or a JSON file; see `qclip recipes`."),
     ] = "w8a8",
     calibration: common.Calibration = None,
+    budget: Annotated[
+        str | None,
+        typer.Option(
+            "--budget",
+            metavar="SIZE",
+            help="4.5bit (a weight, with its scales) or 60MB: sites get the widths that hurt least; "
+            "--recipe says the rest.",
+        ),
+    ] = None,
     output: Annotated[
         Path | None,
         typer.Option(
@@ -45,15 +57,21 @@ def command(
     """Quantize a model and save it as an artifact: INT8 or INT4 codes, scales, and all that loading needs."""
     import qclip
     from qclip import artifact, recipes, rewrite
+    from qclip.sensitivities import Budget
 
     chosen = recipes.get(recipe)
-    target = output or Path(f"{common.short_name(model)}-{chosen.name}")
+    size = None if budget is None else Budget.parse(budget)
+    if size is not None and calibration is None:
+        raise InputError("--budget measures sites on images: name some with --calibration")
+    target = output or Path(f"{common.short_name(model)}-{chosen.name if size is None else size.text}")
     artifact.check_output(target, force)
     common.set_threads(threads)
-    if calibration is not None and not chosen.needs_data:
+    if calibration is not None and size is None and not chosen.needs_data:
         common.say(f"--calibration {calibration} is not read: recipe {chosen.name!r} needs no data")
     common.say(f"loading {model}")
     loaded = qclip.load_model(model, arch=arch)
+    if size is not None:
+        chosen = _within(size, loaded, chosen, str(calibration), seed, strict)
     before = sum(p.numel() for p in loaded.parameters()) * 4
     common.say(f"quantizing with {chosen.name}")
     with common.progress() as progress:
@@ -62,7 +80,7 @@ def command(
     assert done is not None
     coverage = done.coverage
     qclip.save(loaded, target, force=force)
-    size = artifact.bytes_of(target)
+    written = artifact.bytes_of(target)
     shares = coverage.shares()
     if json:
         rows = [vars(row) for row in coverage.rows]
@@ -70,7 +88,7 @@ def command(
             {
                 "artifact": str(target),
                 "recipe": chosen.to_dict(),
-                "bytes": size,
+                "bytes": written,
                 "float32_bytes": before,
                 "coverage": shares,
                 "sites": rows,
@@ -82,7 +100,28 @@ def command(
         common.print_table("coverage, site by site", columns, [_site(row) for row in coverage.rows])
     rows = [[state, *(round(100 * share, 1) for share in of.values())] for state, of in shares.items()]
     common.print_table("coverage", ["state", "MACs %", "parameters %"], rows)
-    print(f"\n{target}: {size / 1e6:.1f} MB, {size / before:.3f} of float32 ({before / 1e6:.1f} MB)")
+    print(f"\n{target}: {written / 1e6:.1f} MB, {written / before:.3f} of float32 ({before / 1e6:.1f} MB)")
+
+
+def _within(size: Any, model: Any, base: Any, calibration: str, seed: int, strict: bool) -> Any:
+    """`base` with the widths that `size` allows."""
+    import qclip
+    from qclip.sensitivities import probe_of, together
+
+    activations = base.default.activation_bits
+    common.say("measuring what each site needs")
+    with common.progress() as progress:
+        found = qclip.sensitivity(
+            model, calibration, activation_bits=activations, seed=seed, strict=strict, progress=progress
+        )
+    whole = together(probe_of(model, calibration, seed=seed, strict=strict), activations)
+    chosen = qclip.budgeted(model, size, found, base, whole)
+    widths = Counter(p.weight_bits for p in [chosen.default, *(p for _, p in chosen.exceptions if p is not None)])
+    common.say(
+        f"{chosen.name}: {chosen.default.weight_bits} bits, and others for {len(chosen.exceptions)} sites ("
+        f"{', '.join(f'{b} bits' for b in sorted(widths))})"
+    )
+    return chosen
 
 
 def _site(row: Any) -> list[Any]:

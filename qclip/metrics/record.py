@@ -37,7 +37,8 @@ OWN = {
     "precision": ("aupr_in", "aupr_out", "aupr_in_trapezoid", "aupr_out_trapezoid"),
     "selective": ("aurc", "eaurc", "eaurc_approximate", "aurra", "coverage_transferred", "risk_transferred"),
     "relative": ("relative_drop", "relative_drop_auroc", "rsg", "vuln_add"),
-    "agreement": ("agreement", "cosine_mean", "cosine_min", "kl"),
+    "agreement": ("agreement", "cosine_mean", "cosine_min", "kl")
+    + tuple(f"sensitivity{of}" for of in ("", "_kl", "_top1", "_ece")),
     "paired": ("flips_lost", "flips_won", "flips_all", "mcnemar_p", "mcnemar_exact_p", "delong_p")
     + tuple(f"{name}_{p}" for name in ("top1", "ece", "nll", "auroc") for p in ("wilcoxon_p", "wilcoxon_holm_p")),
     "wins": ("wins", "wins_clear", "wins_expected", "wins_p"),

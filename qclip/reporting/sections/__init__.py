@@ -73,6 +73,7 @@ SECTIONS: Registry[type[Section]] = Registry(
         "spectra": f"{_HERE}.spectra:SpectraSection",
         "features": f"{_HERE}.features:FeaturesSection",
         "interventions": f"{_HERE}.interventions:InterventionsSection",
+        "sensitivity": f"{_HERE}.sensitivity:SensitivitySection",
         "coverage": f"{_HERE}.coverage:CoverageSection",
         "speed": f"{_HERE}.speed:SpeedSection",
     },
