@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .artifact import load, save
+    from .choosing import choose
     from .models import towers
     from .models.encoders import encoders
     from .models.replay import program_counts
@@ -51,6 +52,7 @@ _PUBLIC = {
     "Recipe": "recipes",
     "weight_spectrum": "spectral",
     "verify": "verification",
+    "choose": "choosing",
     "sensitivity": "sensitivities",
     "budgeted": "sensitivities",
 }
@@ -60,6 +62,7 @@ __all__ = [
     "Recipe",
     "Results",
     "budgeted",
+    "choose",
     "coverage",
     "dequantize_",
     "encoders",

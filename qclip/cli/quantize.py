@@ -27,9 +27,13 @@ class Command(common.NamesInHelp):
 def command(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="Name, file, hf:ID ... See `qclip models`.")],
     recipe: Annotated[
-        str,
-        typer.Option("--recipe", help="wXaY[-static][-METHOD] or a JSON file; see `qclip recipes`."),
-    ] = "w8a8",
+        str | None,
+        typer.Option(
+            "--recipe",
+            help="wXaY[-static][-METHOD] or a JSON file; see `qclip recipes`. Without it: with --calibration the "
+            "fastest one on this machine that stays near float on these images, else w8a8.",
+        ),
+    ] = None,
     calibration: common.Calibration = None,
     budget: Annotated[
         str | None,
@@ -59,19 +63,28 @@ def command(
     from qclip import artifact, recipes, rewrite
     from qclip.sensitivities import Budget
 
-    chosen = recipes.get(recipe)
+    measures = recipe is None and calibration is not None and budget is None
+    chosen = recipes.get(recipe or ("w4a8" if budget else "w8a8"))
     size = None if budget is None else Budget.parse(budget)
     if size is not None and calibration is None:
         raise InputError("--budget measures sites on images: name some with --calibration")
-    target = output or Path(f"{common.short_name(model)}-{chosen.name if size is None else size.text}")
+    ending = "quantized" if measures else chosen.name if size is None else size.text
+    target = output or Path(f"{common.short_name(model)}-{ending}")
     artifact.check_output(target, force)
     common.set_threads(threads)
-    if calibration is not None and size is None and not chosen.needs_data:
+    if calibration is not None and size is None and not measures and not chosen.needs_data:
         common.say(f"--calibration {calibration} is not read: recipe {chosen.name!r} needs no data")
     common.say(f"loading {model}")
     loaded = qclip.load_model(model, arch=arch)
     if size is not None:
         chosen = _within(size, loaded, chosen, str(calibration), seed, strict)
+    if measures:
+        common.say("trying recipes on these images")
+        with common.progress() as progress:
+            choice = qclip.choose(loaded, str(calibration), seed=seed, strict=strict, progress=progress)
+        for line in choice.reasons:
+            common.say(line)
+        chosen = choice.recipe
     before = sum(p.numel() for p in loaded.parameters()) * 4
     common.say(f"quantizing with {chosen.name}")
     with common.progress() as progress:

@@ -12,7 +12,8 @@ import pytest
 from qclip.cli import app, main
 from qclip.errors import InputError, NonFiniteError
 
-COMMANDS = ["demo", "quantize", "evaluate", "verify", "spectrum", "report", "bench", "doctor", "models", "recipes"]
+COMMANDS = ["demo", "quantize", "evaluate", "verify", "spectrum", "sensitivity"]
+COMMANDS += ["report", "bench", "doctor", "models", "recipes"]
 
 
 def raising(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
@@ -178,6 +179,7 @@ def test_warnings_are_one_line_without_our_source(
 
 
 def test_calibration_that_a_recipe_does_not_read_is_said(tmp_path, capsys: pytest.CaptureFixture) -> None:
-    line = ["quantize", "scenes-clean", "--calibration", "scenes:train", "--output", str(tmp_path / "a")]
+    line = ["quantize", "scenes-clean", "--recipe", "w8a8", "--calibration", "scenes:train"]
+    line += ["--output", str(tmp_path / "a")]
     assert main(line) == 0
     assert "--calibration scenes:train is not read: recipe 'w8a8' needs no data" in capsys.readouterr().err

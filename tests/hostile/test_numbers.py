@@ -19,6 +19,7 @@ POWER = str(2**70)
 NONSENSE = ["", "x", "1.5.2", "--", "nan", "inf", "-inf", "1e400", "-1", "-0.5", POWER, f"-{POWER}", "9" * 5000]
 TOO_MUCH = [str(2**40), str(10**9)]  # of threads, images at once, seconds: more than any machine has
 NEEDED = {"quantize": ["x"], "evaluate": ["x", "--data=x"], "spectrum": ["x"], "report": ["x"], "bench": ["x"]}
+NEEDED["sensitivity"] = ["x", "--data=x"]
 NEEDED["verify"] = ["x", "--against=x", "--data=x", "--require=top1>=-1"]
 
 

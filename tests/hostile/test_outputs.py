@@ -25,10 +25,11 @@ LINES = {
     "evaluate": ["evaluate", "photos", "--data", "scenes:test?samples=20"],
     "verify": ["verify", "a", "--against", "photos", "--data", "scenes:test?samples=20", "--require", "top1>=-1"],
     "spectrum": ["spectrum", "photos"],
+    "sensitivity": ["sensitivity", "photos", "--data", "scenes:test?samples=20"],
     "report": ["report", "results.json"],
     "demo": ["demo"],
 }
-FOLDERS = {"quantize", "evaluate", "verify", "demo"}  # whose output is one
+FOLDERS = {"quantize", "evaluate", "verify", "sensitivity", "demo"}  # whose output is one
 Place = Callable[[Path], str]
 
 
