@@ -75,7 +75,7 @@ sanitize: .venv/.installed-test
 		$(CURDIR)/$(BIN)/python setup.py -q build_ext --inplace
 	cd build/sanitized && PYTHONPATH=. ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 UBSAN_OPTIONS=print_stacktrace=1 \
 		LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so) $$(g++ -print-file-name=libstdc++.so)" \
-		$(CURDIR)/$(BIN)/python -m pytest -q -p no:cacheprovider tests/kernels \
+		$(CURDIR)/$(BIN)/python -m pytest -q -p no:cacheprovider $(SPREAD) tests/kernels \
 		--ignore tests/kernels/test_build.py --ignore tests/kernels/test_disassembly.py --ignore tests/kernels/test_heap.py \
 		--ignore tests/kernels/triton --ignore tests/kernels/cuda -k "not neon and not avxvnni"
 
