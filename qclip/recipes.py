@@ -1,7 +1,8 @@
 """A recipe says, for every site, how many bits and how they are found. It is data: frozen, and JSON both ways.
 
-Names compose: `wXaY[-static][-METHOD[+METHOD]]`, X weight bits, Y activation bits (16 = float). `wXaY` alone is
-round to nearest with min-max weights: per output channel, or groups of 128 at 4 bits. `NAMED` are recipes that no
+Names compose: `wXaY[-static][-METHOD[+METHOD]]`, X weight bits (a fraction is an average over sites, where a method
+gives them widths), Y activation bits (16 = float). `wXaY` alone is round to nearest with min-max weights: per output
+channel, or groups of 128 at 4 bits. `NAMED` are recipes that no
 such name says in full.
 """
 
@@ -42,6 +43,7 @@ METHODS: Registry[Any] = Registry(
     {
         "smoothquant": "qclip.ptq.methods.smoothquant:SmoothQuant",
         "hqq": "qclip.ptq.methods.hqq:HQQ",
+        "raana": "qclip.ptq.methods.raana:RaanA",
     },
     attributes=("options", "needs", "inputs", "decides"),
     error=RecipeError,
@@ -54,7 +56,8 @@ class Treatment:
 
     `weight_observer`: weight scales cover all values (`"min-max"`), or are those of least squared error (`"mse"`), or
     the best of three percentiles by squared error (`"percentile"`).
-    `weight_grid`: a kind of `qkernels.Grid`; None: `sym` at 5 bits and above, `symfull`, the better one there, below.
+    `weight_grid`: a kind of `qkernels.Grid`; None: `sym` at 5 bits and above, `symfull`, the better one there, below,
+    and `midrise`, plus and minus, at 1 bit.
     `activation_observer`: how `static` ranges are found (docs/methods.md, Activation ranges). Raises RecipeError.
     """
 
@@ -71,8 +74,8 @@ class Treatment:
     activation_percentile: float = 99.99  # that the observer "percentile" takes; of asym, at both ends
 
     def __post_init__(self) -> None:
-        if not 2 <= self.weight_bits <= 8:
-            raise RecipeError(f"weights of {shown(self.weight_bits)} bits are not supported; use 2 to 8")
+        if not 1 <= self.weight_bits <= 8:
+            raise RecipeError(f"weights of {shown(self.weight_bits)} bits are not supported; use 1 to 8")
         if self.activation_bits != FLOAT and not 2 <= self.activation_bits <= 8:
             raise RecipeError(
                 f"activations of {shown(self.activation_bits)} bits are not supported; use 2 to 8, or 16 for float"
@@ -137,7 +140,8 @@ class Treatment:
     @property
     def grid(self) -> Grid:
         """Of the weights."""
-        kind = self.weight_grid or ("sym" if self.weight_bits >= 5 else "symfull")
+        usual = "midrise" if self.weight_bits == 1 else "sym" if self.weight_bits >= 5 else "symfull"
+        kind = self.weight_grid or usual
         return Grid(self.weight_bits, kind, self.group)  # type: ignore[arg-type]
 
     @property
@@ -252,9 +256,10 @@ class Recipe:
 
     @property
     def bits(self) -> str:
-        """For tables: "8/8", "4/float"."""
+        """For tables: "8/8", "4/float", "3.3/8"."""
         activation = "float" if self.default.activation_bits == FLOAT else str(self.default.activation_bits)
-        return f"{self.default.weight_bits}/{activation}"
+        averages = [average for _, o in self.steps if (average := getattr(o, "average", None)) is not None]
+        return f"{(averages or [self.default.weight_bits])[0]:g}/{activation}"
 
     @property
     def needs_data(self) -> bool:
@@ -424,15 +429,31 @@ def parse(name: str) -> Recipe:
     if name in NAMED:
         return NAMED[name]
     bits, *parts = name.split("-")
-    if re.fullmatch(r"w\d+a\d+", bits) is None or "" in parts:
+    match = re.fullmatch(r"w(\d{1,3})(\.\d{1,6})?(a\d+)", bits)
+    if match is None or "" in parts:
         raise RecipeError(
             f"unknown recipe {shown(name)}; {nearest(name, presets())} (or wXaY[-static][-METHOD], or a JSON file)"
         )
     static = parts[:1] == ["static"]
+    whole, fraction, activation = match.groups()
     with _of(name):
-        treatment = dataclasses.replace(Treatment.named(bits), static=static)
+        treatment = dataclasses.replace(Treatment.named(f"w{whole}{activation}"), static=static)
         steps = _steps("-".join(parts[static:]) or RTN)
+        if fraction is not None:
+            steps = _averaging(steps, float(whole + fraction))
     return Recipe(name, treatment, steps=steps)
+
+
+def _averaging(steps: tuple[tuple[str, Any], ...], average: float) -> tuple[tuple[str, Any], ...]:
+    """The steps with that average of weight bits as the option of the method that has one."""
+    found = [method for method, options in steps if hasattr(options, "average")]
+    if not found:
+        has = [name for name, method in METHODS.items() if hasattr(method.options, "average")]
+        raise RecipeError(
+            f"{average:g} weight bits are an average over sites, which takes a method that gives them widths of their "
+            f"own: {', '.join(has)}"
+        )
+    return tuple(step(m, average=average) if m == found[0] else (m, options) for m, options in steps)
 
 
 def get(recipe: str | Path | dict | Recipe) -> Recipe:
@@ -458,5 +479,6 @@ def presets() -> dict[str, str]:
         "w4a8": "INT4 weights in groups of 128, INT8 activations dynamic per token",
         "w4a8-mixed": "w4a8 with scales of least squared error, v, out and projections INT8: 4.8 bits, nearer to float",
         "w4a16": "INT4 weights in groups of 128, float activations",
+        "w3.3a8-raana": "RaBitQ codes of 3.3 bits on average, allocated to the sites, INT8 activations (needs data)",
         "w4a4": "INT4 weights in groups of 128, 4-bit activations; simulated",
     }

@@ -33,6 +33,8 @@ class SiteCoverage:
     macs: int
     parameters: int
     backend: str  # "cpu:avx512vnni", "torch" ...
+    weights: int = 0  # of the parameters, without the bias
+    stored_bits: int | None = None  # of those weights with scales, zeros and transforms; None: float, or not told
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +45,13 @@ class Coverage:
         """Share of `macs` or `parameters` in this state, 0..1."""
         total = sum(getattr(row, of) for row in self.rows)
         return sum(getattr(row, of) for row in self.rows if row.state == state) / total if total else 0.0
+
+    @property
+    def bits_per_weight(self) -> float | None:
+        """Stored bits, with scales, zeros and transforms, over the weights of quantized linear sites: not of lookups
+        and of patches, which recipes leave at 8 bits. None where there are none."""
+        rows = [row for row in self.rows if row.stored_bits is not None and row.kind not in ("embedding", "patch")]
+        return sum(row.stored_bits or 0 for row in rows) / sum(row.weights for row in rows) if rows else None
 
     def shares(self) -> dict[str, dict[str, float]]:
         """Every share: state -> "macs" or "parameters" -> 0..1."""
@@ -252,6 +261,7 @@ class _FloatSite:
     weight_bits: int | None = None
     activation_bits: int | None = None
     op: str | None = None
+    stored_bits: int | None = None
 
 
 def _described(site: Site) -> Description | _FloatSite:
@@ -280,4 +290,6 @@ def _site_row(site: Site) -> SiteCoverage:
         rows * n * k,
         n * k + (0 if bias is None else bias.numel()),
         "torch" if said.op is None else _backend_name(said.op, _device(site)),
+        n * k,
+        said.stored_bits,
     )

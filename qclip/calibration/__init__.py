@@ -2,6 +2,7 @@
 
 from .attention import attention_operands
 from .gather import Samples, samples
+from .gradients import SeeGradient, gradients
 from .observers import OBSERVERS, AbsMax, Histogram, Observer, Quantizer, static_input
 from .stream import Batch, Hooks, Progress, See, batches, channel_maxima, reaching, run, static_quantizers
 
@@ -16,9 +17,11 @@ __all__ = [
     "Quantizer",
     "Samples",
     "See",
+    "SeeGradient",
     "attention_operands",
     "batches",
     "channel_maxima",
+    "gradients",
     "reaching",
     "run",
     "samples",

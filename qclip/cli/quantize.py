@@ -104,6 +104,7 @@ def command(
                 "bytes": written,
                 "float32_bytes": before,
                 "coverage": shares,
+                "bits_per_weight": coverage.bits_per_weight,
                 "sites": rows,
             }
         )
@@ -113,6 +114,8 @@ def command(
         common.print_table("coverage, site by site", columns, [_site(row) for row in coverage.rows])
     rows = [[state, *(round(100 * share, 1) for share in of.values())] for state, of in shares.items()]
     common.print_table("coverage", ["state", "MACs %", "parameters %"], rows)
+    if coverage.bits_per_weight is not None:
+        print(f"\n{coverage.bits_per_weight:.2f} bits per weight of the linear layers, with scales and side terms")
     print(f"\n{target}: {written / 1e6:.1f} MB, {written / before:.3f} of float32 ({before / 1e6:.1f} MB)")
 
 

@@ -32,7 +32,8 @@ def command(
         common.print_json({n: {"about": about, **recipes.get(n).to_dict()} for n, about in presets.items()})
         return
     common.print_table("presets", ["name", "what it does"], [[n, about] for n, about in presets.items()])
-    print("\nNames compose: wXaY[-static][-METHOD[+METHOD]], X weight bits 2..8, Y activation bits 2..8 or 16 (float).")
+    print("\nNames compose: wXaY[-static][-METHOD[+METHOD]], X weight bits 1..8, Y activation bits 2..8 or 16 (float).")
+    print("A fraction of X (w3.3a8-raana) is an average over sites, where a method gives each a width of its own.")
     print("What no kernel runs is simulated in float, and says so. Options of methods go into a JSON file's `steps`.\n")
     rows = [["rtn", "round to nearest, where no method decides otherwise", ""]]
     rows += [[name, _about(method), _options(method.options)] for name, method in recipes.METHODS.items()]

@@ -8,8 +8,8 @@ from .operands import AttentionOperands
 from .patch import QuantizedPatch
 from .registry import LAYERS, check, from_facts
 from .simulated import SimulatedLinear
-from .site import Description, QuantizedSite
-from .transforms import TRANSFORMS, Hadamard, Scale, Shift, Transform
+from .site import Description, QuantizedSite, stored_bits
+from .transforms import TRANSFORMS, Hadamard, RandomHadamard, Scale, Shift, Transform
 
 __all__ = [
     "LAYERS",
@@ -25,10 +25,12 @@ __all__ = [
     "QuantizedMlp",
     "QuantizedPatch",
     "QuantizedSite",
+    "RandomHadamard",
     "Scale",
     "Shift",
     "SimulatedLinear",
     "Transform",
     "check",
     "from_facts",
+    "stored_bits",
 ]

@@ -17,7 +17,7 @@ class QuantizedEmbedding(QuantizedSite):
     packs = False
 
     def describe(self) -> Description:
-        return Description(self.shape, "real", self.grid.bits, None)
+        return Description(self.shape, "real", self.grid.bits, None, stored_bits=self.stored_bits)
 
     def dequantized(self) -> nn.Module:
         weight = self.dequantized_weight().to(self.witness.dtype)

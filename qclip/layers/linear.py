@@ -164,13 +164,13 @@ def _joined(sites: Sequence[Any]) -> tuple[Int8Weight | Int4Weight, Tensor | Non
 
 
 class Int8Linear(QuantizedLinear):
-    """Weights of 2 to 8 bits per channel with INT8 activations: `qkernels.int8_linear`."""
+    """Weights of 1 to 8 bits per channel with INT8 activations: `qkernels.int8_linear`."""
 
     CONTAINERS = (Int8Weight,)
     OP = "int8_linear"
 
     def describe(self) -> Description:
-        return Description(self.shape, "real", self.grid.bits, 8, self.OP)
+        return Description(self.shape, "real", self.grid.bits, 8, self.OP, self.stored_bits)
 
 
 class Int4Linear(QuantizedLinear):
@@ -185,7 +185,8 @@ class Int4Linear(QuantizedLinear):
         self.float_input = float_input
 
     def describe(self) -> Description:
-        return Description(self.shape, "real", self.grid.bits, None if self.float_input else 8, self.OP)
+        bits = None if self.float_input else 8
+        return Description(self.shape, "real", self.grid.bits, bits, self.OP, self.stored_bits)
 
     def takes_codes(self) -> bool:
         return not self.float_input

@@ -28,7 +28,7 @@ class SimulatedLinear(QuantizedSite):
         self.activation_bits, self.activation_grid = activation_bits, activation_grid
 
     def describe(self) -> Description:
-        return Description(self.shape, "simulated", self.grid.bits, self.activation_bits)
+        return Description(self.shape, "simulated", self.grid.bits, self.activation_bits, stored_bits=self.stored_bits)
 
     def pack(self) -> None:
         """Stays canonical: no kernel reads it."""

@@ -42,6 +42,7 @@ class Description:
     weight_bits: int
     activation_bits: int | None  # None: float
     op: str | None = None  # the function of qkernels that computes it
+    stored_bits: int | None = None  # that a file holds of it, without the bias; None: not told
 
 
 class QuantizedSite(Fixed):
@@ -151,7 +152,7 @@ class QuantizedSite(Fixed):
     @classmethod
     def schema(cls) -> Check:
         """What `facts` may hold."""
-        grid = {"bits": whole(2, 8), "kind": one_of(*KINDS), "group": optional(whole(1, MOST))}
+        grid = {"bits": whole(1, 8), "kind": one_of(*KINDS), "group": optional(whole(1, MOST))}
         fields: dict[str, Check] = {
             "class": one_of(cls.__name__),
             "shape": listing(whole(1, MOST), 2, 2),
@@ -254,6 +255,11 @@ class QuantizedSite(Fixed):
         except ValueError as error:
             raise ArtifactError(f"codes cannot be unpacked: {error}") from None
 
+    @property
+    def stored_bits(self) -> int:
+        """As `stored_bits` of this module counts."""
+        return stored_bits(self.quantized, self.grid, self.transforms)
+
     # -- taken out again ---------------------------------------------------------------------------------------------
 
     def dequantized(self) -> nn.Module:
@@ -345,6 +351,18 @@ class QuantizedSite(Fixed):
         n, k = self.shape
         static = ", static" if self.input_scale is not None else ""
         return f"{k}, {n}, {self.grid}{static}, layout={self.layout!r}"
+
+
+def stored_bits(weight: Weight, grid: Grid, transforms: Iterable[Transform]) -> int:
+    """Bits that a file holds of a weight: codes, scales, zeros, and what its transforms hold."""
+    n, k = weight.shape
+    total = -(-n * k * grid.bits // 8) * 8
+    if isinstance(weight, Int4Weight):
+        total += n * -(-k // weight.group) * 16 * (1 if weight.zeros is None else 2)
+    else:
+        total += n * 32
+    held = [buffer for transform in transforms for buffer in transform.buffers()]
+    return total + sum(8 * buffer.numel() * buffer.element_size() for buffer in held)
 
 
 def _usual_grid(weight: Weight) -> Grid:

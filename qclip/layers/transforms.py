@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 import qkernels
+from qkernels.hadamard import base_order
 
 from ..errors import ArtifactError
 from ..registry import Registry
@@ -142,11 +143,61 @@ class Hadamard(Transform):
         return qkernels.hadamard_transform(w.float().contiguous(), transpose=True)
 
 
+class RandomHadamard(Transform):
+    """A random rotation of any width in O(K log K): random signs, then a Hadamard transform. Where `hadamard_transform`
+    has none of that width: signs and the transform of the first 2^k channels, signs and that of the last 2^k (RaBitQ-H
+    of RaanA, arXiv 2504.03717), 2^k the largest power of two within. `signs` int8 `[rounds, K]`, -1 or 1."""
+
+    FIXED = ("signs",)
+    signs: Tensor
+
+    def __init__(self, signs: Tensor) -> None:
+        super().__init__(signs.shape[1])
+        self.register_buffer("signs", signs)
+
+    @classmethod
+    def shape(cls, width: int) -> tuple[int, int]:
+        """Of the signs for that width."""
+        return (1 if base_order(width) is not None else 2), width
+
+    @classmethod
+    def from_facts(cls, facts: dict[str, Any]) -> Transform:
+        return cls(torch.empty(cls.shape(int(facts["width"])), dtype=torch.int8))
+
+    def check_tensor(self, attribute: str, tensor: Tensor, what: str, turned: bool = False) -> None:
+        if (tensor.abs() != 1).any():
+            raise ArtifactError(f"{what} holds {int(tensor[tensor.abs() != 1][0])}; signs are -1 or 1")
+
+    def _rounds(self) -> list[tuple[Tensor, int, int]]:
+        """Signs, and which channels are transformed."""
+        if len(self.signs) == 1:
+            return [(self.signs[0], 0, self.width)]
+        part = 1 << (self.width.bit_length() - 1)
+        return [(self.signs[0], 0, part), (self.signs[1], self.width - part, self.width)]
+
+    def input(self, x: Tensor) -> Tensor:
+        for signs, low, high in self._rounds():
+            x = x.float() * signs
+            turned = qkernels.hadamard_transform(x[..., low:high].contiguous())
+            x = torch.cat([x[..., :low], turned, x[..., high:]], -1) if high - low < self.width else turned
+        return x
+
+    def weight(self, w: Tensor) -> Tensor:
+        return self.input(w)
+
+    def undo(self, w: Tensor) -> Tensor:
+        w = w.float()
+        for signs, low, high in reversed(self._rounds()):
+            turned = qkernels.hadamard_transform(w[..., low:high].contiguous(), transpose=True)
+            w = torch.cat([w[..., :low], turned, w[..., high:]], -1) * signs
+        return w
+
+
 #: Transforms by class name: ours, those of entry points "qclip.transforms", and registered ones.
 TRANSFORMS: Registry[type[Transform]] = Registry(
     "transform",
     "qclip.transforms",
-    {name: f"{__name__}:{name}" for name in ("Scale", "Shift", "Hadamard")},
+    {name: f"{__name__}:{name}" for name in ("Scale", "Shift", "Hadamard", "RandomHadamard")},
     attributes=("from_facts",),
     error=ArtifactError,
 )

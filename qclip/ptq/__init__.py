@@ -82,7 +82,7 @@ def _quantize(
         _check_finite(model, towers)
         encoders = models.encoders(model)
         data = samples(calibration, encoders, seed=seed, strict=strict) if recipe.needs_data else None
-        context = Context(model, recipe, towers, encoders, data, states(recipe, towers), {}, progress)
+        context = Context(model, recipe, towers, encoders, data, states(recipe, towers), {}, progress, seed)
         rewrite.refuse_hooks([state.site for state in context.states.values()], names)
         decide(context)
         operands = context.attention_operands()

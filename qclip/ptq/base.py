@@ -79,6 +79,7 @@ class Context:
     states: dict[str, SiteState]  # by site name
     notes: dict  # goes into the provenance: what a method chose
     progress: calibration.Progress | None = None
+    seed: int = 0  # of everything random
 
     def plan(self, name: str) -> Treatment | None:
         """What is wanted of a site; None: it stays float."""
@@ -188,7 +189,7 @@ def build(state: SiteState) -> nn.Module:
     layer: QuantizedSite
     if state.site.kind == "embedding":
         return QuantizedEmbedding(quantized, dtype=dtype, grid=plan.grid)
-    # Codes of 2 to 8 bits per channel fit the INT8 product; float inputs have a kernel beside 4-bit weights only, and
+    # Codes of 1 to 8 bits per channel fit the INT8 product; float inputs have a kernel beside 4-bit weights only, and
     # a zero point has one where it is static.
     runs = plan.activation_grid == "sym" or plan.static
     if isinstance(quantized, Int4Weight) and bits in (8, None) and runs:

@@ -1,0 +1,174 @@
+"""RaanA (arXiv 2504.03717): rotated weights as RaBitQ codes, of as many bits at each site as is worth most.
+
+A site's input is turned by a random Hadamard rotation (one for all sites that read it), the rows of its weight get
+RaBitQ codes. The error of a layer then depends on the width alone, whatever the weight is, so that widths can be
+allocated before anything is rounded: of all widths whose average stays within `average` those of least summed damage,
+per tower (AllocateBits, `allocation.py`).
+
+What a width damages: rounding turns row n of a rotated weight by an error of random direction, whose squared length is
+`e(b) |w_n|^2`. To first order it moves the embedding by `sum_n <G_n, error_n>`, G the gradient by the weight; on
+average the square of that is `e(b) sum_n |w_n|^2 |G_n|^2 / K`. This is damage "variance"; "bound" is the first-order
+bound `2^-b |g| |X| |W| / sqrt(K)` of output gradients g and inputs X, "authors" that of the authors' code, which
+divides it by the root of the number of outputs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ... import calibration, seeds
+from ...errors import DataError, NonFiniteError, RecipeError
+from ...layers import RandomHadamard, stored_bits
+from ...models.tower import Site
+from .. import rabitq
+from ..allocation import Choice, allocate
+from ..base import Context, Method, SiteState
+
+Damage = Literal["variance", "bound", "authors"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """`average`: code bits a weight, over the sites of a tower that the recipe treats by its default; None: the
+    recipe's weight bits. `widths`: those that a site may get. `scale`: the rule of `rabitq.scales`. `damage`: what a
+    width costs a site. `samples`: images, or captions, whose gradients say so."""
+
+    average: float | None = None
+    widths: tuple[int, ...] = tuple(range(1, rabitq.MOST_BITS + 1))
+    scale: rabitq.ScaleRule = "unbiased"
+    damage: Damage = "variance"
+    samples: int = 64
+
+    def __post_init__(self) -> None:
+        if not self.widths or set(self.widths) - set(range(1, rabitq.MOST_BITS + 1)):
+            raise ValueError(f"widths lie between 1 and {rabitq.MOST_BITS} bits, not {list(self.widths)}")
+        if self.average is not None:
+            self.check(self.average)
+        if self.samples < 1:
+            raise ValueError(f"samples must be 1 or more, not {self.samples}")
+
+    def check(self, average: float) -> None:
+        """Raises ValueError for an average that no widths have."""
+        low, high = min(self.widths), max(self.widths)
+        if not low <= average <= high:
+            raise ValueError(f"an average of {average:g} bits cannot be met by widths from {low} to {high}")
+
+
+class RaanA(Method):
+    """Rotated weights as RaBitQ codes, with widths allocated by what they do to the embeddings."""
+
+    name = "raana"
+    options = Options
+    needs = frozenset({"gradients"})
+    decides = frozenset({"input", "weight"})
+
+    def prepare(self, context: Context) -> None:
+        taking_part = [s for s in context.states.values() if s.plan == context.recipe.default]
+        taking_part = [s for s in taking_part if s.site.kind not in ("patch", "embedding")]
+        if not taking_part:
+            raise RecipeError("raana has no site: all that the recipe quantizes are exceptions, patches or embeddings")
+        plan = context.recipe.default
+        if plan.weight_grid not in (None, "midrise") or plan.weight_scale != "channel":
+            raise RecipeError(
+                f"recipe {context.recipe.name!r}: raana decides grid and scales of weights; leave out weight_grid and "
+                "weight_scale"
+            )
+        self._rotate(context, taking_part)
+        noted = {}
+        for tower in dict.fromkeys(state.site.tower for state in taking_part):
+            states = [state for state in taking_part if state.site.tower == tower]
+            widths = self._widths(context, tower, states)
+            noted[tower] = self._encode(context, states, widths)
+        context.notes["raana"] = noted
+
+    def _rotate(self, context: Context, states: list[SiteState]) -> None:
+        """One rotation for every input, behind the transforms that it has."""
+        rotations: dict[str, RandomHadamard] = {}
+        for state in states:
+            width, key = state.float_weight().shape[1], state.site.shared
+            if key not in rotations:
+                drawn = seeds.generator(context.seed, f"rotation of {key}").choice(
+                    np.array([-1, 1], np.int8), RandomHadamard.shape(width)
+                )
+                signs = torch.from_numpy(drawn).to(state.source.weight.device)  # type: ignore[union-attr, arg-type]
+                rotations[key] = RandomHadamard(signs)
+            state.transforms = [*state.transforms, rotations[key]]
+
+    def _widths(self, context: Context, tower: str, states: list[SiteState]) -> list[int]:
+        """The width of each site of one tower."""
+        average = context.recipe.default.weight_bits if self.chosen.average is None else self.chosen.average
+        try:
+            self.chosen.check(average)
+        except ValueError as why:
+            raise RecipeError(f"recipe {context.recipe.name!r}: method 'raana': {why}") from None
+        widths, sizes = sorted(set(self.chosen.widths)), [state.float_weight().numel() for state in states]
+        importance = self._importance(context, tower, states)
+        by_variance = self.chosen.damage == "variance"
+        cost = {b: rabitq.relative_error(b, self.chosen.scale) if by_variance else 0.5**b for b in widths}
+        choices = [
+            [Choice(b * size, importance[state.site.name] * cost[b]) for b in widths]
+            for state, size in zip(states, sizes, strict=True)
+        ]
+        chosen = allocate(choices, int(average * sum(sizes)))
+        return [widths[index] for index in chosen]
+
+    def _importance(self, context: Context, tower: str, states: list[SiteState]) -> dict[str, float]:
+        """By name, what a relative error of 1 in the weight of a site costs; summed over samples."""
+        samples = context.need_samples().first(self.chosen.samples)
+        squares = {state.site.name: state.folded()[0].square().sum(1) for state in states}  # of rows
+        by_site = {state.site.name: state for state in states}
+        sums: dict[str, Tensor] = {}
+
+        def see(site: Site, x: Tensor, gradient: Tensor) -> None:
+            x, rows = by_site[site.name].input(x), squares[site.name]
+            if self.chosen.damage == "variance":
+                by_weight = gradient.flatten(0, -2).T @ x.flatten(0, -2)
+                found = (rows * by_weight.square().sum(1)).sum() / x.shape[-1]
+            else:
+                lengths = gradient.flatten(1).norm(dim=1) * x.flatten(1).norm(dim=1)
+                found = lengths.sum() * rows.sum().sqrt() / x.shape[-1] ** 0.5
+                if self.chosen.damage == "authors":
+                    found = found / (gradient[0].numel() * x[0].numel() / x.shape[-1]) ** 0.5
+            sums[site.name] = sums.get(site.name, torch.zeros((), device=found.device)) + found
+
+        calibration.gradients(
+            context.encoders, samples, tower, [s.site for s in states], see, context.seed, context.progress
+        )
+        if unseen := [name for name in squares if name not in sums]:
+            hint = "the model has no tokenizer, set model.tokenizer" if samples.tokens is None else "leave it float"
+            raise DataError(f"{unseen[0]} saw nothing during calibration, so raana cannot tell its worth; {hint}")
+        return {name: float(found) for name, found in sums.items()}
+
+    def _encode(self, context: Context, states: list[SiteState], widths: list[int]) -> dict:
+        """Decides the codes. Returns what is told of a tower: its average of code bits, that of all bits stored, and
+        the squared error of its weights, relative to their squares, beside what RaBitQ promises whatever they are."""
+        stage, weights, stored = f"RaBitQ codes of the {states[0].site.tower} tower", 0, 0
+        error, expected, square = 0.0, 0.0, 0.0
+        for done, (state, bits) in enumerate(zip(states, widths, strict=True)):
+            context.report(stage, done, len(states))
+            weight, _ = state.folded()
+            try:
+                state.weight, grid = rabitq.quantize(weight, bits, self.chosen.scale)
+            except ValueError as why:
+                raise NonFiniteError(f"{state.site.name}: {why}") from why
+            state.plan = dataclasses.replace(
+                state.plan, weight_bits=bits, weight_grid=grid.kind, group=None, weight_observer="min-max"
+            )
+            size = float(weight.square().sum())
+            weights, square = weights + weight.numel(), square + size
+            stored += stored_bits(state.weight, grid, state.transforms)
+            error += float((state.weight.dequantize() - weight).square().sum())
+            expected += size * rabitq.relative_error(bits, self.chosen.scale)
+        context.report(stage, len(states), len(states))
+        return {
+            "code_bits": sum(b * s.float_weight().numel() for b, s in zip(widths, states, strict=True)) / weights,
+            "stored_bits": stored / weights,
+            "weight_error": error / square if square else 0.0,
+            "expected_weight_error": expected / square if square else 0.0,
+            "widths": {state.site.name: bits for state, bits in zip(states, widths, strict=True)},
+        }

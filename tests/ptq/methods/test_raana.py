@@ -1,0 +1,245 @@
+"""RaanA: what it promises of widths and errors, and that kernels, artifacts and explicit form hold its codes."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import qclip
+from qclip import calibration, models
+from qclip.errors import DataError, RecipeError
+from qclip.layers import Int4Linear, Int8Linear, QuantizedSite, RandomHadamard, SimulatedLinear
+from qclip.models import encoders, explicit_form
+from qclip.ptq import rabitq
+from qclip.recipes import Recipe, Treatment, step
+from qclip.rewrite import dequantize_, quantization
+from tests.small import IMAGES, small_clip
+
+
+def layers(model: nn.Module) -> dict[str, QuantizedSite]:
+    found = {s.name: getattr(s.module, "site", s.module) for t in models.towers(model).values() for s in t}
+    return {name: module for name, module in found.items() if isinstance(module, QuantizedSite)}
+
+
+def sites(model: nn.Module) -> dict[str, QuantizedSite]:
+    """Those that RaanA codes."""
+    return {name: layer for name, layer in layers(model).items() if not name.endswith(("patch", "embedding"))}
+
+
+def embed(model: nn.Module) -> Tensor:
+    with torch.no_grad():
+        return encoders(model).encode_image(IMAGES)
+
+
+def recipe(weight_bits: int = 3, activation_bits: int = 8, **options: object) -> Recipe:
+    return Recipe("mine", Treatment(weight_bits, activation_bits), steps=(step("raana", **options),))
+
+
+@pytest.fixture(scope="module")
+def coded() -> nn.Module:
+    return qclip.quantize(small_clip(), "w3.3a8-raana", IMAGES)
+
+
+def test_widths_average_what_the_name_says(coded: nn.Module) -> None:
+    told = quantization(coded).provenance["raana"]
+    for tower in ("vision", "text"):
+        of = {name: layer for name, layer in sites(coded).items() if name.startswith(tower)}
+        sizes = {name: layer.shape[0] * layer.shape[1] for name, layer in of.items()}
+        average = sum(of[name].grid.bits * size for name, size in sizes.items()) / sum(sizes.values())
+        assert 3.2 < average <= 3.3 and average == pytest.approx(told[tower]["code_bits"])
+        assert told[tower]["widths"] == {name: layer.grid.bits for name, layer in of.items()}
+        stored = sum(layer.stored_bits for layer in of.values()) / sum(sizes.values())
+        assert stored == pytest.approx(told[tower]["stored_bits"]) and stored > average
+        assert told[tower]["weight_error"] == pytest.approx(told[tower]["expected_weight_error"], rel=0.15)
+        assert len(set(told[tower]["widths"].values())) > 1
+    coverage = qclip.coverage(coded)
+    total = sum(layer.stored_bits for layer in sites(coded).values())
+    assert coverage.bits_per_weight == pytest.approx(
+        total / sum(a * b for a, b in (x.shape for x in sites(coded).values()))
+    )
+
+
+def test_one_rotation_for_every_input(coded: nn.Module) -> None:
+    found = sites(coded)
+    q, k, v, out = (found[f"vision.blocks.0.attn.{name}"] for name in ("q", "k", "v", "out"))
+    assert q.transforms[0] is k.transforms[0] is v.transforms[0]
+    assert q.same_input(k) and q.same_input(v) and not q.transforms[0].same(out.transforms[0])
+    assert not q.transforms[0].same(found["vision.blocks.1.attn.q"].transforms[0])
+    other = qclip.quantize(small_clip(), "w3.3a8-raana", IMAGES, seed=1)
+    assert not sites(other)["vision.blocks.0.attn.q"].transforms[0].same(q.transforms[0])
+
+
+def test_errors_of_layers_are_those_of_their_widths_whatever_the_weight_is() -> None:
+    """One weight has outliers, one is constant: rotated, both err as the table says."""
+    model = small_clip()
+    with torch.no_grad():
+        mlp = model.visual.transformer.resblocks[0].mlp
+        mlp.c_fc.weight[:, ::9] *= 30
+        mlp.c_proj.weight.fill_(0.3)
+    with explicit_form(model) as towers:
+        before = {s.name: t.weight(s).clone() for t in towers.values() for s in t}
+    coded = qclip.quantize(model, recipe(widths=[3]), IMAGES)
+    for name, layer in sites(coded).items():
+        error = (layer.dequantized_weight() - before[name]).square().sum() / before[name].square().sum()
+        assert 0.5 < float(error) / rabitq.relative_error(3) < 1.3, name
+
+
+def test_allocated_widths_are_nearer_than_equal_ones() -> None:
+    """Of a model whose second block hardly matters."""
+    model = small_clip()
+    with torch.no_grad():
+        block = model.visual.transformer.resblocks[1]
+        for weight in (block.attn.out_proj.weight, block.mlp.c_proj.weight):
+            weight *= 1e-3
+    want = embed(model)
+
+    def error(**options: object) -> float:
+        found = embed(qclip.quantize(model, recipe(**options), IMAGES))
+        return float((1 - torch.cosine_similarity(found, want)).mean())
+
+    equal = error(widths=[3])
+    for damage in ("variance", "bound", "authors"):
+        assert error(damage=damage) < equal, damage
+    widths = quantization(qclip.quantize(model, recipe(), IMAGES)).provenance["raana"]["vision"]["widths"]
+    assert all(
+        widths[f"vision.blocks.0.{s}"] > widths[f"vision.blocks.1.{s}"] for s in ("attn.v", "mlp.fc1", "mlp.fc2")
+    )
+
+
+def test_gradients_are_not_those_of_the_float_output_with_itself() -> None:
+    """They are the Jacobian's: for a linear tower's last site, J^T r is known."""
+    model, seen = small_clip(), {}
+    with explicit_form(model) as towers:
+        tower, data = towers["vision"], calibration.Samples(IMAGES, None, {})
+        (last,) = (site for site in tower if site.kind == "projection")
+        block = [site for site in tower if site.name == "vision.blocks.0.mlp.fc1"]
+        calibration.gradients(
+            encoders(model), data, "vision", [last, *block], lambda s, x, g: seen.update({s.name: (x, g)})
+        )
+        again = {}
+        calibration.gradients(encoders(model), data, "vision", block, lambda s, x, g: again.update({s.name: (x, g)}))
+        assert all(parameter.grad is None for parameter in model.parameters())
+    x, gradient = seen["vision.projection"]
+    embedding = embed(model)
+    # J of e / |e| is (1 - u uT) / |e|: orthogonal to the embedding, of expected squared length (E - 1) / |e|^2.
+    assert ((gradient * embedding).sum(-1).abs() < 1e-4 * gradient.norm(dim=-1) * embedding.norm(dim=-1)).all()
+    scaled = (gradient.norm(dim=-1) * embedding.norm(dim=-1)).square().mean()
+    assert 30 < float(scaled) < 66  # chi squared of 47, mean of 6
+    assert x.shape == (6, 64) and torch.equal(again[block[0].name][1], seen[block[0].name][1])
+
+
+@pytest.mark.parametrize("name", ["w3a8-raana", "w2.3a8-static-raana", "w4a8-raana", "w3a8-smoothquant+raana"])
+def test_kernels_give_the_simulated_numbers(name: str) -> None:
+    coded = qclip.quantize(small_clip(), name, IMAGES)
+    assert qclip.coverage(coded).share("simulated") == 0
+    kinds = set()
+    for layer in sites(coded).values():
+        x = torch.randn(7, layer.shape[1])
+        simulated = SimulatedLinear(
+            layer.quantized.canonical(), layer.bias, layer.transforms, layer.input_scale, activation_bits=8
+        )
+        want = simulated(x)
+        assert (layer(x) - want).norm() < 1e-4 * want.norm()
+        kinds.add(type(layer))
+    assert kinds <= {Int8Linear, Int4Linear}
+
+
+def test_float_inputs_run_on_kernels_at_four_bits_and_are_simulated_else() -> None:
+    coded = qclip.quantize(small_clip(), recipe(4, 16), IMAGES)
+    states = {row.site: (row.state, row.weight_bits, row.activation_bits) for row in qclip.coverage(coded).rows}
+    for name, layer in sites(coded).items():
+        bits = layer.grid.bits
+        assert states[name] == ("real" if bits == 4 else "simulated", bits, None)
+        x = torch.randn(7, layer.shape[1])
+        plain = layer.dequantized()
+        assert (layer(x) - plain(x)).norm() < 1e-4 * plain(x).norm()
+
+
+def test_artifacts_hold_it_bit_for_bit_and_it_comes_out_again(coded: nn.Module, tmp_path) -> None:
+    again = qclip.load(qclip.save(coded, tmp_path / "a"))
+    assert torch.equal(embed(again), embed(coded))
+    assert all(isinstance(layer.transforms[0], RandomHadamard) for layer in sites(again).values())
+    assert quantization(again).provenance["raana"] == quantization(coded).provenance["raana"]
+    assert quantization(again).recipe.bits == "3.3/8" and quantization(again).recipe == Recipe.from_dict(
+        json.loads(json.dumps(quantization(coded).recipe.to_dict()))
+    )
+    near = embed(again)
+    out = dequantize_(again)
+    assert (1 - torch.cosine_similarity(embed(out), near)).max() < 2e-3  # inputs are float now
+    with explicit_form(coded) as towers:
+        assert {site.name for tower in towers.values() for site in tower} >= set(sites(coded))
+
+
+def test_exceptions_patches_and_lookups_keep_their_own() -> None:
+    mine = dataclasses.replace(recipe(), exceptions=(("*.fc1", "w8a8"), ("text.*", "float")))
+    coded = qclip.quantize(small_clip(), mine, IMAGES)
+    found = layers(coded)
+    assert {found[name].grid.kind for name in found if name.endswith("fc1")} == {"sym"}
+    assert not found["vision.blocks.0.mlp.fc1"].transforms and not found["vision.patch"].transforms
+    assert not any(name.startswith("text") for name in found)
+    widths = quantization(coded).provenance["raana"]
+    assert list(widths) == ["vision"] and not any(name.endswith("fc1") for name in widths["vision"]["widths"])
+
+
+def test_dead_columns_rows_and_layers() -> None:
+    """A row of zeros stays next to none, a site that nothing hangs on costs no bits, a constant input is no trouble."""
+    model = small_clip()
+    with torch.no_grad():
+        block = model.visual.transformer.resblocks[0]
+        block.mlp.c_fc.weight[3], block.mlp.c_fc.weight[:, 5] = 0, 0
+        block.mlp.c_proj.weight.zero_()  # nothing hangs on fc1
+        block.ln_2.weight.zero_()
+    coded = qclip.quantize(model, recipe(), IMAGES)
+    fc1, fc2 = (sites(coded)[f"vision.blocks.0.mlp.{name}"] for name in ("fc1", "fc2"))
+    assert fc1.grid.bits == 1 and fc1.dequantized_weight()[3].abs().max() < 1e-3
+    assert fc2.dequantized_weight().abs().max() < 1e-3
+    assert embed(coded).isfinite().all()
+    assert (1 - torch.cosine_similarity(embed(coded), embed(model))).max() < 0.05
+
+
+@pytest.mark.parametrize(
+    ("make", "word"),
+    [
+        (lambda: step("raana", average=0.5), "an average of 0.5 bits cannot be met by widths from 1 to 7"),
+        (lambda: step("raana", widths=[2, 3], average=4), "an average of 4 bits cannot be met by widths from 2 to 3"),
+        (lambda: step("raana", widths=[0, 3]), "widths lie between 1 and 7 bits"),
+        (lambda: step("raana", widths=[]), "widths lie between 1 and 7 bits"),
+        (lambda: step("raana", scale="mse"), "'unbiased' or 'least-squares'"),
+        (lambda: step("raana", samples=0), "samples must be 1 or more"),
+        (lambda: qclip.recipes.get("w3.3a8"), "an average over sites.*raana"),
+        (lambda: qclip.recipes.get("w3.3a8-smoothquant"), "an average over sites.*raana"),
+        (lambda: qclip.recipes.get("w3.a8-raana"), "unknown recipe"),
+        (lambda: qclip.quantize(small_clip(), "w8a8-raana", IMAGES), "'w8a8-raana'.*8 bits.*widths from 1 to 7"),
+        (lambda: qclip.quantize(small_clip(), "w3a8-raana"), "needs data"),
+        *[
+            (
+                lambda given=given: qclip.quantize(
+                    small_clip(), Recipe("x", Treatment(3, 8, **given), steps=(step("raana"),)), IMAGES
+                ),
+                "raana decides grid and scales",
+            )
+            for given in ({"weight_grid": "sym"}, {"weight_scale": "tensor"})
+        ],
+        (
+            lambda: qclip.quantize(
+                small_clip(), dataclasses.replace(recipe(), exceptions=(("*", Treatment(8, 8)),)), IMAGES
+            ),
+            "raana has no site",
+        ),
+    ],
+)
+def test_refusals(make, word: str) -> None:
+    with pytest.raises(RecipeError, match=word):
+        make()
+
+
+def test_a_tower_that_no_sample_reaches_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = small_clip()
+    monkeypatch.setattr(models.Encoders, "_tokenizer", lambda _: None)
+    model.__dict__.pop("tokenizer", None)
+    with pytest.raises(DataError, match="text.* saw nothing during calibration.*tokenizer"):
+        qclip.quantize(model, recipe(), IMAGES)
