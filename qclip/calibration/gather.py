@@ -6,14 +6,13 @@ import dataclasses
 import hashlib
 import warnings
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..data import batches, load
+from ..data import as_set, batches, is_set
 from ..errors import DataError
 from ..models import Encoders
 from . import captions as built_in
@@ -61,8 +60,9 @@ class _Images:
 def samples(
     calibration: object, encoders: Encoders, images: int = IMAGES, seed: int = 0, strict: bool = False
 ) -> Samples:
-    """From what a user may give: a data name, an `ImageSet`, a loader of image tensors (or tuples that begin with
-    one), or a tensor of preprocessed images `[n, 3, H, W]`. Captions are the set's own, else a built-in list.
+    """From what a user may give: a data name, an `ImageSet`, a `datasets.Dataset`, a loader of image tensors (or tuples
+    that begin with one), or a tensor of preprocessed images `[n, 3, H, W]`. Captions are the set's own, else a built-in
+    list.
 
     An unreadable image is left out with a warning; with `strict` it raises. Raises DataError when nothing is there, a
     value is not finite, or the model does not take images of this shape.
@@ -85,8 +85,8 @@ def samples(
 
 def _images(calibration: object, encoders: Encoders, count: int, seed: int, strict: bool) -> _Images:
     source = type(calibration).__name__
-    if isinstance(calibration, str | Path):
-        calibration = load(str(calibration))
+    if is_set(calibration):
+        calibration = as_set(calibration)
     if isinstance(calibration, Tensor):
         return _Images(calibration[:count], source)
     if hasattr(calibration, "image") and hasattr(calibration, "sample"):

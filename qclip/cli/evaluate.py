@@ -75,6 +75,10 @@ def command(
             "digital, validation; repeatable. Default: gaussian_noise.",
         ),
     ] = None,
+    jpeg85: Annotated[
+        bool,
+        typer.Option("--jpeg85", help="Corrupted images go through JPEG of quality 85, as those of ImageNet-C did."),
+    ] = False,
     measure: Annotated[
         list[str] | None,
         typer.Option("--measure", metavar="NAME", help="Measurement; repeatable. Default: all."),
@@ -141,6 +145,7 @@ def command(
         "negatives": negatives,
         "scores": score,
         "corruptions": corruption,
+        "jpeg85": jpeg85,
         "measurements": measure,
         "templates": prompts,
         "full": full,

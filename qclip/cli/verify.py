@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -55,6 +56,12 @@ def command(
     bisect: Annotated[
         bool, typer.Option("--bisect", help="Find which sites make a requirement fail: several more passes.")
     ] = False,
+    sensitivity: Annotated[
+        Path | None,
+        typer.Option(
+            "--sensitivity", metavar="FILE", help="Table of `qclip sensitivity`: --bisect tries its worst sites first."
+        ),
+    ] = None,
     output: common.ReportFolder = None,
     cache: common.Cache = True,
     batch: common.Batch = 32,
@@ -70,8 +77,9 @@ def command(
     import qclip
     from qclip.artifact import is_artifact
     from qclip.data import load, read_lines
-    from qclip.errors import ModelError
-    from qclip.verification import blame, measurements, requirements, verify
+    from qclip.errors import InputError, ModelError
+    from qclip.rewrite import quantization
+    from qclip.verification import blame, measurements, requirements, verify, worst_first
 
     wanted = requirements(",".join(require))
     if output is not None:
@@ -81,6 +89,13 @@ def command(
         raise ModelError(f"{artifact!r} is no artifact; make one with `qclip quantize`")
     common.say(f"loading {artifact} and {against}")
     pair = qclip.load_model(artifact, device), qclip.load_model(against, device, arch)
+    order = None
+    if sensitivity is not None:
+        if not bisect:
+            raise InputError("--sensitivity says where --bisect begins; give both, or neither")
+        done = quantization(pair[0])
+        assert done is not None  # it is an artifact
+        order = worst_first(sensitivity, done.plans, done.provenance.get("source_sha256"))
     with common.progress() as progress:
         sets = [load(name, classes_file=classes, progress=progress) for name in data]
         settings: dict[str, Any] = {
@@ -104,7 +119,7 @@ def command(
                 common.say(f"looking for the sites that make {each.text} fail")
                 asked = settings | {"measurements": measurements(each)}
                 held = partial(_passes, against=pair[1], require=[each], data=sets, progress=progress, **asked)
-                blamed[each.text] = blame(*pair, held)
+                blamed[each.text] = blame(*pair, held, order)
     results = found.results
     results.meta["command"] = common.command_line()
     if output is not None:

@@ -30,12 +30,14 @@ def batches(
     severity: int = 0,
     seed: int = 0,
     crops: Crops | None = None,
+    jpeg85: bool = False,
 ) -> Iterator[tuple[NDArray[np.int64], Tensor]]:
     """Yields (positions in `data` int64 `[b]`, images `[b, 3, H, W]`), b <= size.
 
     An unreadable image is left out and noted in `data.unreadable` as (position, reason); with `strict` it raises
     UnreadableImage. `corruption` at `severity` acts on the crop, between resizing and normalisation, in 8 bits; it
-    depends on the image's row in its source and on `seed`, not on batch or order. `crops`: keeps what is corrupted, for
+    depends on the image's row in its source and on `seed`, not on batch or order; `jpeg85` stores it as JPEG of quality
+    85 before it is normalised again. `crops`: keeps what is corrupted, for
     the next call with the same data and an equal `preprocess`. Raises DataError for empty data, or
     when no image at all can be read.
     """
@@ -45,7 +47,9 @@ def batches(
         raise DataError(f"a batch of {size} images is impossible; take at least one.")
     if corruption is not None:
         corruptions.check(corruption, severity)
-    corrupt = _Corrupter(preprocess, corruption, severity, seed) if corruption is not None and severity else None
+    corrupt = (
+        _Corrupter(preprocess, corruption, severity, seed, jpeg85) if corruption is not None and severity else None
+    )
     return _prefetched(data, preprocess, size, strict, corrupt, crops)
 
 
@@ -124,8 +128,8 @@ class _Corrupter:
     affine in the pixel values for each channel (all of open_clip's, timm's and Hugging Face's are).
     """
 
-    def __init__(self, preprocess: Preprocess, name: str, severity: int, seed: int) -> None:
-        self.name, self.severity, self.seed = name, severity, seed
+    def __init__(self, preprocess: Preprocess, name: str, severity: int, seed: int, jpeg85: bool) -> None:
+        self.name, self.severity, self.seed, self.jpeg85 = name, severity, seed, jpeg85
         black, grey, white = (
             preprocess(Image.new("RGB", (64, 64), (v, v, v))).double().amax((1, 2), keepdim=True) for v in (0, 51, 255)
         )
@@ -142,5 +146,6 @@ class _Corrupter:
         return ((tensor.double() - self.black) / self.span * 255).round().clamp(0, 255).to(torch.uint8)
 
     def __call__(self, crop: Tensor, image_id: int) -> Tensor:
-        worse = corruptions.apply(crop.permute(1, 2, 0).numpy(), self.name, self.severity, self.seed, image_id)
+        pixels = crop.permute(1, 2, 0).numpy()
+        worse = corruptions.apply(pixels, self.name, self.severity, self.seed, image_id, self.jpeg85)
         return (self.black + torch.from_numpy(worse).permute(2, 0, 1).double() / 255 * self.span).to(self.dtype)

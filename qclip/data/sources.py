@@ -1,5 +1,5 @@
 """Data names: KIND:PATH[?samples=N&seed=S&split=NAME&where=COLUMN&among=own], for Parquet also image=, label=,
-captions=COLUMN and counts=FILE, for lists root=FOLDER."""
+captions=COLUMN and counts=FILE, for lists root=FOLDER, for torchvision set=NAME."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from urllib.parse import unquote, unquote_to_bytes
 
 from qclip.data import classes as class_names
 from qclip.data import scenes
+from qclip.data.arrow import from_dataset, is_dataset, load_saved
 from qclip.data.counteranimal import load_counteranimal
 from qclip.data.counts import add_counts
 from qclip.data.files import shown
@@ -20,11 +21,12 @@ from qclip.data.listed import load_celeba, load_list, load_waterbirds
 from qclip.data.parquet import load_parquet
 from qclip.data.parquet_columns import Columns
 from qclip.data.tars import load_tars
+from qclip.data.torchvision_sets import load_torchvision
 from qclip.errors import DataError, nearest
 
-KINDS = ("scenes", "parquet", "folder", "tar", "waterbirds", "celeba", "counteranimal", "list")
+KINDS = ("scenes", "parquet", "hf", "folder", "tar", "torchvision", "waterbirds", "celeba", "counteranimal", "list")
 _COLUMNS = ("image", "label", "captions")
-_OPTIONS = ("samples", "seed", "split", "where", "side", "counts", "among", "root", *_COLUMNS)
+_OPTIONS = ("samples", "seed", "split", "where", "side", "counts", "among", "root", "set", *_COLUMNS)
 AMONG = ("all", "own")
 _DIGITS = 18  # of a number that somebody means
 
@@ -40,10 +42,11 @@ class Spec:
     split: str | None = None
     where: str | None = None
     side: int | None = None  # scenes only
-    columns: Columns = Columns()  # Parquet only
+    columns: Columns = Columns()  # Parquet and saved data sets only
     counts: str | None = None  # Parquet only
     among: str = "all"
     root: str | None = None  # lists only
+    set: str | None = None  # torchvision only
 
 
 def parse(spec: str) -> Spec:
@@ -73,18 +76,34 @@ def parse(spec: str) -> Spec:
     if side is not None and kind != "scenes":
         raise DataError(f"{spec!r}: only scenes are drawn to a side; images of a {kind} are resized by the model.")
     named = {key: options[key] for key in _COLUMNS if key in options}
-    if named and kind != "parquet":
-        raise DataError(f"{spec!r}: only a Parquet file has columns to name; leave {next(iter(named))}= out.")
+    if named and kind not in ("parquet", "hf"):
+        raise DataError(
+            f"{spec!r}: only a Parquet file and a saved data set have columns to name; leave {next(iter(named))}= out."
+        )
     if "counts" in options and kind != "parquet":
         raise DataError(f"{spec!r}: only a Parquet set has rows to count people for; leave counts= out.")
     if "root" in options and kind != "list":
         raise DataError(f"{spec!r}: only a list names images below another folder; leave root= out.")
+    if "set" in options and kind != "torchvision":
+        raise DataError(f"{spec!r}: only torchvision names sets; leave set= out.")
     if "split" in options and kind in ("counteranimal", "list"):
         raise DataError(f"{spec!r}: a {kind} has no splits; leave split= out.")
     if (among := options.get("among", "all")) not in AMONG:
         raise DataError(f"{spec!r}: among={among}; {nearest(among, AMONG)}")
-    split, where, counts, root = (options.get(key) for key in ("split", "where", "counts", "root"))
-    return Spec(kind, path, samples, seed or 0, split, where, side, Columns(**named), counts, among, root)
+    split, where, counts, root, of = (options.get(key) for key in ("split", "where", "counts", "root", "set"))
+    return Spec(kind, path, samples, seed or 0, split, where, side, Columns(**named), counts, among, root, of)
+
+
+def is_set(data: object) -> bool:
+    """Whether this is one set and not a list of them."""
+    return isinstance(data, (str, os.PathLike, ImageSet)) or is_dataset(data)
+
+
+def as_set(data: object, progress: Callable[[str, int, int], None] | None = None) -> ImageSet:
+    """What a caller may pass as a set: a data name, an `ImageSet`, or a `datasets.Dataset`. Raises DataError."""
+    if isinstance(data, ImageSet):
+        return data
+    return load(os.fspath(data), progress=progress) if isinstance(data, (str, os.PathLike)) else from_dataset(data)
 
 
 def load(
@@ -128,6 +147,10 @@ def load(
         path = _existing(found.path, spec, want_folder=True)
         if found.kind == "waterbirds":
             data = load_waterbirds(path, spec, found.split)
+        elif found.kind == "hf":
+            data = load_saved(path, spec, found.split, found.columns)
+        elif found.kind == "torchvision":
+            data = load_torchvision(path, spec, found.set, found.split)
         elif found.kind == "celeba":
             data = load_celeba(path, spec, found.split)
         elif found.kind == "counteranimal":

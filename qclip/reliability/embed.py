@@ -80,10 +80,12 @@ class Embedder:
         seed: int = 0,
         device: str | torch.device | None = None,
         progress: Progress | None = None,
+        jpeg85: bool = False,
     ) -> None:
         if batch < 1:
             raise InputError(f"batch={batch} images cannot be embedded at once; use 1 or more")
         self.store, self.batch, self.strict, self.seed, self.progress = store, batch, strict, seed, progress
+        self.jpeg85 = jpeg85
         self.views: dict[str, View] = {}
         for label, model in models.items():
             if device is not None:
@@ -170,7 +172,7 @@ class Embedder:
             "severity": stage.severity,
             "seed": self.seed if stage.corruption else 0,
             "batch": self.batch,
-        }
+        } | ({"jpeg85": True} if self.jpeg85 and stage.corruption else {})
         keys = {label: self._key("images", view, pixels=view.pixels, **about) for label, view in self.views.items()}
         local = {
             label: self._key(
@@ -230,6 +232,7 @@ class Embedder:
             severity=stage.severity,
             seed=self.seed,
             crops=self._crops.setdefault(views[0].pixels, qdata.Crops()),
+            jpeg85=self.jpeg85,
         )
         with contextlib.ExitStack() as stack:
             for view in views:

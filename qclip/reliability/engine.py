@@ -49,6 +49,7 @@ def evaluate(
     negatives: str | os.PathLike[str] | Sequence[str] | None = None,
     scores: Sequence[str] | None = None,
     corruptions: Sequence[str] | None = None,
+    jpeg85: bool = False,
     measurements: Sequence[str] | None = None,
     batch: int = 64,
     strict: bool = False,
@@ -62,7 +63,8 @@ def evaluate(
 
     models: label -> model with an adapter (open_clip, timm, Hugging Face; float or quantized), or one model. The first
         is the reference of every paired difference.
-    data: ID sets, one or a list of names (`KIND:PATH...`) or `ImageSet`s, labelled, with class names.
+    data: ID sets, one or a list of names (`KIND:PATH...`), `ImageSet`s or `datasets.Dataset`s, labelled, with class
+        names.
     images: sets whose labels are not read: the models' embeddings of them are compared, nothing else. Without `data`
         only these are evaluated.
     texts: what a set without captions is searched by; default: the prompts of its classes, if it has any.
@@ -83,6 +85,7 @@ def evaluate(
     full: corruptions on every image instead of a fixed seeded sample of 1,000.
     scores, corruptions, measurements: names (`SCORES`, `CORRUPTIONS` or groups of them, `MEASUREMENTS`). Default: every
         score that has what it needs, Gaussian noise, every measurement.
+    jpeg85: what is corrupted goes through JPEG of quality 85, as the published ImageNet-C did.
     strict: an unreadable image stops the run; else it is left out, counted and named in `notes`.
     cache: where embeddings are kept: None = the user's cache folder, a path, or False.
     device: the models are moved there; default: where they are.
@@ -106,7 +109,9 @@ def evaluate(
     sets = tuple(evaluated_sets(results, data, images, ood, shift, dev, proxy, train, captions, templates, progress))
     nearest = _counts(neighbours)
     store = Store.of(cache, "embeddings")
-    embedder = Embedder(models, store, batch, strict, seed, device, progress)
+    embedder = Embedder(models, store, batch, strict, seed, device, progress, jpeg85)
+    if jpeg85 and named:
+        results.note("corrupted images went through JPEG of quality 85, as those of ImageNet-C did")
     words = negative_words(negatives, sets)
     given = what_is_given(sets) | ({"negatives"} if words else set())
     request = Request(

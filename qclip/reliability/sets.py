@@ -103,7 +103,7 @@ def _among_its_own(of: EvalSet) -> EvalSet:
 
 
 def _listed(data: Any) -> list[Any]:
-    return [data] if isinstance(data, (str, os.PathLike, qdata.ImageSet)) else list(data or ())
+    return [data] if qdata.is_set(data) else list(data or ())
 
 
 def _kinds(ood: Any) -> list[tuple[str, Any]]:
@@ -118,15 +118,15 @@ def _kinds(ood: Any) -> list[tuple[str, Any]]:
         kind = ""
         if isinstance(data, str) and data.startswith(("near=", "far=")):
             kind, data = data.split("=", 1)
+        if not isinstance(data, (str, os.PathLike)):
+            data = qdata.as_set(data)
         name = data.name if isinstance(data, qdata.ImageSet) else os.path.basename(str(data).split("?")[0])
         out.append((kind or next((k for k in ("near", "far") if k in name.lower()), ""), data))
     return out
 
 
 def _load(data: Any, progress: Progress | None) -> qdata.ImageSet:
-    if isinstance(data, qdata.ImageSet):
-        return dataclasses.replace(data)
-    return qdata.load(os.fspath(data), progress=progress)
+    return dataclasses.replace(qdata.as_set(data, progress))  # its name may be changed
 
 
 def _name_apart(sets: list[qdata.ImageSet]) -> None:

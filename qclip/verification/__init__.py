@@ -2,6 +2,18 @@
 
 from .bisect import blame
 from .gate import Outcome, Verdict, judge, measure, measurements, verify
+from .ranking import worst_first
 from .requirement import Requirement, requirements
 
-__all__ = ["Outcome", "Requirement", "Verdict", "blame", "judge", "measure", "measurements", "requirements", "verify"]
+__all__ = [
+    "Outcome",
+    "Requirement",
+    "Verdict",
+    "blame",
+    "judge",
+    "measure",
+    "measurements",
+    "requirements",
+    "verify",
+    "worst_first",
+]

@@ -1,7 +1,8 @@
 """Which sites make a requirement fail: those that have to be float again for it to hold (Zeller & Hildebrandt 2002).
 
 A *hybrid* is the float model with only some of the quantized model's layers in it. Halves of the suspects are made
-float, and halves of those, block by block first, then site by site.
+float, and halves of those, block by block first, then site by site. Where it is known which sites do most damage alone
+(`ranking.py`), only as many of the worst are suspects as it takes.
 """
 
 from __future__ import annotations
@@ -33,9 +34,12 @@ def hybrid(quantized: nn.Module, against: nn.Module, restored: Iterable[str]) ->
     return mixed.eval()
 
 
-def blame(quantized: nn.Module, against: nn.Module, holds: Holds) -> list[str]:
+def blame(
+    quantized: nn.Module, against: nn.Module, holds: Holds, worst_first: Sequence[str] | None = None
+) -> list[str]:
     """Names of the sites that have to be float for `holds(model)` to be true: no block, and in it no site, can be left
-    out of them. [] where it holds as it is.
+    out of them. [] where it holds as it is. worst_first: every site, those that do most damage alone first: then the
+    first 1, 2, 4, ... of them are suspected until it holds.
 
     Raises InputError where it does not hold for the float model either, and where the models differ in more than
     their sites (a trained model): then no site is to blame.
@@ -67,8 +71,13 @@ def blame(quantized: nn.Module, against: nn.Module, holds: Holds) -> list[str]:
         return []
     if not restoring(frozenset(sites)):
         raise InputError("the requirement does not hold with every site float either, so no site is to blame")
-    guilty = _least(tuple(blocks), (), lambda units: restoring(of(units)))
-    suspects = tuple(name for unit in guilty for name in blocks[unit])
+    if worst_first is None:
+        guilty = _least(tuple(blocks), (), lambda units: restoring(of(units)))
+        suspects = tuple(name for unit in guilty for name in blocks[unit])
+    else:
+        counts = [2**k for k in range(len(sites).bit_length()) if 2**k < len(sites)]
+        found = next((n for n in counts if restoring(frozenset(worst_first[:n]))), len(sites))
+        suspects = tuple(worst_first[:found])
     return list(_least(suspects, (), lambda names: restoring(frozenset(names))))
 
 

@@ -60,9 +60,9 @@ def verify(
 
     require: "top1>=-0.5, ece<=+1, index_recall@10>=0.98" (`requirement.py` says how it is read). Each is held to the
     bad end of the 95 % interval, on every set where it was measured.
-    data: sets, by name or as ImageSet. Those without labels or class names count for what needs none: cosines and the
-    recall of neighbours. settings: more of `evaluate`'s (ood, shift, dev, train, corruptions, texts, cache ...); OOD
-    scores are MCM and those that a requirement names.
+    data: sets, by name, as `ImageSet` or `datasets.Dataset`. Those without labels or class names count for what needs
+    none: cosines and the recall of neighbours. settings: more of `evaluate`'s (ood, shift, dev, train, corruptions,
+    texts, cache ...); OOD scores are MCM and those that a requirement names.
     Raises InputError for a requirement that nothing given here can measure, and for a model that was not made from
     `against`.
     """
@@ -81,7 +81,7 @@ def measure(
 ) -> Verdict:
     """What `verify` does, for any two models whose embeddings can be compared."""
     wanted = requirements(require) if isinstance(require, str) else list(require)
-    sets = [d if isinstance(d, qdata.ImageSet) else qdata.load(str(d), progress=progress) for d in _listed(data)]
+    sets = [qdata.as_set(d, progress) for d in ([data] if qdata.is_set(data) else data)]
     labelled = [each for each in sets if each.labels is not None and each.classes]
     plain = [each for each in sets if each.labels is None or not each.classes]
     if settings.get("neighbours") is None:
@@ -211,7 +211,3 @@ def _measurable(
         if each.metric.startswith("text") and not labelled and not settings.get("texts"):
             if any(found.captions is None for found in sets):
                 raise InputError(f"requirement {each.text!r} needs texts to search by; give --texts FILE, one per line")
-
-
-def _listed(data: Any) -> list[Any]:
-    return list(data) if isinstance(data, (list, tuple)) else [data]

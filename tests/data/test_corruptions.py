@@ -263,3 +263,12 @@ def test_groups_stand_for_their_corruptions() -> None:
     assert len(corruptions.expand(["all"])) == 19 and corruptions.expand([]) == ()
     with pytest.raises(DataError, match="unknown corruption 'nois'; did you mean 'noise'"):
         corruptions.expand(["nois"])
+
+
+def test_stored_as_jpeg_only_where_it_is_asked_for() -> None:
+    image = np.random.default_rng(0).integers(0, 256, (48, 40, 3), np.uint8)
+    plain, stored = (corruptions.apply(image, "brightness", 2, seed=0, jpeg85=each) for each in (False, True))
+    stream = io.BytesIO()
+    Image.fromarray(plain).save(stream, "JPEG", quality=85)
+    assert np.array_equal(stored, np.asarray(Image.open(stream))) and not np.array_equal(stored, plain)
+    assert np.array_equal(corruptions.apply(image, "brightness", 0, seed=0, jpeg85=True), image)  # nothing is corrupted

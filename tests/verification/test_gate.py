@@ -17,8 +17,10 @@ from qclip.cli import main
 from qclip.data import ImageSet
 from qclip.errors import InputError
 from qclip.metrics.record import OWN
+from qclip.models import towers
 from qclip.reliability.measurements import MEASUREMENTS
-from qclip.verification import Requirement, blame, judge, measure, measurements, requirements
+from qclip.rewrite import quantization
+from qclip.verification import Requirement, blame, judge, measure, measurements, requirements, worst_first
 from tests.small import small_clip
 
 BAD = "vision.blocks.1.mlp.fc2", "vision.blocks.0.attn.v"
@@ -171,3 +173,62 @@ def test_numbers_are_finite(model: nn.Module, good: nn.Module, images: ImageSet)
 def test_each_measurement_that_a_metric_needs_is_there(name: str) -> None:
     wanted = Requirement(f"{name}>=0", name, None, "", True, 0.0, False)
     assert set(measurements(wanted) or []) <= set(MEASUREMENTS.names())
+
+
+def sensitivity(path: Path, model: nn.Module, **content) -> Path:
+    from qclip.models import explicit_form
+    from qclip.rewrite import weight_hash
+
+    with explicit_form(model):
+        known = {"schema": 1, "model": weight_hash(model), "rows": [{"site": BAD[0], "one_minus_cosine": 0.1}]}
+    path.write_text(json.dumps(known | content))
+    return path
+
+
+def test_the_worst_sites_of_a_table_are_tried_first(model: nn.Module, tmp_path: Path) -> None:
+    spoilt = qclip.quantize(model, RECIPE)
+    done = quantization(spoilt)
+    source = done.provenance["source_sha256"]
+    bad, mild = BAD[0], "text.blocks.0.mlp.fc1"
+    rows = [
+        {"site": bad, "bits": 2, "activation_bits": 8, "one_minus_cosine": 0.3, "tower": "vision", "seconds": 1.5},
+        {"site": BAD[1], "bits": 2, "activation_bits": 8, "one_minus_cosine": 0.2},
+        {"site": mild, "bits": 8, "activation_bits": 8, "one_minus_cosine": 0.01},
+        {"site": mild, "bits": 2, "activation_bits": 8, "one_minus_cosine": 0.9},  # at bits that it does not have
+        {"site": "vision.blocks.9.mlp.fc1", "bits": 8, "activation_bits": 8, "one_minus_cosine": 1.0},
+    ]
+    order = worst_first(sensitivity(tmp_path / "s.json", model, rows=rows), done.plans, source)
+    assert order[:3] == [bad, BAD[1], mild] and sorted(order) == sorted(done.plans)
+    tried: list[frozenset[str]] = []
+
+    def holds(mixed: nn.Module) -> bool:
+        restored = {s.name for tower in towers(mixed).values() for s in tower if not hasattr(s.module, "facts")}
+        tried.append(frozenset(restored & set(done.plans)))
+        return set(BAD) <= restored
+
+    assert set(blame(spoilt, model, holds, order)) == set(BAD)
+    with_table = len(tried)
+    tried.clear()
+    assert set(blame(spoilt, model, holds)) == set(BAD)
+    assert with_table <= 6 < len(tried)  # none, all, 1 and 2 of the worst, and either alone
+    tried.clear()
+    assert set(blame(spoilt, model, holds, order[::-1])) == set(BAD)  # a table that misleads costs time, nothing else
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"schema": 2}, "of schema 2; this version reads 1"),
+        ({"model": "0" * 64}, "other weights than those"),
+        ({"rows": {}}, "no sensitivity table"),
+        ({"rows": [{"site": 3, "one_minus_cosine": 0.1}]}, "row 0: 'site' has the wrong type"),
+        ({"rows": [{"site": BAD[0]}]}, "row 0: 'one_minus_cosine' is missing"),
+        ({"rows": [{"site": "x", "one_minus_cosine": 0.1}]}, "none of its rows is about a site"),
+        ({"rows": ["x"]}, "row 0: an object of fields"),
+    ],
+)
+def test_a_table_of_something_else_is_refused(model: nn.Module, good, tmp_path: Path, change: dict, message: str):
+    done = quantization(good)
+    path = sensitivity(tmp_path / "s.json", model, **change)
+    with pytest.raises(InputError, match=message):
+        worst_first(path, done.plans, done.provenance["source_sha256"])

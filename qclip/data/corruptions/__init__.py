@@ -1,7 +1,8 @@
 """Corruptions of ImageNet-C and CIFAR-10-C (Hendrycks & Dietterich 2019), applied to the crop that a model sees.
 
-Two parameter tables exist, for 224 and for 32 pixels; the image's side chooses one and nothing is scaled. Unlike the
-published sets nothing is compressed again afterwards. The same (image id, name, severity, seed) gives the same pixels,
+Two parameter tables exist, for 224 and for 32 pixels; the image's side chooses one and nothing is scaled. The published
+ImageNet-C stores its images as JPEG of quality 85 afterwards; here that is done where it is asked for (`jpeg85`). The
+same (image id, name, severity, seed) gives the same pixels,
 whatever the batch or the order. A family of corruptions is a file; another package adds one by an entry point of the
 group `qclip.corruptions`, a script by `CORRUPTIONS.register`.
 
@@ -21,7 +22,10 @@ from numpy.typing import NDArray
 from qclip.errors import DataError, nearest
 from qclip.registry import Registry
 
+from .stored import jpeg
+
 SEVERITIES = (1, 2, 3, 4, 5)
+STORED = 85  # quality of the published ImageNet-C's files
 SMALL_SIDE = 64  # up to here the 32-pixel table holds
 
 
@@ -118,8 +122,11 @@ def _within(name: str, many: str) -> bool:
     return group(name) == many
 
 
-def apply(image: NDArray[np.uint8], name: str, severity: int, seed: int, image_id: int = 0) -> NDArray[np.uint8]:
-    """Corrupted copy of one uint8 image `[H, W, 3]`; severity 0 is the image itself.
+def apply(
+    image: NDArray[np.uint8], name: str, severity: int, seed: int, image_id: int = 0, jpeg85: bool = False
+) -> NDArray[np.uint8]:
+    """Corrupted copy of one uint8 image `[H, W, 3]`; severity 0 is the image itself. jpeg85: what is corrupted goes
+    through JPEG of quality 85, as the published images did.
 
     Raises DataError for an unknown name, a severity outside 0..5, another shape or dtype, an image that is too small,
     or a corruption that gives anything but finite numbers of the image's shape.
@@ -139,7 +146,8 @@ def apply(image: NDArray[np.uint8], name: str, severity: int, seed: int, image_i
             f"corruption {name!r} gives {list(worse.shape)} with {np.size(worse) - np.isfinite(worse).sum()} NaN or "
             f"infinite values for an image {list(image.shape)}; it must give finite numbers of the same shape"
         )
-    return np.rint(np.clip(worse, 0, 1) * 255).astype(np.uint8)
+    done = np.rint(np.clip(worse, 0, 1) * 255).astype(np.uint8)
+    return jpeg(done, STORED) if jpeg85 else done
 
 
 def chance(name: str, severity: int, seed: int, image_id: int) -> np.random.Generator:

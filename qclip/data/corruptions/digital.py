@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -11,6 +9,7 @@ from PIL import Image as Pillow
 
 from . import filters
 from .published import Image, Published
+from .stored import jpeg
 
 
 class ElasticTransform(Published):
@@ -69,10 +68,7 @@ class JpegCompression(Published):
     small = (80, 65, 58, 50, 40)
 
     def worsen(self, image: NDArray[np.float64], strength: int, rng: np.random.Generator) -> Image:
-        stream = io.BytesIO()
-        eight_bits(image).save(stream, "JPEG", quality=strength)
-        with Pillow.open(stream) as decoded:
-            return np.asarray(decoded, np.float32) / 255
+        return jpeg(np.rint(image * 255).astype(np.uint8), strength).astype(np.float32) / 255
 
 
 def eight_bits(image: NDArray[np.float64]) -> Pillow.Image:
