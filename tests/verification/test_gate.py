@@ -160,6 +160,10 @@ def test_the_command_exits_with_0_or_1(tmp_path: Path, capsys: pytest.CaptureFix
     assert found["passed"] is False and found["requirements"][0]["bound"] == pytest.approx(0.99999999)
     assert (tmp_path / "out" / "report.html").exists()
     assert main([*line, "top1>=nan"]) == 2
+    (tmp_path / "s.json").write_text('{"schema": 1, "model": "0", "rows": []}')
+    asked = [*line, "cosine_mean>=0.99999999", "--sensitivity", str(tmp_path / "s.json")]
+    assert main(asked) == 2 and "give both, or neither" in capsys.readouterr().err
+    assert main([*asked, "--bisect"]) == 2 and "other weights than those" in capsys.readouterr().err
     assert main(["verify", "scenes-clean", *line[2:], "top1>=-1"]) == 2
     assert "is no artifact" in capsys.readouterr().err
 
