@@ -139,7 +139,7 @@ def test_on_a_gpu_calls_are_captured_once_and_replayed(monkeypatch: pytest.Monke
 
 def test_without_a_gpu_it_says_so_in_one_line_and_ends_with_2(tmp_path: Path) -> None:
     if torch.cuda.is_available():
-        pytest.skip("there is a GPU")
+        pytest.skip("needs a machine without a GPU")
     run = subprocess.run([*SUITE, "--out", str(tmp_path)], capture_output=True, text=True)
     assert run.returncode == 2 and run.stdout == "" and run.stderr.count("\n") == 1
     assert "no NVIDIA GPU" in run.stderr and "--dry-run" in run.stderr
@@ -274,7 +274,7 @@ def test_the_sanitizer_runs_the_first_cases_or_is_skipped_by_name(
     (part,) = (p for p in parts() if p.name == "sanitize triton")
     monkeypatch.setenv("PATH", str(tmp_path))
     if Path("/usr/local/cuda/bin/compute-sanitizer").exists():
-        pytest.skip("compute-sanitizer is here: its own path is taken")
+        pytest.skip("needs a machine without compute-sanitizer")
     assert gpu_suite.work(part, gpu)["why"] == "compute-sanitizer is not installed"
     tool = tmp_path / "compute-sanitizer"
 

@@ -312,7 +312,7 @@ def test_paths_that_no_file_system_has_do_not_exist(path, tmp_path):
         ("seed=1.5", "seed=1.5 is not a whole number"),
         ("sed=1", "unknown option 'sed'; did you mean 'seed'"),
         ("size=1", "unknown option 'size'; did you mean 'side'"),
-        ("image=x", "only a Parquet file has columns"),
+        ("image=x", "only a Parquet file and a saved data set have columns"),
     ],
 )
 def test_numbers_that_mean_nothing_are_refused(query, match):

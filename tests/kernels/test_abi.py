@@ -28,7 +28,7 @@ def test_missing_and_unknown_names_are_refused(arguments: dict) -> None:
         Parameters("void* x, int n").words(arguments)
 
 
-@pytest.mark.skipif(cpu.native is None, reason=str(cpu.missing))
+@pytest.mark.skipif(cpu.native is None, reason=f"needs the native kernels: {cpu.missing}")
 def test_the_native_module_tells_what_the_list_says() -> None:
     for name in cpu.native.ops:
         text, kinds = cpu.native.parameters(name)

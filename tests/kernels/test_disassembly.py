@@ -51,7 +51,7 @@ def functions() -> dict[str, list[str]]:
         pytest.skip("needs the tiers of an x86 processor")
     found = disassemble(cpu.native.__file__)
     if not any("_avx512vnni" in name for name in found):
-        pytest.skip("the extension was stripped of its symbols")
+        pytest.skip("needs the extension's symbols, of which it was stripped")
     return found
 
 

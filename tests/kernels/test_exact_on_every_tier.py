@@ -75,7 +75,7 @@ print(float(y.min()), float(ours.min()), float(ours.max()), 127 * 127 * k)
 """
 
 
-@pytest.mark.skipif(platform.machine() != "x86_64", reason="about processors with AVX2")
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="needs an x86-64 processor")
 def test_onednn_saturates_with_avx2_and_ours_does_not() -> None:
     """What the README says of another engine: the sum of largest codes is not the exact one there. Here it is."""
     environment = {**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX2", "QKERNELS_CPU_TIER": "avx2"}

@@ -12,7 +12,7 @@ import qkernels
 from qkernels import cpu
 from qkernels.recording import tiling
 
-pytestmark = pytest.mark.skipif(cpu.native is None, reason=str(cpu.missing))
+pytestmark = pytest.mark.skipif(cpu.native is None, reason=f"needs the native kernels: {cpu.missing}")
 
 HUGE = 2**57  # values: their bytes are no address, whatever the system promises
 SIZES = {  # enough work for several threads, which ask for their memory before they touch any

@@ -12,8 +12,8 @@ import torch
 from qclip import metrics
 from qclip.errors import InputError, NonFiniteError
 
-sklearn_metrics = pytest.importorskip("sklearn.metrics")
-optimize = pytest.importorskip("scipy.optimize")
+sklearn_metrics = pytest.importorskip("sklearn.metrics", reason="needs scikit-learn")
+optimize = pytest.importorskip("scipy.optimize", reason="needs scipy (extra test)")
 
 
 @pytest.fixture

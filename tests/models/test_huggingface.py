@@ -192,7 +192,7 @@ def folder(tmp_path: Path) -> Path:
         image_std=[0.5, 0.6, 0.7],
     )
     processor.save_pretrained(tmp_path)
-    tokenizers = pytest.importorskip("tokenizers")
+    tokenizers = pytest.importorskip("tokenizers", reason="needs tokenizers (extra hf)")
     words = {"[PAD]": 0, "a": 1, "dog": 2, "<eos>": 99}
     made = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="[PAD]"))
     made.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()

@@ -103,7 +103,7 @@ def test_inputs_that_are_carried_are_those_of_one_pass(name: str) -> None:
 
 
 def hugging_face(kind: str) -> nn.Module:
-    transformers = pytest.importorskip("transformers")
+    transformers = pytest.importorskip("transformers", reason="needs transformers (extra hf)")
     small = {"hidden_size": 24, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 2}
     vision, text = (
         small | {"image_size": 32, "patch_size": 8},

@@ -18,7 +18,7 @@ from qclip.results import Results
 from qclip.rewrite import Coverage
 from tests.reliability.fakes import CLASSES, Tiny, pictures, preprocess, tokenizer
 
-scipy = pytest.importorskip("scipy.stats") and pytest.importorskip("scipy")
+scipy = pytest.importorskip("scipy.stats", reason="needs scipy (extra test)") and pytest.importorskip("scipy")
 TEMPLATES = ["a {}", "a drawing of a {}"]
 
 
