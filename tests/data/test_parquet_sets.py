@@ -71,7 +71,7 @@ def test_columns_by_option(tmp_path):
     ):
         with pytest.raises(DataError, match=match):
             load(f"parquet:{path}{query}")
-    with pytest.raises(DataError, match="only a Parquet file has columns"):
+    with pytest.raises(DataError, match="only a Parquet file and a saved data set have columns"):
         load(f"folder:{tmp_path}?label=x")
 
 
