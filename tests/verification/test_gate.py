@@ -179,7 +179,7 @@ def test_each_measurement_that_a_metric_needs_is_there(name: str) -> None:
     assert set(measurements(wanted) or []) <= set(MEASUREMENTS.names())
 
 
-def sensitivity(path: Path, model: nn.Module, **content) -> Path:
+def sensitivity(path: Path, model: nn.Module, /, **content) -> Path:
     from qclip.models import explicit_form
     from qclip.rewrite import weight_hash
 
