@@ -190,10 +190,12 @@ def test_noise_is_on_one_sample_the_same_pixels_for_all_models(monkeypatch) -> N
 def test_corrupted_images_are_stored_as_jpeg_only_where_it_is_asked_for(tmp_path) -> None:
     common = {"corruptions": ["contrast"], "measurements": ["corrupted"], "cache": tmp_path}
     plain, stored, again = (run(**common, jpeg85=each) for each in (False, True, False))
-    nll = [results.value(model="float", metric="mean_nll", reference="") for results in (plain, stored, again)]
+    where = {"model": "float", "set": "pets", "corruption": "contrast", "reference": ""}
+    nll = [results.value(metric="mean_nll", **where) for results in (plain, stored, again)]
     assert nll[0] == nll[2] != nll[1]  # what is kept of one is not taken for the other
-    clean = [results.value(model="float", metric="nll", severity=0, reference="") for results in (plain, stored)]
-    assert clean[0] == clean[1]
+    assert None not in nll
+    clean = [results.value(metric="nll", severity=0, **where) for results in (plain, stored)]
+    assert clean[0] == clean[1] and clean[0] is not None
     said = "corrupted images went through JPEG of quality 85, as those of ImageNet-C did"
     assert [said in results.notes for results in (plain, stored, again)] == [False, True, False]
 

@@ -14,4 +14,4 @@ def jpeg(image: NDArray[np.uint8], quality: int) -> NDArray[np.uint8]:
     stream = io.BytesIO()
     Pillow.fromarray(image).save(stream, "JPEG", quality=quality)
     with Pillow.open(stream) as decoded:
-        return np.asarray(decoded)
+        return np.array(decoded)  # one that may be written to
