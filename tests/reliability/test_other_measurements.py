@@ -189,6 +189,11 @@ def test_c_is_the_best_of_the_held_out_part() -> None:
     )
 
 
+def test_of_equally_good_c_the_smallest_is_taken() -> None:
+    fitted = probe.fit(np.tile(np.eye(2), (20, 1)), np.tile([0, 1], 20), np.arange(40))  # any C separates these
+    assert fitted.C == pytest.approx(10.0**-6 / 10 / 10**0.5)
+
+
 def test_the_probe_uses_a_sample_unless_all_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(probe, "MOST", 70)
     train = pictures("train", 120, seed=8)

@@ -13,9 +13,11 @@ from qclip.errors import InputError
 from qclip.metrics import auroc
 from qclip.models.value_path import ValuePath
 from qclip.reliability import evaluate
+from qclip.reliability.local import unsound
 from qclip.reliability.sample import Known, Sample
 from qclip.reliability.scores import SCORES
 from qclip.results import Results
+from qclip.store import Entry
 from tests.models.architectures import OPEN_CLIP
 from tests.reliability.fakes import CLASSES, Tiny, pictures
 from tests.small import small_clip
@@ -82,6 +84,9 @@ def test_each_model_is_judged_by_its_own_patches_once(tmp_path, monkeypatch: pyt
     assert run(compared, tmp_path).rows == results.rows
     with pytest.raises(AssertionError, match="embedded again"):
         run(compared, tmp_path, templates=["one {}"])  # other class embeddings, other values
+    monkeypatch.setattr("qclip.reliability.scores.glmcm.GlobalLocal.version", 2, raising=False)
+    with pytest.raises(AssertionError, match="embedded again"):
+        run(compared, tmp_path)  # another definition
 
 
 def test_a_model_whose_patches_have_no_embeddings_is_named() -> None:
@@ -108,3 +113,19 @@ def test_patches_that_are_not_finite_leave_their_model_out() -> None:
     assert any("broken: " in note and "all its numbers are undefined" in note for note in results.notes)
     assert results.value(model="float", metric="auroc", score="glmcm") is not None
     assert not results.where(model="broken", metric="auroc").rows
+
+
+@pytest.mark.parametrize(
+    ("values", "sound"),
+    [
+        (np.zeros(4), True),
+        (np.zeros(3), False),
+        (np.zeros((4, 1)), False),
+        (np.zeros(4, np.float32), False),
+        (np.array([0, 0, np.nan, 0]), False),
+        (None, False),
+    ],
+)
+def test_stored_values_are_as_many_finite_numbers_as_there_are_images(values: np.ndarray | None, sound: bool) -> None:
+    found = unsound(Entry({} if values is None else {"glmcm": values}), ["glmcm"], 4)
+    assert (found == "") is sound

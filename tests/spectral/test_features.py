@@ -7,10 +7,13 @@ from torch import nn
 
 import qclip
 from qclip.errors import InputError
+from qclip.results import Results
 from qclip.spectral import feature_spectrum, verdict
+from qclip.spectral.band_accuracy import _baselines
 from qclip.spectral.feature_basis import FeatureBasis, FeatureChange
 from qclip.spectral.opened import opened
 from qclip.spectral.pixels import Pixels
+from qclip.spectral.replaced import Replaced
 from qclip.spectral.resampling import counts, percentile
 from tests.small import small_clip
 
@@ -131,3 +134,81 @@ def test_accuracy_inside_bands(model: nn.Module, small: nn.Module) -> None:
     tail = {"set": "noise", "axis": "band", "subset": BANDS[1]}
     random = results.value(model="float", metric="band_top1_random", **tail)
     assert random > 0.8  # 56 of 64 directions hold nearly everything
+
+
+def test_energies_and_slopes_by_rank_are_those_of_the_features(model: nn.Module, small: nn.Module) -> None:
+    seen = {}
+    for name, each in (("float", model), ("w4a8", small)):
+        with opened(each) as vision:
+            found = vision.see(images()).features
+            seen[name] = found - found.mean(0)
+    results = feature_spectrum(model, {"w4a8": small}, Pixels("noise", images()))
+    for name, centred in seen.items():
+        energy = np.linalg.eigvalsh(centred.T @ centred)[::-1]
+        head = results.value(model=name, set="noise", metric="band_energy", subset=BANDS[0])
+        assert head == pytest.approx(energy[:8].sum() / energy.sum())
+        cdf = results.curve(model=name, set="noise", metric="energy_cdf")["value"]
+        np.testing.assert_allclose(cdf, np.cumsum(energy) / energy.sum(), atol=1e-9)
+    v = np.linalg.svd(seen["float"])[2].T
+    mine, theirs = seen["float"] @ v, seen["w4a8"] @ v
+    curve = results.curve(model="w4a8", set="noise", metric="by_rank")
+    np.testing.assert_allclose(curve["gain"][:10], ((mine * theirs).sum(0) / (mine**2).sum(0))[:10], rtol=1e-6)
+    noise = ((theirs - mine) ** 2).sum(0)
+    np.testing.assert_allclose(curve["sqnr"][:10], 10 * np.log10((mine**2).sum(0) / noise)[:10], rtol=1e-6)
+
+
+def test_random_controls_are_drawn_as_often_as_asked(model: nn.Module, small: nn.Module, monkeypatch) -> None:
+    put, drawn = Replaced.put, []
+
+    def counted(self: Replaced, control, seed: int, k: int) -> None:
+        drawn.append((control.name, k))
+        put(self, control, seed, k)
+
+    monkeypatch.setattr(Replaced, "put", counted)
+    feature_spectrum(model, {"w4a8": small}, Pixels("noise", images(70)), controls=["white", "truncated"], seeds=9)
+    assert drawn == [*(("white", k) for k in range(9)), ("truncated", 0)]
+
+
+def test_each_model_has_a_basis_of_its_own_and_differences_have_a_sign(model: nn.Module) -> None:
+    rough = qclip.quantize(model, "w2a8")
+    answers = np.random.default_rng(0).normal(size=(5, 48))
+    answers /= np.linalg.norm(answers, axis=1, keepdims=True)
+    with opened(model) as vision:
+        labels = (vision.see(images()).embeddings @ answers.T).argmax(1)
+        v = np.linalg.svd((float_ones := vision.see(images()).features) - float_ones.mean(0))[2].T[:, :8]
+    with opened(rough) as vision:
+        found = vision.see(images()).features
+        centred = found - found.mean(0)
+        own = np.linalg.svd(centred)[2].T[:, :8]
+        right = [
+            float(((vision.project(found.mean(0) + centred @ b @ b.T) @ answers.T).argmax(1) == labels).mean())
+            for b in (v, own)
+        ]
+    assert right[0] != right[1]
+    results = feature_spectrum(model, {"rough": rough}, Pixels("noise", images(), labels, answers))
+    head = {"set": "noise", "axis": "band", "subset": BANDS[0]}
+    for metric, wanted in zip(("band_top1", "band_top1_own"), right, strict=True):
+        assert results.value(model="rough", metric=metric, reference="", **head) == pytest.approx(wanted)
+        ours = results.value(model="float", metric=metric, reference="", **head)
+        assert ours != wanted
+        gap = results.row(model="rough", metric=metric, reference="float", **head)
+        assert gap["value"] == pytest.approx(wanted - ours)
+
+
+def test_baselines_hold_as_many_directions_or_as_much_energy() -> None:
+    centred = np.random.default_rng(0).normal(size=(50, 12)) * np.arange(1, 13) ** -1.0
+    asked: list[np.ndarray] = []
+
+    def right(directions: np.ndarray) -> np.ndarray:
+        asked.append(directions)
+        return np.full(50, directions.shape[1] / 100)
+
+    results = Results()
+    _baselines(results, {"model": "m", "set": "s"}, right, centred, 3, 0.7, seed=0)
+    same, enough = asked[::2], asked[1::2]
+    assert [q.shape[1] for q in same] == [3] * 8 and len(enough) == 8
+    for q in enough:
+        held = ((centred @ q) ** 2).sum(0).cumsum() / (centred**2).sum()
+        assert held[-1] >= 0.7 and (len(held) == 1 or held[-2] < 0.7)
+    assert results.value(metric="band_top1_random") == pytest.approx(0.03)
+    assert results.value(metric="band_top1_energy") == pytest.approx(np.mean([q.shape[1] for q in enough]) / 100)

@@ -76,6 +76,8 @@ def test_fourier_rows_and_curves(models: dict[str, nn.Module]) -> None:
     row = results.row(model="float", metric="high_frequency", set="noise")
     assert row["value"] == pytest.approx(value[high].mean() - value[2, 2]) and row["low"] < row["value"] < row["high"]
     gap = results.row(model="w8a8", metric="high_frequency", set="noise", reference="float")
+    theirs = results.value(model="w8a8", metric="high_frequency", set="noise", reference="")
+    assert gap["value"] == pytest.approx(theirs - row["value"]) and gap["value"] != 0
     assert abs(gap["value"]) < 0.05 and gap["high"] - gap["low"] < row["high"] - row["low"]  # paired
 
 
@@ -101,10 +103,42 @@ def test_the_response_is_that_of_the_same_grating_for_all_models(models: dict[st
         where = {"set": "noise", "metric": "grating_response", "axis": "cycles", "at": r}
         gap = results.row(model="again", reference="float", **where)
         assert gap["value"] == gap["low"] == gap["high"] == 0
-        assert results.row(model="float", **where)["value"] > 1e-6
+        ours, theirs = (results.value(model=m, reference="", **where) for m in ("float", "w8a8"))
+        assert ours > 1e-6 and theirs != ours
+        assert results.value(model="w8a8", reference="float", **where) == pytest.approx(theirs - ours)
     assert gratings(twice, pixels).rows == results.rows  # drawn from the seed
     none = gratings({"float": models["float"]}, pixels, contrast=0.0)
     assert all(abs(row["value"]) < 1e-9 for row in none)
     labels = np.zeros(24, np.int64)
     named = gratings({"float": models["float"]}, Pixels("noise", images(), labels, np.eye(3, 48)))
     assert len(named.where(metric="grating_top1").rows) == 6
+
+
+def test_accuracy_falls_under_a_grating_that_changes_answers(models: dict[str, nn.Module]) -> None:
+    """Labels are the float model's own answers: without a grating it is always right."""
+    answers = np.random.default_rng(0).normal(size=(5, 48))
+    with opened(models["float"]) as vision:
+        labels = (vision.see(images()).embeddings @ answers.T).argmax(1)
+    pixels = Pixels("noise", images(), labels, answers / np.linalg.norm(answers, axis=1, keepdims=True))
+    lost = [
+        row["value"] for row in gratings({"float": models["float"]}, pixels, contrast=20.0).where(metric="grating_top1")
+    ]
+    assert max(lost) <= 0 and min(lost) < 0
+
+
+def test_contrast_is_in_units_of_the_images_own_spread(models: dict[str, nn.Module]) -> None:
+    """Ten times the contrast is another grating; images of a tenth of the spread get a tenth of it."""
+    faint = [batch * 0.1 for batch in images()]
+    moved: list[torch.Tensor] = []
+    see = Vision.see
+
+    def watched(self: Vision, batches, fourier: bool = False):
+        moved.append(torch.cat(list(batches)))
+        return see(self, batches, fourier)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Vision, "see", watched)
+        gratings({"float": models["float"]}, Pixels("faint", faint), contrast=0.5)
+    plain, first = moved[:2]
+    added = (first - plain).square().mean((0, 2, 3)).sqrt()
+    torch.testing.assert_close(added, 0.5 * plain.std(dim=(0, 2, 3)), rtol=1e-3, atol=0)

@@ -179,3 +179,23 @@ def test_with_qclips_own_evaluation() -> None:
     temperature = results.row(**where, metric="top1", axis="intervention", at="temperature", reference="float")
     assert temperature["value"] == 0  # a temperature moves no answer
     assert np.isfinite(results.value(**where, metric="ece", reference="shrink"))
+
+
+def test_weights_run_in_float_and_a_draw_without_a_value_leaves_no_row(model: nn.Module, small: nn.Module) -> None:
+    quantized: dict[str, bool] = {}
+    calls = 0
+
+    def watched(models: Mapping[str, nn.Module]) -> Results:
+        nonlocal calls
+        results = measured(models)
+        quantized.update({name: any(hasattr(m, "facts") for m in each.modules()) for name, each in models.items()})
+        for row in results.rows:
+            if row["model"] == "white 3" and row["metric"] == "top1" and not row["reference"]:
+                calls += 1
+                row["value"] = None
+        return results
+
+    results = through_model(model, {"w4a8": small}, watched, controls=["white"], strengths=[])
+    assert quantized["w4a8"] and not quantized["weights"] and calls == 1
+    control = [row["metric"] for row in results.where(axis="control", at="white")]
+    assert control == ["mean_confidence"]  # a mean of seven draws would be another thing than one of eight
