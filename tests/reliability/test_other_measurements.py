@@ -194,6 +194,22 @@ def test_of_equally_good_c_the_smallest_is_taken() -> None:
     assert fitted.C == pytest.approx(10.0**-6 / 10 / 10**0.5)
 
 
+def test_c_is_refined_around_the_best_of_the_coarse_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Held-out accuracy is made to peak at 10^2.5, between two of the seven coarse values."""
+
+    class Made:
+        def __init__(self, c: float) -> None:
+            self.C = c
+
+        def predict(self, features: np.ndarray) -> np.ndarray:
+            right = round(len(features) * (1 - abs(np.log10(self.C) - 2.5) / 20))
+            return np.arange(len(features)) >= right
+
+    monkeypatch.setattr(probe, "_regression", lambda features, labels, c: Made(c))
+    fitted = probe.fit(np.zeros((5000, 2)), np.zeros(5000, int), np.arange(5000))
+    assert fitted.C == pytest.approx(10**2.5)
+
+
 def test_the_probe_uses_a_sample_unless_all_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(probe, "MOST", 70)
     train = pictures("train", 120, seed=8)

@@ -76,7 +76,9 @@ def test_each_row_is_of_the_weights_that_it_names(model: nn.Module, small: nn.Mo
         assert gap["high"] - gap["low"] == pytest.approx(row["high"] - row["low"])
     change = Change(SITE, Basis.of(before), own - before)
     left = float((before + CONTROLS.made("truncated").residual(change, np.random.default_rng(0))).norm())
-    assert value("control", "truncated") == pytest.approx(left, rel=1e-5)
+    row = results.row(**where, axis="control", at="truncated")
+    assert row["value"] == pytest.approx(left, rel=1e-5)
+    assert (row["low"], row["high"]) == pytest.approx((left - 1, left + 1))  # nothing random: its own interval
     assert 0.9 * float(before.norm()) < value("control", "shrink") < float(before.norm())
     assert results.row(**where, reference="shrink")["value"] == pytest.approx(
         float(own.norm()) - value("control", "shrink")
