@@ -102,6 +102,15 @@ def test_human_labels_are_compared_on_images_that_were_judged(unjudged: int) -> 
     assert not run(measurements=["human"]).where(metric="human_nll").rows
 
 
+def test_an_image_counts_the_same_whether_few_or_many_judged_it() -> None:
+    data = judged()
+    more = dataclasses.replace(data, counts=data.counts * np.where(np.arange(90) % 2, 3, 1)[:, None])
+    few, many = (run({"float": Tiny()}, each, measurements=["human"]) for each in (data, more))
+    for metric in ("human_nll", "entropy_correlation"):
+        assert many.value(metric=metric) == pytest.approx(few.value(metric=metric))
+    assert any("judged by 50 to 150 people" in note for note in many.notes)
+
+
 def test_counts_of_a_shift_set_are_put_in_the_order_of_the_classes() -> None:
     data = judged()
     order = [3, 0, 5, 1, 2, 4]
@@ -140,7 +149,10 @@ def test_models_with_a_bias_have_their_sigmoid_judged() -> None:
         gaps = [abs((match.ravel() - p.ravel())[ece == b].sum()) for b in range(15)]
         row = results.row(model=label, metric="pair_ece")
         assert row["value"] == pytest.approx(sum(gaps) / p.size, abs=2e-3) and row["low"] < row["high"]
-    assert results.row(model="worse", metric="pair_ece", reference="float")["low"] is not None
+    for metric in ("pair_ece", "pair_nll"):
+        row = results.row(model="worse", metric=metric, reference="float")
+        ours, theirs = (results.value(model=m, metric=metric, reference="") for m in ("float", "worse"))
+        assert row["value"] == pytest.approx(theirs - ours) and row["value"] != 0 and row["low"] < row["high"]
     assert not results.where(model="clip", metric="pair_nll").rows
     assert not run(measurements=["pairwise"]).where(metric="pair_nll").rows
 

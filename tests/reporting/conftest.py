@@ -221,9 +221,9 @@ class Maker:
                 self.results.add(
                     metric=name, value=value, low=value - harm / 4, high=value + harm / 4, **where, **common
                 )
-        for k, name in enumerate(("blur", "gaussian_blur", "fog", "contrast")):
+        for far, name in ((-1.5, "blur"), (0, "gaussian_blur"), (0.5, "fog"), (2, "contrast")):
             where = {"set": "scenes-test", "role": "corrupted", "corruption": name}
-            value = 1 + harm * (k - 1.5)
+            value = 1 + harm * far
             self.results.add(metric="error_ratio", value=value, low=value - harm, high=value + harm, **where, **common)
         for name in ("scenes-test", "style-shift"):
             where = {"set": name, "role": "id" if name == "scenes-test" else "shift"}
