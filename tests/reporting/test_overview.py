@@ -205,7 +205,7 @@ def test_what_is_measured_beside_the_verdicts_stands_in_tables(make_twenty) -> N
 
 
 def test_ratios_over_several_sets_are_summed_up_by_median_and_count(make_twenty) -> None:
-    """+harm on one set, -harm on the other; of three corruptions (a group is none) one is as before and two are worse."""
+    """+harm on one set, -harm on the other; of three corruptions (a group is none) one is as before, two are worse."""
     index = Index(make_twenty())
     tables = {each.title: each for section in all_sections() for each in section.tables(index)}
 
