@@ -12,6 +12,7 @@ from qclip.spectral.gratings import grating
 from qclip.spectral.opened import Vision, opened
 from qclip.spectral.pixels import Pixels
 from tests.small import small_clip
+from tests.spectral.towers import apart
 
 
 def images(n: int = 24) -> list[torch.Tensor]:
@@ -116,10 +117,10 @@ def test_the_response_is_that_of_the_same_grating_for_all_models(models: dict[st
 
 def test_accuracy_falls_under_a_grating_that_changes_answers(models: dict[str, nn.Module]) -> None:
     """Labels are the float model's own answers: without a grating it is always right."""
-    answers = np.random.default_rng(0).normal(size=(5, 48))
     with opened(models["float"]) as vision:
+        answers = apart(vision.see(images()).embeddings)
         labels = (vision.see(images()).embeddings @ answers.T).argmax(1)
-    pixels = Pixels("noise", images(), labels, answers / np.linalg.norm(answers, axis=1, keepdims=True))
+    pixels = Pixels("noise", images(), labels, answers)
     lost = [
         row["value"] for row in gratings({"float": models["float"]}, pixels, contrast=20.0).where(metric="grating_top1")
     ]

@@ -68,3 +68,13 @@ class Model(nn.Module):
             sites[name] = Site(name, "fc1", "norm", name, self.layers, str(index))
         words = Site("text.embedding", "embedding", "raw", "text.embedding", self, "embedding")
         return {"vision": Tower("vision", self, [], sites, 1), "text": Tower("text", self, [], {words.name: words}, 1)}
+
+
+def apart(embeddings: np.ndarray) -> np.ndarray:
+    """Unit class embeddings `[4, E]` among which these embeddings, all near their mean, are told apart: both ways along
+    the two directions in which they differ most."""
+    mean = embeddings.mean(0)
+    found = np.linalg.svd(embeddings - mean)[2][:2]
+    found = found - np.outer(found @ mean, mean) / (mean @ mean)
+    found /= np.linalg.norm(found, axis=1, keepdims=True)
+    return np.concatenate([found, -found])
