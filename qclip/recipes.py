@@ -44,6 +44,7 @@ METHODS: Registry[Any] = Registry(
         "smoothquant": "qclip.ptq.methods.smoothquant:SmoothQuant",
         "hqq": "qclip.ptq.methods.hqq:HQQ",
         "raana": "qclip.ptq.methods.raana:RaanA",
+        "rotation": "qclip.ptq.methods.rotation:Rotation",
     },
     attributes=("options", "needs", "inputs", "decides"),
     error=RecipeError,

@@ -3,8 +3,19 @@
 from .attention import attention_operands
 from .gather import Samples, samples
 from .gradients import SeeGradient, gradients
-from .observers import OBSERVERS, AbsMax, Histogram, Observer, Quantizer, static_input
-from .stream import Batch, Hooks, Progress, See, batches, channel_maxima, reaching, run, static_quantizers
+from .observers import OBSERVERS, AbsMax, Histogram, Moments, Observer, Quantizer, static_input
+from .stream import (
+    Batch,
+    Hooks,
+    Progress,
+    See,
+    batches,
+    channel_maxima,
+    channel_moments,
+    reaching,
+    run,
+    static_quantizers,
+)
 
 __all__ = [
     "OBSERVERS",
@@ -12,6 +23,7 @@ __all__ = [
     "Batch",
     "Histogram",
     "Hooks",
+    "Moments",
     "Observer",
     "Progress",
     "Quantizer",
@@ -22,6 +34,7 @@ __all__ = [
     "batches",
     "channel_maxima",
     "gradients",
+    "channel_moments",
     "reaching",
     "run",
     "samples",

@@ -32,6 +32,32 @@ class AbsMax:
         qkernels.channel_absmax(x.detach(), running=self.value)
 
 
+class Moments:
+    """Mean and standard deviation of every input channel, float64 `[K]`; sums around the first batch's mean, so that an
+    offset costs no digits."""
+
+    def __init__(self) -> None:
+        self.rows = 0
+        self.about = self.sums = self.squares = torch.zeros(())
+
+    def update(self, x: Tensor) -> None:
+        x = x.detach().flatten(0, -2).double()
+        if self.rows == 0 and len(x):
+            self.about = x.mean(0)
+            self.sums, self.squares = torch.zeros_like(self.about), torch.zeros_like(self.about)
+        off = x - self.about
+        self.sums, self.squares = self.sums + off.sum(0), self.squares + off.square().sum(0)
+        self.rows += len(x)
+
+    @property
+    def mean(self) -> Tensor:
+        return self.about + self.sums / max(self.rows, 1)
+
+    @property
+    def deviation(self) -> Tensor:
+        return (self.squares / max(self.rows, 1) - (self.sums / max(self.rows, 1)).square()).clamp(min=0).sqrt()
+
+
 class Observer:
     """Watches inputs. `finite`: none of them held NaN or Inf; `seen`: there were some."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Collection, Iterator
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +16,7 @@ from ..models import Encoders
 from ..models.tower import Site, Tower
 from ..recipes import Treatment
 from .gather import Samples
-from .observers import OBSERVERS, AbsMax, Observer, Quantizer
+from .observers import OBSERVERS, AbsMax, Moments, Observer, Quantizer
 
 See = Callable[[Tensor], None]  # called with an input
 Inputs = dict[str, Callable[[Tensor], Tensor]]  # by `site.shared`: what is done to an input before it is quantized
@@ -109,20 +110,55 @@ def channel_maxima(
 
     Raises NonFiniteError naming the site whose input is not finite.
     """
-    observers: dict[str, AbsMax] = {}
+    kept = _watch(AbsMax, encoders, towers, data, sites, inputs, progress)
+    maxima = {key: observer.value for key, observer in kept.items() if observer.value is not None}
+    _check_finite(maxima, sites)
+    return maxima
+
+
+def channel_moments(
+    encoders: Encoders,
+    towers: dict[str, Tower],
+    data: Samples,
+    sites: list[Site],
+    inputs: Inputs | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Moments]:
+    """As `channel_maxima`: mean and standard deviation per channel."""
+    kept = _watch(Moments, encoders, towers, data, sites, inputs, progress)
+    moments = {key: observer for key, observer in kept.items() if observer.rows}
+    _check_finite({key: observer.squares for key, observer in moments.items()}, sites)
+    return moments
+
+
+C = TypeVar("C", AbsMax, Moments)
+
+
+def _watch(
+    kind: type[C],
+    encoders: Encoders,
+    towers: dict[str, Tower],
+    data: Samples,
+    sites: list[Site],
+    inputs: Inputs | None,
+    progress: Progress | None,
+) -> dict[str, C]:
+    """One pass over all samples with an observer of every input, by `site.shared`."""
+    observers: dict[str, C] = {}
     with Hooks() as hooks:
         for site in sites:
             if site.kind != "embedding" and site.shared not in observers:
-                observers[site.shared] = AbsMax()
+                observers[site.shared] = kind()
                 hooks.add(site.module, _behind(inputs, site, observers[site.shared].update))
         run(encoders, data, towers, hooks, progress)
-    out = {}
+    return observers
+
+
+def _check_finite(found: dict[str, Tensor], sites: list[Site]) -> None:
+    """Raises NonFiniteError naming the first site whose input has given NaN or Inf."""
     for site in sites:
-        if site.shared in observers and (value := observers[site.shared].value) is not None:
-            if not value.isfinite().all():
-                raise _not_finite(site)
-            out[site.shared] = value
-    return out
+        if site.shared in found and not found[site.shared].isfinite().all():
+            raise _not_finite(site)
 
 
 def static_quantizers(

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -159,6 +160,10 @@ class RandomHadamard(Transform):
     def shape(cls, width: int) -> tuple[int, int]:
         """Of the signs for that width."""
         return (1 if base_order(width) is not None else 2), width
+
+    @classmethod
+    def drawn(cls, width: int, draw: np.random.Generator) -> RandomHadamard:
+        return cls(torch.from_numpy(draw.choice(np.array([-1, 1], np.int8), cls.shape(width))))
 
     @classmethod
     def from_facts(cls, facts: dict[str, Any]) -> Transform:

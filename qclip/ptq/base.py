@@ -100,6 +100,12 @@ class Context:
             self.encoders, self.towers, self.need_samples(), sites, self._inputs(sites), self.progress
         )
 
+    def channel_moments(self, sites: list[Site]) -> dict[str, calibration.Moments]:
+        """Mean and spread of every channel of the transformed inputs, by `site.shared`; a pass over all samples."""
+        return calibration.channel_moments(
+            self.encoders, self.towers, self.need_samples(), sites, self._inputs(sites), self.progress
+        )
+
     def static_quantizers(self, sites: list[Site]) -> dict[str, calibration.Quantizer]:
         """Static scales and zero points of the transformed inputs, by the observers of the sites' plans, by site name;
         a pass over all samples."""

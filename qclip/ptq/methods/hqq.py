@@ -58,8 +58,8 @@ class HQQ(Method):
         fitting = {name: state for name, state in context.states.items() if fits(state)}
         if not fitting:
             raise RecipeError(
-                "hqq moves zero points, which kernels multiply for weights of up to 4 bits, and no site of this recipe "
-                "has such weights; use it with w2 to w4 (w4a16-hqq), or leave it out"
+                "hqq moves the zero points of channels or groups, which kernels multiply at up to 4 bits, and no "
+                "site of this recipe has such weights; use it with w2 to w4 (w4a16-hqq), or leave it out"
             )
         for done, (name, state) in enumerate(fitting.items()):
             context.report(self.stage, done, len(fitting))
@@ -75,7 +75,7 @@ class HQQ(Method):
 def fits(state: SiteState) -> bool:
     """Whether a zero point of its weights has a kernel. The patch and the embedding have 8 bits in every recipe that
     does not name them, and stay rounded to nearest."""
-    return state.plan.weight_bits <= 4
+    return state.plan.weight_bits <= 4 and state.plan.weight_scale == "channel"
 
 
 def quantize(weight: Tensor, plan: Treatment, options: Options, seen: Callable[[Tensor], None] | None = None) -> Weight:

@@ -17,7 +17,6 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -92,11 +91,8 @@ class RaanA(Method):
         for state in states:
             width, key = state.float_weight().shape[1], state.site.shared
             if key not in rotations:
-                drawn = seeds.generator(context.seed, f"rotation of {key}").choice(
-                    np.array([-1, 1], np.int8), RandomHadamard.shape(width)
-                )
-                signs = torch.from_numpy(drawn).to(state.source.weight.device)  # type: ignore[union-attr, arg-type]
-                rotations[key] = RandomHadamard(signs)
+                rotation = RandomHadamard.drawn(width, seeds.generator(context.seed, f"rotation of {key}"))
+                rotations[key] = rotation.to(state.source.weight.device)  # type: ignore[union-attr, arg-type]
             state.transforms = [*state.transforms, rotations[key]]
 
     def _widths(self, context: Context, tower: str, states: list[SiteState]) -> list[int]:

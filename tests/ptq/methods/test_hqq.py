@@ -107,7 +107,7 @@ def test_sites_of_more_bits_stay_rounded_to_nearest():
 
 
 def test_what_it_does_not_fit_is_refused():
-    with pytest.raises(RecipeError, match="hqq moves zero points.*up to 4 bits.*w4a16-hqq"):
+    with pytest.raises(RecipeError, match="hqq moves the zero points.*up to 4 bits.*w4a16-hqq"):
         qclip.quantize(small_clip(), "w8a8-hqq")
     for options in ({"p": 0.0}, {"p": 1.1}, {"beta": 0.0}, {"growth": 0.9}, {"rounds": 0}):
         with pytest.raises(RecipeError, match=r"method 'hqq': (p|beta|rounds) must"):
