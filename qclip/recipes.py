@@ -42,6 +42,7 @@ METHODS: Registry[Any] = Registry(
     "qclip.methods",
     {
         "smoothquant": "qclip.ptq.methods.smoothquant:SmoothQuant",
+        "repq-vit": "qclip.ptq.methods.repq_vit:RepQViT",
         "hqq": "qclip.ptq.methods.hqq:HQQ",
         "raana": "qclip.ptq.methods.raana:RaanA",
         "rotation": "qclip.ptq.methods.rotation:Rotation",

@@ -16,7 +16,7 @@ from ..models.hooks import runs_library_code
 from ..untrusted.schema import flag
 from .gradients import refuse_gradients
 from .site import Description, QuantizedSite
-from .transforms import equal, same, transformed
+from .transforms import Shift, equal, same, transformed
 
 
 class QuantizedLinear(QuantizedSite):
@@ -29,10 +29,13 @@ class QuantizedLinear(QuantizedSite):
 
     def quantize(self, x: Tensor, norm: nn.LayerNorm | None = None) -> tuple[Tensor, Tensor | None]:
         """Float `[..., K]` -> int8 codes and float32 scales `[...]`, after `norm` if given (fused with it where no
-        transform comes between)."""
+        transform comes between, or a shift, which the norm's bias can make)."""
         before, rule = self.before, (self.smooth, self.input_scale, self.input_zero)
         if norm is not None and not before:
             return qkernels.layer_norm_quantize(x, norm.weight, norm.bias, norm.eps, *rule)
+        if norm is not None and len(before) == 1 and isinstance(shift := before[0], Shift):
+            weight, bias = norm.weight.float(), norm.bias.float() - shift.shift
+            return qkernels.layer_norm_quantize(x, weight, bias, norm.eps, *rule)
         return qkernels.quantize_per_token(transformed(x if norm is None else norm(x), before), *rule)
 
     def linear(
