@@ -43,6 +43,7 @@ METHODS: Registry[Any] = Registry(
     {
         "smoothquant": "qclip.ptq.methods.smoothquant:SmoothQuant",
         "repq-vit": "qclip.ptq.methods.repq_vit:RepQViT",
+        "ptq4vit": "qclip.ptq.methods.ptq4vit:PTQ4ViT",
         "hqq": "qclip.ptq.methods.hqq:HQQ",
         "raana": "qclip.ptq.methods.raana:RaanA",
         "rotation": "qclip.ptq.methods.rotation:Rotation",

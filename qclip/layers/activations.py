@@ -34,6 +34,15 @@ def static_quantizer(low: float, high: float, bits: int, grid: str) -> tuple[Ten
     return scale, torch.tensor(least + round(-low / float(scale)), dtype=torch.int32).clamp(least, most)
 
 
+def quantize_twin(x: Tensor, bits: int, scale: Tensor, negative: float) -> Tensor:
+    """`x` on two ranges of 2^(bits-1) codes each (PTQ4ViT): from 0 up in steps of `scale`, below 0 in steps of
+    `negative`. Float32."""
+    y, codes = x.float(), 2 ** (bits - 1)
+    above = (y * (1 / scale)).round_().clamp_(0, codes - 1) * scale
+    below = (y * (1 / negative)).round_().clamp_(-codes, 0) * negative
+    return torch.where(y < 0, below, above)
+
+
 def quantize_dequantize(
     x: Tensor, bits: int, scale: Tensor | None = None, zero_point: Tensor | None = None, grid: str = SYM
 ) -> Tensor:

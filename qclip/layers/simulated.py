@@ -7,8 +7,8 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..untrusted.schema import one_of, optional, whole
-from .activations import ASYM, SYM, quantize_dequantize
+from ..untrusted.schema import one_of, optional, real, whole
+from .activations import ASYM, SYM, quantize_dequantize, quantize_twin
 from .gradients import refuse_gradients
 from .site import Description, QuantizedSite
 from .transforms import transformed
@@ -17,15 +17,27 @@ from .transforms import transformed
 class SimulatedLinear(QuantizedSite):
     """Weight codes as in a real site (6-bit codes in an `Int8Weight`, 4-bit in an `Int4Weight`), computed in float.
     `activation_bits`: None leaves the input float. `activation_grid`: what the input is rounded to where it is dynamic;
-    a static one has a zero point or none."""
+    a static one has a zero point or none. `negative_step`: its step below 0, of a twin input (`quantize_twin`)."""
 
     packs = False
-    SETTINGS = {"activation_bits": optional(whole(2, 8)), "activation_grid": one_of(SYM, ASYM)}
-    USUAL = {"activation_grid": SYM}
+    SETTINGS = {
+        "activation_bits": optional(whole(2, 8)),
+        "activation_grid": one_of(SYM, ASYM),
+        "negative_step": optional(real(1e-30, 1e30)),
+    }
+    USUAL = {"activation_grid": SYM, "negative_step": None}
 
-    def __init__(self, *args: Any, activation_bits: int | None, activation_grid: str = SYM, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        activation_bits: int | None,
+        activation_grid: str = SYM,
+        negative_step: float | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(*args, **kwargs)
         self.activation_bits, self.activation_grid = activation_bits, activation_grid
+        self.negative_step = negative_step
 
     def describe(self) -> Description:
         return Description(self.shape, "simulated", self.grid.bits, self.activation_bits, stored_bits=self.stored_bits)
@@ -35,7 +47,9 @@ class SimulatedLinear(QuantizedSite):
 
     def forward(self, x: Tensor) -> Tensor:
         y = transformed(x, self.transforms)
-        if self.activation_bits is not None:
+        if self.activation_bits is not None and self.negative_step is not None and self.input_scale is not None:
+            y = quantize_twin(y, self.activation_bits, self.input_scale, self.negative_step)
+        elif self.activation_bits is not None:
             y = quantize_dequantize(y, self.activation_bits, self.input_scale, self.input_zero, self.activation_grid)
         y = F.linear(y.to(x.dtype), self.quantized.dequantize().to(x.dtype), self.bias)
         return refuse_gradients(y, x, self)

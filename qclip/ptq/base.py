@@ -47,6 +47,7 @@ class SiteState:
     transforms: list[Transform] = dataclasses.field(default_factory=list)  # shared by sites of one `site.shared`
     input_scale: Tensor | None = None  # float32 []: static scale of the transformed input
     input_zero: Tensor | None = None  # int32 []: zero point of the static codes; None: 0
+    negative_step: float | None = None  # of a static twin input, which is simulated: its step below 0
     weight: Weight | None = None  # of the transformed input, on the plan's grid; None: round to nearest
     bias: Tensor | None = None  # float [N], in place of the float module's own
 
@@ -197,14 +198,15 @@ def build(state: SiteState) -> nn.Module:
         return QuantizedEmbedding(quantized, dtype=dtype, grid=plan.grid)
     # Codes of 1 to 8 bits per channel fit the INT8 product; float inputs have a kernel beside 4-bit weights only, and
     # a zero point has one where it is static.
-    runs = plan.activation_grid == "sym" or plan.static
+    runs = (plan.activation_grid == "sym" or plan.static) and state.negative_step is None
     if isinstance(quantized, Int4Weight) and bits in (8, None) and runs:
         layer = Int4Linear(quantized, bias, **settings, float_input=bits is None)
     elif isinstance(quantized, Int8Weight) and bits == 8 and runs:
         layer = Int8Linear(quantized, bias, **settings)
     else:
         grid = plan.activation_grid
-        layer = SimulatedLinear(quantized, bias, **settings, activation_bits=bits, activation_grid=grid)
+        rest: dict[str, Any] = {"activation_grid": grid, "negative_step": state.negative_step}
+        layer = SimulatedLinear(quantized, bias, **settings, activation_bits=bits, **rest)
     if isinstance(source, nn.Conv2d):
         return QuantizedPatch(layer, tuple(source.kernel_size))  # type: ignore[arg-type]
     return layer
