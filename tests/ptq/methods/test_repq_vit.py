@@ -152,7 +152,7 @@ def test_the_norm_takes_the_shift_in_one_pass():
 
 
 def test_outlier_channels_cost_nothing():
-    """Types O (offsets) and S (scales) of docs/methods.md: z and r take them up."""
+    """Offsets of a few channels go into z, factors into r."""
     plain, repq = Recipe("s", Treatment(static=True), towers=("vision",)), Recipe("x", steps=REPQ, towers=("vision",))
     clean = distance(qclip.quantize(small_clip(), repq, IMAGES), small_clip())
     for kind in ({"offset": 50.0}, {"scale": 64.0}):
