@@ -17,25 +17,60 @@ from ..errors import DataError
 from ..models import Encoders
 from . import captions as built_in
 
-IMAGES = 128  # enough for maxima and histograms; more changes little (docs/methods.md, Activation ranges)
-TEXTS = 256  # captions at most
+IMAGES = 1000  # images, each with one caption, as in the paper that this project follows (arXiv 2509.21173)
+TEXTS = 1000  # captions at most
+HELD = 128 << 20  # bytes of pixels that are held; of a set with more, images are decoded again for every pass
+
+
+class Decoded:
+    """The preprocessed images of a set whose pixels are too many to be held: decoded when they are asked for."""
+
+    def __init__(self, data: Any, preprocess: Any, device: torch.device, dtype: torch.dtype) -> None:
+        self.data, self.preprocess, self.device, self.dtype = data, preprocess, device, dtype
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, rows: slice) -> Decoded:
+        some = self.data.select(np.arange(len(self.data))[rows])
+        return Decoded(some, self.preprocess, self.device, self.dtype)
+
+    def loaded(self) -> Tensor:
+        """`[n, 3, H, W]`. Raises UnreadableImage where a file has changed since it was read first."""
+        found = [batch for _, batch in batches(self.data, self.preprocess, strict=True)]
+        return torch.cat(found).to(self.device, self.dtype)
+
+
+Pixels = Tensor | Decoded
+
+
+def loaded(images: Pixels) -> Tensor:
+    return images.loaded() if isinstance(images, Decoded) else images
 
 
 @dataclasses.dataclass
 class Samples:
-    """`images` float `[n, 3, H, W]`, preprocessed; `tokens` int64 `[m, context]`."""
+    """`images` `[n, 3, H, W]`, preprocessed; `tokens` int64 `[m, context]`."""
 
-    images: Tensor
+    images: Pixels
     tokens: Tensor | None
     description: dict  # source, counts, hash: goes into the provenance
+    rows: np.ndarray | None = None  # int64 [n]: of the images in their set's source (`ImageSet.rows`)
+
+    def __len__(self) -> int:
+        """Images and captions."""
+        return len(self.images) + (0 if self.tokens is None else len(self.tokens))
 
     def first(self, count: int | None) -> Samples:
         """The first `count` images and captions; None: all."""
         tokens = None if self.tokens is None else self.tokens[:count]
-        return Samples(self.images[:count], tokens, self.description)
+        rows = None if self.rows is None else self.rows[:count]
+        return Samples(self.images[:count], tokens, self.description, rows)
 
-    def image_batches(self, size: int = 32) -> Iterator[Tensor]:
-        yield from self.images.split(size)
+    def image_batches(self, size: int = 32) -> Iterator[Pixels]:
+        """Parts of `images`; of a `Decoded` one, nothing is decoded yet."""
+        for start in range(0, len(self.images), size):
+            yield self.images[start : start + size]
 
     def token_batches(self) -> Iterator[Tensor]:
         """Captions of equal length together: the tower stops at the last EOT of a batch, so that no position behind a
@@ -51,10 +86,11 @@ class Samples:
 class _Images:
     """Images as they were given, and what is known about them."""
 
-    stack: Tensor
+    pixels: Pixels
     source: str
     captions: list[str] | None = None
     unreadable: int = 0
+    rows: np.ndarray | None = None
 
 
 def samples(
@@ -68,19 +104,21 @@ def samples(
     value is not finite, or the model does not take images of this shape.
     """
     given = _images(calibration, encoders, images, seed, strict)
-    _check(given.stack, encoders)
     captions = built_in.CAPTIONS if given.captions is None else given.captions
     tokens = None if encoders.tokenizer is None else encoders.tokenizer(captions[:TEXTS])
     description = {
         "source": given.source,
-        "images": len(given.stack),
+        "images": len(given.pixels),
         "captions": 0 if tokens is None else len(tokens),
         "captions_from": "built-in captions" if given.captions is None else "the set's captions",
         "seed": seed,
         "unreadable": given.unreadable,
-        "sha256": _digest(given.stack, tokens),
+        "sha256": _digest(given.pixels, encoders, tokens),
     }
-    return Samples(given.stack.to(encoders.device, encoders.dtype), tokens, description)
+    pixels = given.pixels
+    if isinstance(pixels, Tensor):
+        pixels = pixels.to(encoders.device, encoders.dtype)
+    return Samples(pixels, tokens, description, given.rows)
 
 
 def _images(calibration: object, encoders: Encoders, count: int, seed: int, strict: bool) -> _Images:
@@ -103,7 +141,13 @@ def _from_set(data: Any, encoders: Encoders, count: int, seed: int, strict: bool
             "pass a tensor of preprocessed images, or set model.preprocess"
         )
     drawn = data.sample(min(count, len(data)), seed)
-    stack = torch.cat([batch for _, batch in batches(drawn, encoders.preprocess, strict=strict)])
+    positions: list[np.ndarray] = []
+    kept: list[Tensor] = []
+    held = 0
+    for rows, batch in batches(drawn, encoders.preprocess, strict=strict):
+        positions.append(rows)
+        held += batch.nbytes
+        kept = [*kept, batch] if held <= HELD else []
     for note in data.notes:
         warnings.warn(note, stacklevel=4)
     unreadable = [why for _, why in drawn.unreadable]
@@ -115,7 +159,10 @@ def _from_set(data: Any, encoders: Encoders, count: int, seed: int, strict: bool
             stacklevel=4,
         )
     captions = None if drawn.captions is None else [c for group in drawn.captions for c in group[:1]]
-    return _Images(stack, data.spec, captions, len(unreadable))
+    readable = np.concatenate(positions)
+    again = Decoded(drawn.select(readable), encoders.preprocess, encoders.device, encoders.dtype)
+    pixels = torch.cat(kept) if held <= HELD else again
+    return _Images(pixels, data.spec, captions, len(unreadable), drawn.rows[readable])
 
 
 def _from_loader(loader: Iterable, count: int) -> Tensor:
@@ -142,38 +189,45 @@ def _from_loader(loader: Iterable, count: int) -> Tensor:
     return torch.cat(parts)[:count]
 
 
-def _check(stack: Tensor, encoders: Encoders) -> None:
-    """Raises DataError where these are no images that the model can take."""
-    if stack.ndim != 4 or len(stack) == 0:
-        raise DataError(f"calibration images must be a non-empty [n, 3, H, W] tensor, got {tuple(stack.shape)}")
-    if not stack.is_floating_point():
+def _check(images: Tensor, encoders: Encoders, first: int) -> None:
+    """Raises DataError where these are no images that the model can take; `first`: the number of the first one."""
+    if images.ndim != 4 or len(images) == 0:
+        raise DataError(f"calibration images must be a non-empty [n, 3, H, W] tensor, got {tuple(images.shape)}")
+    if not images.is_floating_point():
         raise DataError(
-            f"calibration images must be preprocessed, floating point, got {stack.dtype}; "
+            f"calibration images must be preprocessed, floating point, got {images.dtype}; "
             "run them through model.preprocess"
         )
-    if not stack.isfinite().all():
-        bad = int((~stack.flatten(1).isfinite().all(1)).nonzero()[0])
+    if not images.isfinite().all():
+        bad = first + int((~images.flatten(1).isfinite().all(1)).nonzero()[0])
         raise DataError(f"calibration image {bad} holds NaN or Inf; remove it or check the preprocessing")
-    _check_shape(stack, encoders)
+    if first == 0:
+        _check_shape(images, encoders)
 
 
 @torch.no_grad()
-def _check_shape(stack: Tensor, encoders: Encoders) -> None:
+def _check_shape(images: Tensor, encoders: Encoders) -> None:
     """Some models take images of other sizes than their own: whether this one does is tried."""
     side = encoders.image_size
-    if tuple(stack.shape[1:]) == (3, side, side):
+    if tuple(images.shape[1:]) == (3, side, side):
         return
     try:
-        encoders.encode_image(stack[:1])
+        encoders.encode_image(images[:1])
     except (RuntimeError, ValueError, AssertionError):
         raise DataError(
-            f"calibration images are {tuple(stack.shape[1:])}, but the model takes {(3, side, side)}; run "
+            f"calibration images are {tuple(images.shape[1:])}, but the model takes {(3, side, side)}; run "
             "them through model.preprocess"
         ) from None
 
 
-def _digest(stack: Tensor, tokens: Tensor | None) -> str:
-    digest = hashlib.sha256(np.ascontiguousarray(stack.float().cpu().numpy()).tobytes())
+def _digest(pixels: Pixels, encoders: Encoders, tokens: Tensor | None) -> str:
+    """sha256 (hex) of what calibrates, which is checked on the way."""
+    digest = hashlib.sha256()
+    step = 32 if isinstance(pixels, Decoded) else max(len(pixels), 1)
+    for start in range(0, max(len(pixels), 1), step):
+        part = loaded(pixels[start : start + step])
+        _check(part, encoders, start)
+        digest.update(np.ascontiguousarray(part.float().cpu().numpy()).tobytes())
     if tokens is not None:
         digest.update(tokens.cpu().numpy().tobytes())
     return digest.hexdigest()

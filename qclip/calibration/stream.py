@@ -15,7 +15,7 @@ from ..errors import DataError, NonFiniteError
 from ..models import Encoders
 from ..models.tower import Site, Tower
 from ..recipes import Treatment
-from .gather import Samples
+from .gather import Pixels, Samples, loaded
 from .observers import OBSERVERS, AbsMax, Moments, Observer, Quantizer
 
 See = Callable[[Tensor], None]  # called with an input
@@ -27,18 +27,22 @@ class Batch:
     """Samples that go through a tower together; `positions` bool `[B, S]` is what reaches an embedding (None: all)."""
 
     encode: Callable[[Tensor], Tensor]
-    inputs: Tensor
+    samples: Pixels  # or tokens
     positions: Tensor | None = None
+
+    @property
+    def inputs(self) -> Tensor:
+        return loaded(self.samples)
 
     def run(self) -> None:
         self.encode(self.inputs)
 
     def one(self) -> Batch:
         """The first sample alone."""
-        return Batch(self.encode, self.inputs[:1], None if self.positions is None else self.positions[:1])
+        return Batch(self.encode, self.samples[:1], None if self.positions is None else self.positions[:1])
 
     def __len__(self) -> int:
-        return len(self.inputs)
+        return len(self.samples)
 
 
 def batches(encoders: Encoders, data: Samples, tower: str) -> Iterator[Batch]:

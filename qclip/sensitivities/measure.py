@@ -97,8 +97,8 @@ def probe_of(model: nn.Module, samples: object, count: int = SAMPLES, seed: int 
         samples = samples.sample(min(count, len(samples)), seed)
     with models.evaluating(model):
         seen = calibration.samples(samples, models.encoders(model), images=count, seed=seed, strict=strict)
-        if isinstance(samples, data.ImageSet):
-            labels, classes = labelled(samples)
+        if isinstance(samples, data.ImageSet) and seen.rows is not None:
+            labels, classes = labelled(samples, seen.rows)
         if seen.tokens is not None:
             seen.tokens = seen.tokens[:count]
         return Probe(model, seen, labels, classes, getattr(samples, "prompts", None) or ())

@@ -91,9 +91,8 @@ class Probe:
     @torch.inference_mode()
     def _embedded(self, tower: str) -> np.ndarray:
         """Unit embeddings of the samples, float64 `[n, E]`."""
-        encode = self.encoders.encode_image if tower == "vision" else self.encoders.encode_text
-        batches = self.samples.image_batches() if tower == "vision" else self.samples.token_batches()
-        return _unit(torch.cat([encode(batch).float() for batch in batches]))
+        found = calibration.batches(self.encoders, self.samples, tower)
+        return _unit(torch.cat([batch.encode(batch.inputs).float() for batch in found]))
 
     @torch.inference_mode()
     def _prompted(self) -> np.ndarray | None:
@@ -134,9 +133,9 @@ def _unit(vectors: Tensor) -> np.ndarray:
     return found / np.linalg.norm(found, axis=1, keepdims=True)
 
 
-def labelled(data: ImageSet) -> tuple[np.ndarray | None, tuple[str, ...]]:
-    """Labels of the images that could be read, and class names; (None, ()) of a set without either."""
+def labelled(data: ImageSet, rows: np.ndarray) -> tuple[np.ndarray | None, tuple[str, ...]]:
+    """Labels of the images at these rows of the set's source, and class names; (None, ()) of a set without either."""
     if data.labels is None or not data.classes:
         return None, ()
-    bad = [index for index, _ in data.unreadable]
-    return np.delete(np.asarray(data.labels), bad), tuple(data.classes)
+    position = {row: i for i, row in enumerate(data.rows.tolist())}
+    return np.asarray(data.labels)[[position[row] for row in rows.tolist()]], tuple(data.classes)
