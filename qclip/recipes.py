@@ -47,6 +47,7 @@ METHODS: Registry[Any] = Registry(
         "hqq": "qclip.ptq.methods.hqq:HQQ",
         "raana": "qclip.ptq.methods.raana:RaanA",
         "rotation": "qclip.ptq.methods.rotation:Rotation",
+        "svdquant": "qclip.ptq.methods.svdquant:SVDQuant",
     },
     attributes=("options", "needs", "inputs", "decides"),
     error=RecipeError,

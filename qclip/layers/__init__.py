@@ -1,6 +1,7 @@
 """The modules that replace a float site, and the two cores that fuse them."""
 
 from .attention import QuantizedAttention
+from .branch import Branch
 from .embedding import QuantizedEmbedding
 from .linear import Int4Linear, Int8Linear, QuantizedLinear
 from .mlp import QuantizedMlp
@@ -15,6 +16,7 @@ __all__ = [
     "LAYERS",
     "TRANSFORMS",
     "AttentionOperands",
+    "Branch",
     "Description",
     "Hadamard",
     "Int4Linear",

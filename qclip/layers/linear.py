@@ -46,15 +46,18 @@ class QuantizedLinear(QuantizedSite):
         out_scale: Tensor | None = None,
         dtype: torch.dtype | None = None,
         out_group: int | None = None,
+        residual: Tensor | None = None,
     ) -> Any:
         """Codes and scales -> float of `dtype` (default: the compute dtype), or int8 with the static `out_scale`; with
-        `out_group` int8 and its scales by groups of outputs, which the next site's `linear` takes."""
+        `out_group` int8 and its scales by groups of outputs, which the next site's `linear` takes. `residual` float
+        `[..., N]` is added last."""
         return getattr(qkernels, self.OP)(
             codes,
             scale,
             self.quantized,
             self.product_bias,
             activation=activation,
+            residual=residual,
             out_scale=out_scale,
             out_group=out_group,
             out_dtype=dtype or self.witness.dtype,
@@ -70,8 +73,8 @@ class QuantizedLinear(QuantizedSite):
         )
 
     def takes_codes(self) -> bool:
-        """Whether `quantize` gives codes that `linear` reads."""
-        return True
+        """Whether `quantize` gives codes that `linear` reads, and needs no more."""
+        return self.branch is None
 
     def takes_plain_codes(self) -> bool:
         """Whether the kernel before this site may write its codes: nothing is to be done to its input before, and its
@@ -79,7 +82,14 @@ class QuantizedLinear(QuantizedSite):
         return self.takes_codes() and not self.transforms and self.input_zero is None
 
     def forward(self, x: Tensor) -> Tensor:
-        return refuse_gradients(self.linear(*self.quantize(x)), x, self)
+        if self.branch is None:
+            return refuse_gradients(self.linear(*self.quantize(x)), x, self)
+        seen = transformed(x, self.transforms)
+        return refuse_gradients(self.linear(*self._coded(seen), residual=self.branch(seen)), x, self)
+
+    def _coded(self, seen: Tensor) -> tuple[Tensor, Tensor | None]:
+        """What `quantize` gives, of the input behind all transforms."""
+        return qkernels.quantize_per_token(seen, None, self.input_scale, self.input_zero)
 
 
 def takes_codes(site: nn.Module) -> bool:
@@ -192,10 +202,13 @@ class Int4Linear(QuantizedLinear):
         return Description(self.shape, "real", self.grid.bits, bits, self.OP, self.stored_bits)
 
     def takes_codes(self) -> bool:
-        return not self.float_input
+        return not self.float_input and super().takes_codes()
 
     def quantize(self, x: Tensor, norm: nn.LayerNorm | None = None) -> tuple[Tensor, Tensor | None]:
         if not self.float_input:
             return super().quantize(x, norm)
         x = x if norm is None else norm(x)
         return transformed(x, self.transforms).to(x.dtype), None
+
+    def _coded(self, seen: Tensor) -> tuple[Tensor, Tensor | None]:
+        return (seen.to(self.witness.dtype), None) if self.float_input else super()._coded(seen)

@@ -50,7 +50,7 @@ class QuantizedMlp(Mlp):
 
     def _forward(self, x: Tensor, norm: nn.LayerNorm | None) -> Tensor:
         fc1, fc2 = self.fc1, self.fc2
-        if not isinstance(fc1, QuantizedLinear) or watched(fc1, fc2):
+        if not isinstance(fc1, QuantizedLinear) or fc1.branch is not None or watched(fc1, fc2):
             x = activate(fc1(x), self.activation)
         else:
             codes, scale = fc1.quantize(x, norm)

@@ -46,13 +46,13 @@ class SimulatedLinear(QuantizedSite):
         """Stays canonical: no kernel reads it."""
 
     def forward(self, x: Tensor) -> Tensor:
-        y = transformed(x, self.transforms)
+        y = seen = transformed(x, self.transforms)
         if self.activation_bits is not None and self.negative_step is not None and self.input_scale is not None:
             y = quantize_twin(y, self.activation_bits, self.input_scale, self.negative_step)
         elif self.activation_bits is not None:
             y = quantize_dequantize(y, self.activation_bits, self.input_scale, self.input_zero, self.activation_grid)
         y = F.linear(y.to(x.dtype), self.quantized.dequantize().to(x.dtype), self.bias)
-        return refuse_gradients(y, x, self)
+        return refuse_gradients(y if self.branch is None else y + self.branch(seen).to(y.dtype), x, self)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, activation_bits={self.activation_bits}"

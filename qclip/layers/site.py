@@ -24,6 +24,7 @@ from qkernels.weights import (
 from ..errors import ArtifactError
 from ..untrusted.schema import Check, flag, listing, one_of, optional, record, whole
 from . import transforms as site_transforms
+from .branch import Branch
 from .fixed import Fixed
 from .shown_weight import ShownWeight
 from .transforms import Transform
@@ -51,6 +52,7 @@ class QuantizedSite(Fixed):
     Buffers: `codes`, `scales`, `zeros` (None where symmetric) as in `Int8Weight` / `Int4Weight`, made on `grid`;
     `input_scale` float32 `[]` is the static scale of the input, None = dynamic per token; `input_zero` int32 `[]` its
     zero point, None = 0. The `transforms` run on the input before it is quantized, so the weight carries their inverse.
+    A `branch` adds a float low-rank product of the input behind them; the codes are what it leaves of the weight.
     The packed form replaces the canonical one in memory; `state_dict` holds the canonical form, bit for bit.
 
     A subclass whose constructor takes more than this one's lists those keywords in `SETTINGS`, each with the check of
@@ -80,6 +82,7 @@ class QuantizedSite(Fixed):
         input_zero: Tensor | None = None,
         dtype: torch.dtype = torch.float32,
         grid: Grid | None = None,
+        branch: Branch | None = None,
     ) -> None:
         super().__init__()
         self.shape, self.group, self.layout = weight.shape, getattr(weight, "group", None), weight.layout
@@ -95,6 +98,7 @@ class QuantizedSite(Fixed):
         self.bias = None if bias is None else nn.Parameter(bias.to(dtype), requires_grad=False)
         # No empty child: a module without children is a leaf to the guards of recorded programs.
         self.transforms = nn.ModuleList(transforms) if (transforms := list(transforms)) else ()
+        self.branch = branch
         # An empty tensor that follows `.half()` and `.to()`: it tells others our compute dtype and device.
         self.register_buffer("witness", torch.empty(0, dtype=dtype, device=weight.codes.device), persistent=False)
 
@@ -142,6 +146,7 @@ class QuantizedSite(Fixed):
             "input_scale": self.input_scale is not None,
             "input_zero": self.input_zero is not None,
             "dtype": str(self.witness.dtype).removeprefix("torch."),
+            **({} if self.branch is None else {"branch": self.branch.rank}),
             **{
                 name: getattr(self, name)
                 for name in self.SETTINGS
@@ -160,9 +165,10 @@ class QuantizedSite(Fixed):
             "transforms": listing(site_transforms.check, 0, 8),
             **dict.fromkeys(("zeros", "bias", "input_scale", "input_zero"), flag),
             "dtype": one_of(*DTYPES),
+            "branch": whole(1, MOST),
             **cls.SETTINGS,
         }
-        return record(fields, [name for name in fields if name not in cls.USUAL])
+        return record(fields, [name for name in fields if name not in cls.USUAL and name != "branch"])
 
     @classmethod
     def from_facts(cls, facts: dict[str, Any]) -> QuantizedSite:
@@ -183,6 +189,7 @@ class QuantizedSite(Fixed):
                 torch.empty((), dtype=torch.int32) if facts["input_zero"] else None,
                 dtype,
                 grid,
+                Branch.empty(facts["branch"], n, k) if "branch" in facts else None,
                 **cls.USUAL | {name: facts[name] for name in cls.SETTINGS if name in facts},
             )
 
@@ -258,7 +265,7 @@ class QuantizedSite(Fixed):
     @property
     def stored_bits(self) -> int:
         """As `stored_bits` of this module counts."""
-        return stored_bits(self.quantized, self.grid, self.transforms)
+        return stored_bits(self.quantized, self.grid, self.transforms, self.branch)
 
     # -- taken out again ---------------------------------------------------------------------------------------------
 
@@ -291,7 +298,9 @@ class QuantizedSite(Fixed):
         return lambda units: site_transforms.unfolded(units.float() * steps, None, self.transforms)[0]
 
     def _unfolded(self) -> tuple[Tensor, Tensor | None]:
-        return site_transforms.unfolded(self.quantized.canonical().dequantize(), self.bias, self.transforms)
+        weight = self.quantized.canonical().dequantize()
+        weight = weight if self.branch is None else weight + self.branch.weight()
+        return site_transforms.unfolded(weight, self.bias, self.transforms)
 
     # -- forms of the weight -----------------------------------------------------------------------------------------
 
@@ -353,15 +362,16 @@ class QuantizedSite(Fixed):
         return f"{k}, {n}, {self.grid}{static}, layout={self.layout!r}"
 
 
-def stored_bits(weight: Weight, grid: Grid, transforms: Iterable[Transform]) -> int:
-    """Bits that a file holds of a weight: codes, scales, zeros, and what its transforms hold."""
+def stored_bits(weight: Weight, grid: Grid, transforms: Iterable[Transform], branch: Branch | None = None) -> int:
+    """Bits that a file holds of a weight: codes, scales, zeros, and what its transforms and its branch hold."""
     n, k = weight.shape
     total = -(-n * k * grid.bits // 8) * 8
     if isinstance(weight, Int4Weight):
         total += n * -(-k // weight.group) * 16 * (1 if weight.zeros is None else 2)
     else:
         total += n * 32
-    held = [buffer for transform in transforms for buffer in transform.buffers()]
+    parts = [*transforms] if branch is None else [*transforms, branch]
+    held = [buffer for part in parts for buffer in part.buffers()]
     return total + sum(8 * buffer.numel() * buffer.element_size() for buffer in held)
 
 

@@ -21,6 +21,7 @@ from .. import calibration
 from ..errors import NonFiniteError
 from ..layers import (
     AttentionOperands,
+    Branch,
     Int4Linear,
     Int8Linear,
     QuantizedEmbedding,
@@ -48,6 +49,7 @@ class SiteState:
     input_scale: Tensor | None = None  # float32 []: static scale of the transformed input
     input_zero: Tensor | None = None  # int32 []: zero point of the static codes; None: 0
     negative_step: float | None = None  # of a static twin input, which is simulated: its step below 0
+    branch: Branch | None = None  # of the transformed input: what it adds, the codes need not stand for
     weight: Weight | None = None  # of the transformed input, on the plan's grid; None: round to nearest
     bias: Tensor | None = None  # float [N], in place of the float module's own
 
@@ -60,8 +62,9 @@ class SiteState:
         return None if bias is None else bias.detach()
 
     def folded(self) -> tuple[Tensor, Tensor | None]:
-        """Weight float32 `[N, K]` and bias to the transformed input."""
-        return folded(self.float_weight(), self.float_bias(), self.transforms)
+        """Weight float32 `[N, K]` and bias to the transformed input: without what the branch adds."""
+        weight, bias = folded(self.float_weight(), self.float_bias(), self.transforms)
+        return (weight if self.branch is None else weight - self.branch.weight()), bias
 
     def input(self, x: Tensor) -> Tensor:
         """The transformed input, which is what gets quantized."""
@@ -192,6 +195,7 @@ def build(state: SiteState) -> nn.Module:
         "input_zero": state.input_zero,
         "dtype": dtype,
         "grid": plan.grid,
+        "branch": state.branch,
     }
     layer: QuantizedSite
     if state.site.kind == "embedding":

@@ -58,7 +58,7 @@ def decide(context: Context) -> None:
 
 def _decided(state: SiteState) -> dict[str, list]:
     """By `recipes.DECIDES`: the objects that a method replaces when it decides them."""
-    return {"input": [*state.transforms, state.input_scale, state.input_zero], "weight": [state.weight]}
+    return {"input": [*state.transforms, state.input_scale, state.input_zero], "weight": [state.weight, state.branch]}
 
 
 def _blocks(context: Context, method: Method) -> None:

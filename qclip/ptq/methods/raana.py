@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ... import calibration, seeds
 from ...errors import DataError, NonFiniteError, RecipeError
-from ...layers import RandomHadamard, stored_bits
+from ...layers import Branch, RandomHadamard, stored_bits
 from ...models.tower import Site
 from .. import rabitq
 from ..allocation import Choice, allocate
@@ -35,19 +35,26 @@ Damage = Literal["variance", "bound", "authors"]
 class Options:
     """`average`: code bits a weight, over the sites of a tower that the recipe treats by its default; None: the
     recipe's weight bits. `widths`: those that a site may get. `scale`: the rule of `rabitq.scales`. `damage`: what a
-    width costs a site. `samples`: images, or captions, whose gradients say so."""
+    width costs a site. `samples`: images, or captions, whose gradients say so.
+
+    Side terms, held in 16 bits beside the codes: `centralize`: the mean over outputs. `held_out`: that share of the
+    input columns, those of largest norm; the authors' is 0.003."""
 
     average: float | None = None
     widths: tuple[int, ...] = tuple(range(1, rabitq.MOST_BITS + 1))
     scale: rabitq.ScaleRule = "unbiased"
     damage: Damage = "variance"
-    samples: int = 64
+    samples: int = 128
+    centralize: bool = False
+    held_out: float = 0.0
 
     def __post_init__(self) -> None:
         if not self.widths or set(self.widths) - set(range(1, rabitq.MOST_BITS + 1)):
             raise ValueError(f"widths lie between 1 and {rabitq.MOST_BITS} bits, not {list(self.widths)}")
         if self.average is not None:
             self.check(self.average)
+        if not 0 <= self.held_out < 1:
+            raise ValueError(f"held_out is a share from 0 to below 1, not {self.held_out:g}")
         if self.samples < 1:
             raise ValueError(f"samples must be 1 or more, not {self.samples}")
 
@@ -93,7 +100,21 @@ class RaanA(Method):
             if key not in rotations:
                 rotation = RandomHadamard.drawn(width, seeds.generator(context.seed, f"rotation of {key}"))
                 rotations[key] = rotation.to(state.source.weight.device)  # type: ignore[union-attr, arg-type]
+            side = self._side_terms(state.folded()[0])
             state.transforms = [*state.transforms, rotations[key]]
+            if side is not None:
+                state.branch = Branch(rotations[key].input(side[0]), side[1])
+
+    def _side_terms(self, w: Tensor) -> tuple[Tensor, Tensor] | None:
+        """The matrices `[rank, K]` and `[N, rank]` of what stays float of a weight before it is turned."""
+        n, k = w.shape
+        held = w.square().sum(0).topk(int(self.chosen.held_out * k)).indices
+        downs, ups = [torch.eye(k, device=w.device)[held]], [w[:, held]]
+        if self.chosen.centralize:
+            downs.append(w.mean(0, keepdim=True).index_fill(1, held, 0.0))
+            ups.append(w.new_ones(n, 1))
+        down, up = torch.cat(downs), torch.cat(ups, 1)
+        return (down, up) if len(down) else None
 
     def _widths(self, context: Context, tower: str, states: list[SiteState]) -> list[int]:
         """The width of each site of one tower."""
@@ -157,7 +178,7 @@ class RaanA(Method):
             )
             size = float(weight.square().sum())
             weights, square = weights + weight.numel(), square + size
-            stored += stored_bits(state.weight, grid, state.transforms)
+            stored += stored_bits(state.weight, grid, state.transforms, state.branch)
             error += float((state.weight.dequantize() - weight).square().sum())
             expected += size * rabitq.relative_error(bits, self.chosen.scale)
         context.report(stage, len(states), len(states))
