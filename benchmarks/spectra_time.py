@@ -3,7 +3,7 @@ through the model.
 
     python -m benchmarks.spectra_time weights
     python -m benchmarks.spectra_time photos --data /path/to/cifar10_test.parquet --ood /path/to/dtd10_64.parquet
-    python -m benchmarks.spectra_time photos --data ... --ood ... --part "through the model" --control white
+    python -m benchmarks.spectra_time photos --data ... --ood ... --part controls --control white
 
 Nothing is kept from an earlier run: embeddings go to a folder that is deleted afterwards.
 """
@@ -28,7 +28,7 @@ from qclip.files import write_atomic
 from qclip.machine import environment
 
 IMAGES = 1000
-PARTS = ("weights", "features", "fourier", "gratings", "through the model")
+PARTS = ("weights", "controls", "interventions", "fourier", "gratings")
 
 
 def weights(recipe: str) -> dict[str, float]:
@@ -45,8 +45,8 @@ def weights(recipe: str) -> dict[str, float]:
 
 
 def photos(recipe: str, data: str, ood: str, wanted: list[str], names: list[str], cache: str) -> dict[str, float]:
-    """Weights, features of 1,000 images, Fourier, gratings, and controls and interventions through the model; `cache`
-    is an empty folder for embeddings."""
+    """Weights, features of 1,000 images with the controls, which embed once for these and for what is measured of the
+    whole model, interventions, Fourier, gratings; `cache` is an empty folder for embeddings."""
     model = qclip.load_model("photos")
     group = {"float": model, recipe: qclip.quantize(model, recipe)}
     quantized = {recipe: group[recipe]}
@@ -57,10 +57,12 @@ def photos(recipe: str, data: str, ood: str, wanted: list[str], names: list[str]
     pixels = spectral.Pixels.read(group, sets[0], IMAGES)
     steps = {
         "weights": lambda: qclip.weight_spectrum(model, quantized),
-        "features": lambda: spectral.feature_spectrum(model, quantized, pixels, controls=names),
+        "controls": lambda: spectral.through_model(
+            model, quantized, evaluate, controls=names, pixels=pixels, interventions=False
+        ),
+        "interventions": lambda: spectral.through_model(model, quantized, evaluate, controls=[]),
         "fourier": lambda: spectral.fourier(group, pixels),
         "gratings": lambda: spectral.gratings(group, pixels.take(256)),
-        "through the model": lambda: spectral.through_model(model, quantized, evaluate, controls=names),
     }
     seconds, parts = {}, []
     for name in wanted:
@@ -80,7 +82,7 @@ def main() -> None:
     parser.add_argument("--ood")
     parser.add_argument("--part", action="append", choices=PARTS, help="Of `photos`; repeatable. Default: all.")
     parser.add_argument("--control", action="append", choices=spectral.CONTROLS.names(), help="Default: all.")
-    parser.add_argument("--output", type=Path, help="Write the times as JSON here.")
+    parser.add_argument("--output", type=Path, help="Add the times to this JSON.")
     asked = parser.parse_args()
     if asked.what == "photos" and not (asked.data and asked.ood):
         parser.error("photos needs --data and --ood")
@@ -93,7 +95,9 @@ def main() -> None:
     print(f"{asked.what}: {sum(seconds.values()):.1f} s on {torch.get_num_threads()} threads")
     if asked.output is not None:
         facts = {"what": asked.what, "recipe": asked.recipe, "controls": controls, "seconds": seconds, **environment()}
-        write_atomic(asked.output, f"{json.dumps(facts, indent=1)}\n".encode())
+        runs = json.loads(asked.output.read_text()) if asked.output.exists() else []
+        facts |= {"threads": torch.get_num_threads(), "total": sum(seconds.values())}
+        write_atomic(asked.output, f"{json.dumps([*runs, facts], indent=1)}\n".encode())
 
 
 if __name__ == "__main__":

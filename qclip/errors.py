@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 SHOWN = 24  # names in a hint
 
@@ -46,6 +47,26 @@ class NonFiniteError(QclipError):
 
 class GradientError(QclipError, RuntimeError):
     """A gradient through a layer that has none."""
+
+
+def option(name: str, value: object = "") -> str:
+    """How the user gives an argument, for messages: `train=`, or, while a command runs, `--train`. value: what is
+    given, where a flag stands for it on the command line."""
+    return f"--{name}" if _in_command else f"{name}={value}"
+
+
+@contextlib.contextmanager
+def in_command() -> Iterator[None]:
+    """While the block runs, messages name the options of the command line."""
+    global _in_command
+    before, _in_command = _in_command, True
+    try:
+        yield
+    finally:
+        _in_command = before
+
+
+_in_command = False
 
 
 def nearest(name: str, known: Iterable[str], count: int = 3) -> str:

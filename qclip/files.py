@@ -20,7 +20,7 @@ import stat
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
-from .errors import InputError, OutputError, OutputExistsError
+from .errors import InputError, OutputError, OutputExistsError, option
 
 PART = re.compile(r"\.qclip-[0-9a-f]{8}\.part")
 LIMIT = 64 << 20  # bytes of a text file that is read whole
@@ -105,7 +105,7 @@ def check_file(path: PathLike, force: bool = False) -> None:
             raise InputError(f"{_shown(path)} is {_kind(mode)}, which is never replaced; name a file")
         if mode is not None and not force:
             raise OutputExistsError(
-                f"{_shown(path)} exists already; name another output, or give force=True (--force) to replace it"
+                f"{_shown(path)} exists already; name another output, or give {option('force', True)} to replace it"
             )
         _probe(real, real.parent)
 
@@ -123,7 +123,7 @@ def check_folder(path: PathLike, names: Collection[str], force: bool = False, al
         entries = set() if mode is None else {name for name in os.listdir(real) if not PART.fullmatch(name)}
         if entries and not force:
             raise OutputExistsError(
-                f"{_shown(path)} is not empty; name another folder, or give force=True (--force) to replace its files"
+                f"{_shown(path)} is not empty; name another folder, or replace its files ({option('force', True)})"
             )
         if alone and (strangers := sorted(entries - set(names))):
             raise OutputExistsError(

@@ -3,7 +3,7 @@
 What is in an entry is proved by its own checksum, what it is for by the key in it: a truncated, edited or foreign entry
 is computed again and replaced. Entries are written whole or not at all, so that a killed run goes on where it stopped,
 and several processes may read and write one folder. A store only saves time: where it cannot be read or written, the
-run says so once and goes on without it.
+run says so and goes on without it: of the first entry at once, of all of them, counted, at its end.
 """
 
 from __future__ import annotations
@@ -25,6 +25,14 @@ from .files import write_atomic
 
 # What numpy has a type for; safetensors knows more and fails on them in ways of its own.
 _DTYPES = {"F64", "F32", "F16", "I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8", "BOOL"}
+
+
+SHOWN = 5  # entries named in a warning
+FAULTS = {
+    "read": "cannot be read and were not used",
+    "damaged": "were not what was stored and were computed again",
+    "way": "are no files and were left alone",
+}
 
 
 class StoreWarning(UserWarning):
@@ -54,7 +62,7 @@ class Store:
     def __init__(self, folder: Path | None) -> None:
         self.folder = folder
         self._writes = folder is not None
-        self._told: set[str] = set()
+        self._faults: dict[str, list[str]] = {}  # by kind: the keys of entries
 
     @classmethod
     def of(cls, where: bool | str | os.PathLike[str] | None, kind: str) -> Store:
@@ -92,10 +100,10 @@ class Store:
         except (safetensors.SafetensorError, ValueError, RecursionError) as why:  # the last: facts nested very deep
             entry, wrong = None, f"it is not whole ({why})"
         except OSError as why:
-            self._tell("read", f"{path} cannot be read ({why.strerror or why}) and is not used")
+            self._tell("read", f"{path} cannot be read ({why.strerror or why}) and is not used", key)
             return None
         if wrong:
-            self._tell("damaged", f"{path} is not what was stored: {wrong}; it is computed again")
+            self._tell("damaged", f"{path} is not what was stored: {wrong}; it is computed again", key)
             return None
         return entry
 
@@ -128,14 +136,26 @@ class Store:
         """Whether there is something that is no file where an entry belongs."""
         if not os.path.lexists(path) or path.is_file():
             return False
-        self._tell("way", f"{path} is no file and is left alone; what belongs there is computed in every run")
+        told = f"{path} is no file and is left alone; what belongs there is computed in every run"
+        self._tell("way", told, path.stem)
         return True
 
-    def _tell(self, kind: str, text: str) -> None:
-        """A warning of each kind is given once per store."""
-        if kind not in self._told:
-            self._told.add(kind)
+    def _tell(self, kind: str, text: str, key: str = "") -> None:
+        """A warning of each kind is given at once for the first entry; `tell_of_the_others` does it for the rest."""
+        keys = self._faults.setdefault(kind, [])
+        if not keys:
             warnings.warn(text, StoreWarning, stacklevel=3)
+        if key not in keys:
+            keys.append(key)
+
+    def tell_of_the_others(self) -> None:
+        """Warn, where several entries had the same fault, how many they were and which: at the end of a run."""
+        for kind, keys in self._faults.items():
+            if len(keys) > 1:
+                shown = ", ".join(keys[:SHOWN]) + (" ..." if len(keys) > SHOWN else "")
+                warnings.warn(
+                    f"{len(keys)} entries of {self.folder} {FAULTS[kind]}: {shown}", StoreWarning, stacklevel=2
+                )
 
 
 def default_folder(kind: str) -> Path:

@@ -123,6 +123,40 @@ def _foreign(path: Path, tensor: dict, facts: str, content: bytes) -> None:
     path.write_bytes(struct.pack("<Q", len(header)) + header + content)
 
 
+@pytest.mark.parametrize("entries", [1, 3, 9])
+@pytest.mark.parametrize("kind", ["cut", "foreign", "folder", "unreadable"])
+def test_entries_with_a_fault_are_counted_and_named_at_the_end(
+    tmp_path, told, monkeypatch, kind: str, entries: int
+) -> None:
+    keys = [key_of("tested", 1, a=k) for k in range(entries)]
+    store = Store(tmp_path)
+    for key in keys:
+        path = store.path(key)
+        store.write(key, Entry(ARRAYS))
+        if kind == "cut":
+            path.write_bytes(path.read_bytes()[:-7])
+        elif kind == "foreign":
+            other = key_of("tested", 1, b=1)
+            store.write(other, Entry(ARRAYS))
+            path.write_bytes(store.path(other).read_bytes())
+        elif kind == "folder":
+            path.unlink()
+            path.mkdir()
+    if kind == "unreadable":
+        refuse = lambda *_, **__: (_ for _ in ()).throw(PermissionError(13, "Denied"))  # noqa: E731
+        monkeypatch.setattr("safetensors.safe_open", refuse)
+    for key in [*keys, keys[0]]:
+        assert store.open(key) is None
+    assert len(told()) == 1 and keys[0] in told()[0]
+    store.tell_of_the_others()
+    if entries == 1:
+        assert len(told()) == 1
+        return
+    assert len(told()) == 2 and told()[1].startswith(f"{entries} entries of {tmp_path} ")
+    assert {"folder": "left alone", "unreadable": "cannot be read"}.get(kind, "computed again") in told()[1]
+    assert [key for key in keys if key in told()[1]] == keys[:5] and ("..." in told()[1]) == (entries > 5)
+
+
 @pytest.mark.parametrize("dtype", ["BF16", "F8_E4M3", "F8_E5M2", "F8_E8M0", "F4", "C64"])
 def test_an_entry_of_a_dtype_that_numpy_lacks_is_computed_again(tmp_path, told, dtype: str) -> None:
     store = Store(tmp_path)

@@ -39,9 +39,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _guarded(arguments: list[str], ending: process.Endings) -> int:
+    from qclip.errors import in_command
+
     debug = "--debug" in arguments
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), in_command():
             warnings.showwarning = _warn
             code = _run([a for a in arguments if a != "--debug"])
         fault: Any = None

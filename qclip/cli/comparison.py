@@ -82,50 +82,59 @@ def spectrum(group: dict[str, Any], **settings: Any) -> Any:
         return qclip.weight_spectrum(first, dict(others), label=label, progress=progress, **settings)
 
 
-def image_spectra(group: dict[str, Any], data: str, images: int, controls: list[str] | None, **settings: Any) -> Any:
-    """Features with their controls, Fourier spectra and gratings of one group on the first images of a set."""
+def image_spectra(
+    group: dict[str, Any],
+    data: str,
+    images: int,
+    *,
+    measured: Any | None,
+    controls: list[str] | None,
+    seed: int,
+    seeds: int,
+) -> Any:
+    """Features with their controls, Fourier spectra and gratings of one group on the first images of a set. With
+    `measured`, see there, controls and interventions through the model as well."""
     import qclip
     from qclip import spectral
 
     (label, first), *others = group.items()
     pixels = spectral.Pixels.read(group, data, images)
+    few, small = pixels.take(GRATED), dict(others)
     names = spectral.CONTROLS.names() if controls is None else controls
-    seed, few = settings["seed"], pixels.take(GRATED)
+    settings: dict[str, Any] = {"controls": names, "seeds": seeds, "seed": seed, "label": label}
     with common.progress() as progress:
+        settings["progress"] = progress
+        if measured is not None:
+            features = spectral.through_model(first, small, measured, pixels=pixels, **settings)
+        else:
+            features = spectral.feature_spectrum(first, small, pixels, **settings)
         return qclip.Results.merge(
-            spectral.feature_spectrum(
-                first, dict(others), pixels, controls=names, label=label, progress=progress, **settings
-            ),
+            features,
             spectral.fourier(group, pixels, seed=seed, progress=progress),
             spectral.gratings(group, few, seed=seed, progress=progress),
         )
 
 
-def through_model(group: dict[str, Any], data: str, ood: list[str], images: int, cache: bool, **settings: Any) -> Any:
-    """Controls and interventions run through the model: accuracy and calibration on the first images of a labelled set,
-    detection of others by MCM."""
+def measured(data: str, ood: list[str], images: int, cache: bool, seed: int) -> Any:
+    """What is measured of controls: accuracy and calibration on the first images of a labelled set, detection of others
+    by MCM. Raises what can be said of the sets before there are models."""
     import numpy as np
 
     from qclip import data as qdata
-    from qclip import spectral
-    from qclip.reliability import evaluate
+    from qclip.reliability import check, evaluate
 
     def first(name: str) -> Any:
         found = qdata.load(name)
         return found.select(np.arange(min(images, len(found))))
 
-    measured = functools.partial(
-        evaluate,
-        data=first(data),
-        ood=[first(name) for name in ood],
-        scores=["mcm"],
-        measurements=["clean", "ood"] if ood else ["clean"],
-        seed=settings["seed"],
-        cache=cache,
-    )
-    (label, model), *others = group.items()
-    with common.progress() as progress:
-        return spectral.through_model(model, dict(others), measured, label=label, progress=progress, **settings)
+    settings: dict[str, Any] = {
+        "data": first(data),
+        "ood": [first(name) for name in ood],
+        "scores": ["mcm"],
+        "measurements": ["clean", "ood"] if ood else ["clean"],
+    }
+    check(**settings)
+    return functools.partial(evaluate, **settings, seed=seed, cache=cache)
 
 
 def join(parts: list[Any]) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import typer
 
@@ -113,10 +113,14 @@ def command(
     import qclip
     from qclip.data import load, read_lines
     from qclip.data.corruptions import expand
+    from qclip.reliability import check
+    from qclip.reliability.sets import kinds
 
     if output is not None:
         comparison.check_output(output, force)
     part = None if share is None else _part(share)
+    if share is not None and not cache:
+        raise InputError("--share leaves nothing behind with --no-cache; leave one of them out")
     if samples is not None:
         if recipe and len(models) > 1:
             raise InputError("--samples holds one comparison; evaluate one model at a time with --recipe")
@@ -132,16 +136,20 @@ def command(
         with common.progress() as progress:
             return [load(name, classes_file=classes, progress=progress) for name in names]
 
-    settings = {
+    def others(names: list[str]) -> list[ImageSet]:
+        with common.progress() as progress:
+            return [load(name, progress=progress) for name in names]
+
+    settings: dict[str, Any] = {
         "data": labelled(data or []),
-        "images": images or [],
+        "images": others(images or []),
         "texts": () if texts is None else read_lines(texts, "texts"),
-        "ood": ood or [],
+        "ood": {kind: others(names) for kind, names in kinds(ood or []).items()},
         "shift": labelled(shift or []),
         "dev": None if dev is None else labelled([dev])[0],
-        "proxy": proxy,
+        "proxy": None if proxy is None else others([proxy])[0],
         "train": None if train is None else labelled([train])[0],
-        "captions": captions or [],
+        "captions": others(captions or []),
         "negatives": negatives,
         "scores": score,
         "corruptions": corruption,
@@ -157,6 +165,7 @@ def command(
         "cache": cache,
         "device": device,
     }
+    check(**settings)
     found = comparison.groups(
         models, recipe, calibration=calibration, arch=arch, device=device, seed=seed, strict=strict
     )

@@ -69,6 +69,10 @@ def command(
     for name in control or []:
         common.registry_at(Command.NAMED["control"]).get(name)
     common.set_threads(threads)
+    measured = None
+    if through:
+        assert data is not None
+        measured = comparison.measured(data, ood or [], images, cache, seed)
     recipes = None if recipe is None else list(dict.fromkeys([comparison.FLOAT, *recipe]))
     found = comparison.groups(models, recipes, calibration=calibration, arch=arch, seed=seed)
     settings: dict[str, Any] = {"controls": control, "seeds": seeds, "seed": seed}
@@ -76,10 +80,7 @@ def command(
     for group in found:
         parts.append(comparison.spectrum(group, **settings))
         if data is not None:
-            parts.append(comparison.image_spectra(group, data, images, **settings))
-        if through:
-            assert data is not None
-            parts.append(comparison.through_model(group, data, ood or [], images, cache=cache, **settings))
+            parts.append(comparison.image_spectra(group, data, images, measured=measured, **settings))
     results = comparison.join(parts)
     if output is not None:
         results.to_json(output)

@@ -78,8 +78,9 @@ def command(
     from qclip.artifact import is_artifact
     from qclip.data import load, read_lines
     from qclip.errors import InputError, ModelError
+    from qclip.reliability.sets import kinds
     from qclip.rewrite import quantization
-    from qclip.verification import blame, measurements, requirements, verify, worst_first
+    from qclip.verification import blame, check, measurements, requirements, verify, worst_first
 
     wanted = requirements(",".join(require))
     if output is not None:
@@ -87,19 +88,12 @@ def command(
     common.set_threads(threads)
     if not is_artifact(artifact):
         raise ModelError(f"{artifact!r} is no artifact; make one with `qclip quantize`")
-    common.say(f"loading {artifact} and {against}")
-    pair = qclip.load_model(artifact, device), qclip.load_model(against, device, arch)
-    order = None
-    if sensitivity is not None:
-        if not bisect:
-            raise InputError("--sensitivity says where --bisect begins; give both, or neither")
-        done = quantization(pair[0])
-        assert done is not None  # it is an artifact
-        order = worst_first(sensitivity, done.plans, done.provenance.get("source_sha256"))
+    if sensitivity is not None and not bisect:
+        raise InputError("--sensitivity says where --bisect begins; give both, or neither")
     with common.progress() as progress:
         sets = [load(name, classes_file=classes, progress=progress) for name in data]
         settings: dict[str, Any] = {
-            "ood": ood or [],
+            "ood": {k: [load(name, progress=progress) for name in names] for k, names in kinds(ood or []).items()},
             "dev": None if dev is None else load(dev, classes_file=classes, progress=progress),
             "train": None if train is None else load(train, classes_file=classes, progress=progress),
             "negatives": negatives,
@@ -112,6 +106,14 @@ def command(
             "cache": cache,
             "device": device,
         }
+        check(wanted, sets, **settings)
+        common.say(f"loading {artifact} and {against}")
+        pair = qclip.load_model(artifact, device), qclip.load_model(against, device, arch)
+        order = None
+        if sensitivity is not None:
+            done = quantization(pair[0])
+            assert done is not None  # it is an artifact
+            order = worst_first(sensitivity, done.plans, done.provenance.get("source_sha256"))
         found = verify(*pair, wanted, sets, progress=progress, **settings)
         blamed = {}
         for each in dict.fromkeys(outcome.requirement for outcome in found.outcomes if not outcome.passed):

@@ -11,7 +11,7 @@ from torch import nn
 
 from .. import models, recipes, rewrite
 from ..calibration import Progress, samples
-from ..errors import ModelError, NonFiniteError, RecipeError
+from ..errors import ModelError, NonFiniteError, RecipeError, option
 from .base import Context, Method, SiteState, build
 from .driver import BlockRun, decide, states
 
@@ -56,9 +56,7 @@ def quantize_(
             f"the model is quantized already (recipe {done.recipe.name!r}); quantize the float model instead"
         )
     if recipe.needs_data and calibration is None:
-        raise RecipeError(
-            f"recipe {recipe.name!r} needs data: pass calibration=... (--calibration DATA on the command line)"
-        )
+        raise RecipeError(f"recipe {recipe.name!r} needs data to calibrate with; name a set ({option('calibration')})")
     before = models.Structure(model)
     with before.kept_on_error():
         return _quantize(model, recipe, calibration, seed, strict, progress, before.names)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
 from qclip.data.corruptions import expand
-from qclip.errors import InputError
+from qclip.errors import InputError, option
 from qclip.machine import environment
 from qclip.metrics.predictions import LABELLED
 from qclip.results import Results
@@ -21,10 +21,10 @@ from .about import about_model
 from .embed import Embedder, Progress
 from .embedded import Embeddings
 from .measurements import MEASUREMENTS
-from .request import NEIGHBOURS, Condition, Request
+from .request import NEIGHBOURS, Condition, EvalSet, Request
 from .samples import write as write_samples
 from .sets import evaluated_sets
-from .wanted_scores import negative_words, wanted_scores, what_is_given
+from .wanted_scores import enough_to_learn_from, negative_words, wanted_scores, what_is_given
 from .writer import REPLICATES, Writer
 
 DEFAULT_CORRUPTIONS = ("gaussian_noise",)
@@ -112,20 +112,15 @@ def evaluate(
     embedder = Embedder(models, store, batch, strict, seed, device, progress, jpeg85)
     if jpeg85 and named:
         results.note("corrupted images went through JPEG of quality 85, as those of ImageNet-C did")
-    words = negative_words(negatives, sets)
-    given = what_is_given(sets) | ({"negatives"} if words else set())
-    request = Request(
-        tuple(models),
-        sets,
-        wanted_scores(results, scores, given, models if ood else {}),
-        named,
-        full,
-        seed,
-        words,
-        {label: bias for label, view in embedder.views.items() if (bias := view.encoders.logit_bias) is not None},
-        scores is not None,
-        tuple(texts),
-        nearest,
+    biases = {label: view.encoders.logit_bias for label, view in embedder.views.items()}
+    request = dataclasses.replace(
+        _request(results, models, sets, scores, negatives, models if ood else {}),
+        corruptions=named,
+        full=full,
+        seed=seed,
+        biased={label: bias for label, bias in biases.items() if bias is not None},
+        texts=tuple(texts),
+        neighbours=nearest,
     )
     for label, view in embedder.views.items():
         about_model(results, label, view.model)
@@ -137,7 +132,9 @@ def evaluate(
     if share is not None:
         part, parts = _part(share, store)
         embedded.share(wanted, part - 1, parts)
-        results.note(f"part {part} of {parts} of the images is embedded; run again without share= when all parts are")
+        again = f"run again without {option('share')} when all parts are"
+        results.note(f"part {part} of {parts} of the images is embedded; {again}")
+        store.tell_of_the_others()
         return results
     embedded.prepare(wanted)
     request = _without(request, embedded.failed, results)
@@ -146,7 +143,50 @@ def evaluate(
         each.rows(request, embedded, writer)
     if samples is not None:
         write_samples(request, embedded, samples)
+    store.tell_of_the_others()
     return results
+
+
+def check(
+    models: Sequence[str] = ("reference", "model"),
+    data: Any = (),
+    ood: Any = (),
+    shift: Any = (),
+    dev: Any = None,
+    templates: str | Sequence[str] | None = None,
+    *,
+    images: Any = (),
+    proxy: Any = None,
+    train: Any = None,
+    captions: Any = (),
+    negatives: str | os.PathLike[str] | Sequence[str] | None = None,
+    scores: Sequence[str] | None = None,
+    measurements: Sequence[str] | None = None,
+    **_: Any,
+) -> None:
+    """What `evaluate` would refuse of these settings whatever the models are: before any model is loaded."""
+    results = Results()
+    sets = tuple(evaluated_sets(results, data, images, ood, shift, dev, proxy, train, captions, templates, None))
+    request = _request(results, models, sets, scores, negatives, {})
+    for name in MEASUREMENTS.names() if measurements is None else measurements:
+        MEASUREMENTS.made(name).wants(request)
+
+
+def _request(
+    results: Results,
+    labels: Iterable[str],
+    sets: tuple[EvalSet, ...],
+    scores: Sequence[str] | None,
+    negatives: str | os.PathLike[str] | Sequence[str] | None,
+    models: Mapping[str, nn.Module],
+) -> Request:
+    """What is asked of these sets, with the scores that have what they need; `models`: see `wanted_scores`."""
+    words = negative_words(negatives, sets)
+    given = what_is_given(sets) | ({"negatives"} if words else set())
+    wanted = wanted_scores(results, scores, given, models)
+    if scores is not None:
+        enough_to_learn_from(wanted, sets)
+    return Request(tuple(labels), sets, wanted, (), negatives=words, scores_named=scores is not None)
 
 
 def _without(request: Request, failed: Mapping[str, str], results: Results) -> Request:
@@ -166,7 +206,7 @@ def _without(request: Request, failed: Mapping[str, str], results: Results) -> R
 def _part(share: tuple[int, int], store: Store) -> tuple[int, int]:
     part, parts = share
     if not 1 <= part <= parts:
-        raise InputError(f"share={share!r} is no part; give (i, n) with 1 <= i <= n")
+        raise InputError(f"{option('share')} {share!r} is no part; give (i, n) with 1 <= i <= n")
     if store.folder is None:
         raise InputError("a part of the images was asked for, but nothing is kept: name a cache that all parts share")
     return part, parts

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from qclip.errors import InputError
+from qclip.errors import InputError, option
 from qclip.models import value_path
 from qclip.results import Results
 
@@ -37,7 +37,8 @@ class FittedScores:
                 self._fitted[label][name] = fitted = score.fit(known)
             except UnfitError as why:
                 if self._request.scores_named:
-                    raise InputError(f"score {name!r} {why}; give more (train=, negatives=), or leave it out") from None
+                    given = option("negatives" if "negatives" in score.needs else "train")
+                    raise InputError(f"score {name!r} {why}; give more ({given}), or leave it out") from None
                 self._unfit.add(name)
                 self.local = {each: local.without(name) for each, local in self.local.items()}
                 self._results.note(f"score {name!r} {why}; it is left out")

@@ -35,7 +35,7 @@ def evaluated_sets(
     shift_sets, plain, captioned = ([_load(d, progress) for d in _listed(given)] for given in (shift, images, captions))
     if not id_sets and not plain and not captioned:
         raise InputError("no data to evaluate on; pass the name of at least one labelled set")
-    ood_sets = [(kind, _load(d, progress)) for kind, d in _kinds(ood)]
+    ood_sets = [(kind, _load(d, progress)) for kind, listed in kinds(ood).items() for d in listed]
     fitted = {role: _load(d, progress) for role, d in (("dev", dev), ("train", train)) if d is not None}
     _name_apart([*id_sets, *shift_sets, *plain, *(found for _, found in ood_sets), *captioned])
     others = [*(("shift", each) for each in shift_sets), *fitted.items()]
@@ -106,14 +106,14 @@ def _listed(data: Any) -> list[Any]:
     return [data] if qdata.is_set(data) else list(data or ())
 
 
-def _kinds(ood: Any) -> list[tuple[str, Any]]:
-    """(kind, set) pairs; kind is "near", "far" or ""."""
+def kinds(ood: Any) -> dict[str, list[Any]]:
+    """Sets of other classes by kind: "near", "far" or ""."""
     if isinstance(ood, Mapping):
         for kind in ood:
             if kind not in ("near", "far", ""):
                 raise InputError(f"an OOD set is 'near' or 'far', not {kind!r}; use these keys")
-        return [(kind, data) for kind, listed in ood.items() for data in _listed(listed)]
-    out = []
+        return {kind: _listed(listed) for kind, listed in ood.items()}
+    out: dict[str, list[Any]] = {}
     for data in _listed(ood):
         kind = ""
         if isinstance(data, str) and data.startswith(("near=", "far=")):
@@ -121,7 +121,8 @@ def _kinds(ood: Any) -> list[tuple[str, Any]]:
         if not isinstance(data, (str, os.PathLike)):
             data = qdata.as_set(data)
         name = data.name if isinstance(data, qdata.ImageSet) else os.path.basename(str(data).split("?")[0])
-        out.append((kind or next((k for k in ("near", "far") if k in name.lower()), ""), data))
+        kind = kind or next((k for k in ("near", "far") if k in name.lower()), "")
+        out.setdefault(kind, []).append(data)
     return out
 
 

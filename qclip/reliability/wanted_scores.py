@@ -9,7 +9,7 @@ from torch import nn
 
 from qclip import data as qdata
 from qclip.data.classes import folded
-from qclip.errors import InputError, ModelError
+from qclip.errors import InputError, ModelError, option
 from qclip.models import value_path
 from qclip.results import Results
 
@@ -32,8 +32,23 @@ def negative_words(given: str | os.PathLike[str] | Sequence[str] | None, sets: I
     known = {folded(name) for name in next(iter(sets)).classes}
     out = tuple({folded(word): word for word in words if folded(word) not in known}.values())
     if not out:
-        raise InputError("negatives= names no word that is not a class; give words that are no class, one per line")
+        raise InputError(
+            f"{option('negatives')} names no word that is not a class; give words that are none, one a line"
+        )
     return out
+
+
+def enough_to_learn_from(scores: Mapping[str, Score], sets: Iterable[EvalSet]) -> None:
+    """Raises InputError for a score that needs more training images than there are; some cannot be read, perhaps, or
+    are too few for their width, which is seen when it is fitted."""
+    for each in sets:
+        for name, score in scores.items():
+            least = getattr(score, "least", 0) if each.role == "train" else 0
+            if len(each.data) < least:
+                raise InputError(
+                    f"score {name!r} needs {least} training images or more, and {len(each.data)} were given; "
+                    f"give more ({option('train')}), or leave it out"
+                )
 
 
 def _without_patches(models: Mapping[str, nn.Module]) -> str:
@@ -60,9 +75,11 @@ def wanted_scores(
         if {"patches", "train"} <= score.needs or {"patches", "negatives"} <= score.needs:
             raise InputError(f"score {name!r} needs patches and something to learn from; it can have only one of them")
         if lacking := next((need for need in NEEDS if need in score.needs - given), None):
+            why, argument = NEEDS[lacking]
+            why += f" ({option(argument)})" if argument else ""
             if names is not None:
-                raise InputError(f"score {name!r} {NEEDS[lacking]}")
-            left_out.setdefault(NEEDS[lacking], []).append(name)
+                raise InputError(f"score {name!r} {why}")
+            left_out.setdefault(why, []).append(name)
             continue
         if "patches" in score.needs and (why := _without_patches(models)):
             if names is not None:

@@ -17,7 +17,7 @@ from ..seeds import generator
 from .band_accuracy import band_accuracy
 from .bands import in_band
 from .basis import effective_rank
-from .controls import CONTROLS, MIN_SEEDS
+from .controls import CONTROLS, MIN_SEEDS, Control
 from .feature_basis import FeatureBasis, FeatureChange
 from .intervals import one_more
 from .opened import opened
@@ -54,33 +54,72 @@ def feature_spectrum(
     if seeds < MIN_SEEDS:
         raise InputError(f"{seeds} seeds are too few for the controls; use {MIN_SEEDS} or more")
     results = Results()
-    drawn = counts(len(pixels), generator(seed, f"features {pixels.name}"))
-    common = {"set": pixels.name, "role": "id", "n": len(pixels), "seed": seed}
-    everything = {label: float_model, **quantized_models}
-    basis, reference = None, None
-    changes: dict[str, FeatureChange] = {}
-    for done, (name, model) in enumerate(everything.items()):
-        if progress is not None:
-            progress(f"{name}: features", done, len(everything))
-        with opened(model, name) as vision:
-            features = vision.see(pixels.batches).features
-            if basis is None:
-                basis = FeatureBasis.of(features)
-            _own(results, common | {"model": name}, basis, features)
-            if name != label:
-                changes[name] = FeatureChange.of(basis, features)
-                _change(results, common | {"model": name}, basis, changes[name], drawn)
-            if pixels.labels is not None:
-                where = common | {"model": name}
-                found = band_accuracy(results, where, vision, pixels, basis, features, drawn, seed, label, reference)
-                reference = found if name == label else reference
-    assert basis is not None
+    features = Features(results, float_model, quantized_models, pixels, seed, label, progress)
     for name, model in quantized_models.items():
         if controls:
             with Replaced(float_model, model, name) as copy:
-                where = common | {"model": name}
-                _controls(results, where, copy, controls, seeds, seed, pixels, basis, changes[name], drawn)
+                for chosen in controls:
+                    control, draws = CONTROLS.made(chosen), []
+                    for k in range(seeds if control.random else 1):
+                        copy.put(control, seed, k)
+                        with opened(copy.model, name) as vision:
+                            draws.append(vision.see(pixels.batches).features)
+                    features.control(name, control, draws)
     return results
+
+
+class Features:
+    """The rows of all models' own features, put into `results`; `control` adds those of a control."""
+
+    def __init__(
+        self,
+        results: Results,
+        float_model: nn.Module,
+        quantized_models: Mapping[str, nn.Module],
+        pixels: Pixels,
+        seed: int,
+        label: str,
+        progress: Progress | None = None,
+    ) -> None:
+        self._results, self.pixels = results, pixels
+        self._drawn = drawn = counts(len(pixels), generator(seed, f"features {pixels.name}"))
+        self._common = {"set": pixels.name, "role": "id", "n": len(pixels), "seed": seed}
+        everything = {label: float_model, **quantized_models}
+        basis, reference = None, None
+        self._changes: dict[str, FeatureChange] = {}
+        for done, (name, model) in enumerate(everything.items()):
+            if progress is not None:
+                progress(f"{name}: features", done, len(everything))
+            where = self._common | {"model": name}
+            with opened(model, name) as vision:
+                features = vision.see(pixels.batches).features
+                if basis is None:
+                    basis = FeatureBasis.of(features)
+                _own(results, where, basis, features)
+                if name != label:
+                    self._changes[name] = FeatureChange.of(basis, features)
+                    _change(results, where, basis, self._changes[name], drawn)
+                if pixels.labels is not None:
+                    found = band_accuracy(
+                        results, where, vision, pixels, basis, features, drawn, seed, label, reference
+                    )
+                    reference = found if name == label else reference
+        assert basis is not None
+        self._basis = basis
+
+    def control(self, model: str, control: Control, draws: Sequence[np.ndarray]) -> None:
+        """`level` and `shape` of the features `[n, d]` of float copies, one for each draw of a control's residual in
+        the place of the quantized model's, and how far that model lies from them."""
+        changes = [FeatureChange.of(self._basis, features) for features in draws]
+        own = self._changes[model]
+        for claim, mine, theirs in (
+            ("level", own.level(self._drawn), [each.level(self._drawn) for each in changes]),
+            ("shape", own.shape(self._drawn), [each.shape(self._drawn) for each in changes]),
+        ):
+            values = np.stack(theirs, axis=1)
+            where = self._common | {"model": model, "metric": claim}
+            self._results.add(**where, axis="control", at=control.name, **one_more(values[0]).columns)
+            self._results.add(**where, reference=control.name, **percentile(mine[:, None] - values).columns)
 
 
 def _own(results: Results, common: dict[str, Any], basis: FeatureBasis, features: np.ndarray) -> None:
@@ -114,33 +153,3 @@ def _change(
 
 def _finite(values: np.ndarray) -> list[float | None]:
     return [float(v) if np.isfinite(v) else None for v in values]
-
-
-def _controls(
-    results: Results,
-    common: dict[str, Any],
-    copy: Replaced,
-    names: Sequence[str],
-    seeds: int,
-    seed: int,
-    pixels: Pixels,
-    basis: FeatureBasis,
-    change: FeatureChange,
-    drawn: np.ndarray,
-) -> None:
-    """`level` and `shape` of the features of float copies with each control in the place of quantization's residual."""
-    own = {"level": change.level(drawn), "shape": change.shape(drawn)}
-    for name in names:
-        control = CONTROLS.made(name)
-        found: dict[str, list[np.ndarray]] = {"level": [], "shape": []}
-        for k in range(seeds if control.random else 1):
-            copy.put(control, seed, k)
-            with opened(copy.model, name) as vision:
-                other = FeatureChange.of(basis, vision.see(pixels.batches).features)
-            found["level"].append(other.level(drawn))
-            found["shape"].append(other.shape(drawn))
-        for claim, draws in found.items():
-            values = np.stack(draws, axis=1)
-            where = common | {"metric": claim}
-            results.add(**where, axis="control", at=name, **one_more(values[0]).columns)
-            results.add(**where, reference=name, **percentile(own[claim][:, None] - values).columns)

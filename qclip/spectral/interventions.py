@@ -6,6 +6,7 @@ differences, and gives `Results`. `functools.partial(qclip.evaluate, data=...)` 
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import math
@@ -23,7 +24,10 @@ from qclip.rewrite import dequantize_
 
 from .bands import bands
 from .controls import CONTROLS, MIN_SEEDS, Control
+from .features import Features
 from .intervals import one_more
+from .opened import opened
+from .pixels import Pixels
 from .replaced import Replaced
 
 Evaluate = Callable[[Mapping[str, nn.Module]], Results]
@@ -44,6 +48,8 @@ def through_model(
     seeds: int = MIN_SEEDS,
     seed: int = 0,
     label: str = "float",
+    pixels: Pixels | None = None,
+    interventions: bool = True,
     progress: Progress | None = None,
 ) -> Results:
     """What `evaluate` measures of controls and interventions in the place of each quantized model.
@@ -61,8 +67,11 @@ def through_model(
     - `axis` "filter", the strength in `at`: the float model with sigma_i -> (1 - strength) sigma_i in the last band of
       every changed weight.
 
+    pixels: images whose features are told, too, by the rows of `feature_spectrum` with these controls. Where `evaluate`
+    embeds the same images in the same batches, a copy embeds them once for both. interventions: whether there are any.
+
     Models are held as many at once as 1 GiB has room for, one at least. Raises InputError on fewer than 8 seeds, an
-    unknown control or a strength outside 0..1.
+    unknown control, a strength outside 0..1, or as `feature_spectrum` does.
     """
     if seeds < MIN_SEEDS:
         raise InputError(f"{seeds} seeds are too few for the controls; use {MIN_SEEDS} or more")
@@ -70,15 +79,18 @@ def through_model(
         if not 0 <= strength <= 1:
             raise InputError(f"a filter of strength {strength} is impossible; give strengths from 0 to 1")
     chosen = {name: CONTROLS.made(name) for name in (CONTROLS.names() if controls is None else controls)}
-    results = Results()
+    results, features = Results(), None
+    if pixels is not None:
+        features = Features(results, float_model, quantized_models, pixels, seed, label, progress)
     for name, quantized in quantized_models.items():
         with Replaced(float_model, quantized, name) as work:
-            run = _Run(float_model, quantized, name, label, evaluate, work, results, progress)
+            run = _Run(float_model, quantized, name, label, evaluate, work, results, features, progress)
             own = run.measured({label: float_model, name: quantized})
             for control in chosen.values():
                 run.control(control, own, seeds if control.random else 1, seed)
-            run.interventions(strengths)
-            run.temperature(own)
+            if interventions:
+                run.interventions(strengths)
+                run.temperature(own)
     return results
 
 
@@ -93,6 +105,7 @@ class _Run:
     evaluate: Evaluate
     work: Replaced
     results: Results
+    features: Features | None
     progress: Progress | None
     done: int = 0
 
@@ -115,17 +128,35 @@ class _Run:
                 found[f"{control.name} {k}"] = copy.deepcopy(self.work.model)
             yield found
 
+    @contextlib.contextmanager
+    def _watched(self, models: Mapping[str, nn.Module], seen: list[np.ndarray]) -> Iterator[None]:
+        """Append to `seen` the features of each of these models, from the passes that the block makes."""
+        if self.features is None:
+            yield
+            return
+        with contextlib.ExitStack() as stack:
+            batches = self.features.pixels.batches
+            visions = [stack.enter_context(opened(model, name)) for name, model in models.items()]
+            told = [stack.enter_context(vision.watching(batches)) for vision in visions]
+            yield
+            seen.extend(features() for features in told)
+
     def control(self, control: Control, own: list[Row], seeds: int, seed: int) -> None:
         draws: dict[tuple[Any, ...], list[float]] = {}
         where: dict[tuple[Any, ...], Row] = {}
+        seen: list[np.ndarray] = []
         for models in self._copies(control, seeds, seed):
             paired = {} if control.random else {self.name: self.quantized}
-            for row in self.measured(models | paired):
+            with self._watched(models, seen):
+                rows = self.measured(models | paired)
+            for row in rows:
                 if row["model"] in models and not row["reference"] and row["value"] is not None:
                     draws.setdefault(_key(row), []).append(row["value"])
                     where[_key(row)] = row
                 elif row["model"] == self.name and row["reference"] in models:
                     self._add(row, reference=control.name)
+        if self.features is not None:
+            self.features.control(self.name, control, seen)
         quantized = {_key(row): row["value"] for row in own if row["model"] == self.name and not row["reference"]}
         for key, values in draws.items():
             if len(values) < seeds:

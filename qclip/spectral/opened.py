@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -55,9 +55,47 @@ class Vision:
                 hooks.callback(hook.remove)
             for images in batches:
                 embeddings.append(self.encoders.encode_image(images).double().cpu())
-        features = torch.cat([each.double().cpu() for each in inputs]) if self.projections else torch.cat(embeddings)
+        features = self._vectors(inputs if self.projections else embeddings, sum(map(len, batches)))
+        amplitudes = {name: np.concatenate(maps) for name, maps in found.items() if maps and len(maps[0])}
+        return Seen(features, unit(torch.cat(embeddings)).numpy(), amplitudes)
+
+    @contextlib.contextmanager
+    def watching(self, batches: Sequence[Tensor]) -> Iterator[Callable[[], np.ndarray]]:
+        """While the block runs, somebody else may embed these images; what is given tells their features `[n, d]`
+        afterwards, as `see` does, with a pass of its own only over batches that nobody embedded in this order."""
+        inputs: list[Tensor] = []
+        known = False
+
+        def enter(_: nn.Module, args: tuple[Tensor, ...]) -> None:
+            nonlocal known
+            known = len(inputs) < len(batches) and args[0].shape == batches[len(inputs)].shape
+            known = known and torch.equal(args[0], batches[len(inputs)].to(args[0]))
+
+        def leave(_: nn.Module, args: tuple[Tensor, ...]) -> None:
+            nonlocal known
+            if known:
+                inputs.append(args[0].double().cpu())
+            known = False
+
+        def features() -> np.ndarray:
+            left = batches[len(inputs) :]
+            if not inputs:
+                return self.see(left).features
+            n = sum(map(len, batches[: len(inputs)]))
+            parts = [self._vectors(inputs, n), *([self.see(left).features] if left else [])]
+            return np.concatenate(parts)
+
+        patches = [site for site in self.tower if site.kind == "patch"]
+        with contextlib.ExitStack() as hooks:
+            if self.projections and patches:
+                for site, hook in ((patches[0], enter), (self.projections[0], leave)):
+                    hooks.callback(site.module.register_forward_pre_hook(hook).remove)
+            yield features
+
+    def _vectors(self, parts: Sequence[Tensor], n: int) -> np.ndarray:
+        """Features of n images, float64 `[n, d]`."""
+        features = torch.cat([each.double().cpu() for each in parts])
         features = features.squeeze(1) if features.dim() == 3 and features.shape[1] == 1 else features
-        n = sum(map(len, batches))
         if features.dim() != 2 or len(features) != n:
             raise InputError(
                 f"{self.label}: what goes into its projection is {list(features.shape)} for {n} images, not one vector "
@@ -65,8 +103,7 @@ class Vision:
             )
         if not bool(torch.isfinite(features).all()):
             raise NonFiniteError(f"{self.label}: its features hold NaN or Inf; check its weights")
-        amplitudes = {name: np.concatenate(maps) for name, maps in found.items() if maps and len(maps[0])}
-        return Seen(features.numpy(), unit(torch.cat(embeddings)).numpy(), amplitudes)
+        return features.numpy()
 
     def project(self, features: np.ndarray) -> np.ndarray | None:
         """The unit embeddings `[n, E]` of penultimate features `[n, d]`; None where several layers come after them."""

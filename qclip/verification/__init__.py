@@ -1,7 +1,7 @@
 """Is a quantized model good enough to be deployed in its model's place? Requirements against measured intervals."""
 
 from .bisect import blame
-from .gate import Outcome, Verdict, judge, measure, measurements, verify
+from .gate import Outcome, Verdict, check, judge, measure, measurements, verify
 from .ranking import worst_first
 from .requirement import Requirement, requirements
 
@@ -10,6 +10,7 @@ __all__ = [
     "Requirement",
     "Verdict",
     "blame",
+    "check",
     "judge",
     "measure",
     "measurements",

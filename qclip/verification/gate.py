@@ -9,8 +9,8 @@ from typing import Any
 from torch import nn
 
 from qclip import data as qdata
-from qclip import models, rewrite
-from qclip.errors import InputError
+from qclip import models, reliability, rewrite
+from qclip.errors import InputError, option
 from qclip.metrics.record import OWN
 from qclip.progress import Progress
 from qclip.reliability import evaluate
@@ -82,19 +82,33 @@ def measure(
     """What `verify` does, for any two models whose embeddings can be compared."""
     wanted = requirements(require) if isinstance(require, str) else list(require)
     sets = [qdata.as_set(d, progress) for d in ([data] if qdata.is_set(data) else data)]
-    labelled = [each for each in sets if each.labels is not None and each.classes]
-    plain = [each for each in sets if each.labels is None or not each.classes]
-    if settings.get("neighbours") is None:
-        asked = [each.at for each in wanted if each.at is not None]
-        settings["neighbours"] = asked or [10]
-    if settings.get("scores") is None:
-        settings["scores"] = _scores(wanted)
-    _measurable(wanted, sets, labelled, settings)
-    settings.setdefault("corruptions", ())
-    settings.setdefault("batch", BATCH)
+    settings = _completed(wanted, sets, settings)
     pair = {REFERENCE: against, MODEL: model}
-    results = evaluate(pair, data=labelled, images=plain, progress=progress, **settings)
+    results = evaluate(pair, progress=progress, **settings)
     return Verdict(judge(results, wanted), results)
+
+
+def check(require: Sequence[Requirement], sets: list[qdata.ImageSet], **settings: Any) -> None:
+    """What `measure` would refuse of these requirements and sets whatever the models are: before any is loaded."""
+    reliability.check(**_completed(require, sets, settings))
+
+
+def _completed(wanted: Sequence[Requirement], sets: list[qdata.ImageSet], settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings of `evaluate`. Raises InputError for what the given sets cannot answer."""
+    labelled = [each for each in sets if each.labels is not None and each.classes]
+    _measurable(wanted, sets, labelled, settings)
+    defaults = {
+        "neighbours": [each.at for each in wanted if each.at is not None] or [10],
+        "scores": _scores(wanted),
+        "corruptions": (),
+        "batch": BATCH,
+    }
+    return {
+        **defaults,
+        **{name: value for name, value in settings.items() if value is not None},
+        "data": labelled,
+        "images": [each for each in sets if each.labels is None or not each.classes],
+    }
 
 
 # By the module of a metric: the measurements that can write it. Of other metrics any may.
@@ -190,7 +204,7 @@ def _measurable(
 ) -> None:
     """Raises InputError, before any image is embedded, for what the given sets cannot answer."""
     if not sets:
-        raise InputError("no images to verify on; name a set (--data KIND:PATH)")
+        raise InputError(f"no images to verify on; name a set ({option('data')})")
     for each in wanted:
         if each.metric in NEIGHBOURS:
             needed = each.at if each.metric.startswith("text") else (each.at or 0) + 1
@@ -205,9 +219,11 @@ def _measurable(
                 f"{'no labels' if sets[0].labels is None else 'no class names (--classes FILE)'}"
             )
         if each.metric in DETECTION and not settings.get("ood"):
-            raise InputError(f"requirement {each.text!r} needs images of other classes; name a set (--ood KIND:PATH)")
+            raise InputError(f"requirement {each.text!r} needs images of other classes; name a set ({option('ood')})")
         if each.metric in FITTED and settings.get("dev") is None:
-            raise InputError(f"requirement {each.text!r} needs images to fit temperatures on; name a set (--dev)")
+            raise InputError(
+                f"requirement {each.text!r} needs images to fit temperatures on; name a set ({option('dev')})"
+            )
         if each.metric.startswith("text") and not labelled and not settings.get("texts"):
             if any(found.captions is None for found in sets):
-                raise InputError(f"requirement {each.text!r} needs texts to search by; give --texts FILE, one per line")
+                raise InputError(f"requirement {each.text!r} needs texts to search by; give some ({option('texts')})")

@@ -107,6 +107,19 @@ def test_a_damaged_file_is_computed_again_and_replaced(tmp_path, damage: str) ->
     ]
 
 
+def test_damaged_files_are_counted_at_the_end_of_a_run(tmp_path) -> None:
+    run(Tiny(), tmp_path)
+    victims = embeddings(tmp_path)[:4]
+    for path in victims:
+        path.write_bytes(path.read_bytes()[:100])
+    second = Tiny()
+    with pytest.warns(StoreWarning) as told:
+        run(second, tmp_path)
+    assert len(told) == 2 and second.images_seen == 4 * 30
+    last = str(told[1].message)
+    assert "4 entries" in last and "computed again" in last and all(path.stem in last for path in victims)
+
+
 def test_what_changes_the_embedding_changes_the_key(tmp_path, monkeypatch) -> None:
     run(Tiny(), tmp_path)
 

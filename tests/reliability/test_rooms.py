@@ -164,7 +164,7 @@ def test_a_score_that_learns_is_left_out_by_name_or_refused_without_training_ima
     results = run()
     assert any("toy_nearest (each learns from training images" in note for note in results.notes)
     assert "mcm" in (scores := results.where(metric="auroc").unique("score")) and "toy_nearest" not in scores
-    with pytest.raises(InputError, match=r"name a set as train= \(--train\)"):
+    with pytest.raises(InputError, match=r"name a set \(train=\)"):
         run(scores=["toy_nearest"])
 
 

@@ -15,9 +15,10 @@ from torch import nn
 import qclip
 from qclip.errors import InputError
 from qclip.results import Results
-from qclip.spectral import CONTROLS, judgements, through_model, weight_spectrum
+from qclip.spectral import CONTROLS, Pixels, feature_spectrum, judgements, through_model, weight_spectrum
 from qclip.spectral.basis import Basis
 from qclip.spectral.change import Change
+from qclip.spectral.opened import Vision
 from qclip.spectral.replaced import Replaced
 from qclip.spectral.sites import effective_weight
 from tests.small import small_clip
@@ -93,6 +94,42 @@ def test_each_row_is_of_the_weights_that_it_names(model: nn.Module, small: nn.Mo
     assert results.row(**where, axis="filter", at=1, reference="float")["value"] < -0.1
     assert results.value(model="w4a8", metric="logit_factor", axis="intervention", at="temperature") == pytest.approx(1)
     assert qclip.encoders(small).logit_scale == scale
+
+
+@pytest.mark.parametrize("embeds", ["the images", "the first of them", "others first", "nothing"])
+def test_a_copy_embeds_once_for_its_features_and_for_what_is_measured(
+    model: nn.Module, small: nn.Module, monkeypatch: pytest.MonkeyPatch, embeds: str
+) -> None:
+    batches = list(torch.randn(96, 3, 32, 32, generator=torch.Generator().manual_seed(0)).split(32))
+    given = {
+        "the images": batches,
+        "the first of them": batches[:2],
+        "others first": [batches[1], batches[0] + 1, *batches],
+        "nothing": [],
+    }[embeds]
+    pixels, passes = Pixels("noise", batches), []
+
+    def evaluate(models: Mapping[str, nn.Module]) -> Results:
+        for each in models.values():
+            for part in given:
+                qclip.encoders(each).encode_image(part)
+        return measured(models)
+
+    see = Vision.see
+    monkeypatch.setattr(Vision, "see", lambda self, parts: passes.append(len(parts)) or see(self, parts))
+    settings = {"controls": ["white", "truncated"], "seeds": 8}
+    found = through_model(model, {"w4a8": small}, evaluate, pixels=pixels, interventions=False, **settings)
+    left = {"the images": 0, "the first of them": 1, "others first": 0, "nothing": 3}[embeds]
+    assert passes == [3, 3] + ([left] * 9 if left else [])  # of the two models, and of nine copies
+    rows = [row for row in found.rows if row["set"] == "noise"]
+    wanted = feature_spectrum(model, {"w4a8": small}, pixels, **settings).rows
+    assert len(rows) == len(wanted) > 20
+    for mine, theirs in zip(rows, wanted, strict=True):
+        values = [[row.pop(name) for name in ("value", "low", "high")] for row in (mine, theirs)]
+        assert mine == theirs
+        for one, other in zip(*values, strict=True):
+            assert one == other if one is None else one == pytest.approx(other, rel=1e-6, abs=1e-9)
+    assert {row["axis"] for row in found.rows if row["set"] == "images"} == {"control", ""}
 
 
 def test_the_temperature_is_found_that_explains_the_confidence(model: nn.Module, small: nn.Module) -> None:

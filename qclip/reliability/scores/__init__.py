@@ -14,12 +14,12 @@ from qclip.registry import Registry
 
 from ..sample import Known, Sample
 
-#: What `evaluate` can give a score beside the images that it is asked about, and how a user gives it.
+#: What `evaluate` can give a score beside the images that it is asked about, and the argument that gives it.
 NEEDS = {
-    "train": "learns from training images: name a set as train= (--train)",
-    "labels": "learns from the labels of training images: name a labelled set as train= (--train)",
-    "negatives": "compares with words that are no class: name a file of them as negatives= (--negatives)",
-    "patches": "looks at patches",
+    "train": ("learns from training images; name a set", "train"),
+    "labels": ("learns from the labels of training images; name a labelled set", "train"),
+    "negatives": ("compares with words that are no class; name a file of them", "negatives"),
+    "patches": ("looks at patches", ""),
 }
 
 
@@ -30,7 +30,7 @@ class UnfitError(InputError):
 class Score(Protocol):
     """needs: what it cannot do without, of `NEEDS`. "train": `Known.train` is there when it is fitted; "labels": and
     has labels; "negatives": `Known.negatives` is there; "patches": the samples that it is asked about have patches;
-    such a score learns from the classes alone.
+    such a score learns from the classes alone. A score may say how many training images it needs at `least`.
 
     The score of an image depends on that image and on what was fitted, not on the images beside it: samples come in
     parts. A fitted score may have a `remark`: a choice that its data made for it, which becomes a note.

@@ -19,7 +19,7 @@ class Nearest:
     name, label, needs = "knn", "KNN", frozenset({"train"})
 
     def __init__(self, train: Array | None = None, k: int = NEIGHBOURS) -> None:
-        self.train, self.k = train, k  # unit embeddings [n, E]
+        self.train, self.k, self.least = train, k, k  # unit embeddings [n, E]
 
     def fit(self, known: Known) -> Score:
         if len(known.images) < self.k:
