@@ -132,7 +132,7 @@ def test_what_is_there_needs_force(tmp_path: Path) -> None:
         lambda force: files.check_folder(tmp_path / "out", NAMES, force),
         lambda force: files.check_folder(tmp_path / "out", NAMES, force, alone=True),
     ):
-        with pytest.raises(OutputExistsError, match="--force"):
+        with pytest.raises(OutputExistsError, match="force=True"):
             check(False)
         check(True)
     (tmp_path / "out" / "notes.txt").write_text("mine")
