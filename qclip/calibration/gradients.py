@@ -23,6 +23,7 @@ from ..models.tower import Site
 from .gather import Samples
 from .stream import batches
 
+AT_ONCE = 16  # samples of which a tower's activations are held for their gradients
 SeeGradient = Callable[[Site, Tensor, Tensor], None]  # a site, its input [B, ..., K], the gradient of its output
 
 
@@ -40,7 +41,7 @@ def gradients(
     Parameters get no gradients. Raises NonFiniteError naming the site whose gradient is NaN or Inf.
     """
     random = torch.Generator().manual_seed(int(seeds.generator(seed, f"gradients of {tower}").integers(1 << 62)))
-    found = list(batches(encoders, data, tower))
+    found = [part for batch in batches(encoders, data, tower) for part in batch.parts(AT_ONCE)]
     done, total = 0, sum(map(len, found))
     for batch in found:
         calls: list[tuple[Site, Tensor, Tensor]] = []  # site, input, and a zero that was added to the output

@@ -39,7 +39,13 @@ class Batch:
 
     def one(self) -> Batch:
         """The first sample alone."""
-        return Batch(self.encode, self.samples[:1], None if self.positions is None else self.positions[:1])
+        return next(self.parts(1))
+
+    def parts(self, size: int) -> Iterator[Batch]:
+        """The same samples, so many at a time."""
+        for at in range(0, len(self), size):
+            rows = slice(at, at + size)
+            yield Batch(self.encode, self.samples[rows], None if self.positions is None else self.positions[rows])
 
     def __len__(self) -> int:
         return len(self.samples)

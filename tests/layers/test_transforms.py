@@ -2,12 +2,24 @@
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from qclip.layers import Hadamard, Int4Linear, Int8Linear, QuantizedPatch, Scale, Shift, SimulatedLinear, from_facts
+from qclip.errors import ArtifactError
+from qclip.layers import (
+    Hadamard,
+    Int4Linear,
+    Int8Linear,
+    QuantizedPatch,
+    RandomHadamard,
+    Scale,
+    Shift,
+    SimulatedLinear,
+    from_facts,
+)
 from qclip.layers.transforms import folded, same, transformed, unfolded
 from qclip.layers.transforms import from_facts as transform_from_facts
 from qkernels import Int4Weight, Int8Weight
@@ -146,3 +158,25 @@ def test_constants_of_transforms_stay_float32(dtype):
     layer = layers("int8", drawn()["all"]).to(dtype)
     assert {t.dtype for transform in layer.transforms for t in transform.buffers()} == {torch.float32}
     assert layer(product()[0].to(dtype)).dtype == dtype
+
+
+@pytest.mark.parametrize("width", [1, 96, 100, 128, 1000])
+def test_random_hadamard_is_a_rotation_of_any_width(width):
+    """One transform where there is one of that width, else two that overlap; a file's signs are looked at."""
+    rotation = RandomHadamard.drawn(width, np.random.default_rng(0))
+    turned = rotation.weight(torch.eye(width))
+    assert torch.allclose(turned @ turned.T, torch.eye(width), atol=1e-5)
+    assert torch.allclose(rotation.undo(turned), torch.eye(width), atol=1e-5)
+    assert len(rotation.signs) == (2 if width in (100, 1000) else 1)
+    x = torch.randn(3, 2, width)
+    assert torch.allclose(rotation.input(x), x @ turned, atol=1e-4 * width**0.5)
+    # Every channel reaches every other one, evenly but for those in the middle of two.
+    assert turned.abs().max() <= (1 / width**0.5 if len(rotation.signs) == 1 else 4 / width**0.5) * 1.0001
+    empty = transform_from_facts(rotation.facts(), width)
+    assert empty.signs.shape == rotation.signs.shape and empty.signs.dtype == torch.int8
+    rotation.check_tensor("signs", rotation.signs, "x")
+    for odd in (0, 2, -128):
+        with pytest.raises(ArtifactError, match=f"x holds {odd}; signs are -1 or 1"):
+            rotation.check_tensor("signs", torch.full_like(rotation.signs, odd), "x")
+    assert rotation.same(RandomHadamard.drawn(width, np.random.default_rng(0)))
+    assert width == 1 or not rotation.same(RandomHadamard.drawn(width, np.random.default_rng(1)))

@@ -31,7 +31,7 @@ class Options:
     rank: int | None = None
     bits: float = 0.5
     tried: int = 10
-    rounds: int = 20
+    rounds: int = 10
     samples: int = 32
     rows: int = 2048
 
@@ -151,7 +151,7 @@ class _Trial:
     def again(self, last: _Attempt) -> _Attempt:
         """With the branch of what the last codes leave."""
         rounded = torch.cat([codes.dequantize() for codes in last.codes])
-        return self._rounded(last.smooth, last.smooth.weight(self.weight) - rounded, True)
+        return self._rounded(last.smooth, last.smooth.weight(self.weight) - rounded, exact=False)
 
     def _rounded(self, smooth: Scale, left: Tensor, exact: bool) -> _Attempt:
         """The branch is that of `left`, the codes those of what it leaves of the whole weight."""
@@ -160,7 +160,7 @@ class _Trial:
         else:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(0)
-                u, sizes, v = torch.svd_lowrank(left, min(self.rank + 8, *left.shape), niter=2)
+                u, sizes, v = torch.svd_lowrank(left, min(self.rank + 8, *left.shape), niter=4)
             vt = v.T
         down, up = vt[: self.rank], u[:, : self.rank] * sizes[: self.rank]
         x, whole = smooth.input(self.x), smooth.weight(self.weight)
