@@ -59,7 +59,9 @@ def command(
     sensitivity: Annotated[
         Path | None,
         typer.Option(
-            "--sensitivity", metavar="FILE", help="Table of `qclip sensitivity`: --bisect tries its worst sites first."
+            "--sensitivity",
+            metavar="FILE",
+            help="Results of `qclip sensitivity --output`: --bisect tries the worst sites first.",
         ),
     ] = None,
     output: common.ReportFolder = None,

@@ -58,8 +58,12 @@ def sensitivity(
     probe = probe_of(model, samples, count, seed, strict)
     store = Store.of(cache, "sensitivities")
     results = Results(meta=environment(seed=seed, command="qclip.sensitivity"))
-    results.meta["sensitivity"] = {"samples": probe.samples.description, "activation_bits": activation_bits}
     source = rewrite.weight_hash(probe.model)
+    results.meta["sensitivity"] = {
+        "source_sha256": source,
+        "samples": probe.samples.description,
+        "activation_bits": activation_bits,
+    }
     found = groups(probe.towers, next(iter(recipes.values())))
     units: list[tuple[str, str, str, list[Group]]] = [("site", g.name, g.tower, [g]) for g in found]
     units += [("tower", name, name, [g for g in found if g.tower == name]) for name in probe.towers]

@@ -1,59 +1,35 @@
-"""Sensitivity tables: what rounding one site alone does, as `qclip sensitivity` measured it.
-
-A file is JSON: `{"schema": 1, "model": HASH, "rows": [{"site": "vision.blocks.0.mlp.fc1", "tower": "vision", "bits": 4,
-"activation_bits": 8, "one_minus_cosine": 0.0031}, ...]}`. `model` is the hash of the float weights, `bits` those of the
-weight, null where it stays float. Rows may say more.
-"""
+"""The sites of a model by what quantizing one alone did, as `qclip sensitivity --output` measured it."""
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 
 from qclip.errors import InputError
 from qclip.recipes import Treatment
-from qclip.typed import from_dict
-from qclip.untrusted import read_json
-
-SCHEMA = 1
-
-
-@dataclasses.dataclass(frozen=True)
-class Row:
-    """Damage of one site alone at these bits. one_minus_cosine: of embeddings to those of the float model."""
-
-    site: str
-    one_minus_cosine: float
-    tower: str = ""
-    bits: int | None = None
-    activation_bits: int | None = None
+from qclip.results import Results
 
 
 def worst_first(path: Path, plans: Mapping[str, Treatment], source: str | None) -> list[str]:
     """The sites of `plans`, those with most damage first: at the site's own bits where these were measured, else at
-    their worst. Sites of which the table says nothing come last, in their order.
+    their worst. Sites of which the results say nothing come last, in their order.
 
-    source: the hash of the float weights that the model was quantized from. Raises InputError where the file is no such
-    table, or one of another model.
+    path: `results.json` of `qclip sensitivity`, or its folder. source: the hash of the float weights that the model was
+    quantized from. Raises InputError where the file holds no sensitivities, or those of another model.
     """
-    found = read_json(path, InputError)
-    if not isinstance(found, dict) or not isinstance(found.get("rows"), list):
-        raise InputError(f"{path}: no sensitivity table; `qclip sensitivity` writes one (schema, model, rows)")
-    if found.get("schema") != SCHEMA:
-        raise InputError(f"{path}: a sensitivity table of schema {found.get('schema')!r}; this version reads {SCHEMA}")
-    if found.get("model") != source:
+    path = path / "results.json" if path.is_dir() else path
+    results = Results.from_json(path)
+    about = results.meta.get("sensitivity")
+    rows = [row for row in results.where(metric="sensitivity", role="site") if row["value"] is not None]
+    if not isinstance(about, dict) or not rows:
+        raise InputError(f"{path}: no sensitivities; `qclip sensitivity --output` writes some")
+    if about.get("source_sha256") != source:
         raise InputError(f"{path}: it was measured on other weights than those that the artifact was made from")
-    known = {field.name for field in dataclasses.fields(Row)}
     damage: dict[str, list[tuple[bool, float]]] = {}
-    for k, each in enumerate(found["rows"]):
-        said = {name: value for name, value in each.items() if name in known} if isinstance(each, dict) else each
-        row = from_dict(Row, said, f"{path}: row {k}", InputError)
-        if row.site not in plans:
-            continue
-        plan = plans[row.site]
-        same = (row.bits, row.activation_bits) == (plan.weight_bits, plan.activation_bits)
-        damage.setdefault(row.site, []).append((same, row.one_minus_cosine))
+    for row in rows:
+        if plan := plans.get(row["set"]):
+            same = row["at"] == plan.weight_bits and about.get("activation_bits") == plan.activation_bits
+            damage.setdefault(row["set"], []).append((same, row["value"]))
     if not damage:
         raise InputError(f"{path}: none of its rows is about a site of this artifact")
     # own bits come before others, however small their damage is

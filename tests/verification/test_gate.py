@@ -160,7 +160,7 @@ def test_the_command_exits_with_0_or_1(tmp_path: Path, capsys: pytest.CaptureFix
     assert found["passed"] is False and found["requirements"][0]["bound"] == pytest.approx(0.99999999)
     assert (tmp_path / "out" / "report.html").exists()
     assert main([*line, "top1>=nan"]) == 2
-    (tmp_path / "s.json").write_text('{"schema": 1, "model": "0", "rows": []}')
+    sensitivity(tmp_path / "s.json", "0")
     asked = [*line, "cosine_mean>=0.99999999", "--sensitivity", str(tmp_path / "s.json")]
     assert main(asked) == 2 and "give both, or neither" in capsys.readouterr().err
     assert main([*asked, "--bisect"]) == 2 and "other weights than those" in capsys.readouterr().err
@@ -179,14 +179,11 @@ def test_each_measurement_that_a_metric_needs_is_there(name: str) -> None:
     assert set(measurements(wanted) or []) <= set(MEASUREMENTS.names())
 
 
-def sensitivity(path: Path, model: nn.Module, /, **content) -> Path:
-    from qclip.models import explicit_form
-    from qclip.rewrite import weight_hash
-
-    with explicit_form(model):
-        known = {"schema": 1, "model": weight_hash(model), "rows": [{"site": BAD[0], "one_minus_cosine": 0.1}]}
-    path.write_text(json.dumps(known | content))
-    return path
+def sensitivity(path: Path, source: str, rows: tuple = ((BAD[0], 2, 0.1),)) -> Path:
+    results = Results(meta={"sensitivity": {"source_sha256": source, "activation_bits": 8}})
+    for site, bits, value in rows:
+        results.add(metric="sensitivity", model=f"w{bits}a8", role="site", set=site, axis="bits", at=bits, value=value)
+    return results.to_json(path)
 
 
 def test_the_worst_sites_of_a_table_are_tried_first(model: nn.Module, tmp_path: Path) -> None:
@@ -194,14 +191,12 @@ def test_the_worst_sites_of_a_table_are_tried_first(model: nn.Module, tmp_path: 
     done = quantization(spoilt)
     source = done.provenance["source_sha256"]
     bad, mild = BAD[0], "text.blocks.0.mlp.fc1"
-    rows = [
-        {"site": bad, "bits": 2, "activation_bits": 8, "one_minus_cosine": 0.3, "tower": "vision", "seconds": 1.5},
-        {"site": BAD[1], "bits": 2, "activation_bits": 8, "one_minus_cosine": 0.2},
-        {"site": mild, "bits": 8, "activation_bits": 8, "one_minus_cosine": 0.01},
-        {"site": mild, "bits": 2, "activation_bits": 8, "one_minus_cosine": 0.9},  # at bits that it does not have
-        {"site": "vision.blocks.9.mlp.fc1", "bits": 8, "activation_bits": 8, "one_minus_cosine": 1.0},
-    ]
-    order = worst_first(sensitivity(tmp_path / "s.json", model, rows=rows), done.plans, source)
+    rows = (
+        *((bad, 2, 0.3), (BAD[1], 2, 0.2), (mild, 8, 0.01)),
+        (mild, 2, 0.9),  # at bits that it does not have
+        ("vision.blocks.9.mlp.fc1", 8, 1.0),  # of no site
+    )
+    order = worst_first(sensitivity(tmp_path / "s.json", source, rows), done.plans, source)
     assert order[:3] == [bad, BAD[1], mild] and sorted(order) == sorted(done.plans)
     tried: list[frozenset[str]] = []
 
@@ -219,20 +214,21 @@ def test_the_worst_sites_of_a_table_are_tried_first(model: nn.Module, tmp_path: 
     assert set(blame(spoilt, model, holds, order[::-1])) == set(BAD)  # a table that misleads costs time, nothing else
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"schema": 2}, "of schema 2; this version reads 1"),
-        ({"model": "0" * 64}, "other weights than those"),
-        ({"rows": {}}, "no sensitivity table"),
-        ({"rows": [{"site": 3, "one_minus_cosine": 0.1}]}, "row 0: 'site' has the wrong type"),
-        ({"rows": [{"site": BAD[0]}]}, "row 0: 'one_minus_cosine' is missing"),
-        ({"rows": [{"site": "x", "one_minus_cosine": 0.1}]}, "none of its rows is about a site"),
-        ({"rows": ["x"]}, "row 0: an object of fields"),
-    ],
-)
-def test_a_table_of_something_else_is_refused(model: nn.Module, good, tmp_path: Path, change: dict, message: str):
+def test_results_of_something_else_are_refused(good: nn.Module, tmp_path: Path) -> None:
     done = quantization(good)
-    path = sensitivity(tmp_path / "s.json", model, **change)
-    with pytest.raises(InputError, match=message):
-        worst_first(path, done.plans, done.provenance["source_sha256"])
+    source = done.provenance["source_sha256"]
+    for message, path in {
+        "other weights than those": sensitivity(tmp_path / "other.json", "0" * 64),
+        "no sensitivities": sensitivity(tmp_path / "none.json", source, ()),
+        "none of its rows is about a site": sensitivity(tmp_path / "odd.json", source, (("x", 2, 0.1),)),
+        "no sensitivities;": Results().to_json(tmp_path / "empty.json"),
+    }.items():
+        with pytest.raises(InputError, match=message):
+            worst_first(path, done.plans, source)
+
+
+def test_what_the_command_writes_is_read(model: nn.Module, good: nn.Module, images: ImageSet, tmp_path: Path) -> None:
+    qclip.sensitivity(model, images, (2, 8), count=8, cache=False).to_json(tmp_path / "results.json")
+    done = quantization(good)
+    order = worst_first(tmp_path, done.plans, done.provenance["source_sha256"])
+    assert sorted(order) == sorted(done.plans)
