@@ -83,10 +83,10 @@ def test_what_lacks_a_set_says_which_before_anything_is_embedded(
 ) -> None:
     monkeypatch.setattr("qclip.reliability.engine.Embeddings", lambda *_: pytest.fail("embeds"))
     for require, option, given in (
-        ("auroc>=-1", "--ood", {}),
-        ("ece_ts<=+1", "--dev", {}),
-        ("auroc(knn)>=-1", "--train", {"ood": "scenes:far-ood?samples=10"}),
-        ("auroc(neglabel)>=-1", "--negatives", {"ood": "scenes:far-ood?samples=10"}),
+        ("auroc>=-1", "ood=", {}),
+        ("ece_ts<=+1", "dev=", {}),
+        ("auroc(knn)>=-1", "train=", {"ood": "scenes:far-ood?samples=10"}),
+        ("auroc(neglabel)>=-1", "negatives=", {"ood": "scenes:far-ood?samples=10"}),
     ):
         with pytest.raises(InputError, match=option):
             qclip.verify(good, model, require, images, cache=False, **given)
