@@ -116,6 +116,26 @@ def test_probabilities_are_those_of_torch(masked):
     assert torch.allclose(got, want, atol=1e-5)
 
 
+@pytest.mark.parametrize("changed", "qkvp")
+def test_each_operand_is_rounded_with_its_own_scale(changed):
+    """By hand, head by head; all others so finely that only this one counts."""
+    torch.manual_seed(0)
+    x = dict(zip("qkv", torch.randn(3, 2, 5, 3, 8), strict=True))
+    fine, coarse = torch.full((3,), 0.03), torch.tensor([0.5, 0.8, 1.1])
+    scales = {name: coarse if name == changed else fine for name in "qkv"}
+    layer = AttentionOperands(
+        8, "uniform", tuple(scales.values()), None, torch.tensor(0.2 if changed == "p" else 1 / 255)
+    )
+    got = layer(x["q"], x["k"], x["v"], None, False, None)
+    for head in range(3):
+        q, k, v = ((x[n][:, :, head] / scales[n][head]).round().clamp(-127, 127) * scales[n][head] for n in "qkv")
+        p = (q @ k.mT / 8**0.5).softmax(-1)
+        p = (p / layer.softmax_scale).round().clamp(max=255) * layer.softmax_scale
+        assert torch.allclose(got[:, :, head], p @ v, atol=1e-5)
+    exact = nn.functional.scaled_dot_product_attention(*(t.transpose(1, 2) for t in x.values())).transpose(1, 2)
+    assert (got - exact).norm() > 0.05 * exact.norm()
+
+
 @pytest.mark.parametrize("softmax", recipes.SOFTMAX)
 @pytest.mark.parametrize(("scale", "grid"), [("tensor", "sym"), ("head", "asym")])
 def test_operands_are_simulated_counted_and_saved(softmax, scale, grid, tmp_path):
