@@ -11,18 +11,26 @@ Kinds, of which any number may be given ("SVOH"):
   biases of their readers. The weights stay as they are, which is nearer to what large models have.
 - `H` hidden units: 16 copies of units of every MLP, `factor` times as large, which nobody reads.
 
+    python -m benchmarks.outliers photos --data SET --calibration SET --output FILE   # what each recipe recovers
+
 S and V are exact where the factor is a power of two; O up to float32's rounding of large sums.
 """
 
 from __future__ import annotations
 
+import argparse
 import copy
+import json
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+import qclip
 from qclip import models
+from qclip.files import write_atomic
+from qclip.machine import cpu_name
 from qclip.models.tower import Block, Tower
 from qclip.seeds import generator
 
@@ -131,3 +139,40 @@ def hidden(block: Block, draw: np.random.Generator, factor: float) -> None:
     reader.weight = nn.Parameter(torch.cat([fc2.weight, torch.zeros(len(fc2.weight), UNITS)], 1))
     reader.bias = fc2.bias
     core.fc1, core.fc2 = wider.train(fc1.training), reader.train(fc2.training)
+
+
+def measure(name: str, data: str, calibration: str, recipes: list[str], kinds: list[str]) -> dict:
+    """By kind ("" is the model as it is) and recipe: accuracy in float and quantized, and 1 - cosine to float."""
+    model, rows = qclip.load_model(name), []
+    for kind in ["", *kinds]:
+        hard = inject(model, kind) if kind else model
+        for recipe in recipes:
+            small = qclip.quantize(hard, recipe, calibration)
+            found = qclip.evaluate({"float": hard, recipe: small}, data, measurements=["clean", "agreement"])
+            row: dict[str, str | float] = {"kinds": kind, "recipe": recipe}
+            for each in found:
+                if each["metric"] == "top1" and each["subset"] == "all" and not each["reference"]:
+                    row["float_top1" if each["model"] == "float" else "top1"] = round(each["value"], 4)
+                if each["metric"] == "cosine_mean" and each["model"] == recipe:
+                    row["distance"] = float(f"{1 - each['value']:.3g}")
+            rows.append(row)
+            print(row, flush=True)
+    return {"model": name, "data": data.rpartition("/")[2], "cpu": cpu_name(), "rows": rows}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model")
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--calibration", required=True)
+    parser.add_argument("--recipe", nargs="+", default=["w8a8-static", "w8a8", "w8a8-smoothquant", "w8a8-rotation"])
+    parser.add_argument("--kinds", nargs="+", default=["S", "V", "O", "H", "SVOH"])
+    parser.add_argument("--output", type=Path, help="the JSON; without it the rows are only printed")
+    args = parser.parse_args()
+    found = measure(args.model, args.data, args.calibration, args.recipe, args.kinds)
+    if args.output is not None:
+        write_atomic(args.output, f"{json.dumps(found, indent=1)}\n".encode())
+
+
+if __name__ == "__main__":
+    main()
