@@ -10,6 +10,7 @@ Methods rotate before: unrotated, the inner product's error depends on the vecto
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -52,10 +53,14 @@ def codes(weight: Tensor, bits: int) -> Tensor:
     half, w = 2 ** (bits - 1), weight.detach().float().cpu().numpy()
     rows = max(1, _AT_ONCE // (w.shape[1] * half))
     found = np.empty(w.shape, np.uint8)
-    for at in range(0, len(w), rows):
+
+    def find(at: int) -> None:
         chunk = w[at : at + rows]
         steps = _steps(np.abs(chunk).astype(np.float64), half - 1)
         found[at : at + rows] = np.where(chunk < 0, half - 1 - steps, half + steps)
+
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:  # numpy sorts and sums without the interpreter's lock
+        list(pool.map(find, range(0, len(w), rows)))
     return torch.from_numpy(found).to(weight.device)
 
 
