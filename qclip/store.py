@@ -8,6 +8,7 @@ run says so and goes on without it: of the first entry at once, of all of them, 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -123,6 +124,13 @@ class Store:
             self._tell("write", f"nothing more is kept in {self.folder} ({fault.strerror or fault})")
             return False
         return True
+
+    def remove(self, key: str) -> None:
+        """Forget the entry under `key`, if there is one."""
+        path = self.path(key)
+        if path is not None and not self._in_the_way(path):
+            with contextlib.suppress(OSError):
+                path.unlink(missing_ok=True)
 
     def fill(self, key: str, compute: Callable[[], Entry], check: Check = lambda _: "") -> Entry:
         """The entry under `key`, computed and kept where there is none that is sound."""

@@ -52,6 +52,14 @@ def command(
     ] = None,
     arch: common.Arch = None,
     strict: Annotated[bool, typer.Option("--strict", help="Stop at an unreadable calibration image.")] = False,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume/--no-resume",
+            help="Keep what methods find, block by block, in the user's cache folder until the run is over: the same "
+            "command goes on where a killed one was.",
+        ),
+    ] = True,
     sites: Annotated[bool, typer.Option("--sites", help="Show the coverage site by site.")] = False,
     seed: common.Seed = 0,
     threads: common.Threads = None,
@@ -88,7 +96,9 @@ def command(
     before = sum(p.numel() for p in loaded.parameters()) * 4
     common.say(f"quantizing with {chosen.name}")
     with common.progress() as progress:
-        qclip.quantize_(loaded, chosen, calibration=calibration, seed=seed, strict=strict, progress=progress)
+        qclip.quantize_(
+            loaded, chosen, calibration=calibration, seed=seed, strict=strict, progress=progress, resume=resume
+        )
     done = rewrite.quantization(loaded)
     assert done is not None
     coverage = done.coverage

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 import platform
 from pathlib import Path
 
@@ -12,8 +13,10 @@ from torch import nn
 from .. import models, recipes, rewrite
 from ..calibration import Progress, samples
 from ..errors import ModelError, NonFiniteError, RecipeError, option
+from ..store import Store
 from .base import Context, Method, SiteState, build
 from .driver import BlockRun, decide, states
+from .resume import Resumption
 
 __all__ = ["BlockRun", "Context", "Method", "SiteState", "build", "quantize", "quantize_"]
 
@@ -26,9 +29,10 @@ def quantize(
     *,
     strict: bool = False,
     progress: Progress | None = None,
+    resume: bool | str | os.PathLike[str] = False,
 ) -> nn.Module:
     """`quantize_` on a copy; the float model stays as it is."""
-    return quantize_(copy.deepcopy(model), recipe, calibration, seed, strict=strict, progress=progress)
+    return quantize_(copy.deepcopy(model), recipe, calibration, seed, strict=strict, progress=progress, resume=resume)
 
 
 @torch.no_grad()
@@ -40,13 +44,16 @@ def quantize_(
     *,
     strict: bool = False,
     progress: Progress | None = None,
+    resume: bool | str | os.PathLike[str] = False,
 ) -> nn.Module:
     """Quantize a CLIP-like model in place and return it: the same object, with other modules inside.
 
     `recipe`: a name (`qclip.recipes.presets()`), a Recipe, a dict or a JSON path. `calibration`: a data name, an
     ImageSet, a loader, or a tensor of preprocessed images `[n, 3, H, W]`; only some recipes need one. `strict`: an
     unreadable calibration image stops the run; else it is left out with a warning. `progress`: called as (what, done,
-    in all) while samples run, strengths are searched and sites are rounded.
+    in all) while samples run, strengths are searched and sites are rounded. `resume`: what methods find is kept after
+    each block, in the user's cache folder (True) or in that folder, until the run is over; the same call, with the same
+    weights, recipe, samples and seed, goes on where a killed one was.
     Raises ModelError (no adapter, or quantized already), RecipeError (unknown, or calibration missing), DataError,
     NonFiniteError (names the layer). When it raises, or is interrupted, the model is as before.
     """
@@ -59,7 +66,7 @@ def quantize_(
         raise RecipeError(f"recipe {recipe.name!r} needs data to calibrate with; name a set ({option('calibration')})")
     before = models.Structure(model)
     with before.kept_on_error():
-        return _quantize(model, recipe, calibration, seed, strict, progress, before.names)
+        return _quantize(model, recipe, calibration, seed, strict, progress, before.names, Store.of(resume, "quantize"))
 
 
 def _quantize(
@@ -70,6 +77,7 @@ def _quantize(
     strict: bool,
     progress: Progress | None,
     names: dict[nn.Module, str],
+    store: Store,
 ) -> nn.Module:
     towers = models.towers(model)
     with models.evaluating(model):
@@ -80,11 +88,20 @@ def _quantize(
         _check_finite(model, towers)
         encoders = models.encoders(model)
         data = samples(calibration, encoders, seed=seed, strict=strict) if recipe.needs_data else None
-        context = Context(model, recipe, towers, encoders, data, states(recipe, towers), {}, progress, seed)
+        source_hash = rewrite.weight_hash(model)  # of the explicit form: the same for every recipe
+        made_of = {
+            "qclip": _version(),
+            "torch": torch.__version__,
+            "weights": source_hash,
+            "recipe": recipe.hash,
+            "samples": None if data is None else data.description["sha256"],
+            "seed": seed,
+        }
+        kept = Resumption(store, made_of)
+        context = Context(model, recipe, towers, encoders, data, states(recipe, towers), {}, progress, seed, kept)
         rewrite.refuse_hooks([state.site for state in context.states.values()], names)
         decide(context)
         operands = context.attention_operands()
-        source_hash = rewrite.weight_hash(model)  # of the explicit form: the same for every recipe
         built, total = {}, len(context.states)
         for done, (name, state) in enumerate(context.states.items()):
             context.report("rounding", done, total)
@@ -100,6 +117,7 @@ def _quantize(
         "source_sha256": source_hash,
         **context.notes,
     }
+    kept.forget()
     source = str(getattr(model, "qclip_source", type(model).__name__))
     return rewrite.mark(model, recipe, {n: s.plan for n, s in context.states.items()}, provenance, source)
 

@@ -36,6 +36,7 @@ from ..recipes import FLOAT, Recipe, Treatment
 
 if typing.TYPE_CHECKING:
     from .driver import BlockRun
+    from .resume import Resumption
 
 
 @dataclasses.dataclass
@@ -84,6 +85,7 @@ class Context:
     notes: dict  # goes into the provenance: what a method chose
     progress: calibration.Progress | None = None
     seed: int = 0  # of everything random
+    kept: Resumption | None = None  # what a killed run goes on from
 
     def plan(self, name: str) -> Treatment | None:
         """What is wanted of a site; None: it stays float."""
@@ -151,6 +153,7 @@ class Method:
     inputs: ClassVar[Literal["float", "quantized"]] = "float"  # what `block` sees: behind float or quantized blocks
     stage: ClassVar[str] = ""  # for progress: what `block` does; the name without it
     samples: int | None = None  # images, or captions, that `block` sees; None: all
+    resumes: ClassVar[bool] = False  # whether all that `block` finds is in the block's states and in `context.notes`
 
     def __init__(self, options: Any) -> None:
         self.chosen = options

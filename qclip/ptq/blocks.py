@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -23,14 +24,26 @@ from ..models.tower import Block, Tower
 
 @dataclasses.dataclass
 class Call:
-    """What a block is called with on one batch; `positions` bool `[B, S]` is what counts of it (None: everything)."""
+    """What a block is called with on one batch; `positions` bool `[B, S]` is what counts of it (None: everything), and
+    `read` what counts of its output, where that is less: of a tower's last block often the pooled row alone."""
 
     args: tuple
     kwargs: dict
     positions: Tensor | None = None
+    read: Tensor | None = None
 
     def run(self, module: nn.Module) -> Any:
         return module(*self.args, **self.kwargs)
+
+
+@dataclasses.dataclass
+class Ending(Call):
+    """What a tower does behind its last block, as a call: of no module, since there is none."""
+
+    tail: Callable[[], Any] = lambda: None
+
+    def run(self, module: nn.Module) -> Any:
+        return self.tail()
 
 
 def first(output: Any) -> Any:
@@ -39,8 +52,11 @@ def first(output: Any) -> Any:
 
 
 @torch.no_grad()
-def walk(tower: Tower, encoders: Encoders, samples: calibration.Samples) -> Iterator[tuple[Block, list[Call]]]:
-    """The blocks that the samples reach, in the order in which they do, each with its calls, one per batch.
+def walk(
+    tower: Tower, encoders: Encoders, samples: calibration.Samples, ending: Block | None = None
+) -> Iterator[tuple[Block, list[Call]]]:
+    """The blocks that the samples reach, in the order in which they do, each with its calls, one per batch; then
+    `ending`, if given, with the calls of what the tower does behind its last block: they give embeddings.
 
     When the next block is asked for, the calls are run on the block as it stands then: what was written into it
     meanwhile, float or quantized, makes the next inputs. Holds the inputs of one block, and the outputs of the last
@@ -53,11 +69,14 @@ def walk(tower: Tower, encoders: Encoders, samples: calibration.Samples) -> Iter
     for at, step in enumerate(steps):
         if not step.handed_over:
             calls = [_reach(step, batch, steps[:at], kept) for batch, kept in zip(batches, given, strict=True)]
+        last = at + 1 == len(steps)
+        if last:
+            _note_what_is_read(calls, batches, steps)
         yield step.block, calls
-        if at + 1 == len(steps):
+        if last and ending is None:
             return
         outputs = [call.run(step.block.module) for call in calls]
-        if steps[at + 1].handed_over:
+        if not last and steps[at + 1].handed_over:
             calls = [
                 Call((first(output), *call.args[1:]), call.kwargs, call.positions)
                 for call, output in zip(calls, outputs, strict=True)
@@ -65,6 +84,12 @@ def walk(tower: Tower, encoders: Encoders, samples: calibration.Samples) -> Iter
         else:
             for kept, output in zip(given, outputs, strict=True):
                 kept[step.block.module] = output
+    if ending is not None and steps:
+        tails = [functools.partial(_behind, batch, steps, kept) for batch, kept in zip(batches, given, strict=True)]
+        yield (
+            ending,
+            [Ending((), {}, batch.positions, tail=tail) for batch, tail in zip(batches, tails, strict=True)],
+        )
 
 
 @dataclasses.dataclass
@@ -72,6 +97,7 @@ class _Step:
     block: Block
     handed_over: bool  # its call is that of the block before, with that block's output as input
     in_tuple: bool = False  # what it returns
+    keeps_shape: bool = False  # of its input: an attention pool does not
 
 
 def _order(tower: Tower, batch: calibration.Batch) -> list[_Step]:
@@ -89,6 +115,7 @@ def _order(tower: Tower, batch: calibration.Batch) -> list[_Step]:
         nonlocal before
         before = args, kwargs, output
         steps[-1].in_tuple = isinstance(output, tuple)
+        steps[-1].keeps_shape = bool(args) and args[0].shape == first(output).shape
 
     with contextlib.ExitStack() as hooks:
         for module in by_module:
@@ -133,6 +160,50 @@ def _reach(step: _Step, batch: calibration.Batch, skipped: list[_Step], given: d
         except _ReachedError as reached:
             return Call(*reached.call, batch.positions)
     raise AssertionError(f"the tower ran without {step.block.name}, which it ran a moment ago")
+
+
+def _behind(batch: calibration.Batch, steps: list[_Step], given: dict[nn.Module, Any]) -> Any:
+    """What the batch's embeddings are when blocks give what is `given`: only what surrounds them is computed."""
+    with contextlib.ExitStack() as undo:
+        for step in steps:
+            undo.enter_context(_skipping(step, given))
+        return batch.encode(batch.inputs)
+
+
+def _note_what_is_read(calls: list[Call], batches: list[calibration.Batch], steps: list[_Step]) -> None:
+    """Of the last block; once for all batches of a length: what is read depends on where a caption ends, on no pixel.
+    Of an attention pool, whose output is no sequence like its input, nothing is noted."""
+    if not steps[-1].keeps_shape:
+        return
+    known: dict[tuple, Tensor | None] = {}
+    for call, batch in zip(calls, batches, strict=True):
+        tokens = batch.samples if isinstance(batch.samples, Tensor) and batch.samples.ndim == 2 else None
+        ends = None if tokens is None else tokens[0].argmax().item()
+        key = (*first(call.args).shape[1:2], ends)
+        if key not in known:
+            known[key] = _read(call, batch, steps)
+        if (read := known[key]) is not None:
+            call.read = read.expand(len(batch), -1) if call.positions is None else read & call.positions
+
+
+def _read(call: Call, batch: calibration.Batch, steps: list[_Step]) -> Tensor | None:
+    """Which positions of the last block's output reach the embeddings, bool `[1, S]`; None: all that count.
+
+    Found by trying: copies of one sample, each with NaN at another position, and a look at whose embedding is NaN. It
+    stands for the batch, whose captions end at one position (`Samples.token_batches`).
+    """
+    x = first(call.args)
+    if x.ndim != 3 or x.shape[0] != len(batch):
+        return None
+    length, found = x.shape[1], []
+    for part in torch.arange(length, device=x.device).split(32):
+        spoilt = torch.zeros(len(part), *x.shape[1:], dtype=x.dtype, device=x.device)
+        spoilt[torch.arange(len(part)), part] = torch.nan
+        copies = dataclasses.replace(batch, samples=batch.one().inputs.repeat_interleave(len(part), 0))
+        output = (spoilt,) if steps[-1].in_tuple else spoilt
+        found.append(_behind(copies, steps, {steps[-1].block.module: output}).isnan().flatten(1).any(1))
+    read = torch.cat(found)[None]
+    return None if bool(read.all()) or not bool(read.any()) else read
 
 
 @contextlib.contextmanager

@@ -6,7 +6,9 @@ float modules that stand in the tower again when a method is done.
 
 from __future__ import annotations
 
+import contextlib
 import functools
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +20,7 @@ from ..models.tower import Block, Site, Tower
 from ..recipes import METHODS, Recipe
 from .base import Context, Method, SiteState, build
 from .blocks import Call, first, walk
+from .moments import Moments, Sums
 
 
 def states(recipe: Recipe, towers: dict[str, Tower]) -> dict[str, SiteState]:
@@ -36,11 +39,13 @@ def states(recipe: Recipe, towers: dict[str, Tower]) -> dict[str, SiteState]:
 @torch.no_grad()
 def decide(context: Context) -> None:
     """Run the recipe's methods, then find the static scales that none of them has. Only states change."""
-    for name, options in context.recipe.steps:
+    for step, (name, options) in enumerate(context.recipe.steps):
         method: Method = METHODS.get(name)(options)
         before = {site: _decided(state) for site, state in context.states.items()}
         method.prepare(context)
         if type(method).block is not Method.block:
+            if context.kept is not None:
+                context.kept.begin(step, context.states)
             _blocks(context, method)
         method.finish(context)
         for site, state in context.states.items():
@@ -65,17 +70,18 @@ def _blocks(context: Context, method: Method) -> None:
     if "inputs" not in method.needs:
         raise RecipeError(f"method {method.name!r} works on blocks, so its `needs` must name 'inputs'")
     samples = context.need_samples().first(method.samples)
-    done, total = 0, sum(len(tower.blocks) for tower in context.towers.values())
+    towers = [tower for tower in context.towers.values() if any(site.name in context.states for site in tower)]
+    endings = {tower.name: _ending(context, tower) for tower in towers}
+    done, total = 0, sum(len(tower.blocks) + (endings[tower.name] is not None) for tower in towers)
     context.report(method.stage or method.name, done, total)
     try:
-        for tower in context.towers.values():
+        for tower in towers:
             if method.inputs == "quantized":
                 inside = {id(module) for block in tower.blocks for module in block.module.modules()}
-                _write(context, tower, [site for site in tower if id(site.module) not in inside])
-            for block, calls in walk(tower, context.encoders, samples):
+                _write(context, tower, [s for s in tower if id(s.module) not in inside and s.kind != "projection"])
+            for block, calls in walk(tower, context.encoders, samples, endings[tower.name]):
                 run = BlockRun(context, tower, block, calls)
-                method.block(context, run)
-                run.restore()
+                _block(context, method, run)
                 if method.inputs == "quantized":
                     _write(context, tower, run.sites)
                 done += 1
@@ -89,6 +95,24 @@ def _blocks(context: Context, method: Method) -> None:
                     tower.write(site, context.states[site.name].source)
 
 
+def _block(context: Context, method: Method, run: BlockRun) -> None:
+    """What the method does to a block, or did to it before the run was killed."""
+    kept = context.kept if method.resumes else None
+    states = {state.site.name: state for state in run.states.values()}
+    if kept is not None and kept.find(run.block.name, states, context.notes):
+        return
+    method.block(context, run)
+    run.restore()
+    if kept is not None:
+        kept.keep(run.block.name, states, context.notes)
+
+
+def _ending(context: Context, tower: Tower) -> Block | None:
+    """What a tower quantizes behind its blocks, its projection, as a block: None where that is nothing."""
+    sites = {s.kind: s for s in tower if s.kind == "projection" and s.name in context.states}
+    return Block(f"{tower.name}.ending", tower.module, None, None, None, None, sites) if sites else None
+
+
 def _write(context: Context, tower: Tower, sites: list[Site]) -> None:
     """Put the layers of the sites' states, ready to run, into the tower."""
     for site in sites:
@@ -96,6 +120,14 @@ def _write(context: Context, tower: Tower, sites: list[Site]) -> None:
             layer = build(context.states[site.name])
             rewrite.pack(layer)  # the kernels read packed weights
             tower.write(site, layer)
+
+
+def _show_counted(see: calibration.See, x: Tensor, call: Call) -> None:
+    see(calibration.reaching(x, call.positions))
+
+
+class _SeenError(Exception):
+    """What was to be seen of a block has been seen."""
 
 
 class BlockRun:
@@ -107,7 +139,7 @@ class BlockRun:
         self.states = {
             kind: context.states[site.name] for kind, site in block.sites.items() if site.name in context.states
         }
-        self._hessians: dict[str, Tensor] = {}
+        self._moments: dict[str, Moments | None] = {}
 
     @property
     def sites(self) -> list[Site]:
@@ -115,18 +147,24 @@ class BlockRun:
 
     def use(self, sites: list[Site]) -> None:
         """Put layers of the states that these sites have now into the block: real quantizers, in place."""
-        self.wanted  # noqa: B018 - what the float block gives, while it is one
         _write(self._context, self.tower, sites)
+        self._moments.clear()
 
     def restore(self) -> None:
         """The float modules again."""
+        self._moments.clear()
         for state in self.states.values():
             self.tower.write(state.site, state.source)
 
     @functools.cached_property
     def wanted(self) -> list[Tensor]:
         """The float block's outputs for the inputs."""
-        return [first(call.run(self.block.module)) for call in self.inputs]
+        there = [state.site.module for state in self.states.values()]
+        self.restore()
+        outputs = [first(call.run(self.block.module)) for call in self.inputs]
+        for state, module in zip(self.states.values(), there, strict=True):
+            self.tower.write(state.site, module)
+        return outputs
 
     def error(self) -> float:
         """Squared error of the block's output as it stands to that of the float block, summed over what counts."""
@@ -138,25 +176,50 @@ class BlockRun:
 
     def observe(self, see: dict[str, calibration.See]) -> None:
         """Show the inputs of sites (by `site.shared`), as they come, while the block runs once."""
+        self._watch({key: functools.partial(_show_counted, of) for key, of in see.items()})
+
+    def _watch(self, see: dict[str, Callable[[Tensor, Call], None]]) -> None:
+        """As `observe`, with all positions and the call beside them. The block runs as far as it must."""
+        to_see: set[str] = set()
+
+        def show(x: Tensor, key: str) -> None:
+            see[key](x, call)
+            to_see.discard(key)
+            if not to_see:
+                raise _SeenError
+
+        watched = {site.shared: site for site in reversed(self.sites) if site.shared in see}
         with calibration.Hooks() as hooks:
-            for site in self.sites:
-                if site.shared in see:
-                    hooks.add(site.module, see.pop(site.shared))
+            for key, site in watched.items():
+                hooks.add(site.module, functools.partial(show, key=key))
             for call in self.inputs:
-                hooks.reaching = call.positions
-                call.run(self.block.module)
+                to_see |= watched.keys()
+                with contextlib.suppress(_SeenError):
+                    call.run(self.block.module)
+
+    def moments(self, site: Site) -> Moments | None:
+        """Of the site's inputs while the block stands as it does; None where no sample reaches it."""
+        if site.shared not in self._moments:
+            sums, mixed = Sums(self._context.states[site.name]), self._mixed()
+
+            def add(x: Tensor, call: Call) -> None:
+                counted = calibration.reaching(x, call.positions).flatten(0, -2)
+                read = None
+                if call.read is not None and site.shared not in mixed and x.shape[:2] == call.read.shape:
+                    read = calibration.reaching(call.read[..., None], call.positions).flatten()
+                sums.add(counted, read)
+
+            self._watch({site.shared: add})
+            self._moments[site.shared] = sums.moments()
+        return self._moments[site.shared]
+
+    def _mixed(self) -> set[str]:
+        """Inputs of which every position reaches every output of the block: those of keys and values."""
+        return {s.site.shared for kind, s in self.states.items() if kind in ("k", "v", "pool_k", "pool_v")}
 
     def hessian(self, site: Site) -> Tensor:
-        """`2/n sum x xT` over the n inputs x of the site, behind its transforms: float32 `[K, K]`."""
-        if site.shared not in self._hessians:
-            state = self._context.states[site.name]
-            total, rows = torch.zeros(()), 0
-
-            def add(x: Tensor) -> None:
-                nonlocal total, rows
-                x = state.input(x).flatten(0, -2).float()
-                total, rows = total.to(x.device) + x.T @ x, rows + len(x)
-
-            self.observe({site.shared: add})
-            self._hessians[site.shared] = total * (2 / max(rows, 1))
-        return self._hessians[site.shared]
+        """`2/n sum x xT` over the n inputs x of the site, as its weight multiplies them, behind transforms and
+        quantizer: float32 `[K, K]`."""
+        moments = self.moments(site)
+        width = self._context.states[site.name].float_weight().shape[1]
+        return torch.zeros(width, width) if moments is None else moments.hessian

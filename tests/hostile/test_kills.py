@@ -111,6 +111,26 @@ def test_a_quantization_that_is_killed_leaves_the_old_artifact_or_the_new_one(
     assert "w4a8" in found
 
 
+def test_a_gptq_that_is_killed_goes_on_at_the_block_where_it_was(tiny_model: str, folder: Path) -> None:
+    command = [*quantize(tiny_model, "w4a8-gptq"), "--calibration", "scenes:dev?samples=4"]
+    kept, calls = folder.parent / "cache" / "qclip" / "quantize", folder.parent / "calls"
+    assert processes.run(command, folder, processes.note_calls, calls, **cache(folder))[0] == 0
+    undisturbed = file_hash(folder / "small" / "model.safetensors")
+    total, most = len(calls.read_text().splitlines()), 0
+    for moment in moments(calls, 4, 3):
+        shutil.rmtree(folder / "small", ignore_errors=True)
+        code, _, _ = processes.run(command, folder, processes.kill_at, moment, **cache(folder))
+        assert code == -signal.SIGKILL
+        found = {path: path.read_bytes() for path in kept.rglob("*.safetensors")}
+        most = max(most, len(found))
+        assert processes.run(command, folder, processes.note_calls, calls, **cache(folder))[0] == 0
+        # What was kept is read, not written again; then nothing is left.
+        assert len(calls.read_text().splitlines()) < total or not found
+        assert file_hash(folder / "small" / "model.safetensors") == undisturbed
+        assert [path for path in kept.rglob("*") if path.is_file()] == [] and leftovers(folder) == []
+    assert most > 0
+
+
 OLD, NEW = ({name: f"{age} {name}" for name in names} for age, names in (("old", "abc"), ("new", "abd")))
 
 

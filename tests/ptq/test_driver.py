@@ -130,6 +130,54 @@ def test_hugging_face_blocks_are_carried(kind: str) -> None:
         assert all(alike(found[name], want[name]) for name in want)
 
 
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", ["clip", "siglip_text", "coca", "vit_siglip", "convnext"])
+def test_what_is_read_of_the_last_block_is_what_moves_embeddings(name: str) -> None:
+    """Found with NaN; here by gradients of the embeddings with respect to that output."""
+    model = family(name)
+    towers, encoders = models.towers(model), models.encoders(model)
+    data, restricted = samples(model), 0
+    for tower in towers.values():
+        *_, (block, calls) = walk(tower, encoders, data)
+        for batch, call in zip(calibration.batches(encoders, data, tower.name), calls, strict=True):
+            kept = []
+
+            def keep(_, args, output, kept=kept):
+                kept.append(first(output).detach().requires_grad_())
+                return (kept[0], *output[1:]) if isinstance(output, tuple) else kept[0]
+
+            handle = block.module.register_forward_hook(keep)
+            with torch.enable_grad():
+                (gradient,) = torch.autograd.grad(batch.encode(batch.inputs).square().sum(), kept)
+            handle.remove()
+            moved = gradient.abs().amax(-1) > 0 if gradient.ndim == 3 else torch.ones(1, dtype=torch.bool)
+            want = moved if call.positions is None or call.positions.shape != moved.shape else moved & call.positions
+            if call.read is None:  # of CoCa's pool, which gives no sequence like its input, nothing is noted
+                assert (
+                    name == "coca" or want.all() or (call.positions is not None and torch.equal(want, call.positions))
+                )
+            else:
+                assert torch.equal(call.read, want) and not want.all()
+                restricted += 1
+    assert restricted or name in ("convnext", "vit_siglip")
+
+
+def test_the_ending_gives_the_embeddings_of_the_blocks_as_they_stand() -> None:
+    model = small_clip()
+    towers, encoders = models.towers(model), models.encoders(model)
+    data = calibration.samples(IMAGES, encoders)
+    tower = towers["vision"]
+    ending = models.Block("vision.ending", tower.module, None, None, None, None, {})
+    with torch.no_grad():
+        before = model.encode_image(IMAGES)
+        for block, calls in walk(tower, encoders, data, ending):  # noqa: B007 - the last ones are looked at
+            if block is tower.blocks[0]:
+                block.sites["fc2"].module.weight.mul_(0.5)  # what comes behind must see that
+        want = model.encode_image(IMAGES)
+        assert torch.allclose(torch.cat([call.run(block.module) for call in calls]), want, atol=1e-5)
+        assert not torch.allclose(before, want, atol=1e-3)
+
+
 @pytest.mark.parametrize("depth", [2, 5])
 def test_the_search_is_linear_in_the_blocks(depth: int) -> None:
     """Calls of each block: counted, not timed. The first block is called as often as the last."""
@@ -185,6 +233,8 @@ class Looking(ptq.Method):
     seen: ClassVar[dict] = {}
 
     def block(self, context, run):
+        if run.block.name.endswith(".ending"):
+            return
         self.seen[run.block.name] = [first(call.args).clone() for call in run.inputs]
         if run.block.name == "vision.blocks.0":
             self.errors = [run.error()]
@@ -264,9 +314,10 @@ def test_a_method_that_decides_more_than_it_says_is_refused(what: str, attribute
         METHODS.unregister("sly")
 
 
-def test_the_hessian_is_that_of_the_transformed_input() -> None:
+@pytest.mark.parametrize(("recipe", "bits"), [("w8a16", None), ("w8a4", 4)])
+def test_the_hessian_is_that_of_what_is_multiplied(recipe: str, bits: int | None) -> None:
     model = small_clip()
-    context = context_for(model, "w8a8")
+    context = context_for(model, recipe)
     context.samples = calibration.Samples(IMAGES, None, {})
     tower = context.towers["vision"]
     factor = torch.rand(64) + 0.5
@@ -277,9 +328,28 @@ def test_the_hessian_is_that_of_the_transformed_input() -> None:
             run.states[kind].transforms = [qclip.layers.Scale(factor)]
         found = run.hessian(run.states["k"].site)
         x = block.module.ln_1(first(calls[0].args)).flatten(0, 1) * factor
+        x = x if bits is None else qclip.layers.activations.quantize_dequantize(x, bits)
     want = 2 / len(x) * x.double().T @ x.double()
     assert torch.allclose(found.double(), want, rtol=1e-4, atol=1e-5)
     assert run.hessian(run.states["q"].site) is found  # one for all that read the input
+
+
+def test_of_the_last_block_the_rows_that_are_read_count_most() -> None:
+    model = small_clip()
+    context = context_for(model, "w8a16")
+    context.samples = calibration.Samples(IMAGES, None, {})
+    with torch.no_grad():
+        *_, (block, calls) = walk(context.towers["vision"], context.encoders, context.samples)
+        run = ptq.BlockRun(context, context.towers["vision"], block, calls)
+        x = block.module.ln_1(first(calls[0].args))
+        q = run.hessian(run.states["q"].site)  # what keys and values read: all rows alike
+        seen: list[torch.Tensor] = []
+        run.observe({run.states["fc2"].site.shared: seen.append})
+        fc2 = run.hessian(run.states["fc2"].site)
+        assert torch.allclose(q, 2 / len(x.flatten(0, 1)) * x.flatten(0, 1).T @ x.flatten(0, 1), rtol=1e-3, atol=1e-5)
+        means = [2 / len(rows) * rows.T @ rows for rows in (seen[0][:, 0], seen[0].flatten(0, 1))]
+        assert torch.allclose(fc2, 0.9 * means[0] + 0.1 * means[1], rtol=1e-3, atol=1e-5)
+        assert run.moments(run.states["fc2"].site).rows == len(x.flatten(0, 1))
 
 
 def test_a_layer_is_made_of_its_state_alone() -> None:

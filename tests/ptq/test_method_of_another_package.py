@@ -168,7 +168,9 @@ def test_it_quantizes_saves_loads_and_is_measured(environment: dict[str, str], t
     assert "'largest' has the wrong type; it takes 'first' or 'last', not 'middle'" in found["option"]
     assert "method 'toy': most must lie between 0 and 1, not at 2" in found["value"]
     assert found["transform"] == "Sort" and found["sorted"] and found["coverage"] == ["real"]
-    assert set(found["errors"]) == {f"{tower}.blocks.{i}" for tower in ("vision", "text") for i in (0, 1)}
+    assert set(found["errors"]) == {
+        f"{tower}.{at}" for tower in ("vision", "text") for at in ("blocks.0", "blocks.1", "ending")
+    }
     assert all(error > 0 for error in found["errors"].values())
     assert found["cosine"] > 0.9 and found["equal"]
     assert found["row"] == ["mine", "toy"]

@@ -54,11 +54,11 @@ class SmoothQuant(Method):
     options = Options
     needs = frozenset({"inputs"})
     decides = frozenset({"input"})
+    resumes = True
 
     def __init__(self, options: Options) -> None:
         super().__init__(options)
         self.samples = options.samples
-        self.strengths: dict[str, float | None] = {}
 
     def prepare(self, context: Context) -> None:
         self.maxima = context.channel_maxima([s.site for s in context.states.values() if _smoothable(s.site)])
@@ -71,8 +71,9 @@ class SmoothQuant(Method):
         seen: dict[str, list[Tensor]] = {key: [] for key, group in groups.items() if group[0].plan.static}
         if seen:
             run.observe({key: inputs.append for key, inputs in seen.items()})
+        strengths = context.notes.setdefault("smoothquant_alpha", {})
         for key, group in groups.items():
-            self.strengths[key] = self._search(run, group, seen.get(key))
+            strengths[key] = self._search(run, group, seen.get(key))
         for group in groups.values():
             for state in group:
                 state.input_scale = state.input_zero = None  # of a few samples: those of all are found in the end
@@ -101,9 +102,6 @@ class SmoothQuant(Method):
         best = alphas[0] if len(alphas) == 1 else min(alphas, key=error)
         use(best)
         return best
-
-    def finish(self, context: Context) -> None:
-        context.notes["smoothquant_alpha"] = self.strengths
 
 
 def _smoothable(site: Site) -> bool:
