@@ -58,14 +58,13 @@ class RepQViT(Method):
 
     def prepare(self, context: Context) -> None:
         states = [state for state in context.states.values() if state.site.kind not in ("embedding", "patch")]
+        inside = {site.name for t in context.towers.values() for block in t.blocks for site in block.sites.values()}
         for state in states:
             _check(state)
+            # A projection reads one position of a sample: too few for a range per channel.
+            found = "percentile" if state.site.name in inside else "mse"
             state.plan = dataclasses.replace(
-                state.plan,
-                static=True,
-                activation_grid=ASYM,
-                activation_observer="percentile",
-                weight_observer="percentile",
+                state.plan, static=True, activation_grid=ASYM, activation_observer=found, weight_observer="percentile"
             )
 
     def block(self, context: Context, run: BlockRun) -> None:
@@ -78,17 +77,6 @@ class RepQViT(Method):
                 _one_range(group, seen)
             if seen:  # else no sample reaches it, which is told when its static scale is looked for
                 run.use([state.site for state in group])
-
-    def finish(self, context: Context) -> None:
-        """Sites outside of blocks that read a norm: the projection."""
-        inside = {site.name for t in context.towers.values() for block in t.blocks for site in block.sites.values()}
-        outside = [state for name, state in context.states.items() if name not in inside and _reads_norm(state)]
-        for group in _groups(outside):
-            rows: list[Tensor] = []
-            with calibration.Hooks() as hooks:
-                hooks.add(group[0].site.module, rows.append)
-                calibration.run(context.encoders, context.need_samples(), {group[0].site.tower}, hooks)
-            _reparameterize(group, rows)
 
 
 def _check(state: SiteState) -> None:

@@ -159,7 +159,7 @@ def test_outlier_channels_cost_nothing():
         model = lumpy(**kind)
         broken = distance(qclip.quantize(model, plain, IMAGES), model)
         kept = distance(qclip.quantize(model, repq, IMAGES), model)
-        assert kept < 0.05 * broken and kept < 3 * clean, kind
+        assert kept < 0.1 * broken and kept < 3 * clean, kind
 
 
 def test_dead_and_constant_channels_keep_their_weights():
