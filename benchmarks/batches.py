@@ -149,7 +149,10 @@ def main() -> None:
             function(calls[0][1])
         if options.costs:
             os.environ["QKERNELS_PROGRAM"] = "0"
-            result |= {size: costs(encode[0], x) for size, x in dict(calls).items()}
+            if options.text:  # what is recorded begins behind the last word
+                result |= {size: costs(small._encode_text, small.visible_tokens(x)) for size, x in dict(calls).items()}
+            else:
+                result |= {size: costs(encode[0], x) for size, x in dict(calls).items()}
         else:
 
             def forget() -> None:

@@ -150,6 +150,7 @@ PYBIND11_MODULE(_native, module) {
       throw std::invalid_argument("this processor cannot run CPU tier '" + name + "'; the highest that it can is '" +
                                   tier_names[qk_best_tier()] + "'");
   });
+  module.def("pair_sums", &qk_pair_sums);
   module.def("has_bf16", [] { return std::string("avx512vnni") == tier_names[qk_tier()] && qk_has_bf16(); });
   module.def("tiers", [] {
     py::list names;

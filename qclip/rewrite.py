@@ -32,7 +32,7 @@ class SiteCoverage:
     activation_bits: int | None
     macs: int
     parameters: int
-    backend: str  # "cpu:avx512vnni", "torch" ...
+    backend: str  # "cpu:avx512vnni", "cpu:avx2, 2 pair sums" (a kernel for few bits), "torch" ...
     weights: int = 0  # of the parameters, without the bias
     stored_bits: int | None = None  # of those weights with scales, zeros and transforms; None: float, or not told
 
@@ -246,6 +246,18 @@ def _backend_name(op: str, device: torch.device) -> str:
     return f"cpu:{qkernels.info()['tier']}" if name == "cpu" else name
 
 
+def _site_backend(site: Site, said: Description | _FloatSite) -> str:
+    """The same, and which kernel for few bits it is."""
+    if said.op is None:
+        return "torch"
+    name = _backend_name(said.op, _device(site))
+    if not name.startswith("cpu:") or said.activation_bits is None:
+        return name
+    layer = getattr(site.module, "site", site.module)  # of patches: the linear one within
+    pairs = qkernels.cpu.pair_sums(layer.quantized)  # type: ignore[union-attr, arg-type]
+    return f"{name}, {pairs} pair sum{'s' * (pairs > 1)}" if pairs else name
+
+
 def _attention_backend(core: nn.Module) -> str:
     if not isinstance(core, QuantizedAttention):
         return "torch"
@@ -289,7 +301,7 @@ def _site_row(site: Site) -> SiteCoverage:
         said.activation_bits,
         rows * n * k,
         n * k + (0 if bias is None else bias.numel()),
-        "torch" if said.op is None else _backend_name(said.op, _device(site)),
+        _site_backend(site, said),
         n * k,
         said.stored_bits,
     )

@@ -118,6 +118,15 @@ def _packed(layout: str) -> Any:
     return limits
 
 
+def pair_sums(weight: Int4Weight | Int8Weight) -> int:
+    """How many sums of two products AVX2 adds up in 16 bits where this packed weight meets INT8 activations (more than
+    six rows of them, or of 4 bits any): its kernels for 4 to 7 bits. 0: none, as on all other tiers."""
+    if native is None or native.tier() != "avx2" or weight.layout not in ("vnni64", "nibble64"):
+        return 0
+    largest = 8 if isinstance(weight, Int4Weight) else int(weight.codes[-4:].clone().view(torch.int32))
+    return native.pair_sums(largest)  # type: ignore[no-any-return]
+
+
 def _epilogue(epilogue: Epilogue, out: Any) -> dict[str, Any]:
     arguments = epilogue_arguments(epilogue, out)
     arguments["out_scale_per_column"] = several(epilogue.out_scale)

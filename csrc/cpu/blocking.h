@@ -7,9 +7,10 @@ namespace {
 
 // Rows of A that stay in the L2 cache while a thread walks over panels.
 #if defined(QK_TIER_avx2) && !defined(QK_TIER_avxvnni)
-constexpr int kBlockRows = 192;  // more, because panels are copied for each block (int8_avx2.h)
+constexpr int kBlockRows = 192;      // more, because panels are copied for each block (int8_avx2.h),
+constexpr int kByteBlockRows = 400;  // and where a row is a byte for each k
 #else
-constexpr int kBlockRows = 96;
+constexpr int kBlockRows = 96, kByteBlockRows = kBlockRows;
 #endif
 
 // Packed weights that stay there with them.
@@ -41,9 +42,10 @@ struct Grid {
   std::int64_t row_blocks, panels, unit_panels, units;
 
   // `pairs`: 128 columns share a scale, so a unit must not split them.
-  Grid(std::int64_t rows, std::int64_t columns, std::int64_t panel_bytes, bool pairs, int threads) {
+  Grid(std::int64_t rows, std::int64_t columns, std::int64_t panel_bytes, bool pairs, int threads,
+       int block_rows = kBlockRows) {
     panels = ceil_div(columns, kPanel);
-    row_blocks = ceil_div(rows, kBlockRows);
+    row_blocks = ceil_div(rows, block_rows);
     unit_panels = unit_bytes() / panel_bytes;
     // At least eight tasks a thread, so that a thread that was disturbed does not hold up the others.
     const std::int64_t even = panels * row_blocks / (8 * static_cast<std::int64_t>(threads));

@@ -41,20 +41,19 @@ static void copy_codes(const std::uint8_t* x, std::uint8_t flip, std::int64_t k,
 #elif defined(QK_TIER_avx2)
 static void copy_codes(const std::uint8_t* x, std::uint8_t flip, std::int64_t k, std::int64_t chunk, std::int8_t* to,
                        std::int64_t padded, std::int32_t* sums) {
-  const vi ones = _mm256_set1_epi8(1), wide = _mm256_set1_epi16(1), turned = _mm256_set1_epi8(static_cast<char>(flip));
+  const vi turned = _mm256_set1_epi8(static_cast<char>(flip)), shift = _mm256_set1_epi8(-128), zeros = set1(0);
   std::int64_t i = 0;
   for (std::int64_t begin = 0; begin < k; begin += chunk) {
-    const std::int64_t end = begin + chunk < k ? begin + chunk : k;
-    vi sum = set1(0);
+    const std::int64_t end = begin + chunk < k ? begin + chunk : k, first = i;
+    vi sum = zeros;  // of codes + 128
     for (; i + 32 <= end; i += 32) {
       const vi codes = _mm256_xor_si256(load(reinterpret_cast<const std::int32_t*>(x + i)), turned);
       store(reinterpret_cast<std::int32_t*>(to + i), codes);
-      sum = add(sum, _mm256_madd_epi16(_mm256_maddubs_epi16(ones, codes), wide));
+      sum = _mm256_add_epi64(sum, _mm256_sad_epu8(_mm256_xor_si256(codes, shift), zeros));
     }
-    alignas(32) std::int32_t lanes[W];
-    store(lanes, sum);
-    std::int32_t total = 0;
-    for (const std::int32_t lane : lanes) total += lane;
+    const __m128i half = _mm_add_epi64(_mm256_castsi256_si128(sum), _mm256_extracti128_si256(sum, 1));
+    std::int32_t total = _mm_cvtsi128_si32(_mm_add_epi64(half, _mm_unpackhi_epi64(half, half))) -
+                         128 * static_cast<std::int32_t>(i - first);
     for (; i < end; ++i) total += to[i] = static_cast<std::int8_t>(x[i] ^ flip);
     sums[begin / chunk] = total;
   }

@@ -122,6 +122,10 @@ int qk_tier() { return current; }
 int qk_usable_threads(int threads) { return forked ? 1 : threads; }
 bool qk_has_bf16() { return processor.bf16; }
 
+int qk_pair_sums(std::int32_t largest) {
+  return largest <= 8 ? 8 : largest <= 16 ? 4 : largest <= 32 ? 2 : largest <= 64 ? 1 : 0;
+}
+
 bool qk_set_tier(int tier) {
   if (!qk_can_run(tier)) return false;
   current = tier;

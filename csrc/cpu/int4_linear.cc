@@ -132,7 +132,8 @@ extern "C" void QK_IMPL(int4_linear)(const void* x, int x_type, std::int64_t m, 
     });
     const Codes a{
         reinterpret_cast<const std::int8_t*>(copy), stride, sums, chunk, chunks, x_grouped ? x_scale : nullptr};
-    const Grid grid(rows, n, integers ? panel_bytes(w) : w.steps * kStepBytes, group_scales != nullptr, threads);
+    const Grid grid(rows, n, integers ? panel_bytes(w) : w.steps * kStepBytes, group_scales != nullptr, threads,
+                    integers ? kByteBlockRows : kBlockRows);
     parallel_tasks(threads, grid.tasks(), [&](std::int64_t task) {
       const Part block(rows, grid.row_blocks, task / grid.units);
       const std::int64_t first = task % grid.units * grid.unit_panels, end = first + grid.unit_panels;

@@ -91,7 +91,8 @@ static inline void copy_panel(const std::int8_t* packed, std::int64_t steps, std
   }
 }
 
-// The inner loop of a strip, which another way of multiplying may replace: c += x . w over `steps` steps of four k.
+// The inner loop of a strip, which another way of multiplying may replace (int8_narrow.h): c += x . w over `steps`
+// steps of four k.
 //
 // In assembly, because the order counts, and because vectors that are loaded by an instruction of their own take a
 // share of the vector ports (Zen 3, 4: a sixth of a cycle each), so the weights are memory operands.
@@ -184,8 +185,8 @@ struct Scale {
 };
 
 // Rows row.. of a tile by the 8 * vectors columns of its panel from `column` on.
-template <class Product, int rows, int vectors, class Done>
-[[gnu::noinline]] static void strip(const Element* a, std::int64_t stride, const Panel& panel, std::int64_t steps,
+template <class Product, int rows, int vectors, class X, class Done>
+[[gnu::noinline]] static void strip(const X* a, std::int64_t stride, const Panel& panel, std::int64_t steps,
                                     const Start& start, int row, int column, const Done& done) {
   vi c[rows][vectors];
 #pragma GCC unroll 4
@@ -200,9 +201,9 @@ template <class Product, int rows, int vectors, class Done>
 
 // A few rows by a part of the panel, which then comes from L1 for the next rows (half of it is 24 KB at K = 768). A row
 // alone by all of it, in the order of memory.
-template <class Product, int rows, class Done>
-static inline void strips(const Element* a, std::int64_t stride, const Panel& panel, std::int64_t steps,
-                          const Start& start, const Done& done) {
+template <class Product, int rows, class X, class Done>
+static inline void strips(const X* a, std::int64_t stride, const Panel& panel, std::int64_t steps, const Start& start,
+                          const Done& done) {
   constexpr int kRows = Product::kRows, kVectors = Product::kVectors, rest = rows % kRows;
   if constexpr (rows == 1) return strip<Product, 1, kPanel / W>(a, stride, panel, steps, start, 0, 0, done);
   for (int column = 0; column < kPanel; column += W * kVectors) {

@@ -182,7 +182,7 @@ extern "C" void QK_IMPL(int8_linear)(const std::int8_t* x, std::int64_t m, std::
   threads = useful_threads(threads, m * n * k);
 #if defined(QK_TIER_avx2) && !defined(QK_TIER_avxvnni)
   const NarrowWeight narrow{g.weight, g.start, k, g.steps, g.panels, g.start[g.panels * kPanel]};
-  if (m > kTile && !g.group_scale && narrow_pairs(narrow.largest))  // few rows wait for weights, not for products
+  if (m > kTile && !g.group_scale && qk_pair_sums(narrow.largest))  // few rows wait for weights, not for products
     return narrow_linear(narrow, x, m, x_stride, g.epilogue, threads);
 #endif
 

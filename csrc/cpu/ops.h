@@ -65,6 +65,9 @@ void qk_throw(QkFault* fault);  // if something was kept
 // for them would never end.
 int qk_usable_threads(int threads);
 
+// How many sums of two products with weights whose codes are so large AVX2 adds up in 16 bits (byte_pairs.h); 0: none.
+int qk_pair_sums(std::int32_t largest);
+
 std::int64_t qk_l2_bytes();  // a core's second cache; 1 MB where the system does not say
 
 bool qk_can_run(int tier);   // whether this processor and operating system can

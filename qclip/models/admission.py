@@ -1,8 +1,10 @@
 """Which shapes of a function get a program, and which keep theirs where memory is short.
 
-Making a program costs about as much time as a number of replays save (`Costs`), so it waits until the shape has come
-again and the cost is covered: by credit, which every replay earns and of which there is some to begin with, or by the
-shape's own calls, as many as the cost (the rent-or-buy rule: never more than twice what knowing the future would cost).
+Making a program costs about as much time as a number of replays save (`Costs`). It is paid from what replays have
+saved, so that a mix of shapes never gets slower by it; else a shape must prove that it comes again, by `PROOF` times as
+many calls as its program costs: it is expected to come as often again as it did, and half of that is to be gained. The
+trace that all shapes share must be worth that to all of them. Only a shape that has a large part of the calls
+(`OFTEN`), as where all batches are the same, gets its program in advance, when it comes for the second time.
 How often shapes come is counted with ageing: all counts are halved now and then. A program goes only for a shape that
 comes clearly more often, so shapes that take turns do not drive each other out.
 
@@ -21,12 +23,15 @@ from qkernels.recording import GraphProgram, NoRoomError, Program, Workspace
 AGE = 256  # calls after which all counts are halved
 GRAPHS = 4  # CUDA graphs per thread and function: each holds a memory pool
 TRIED = 2  # the call of a shape at which it is first worth a thought
+PROOF = 2  # calls of a shape, for each call that its program costs
+OFTEN = 4  # calls of all shapes to one of a shape that gets its program in advance
 
 
 @dataclasses.dataclass(frozen=True)
 class Costs:
     """In calls: as many replays save what it takes. `trace`: one trace of a family; `derive`: a program from a family,
-    and the replay that checks it; `record`: a program of a shape by itself; `credit`: what may be spent in advance.
+    and the replay that checks it; `record`: a program of a shape by itself; `credit`: what may be spent in advance, and
+    the most that savings are remembered of.
 
     Measured with benchmarks/batches.py --costs.
     """
@@ -79,9 +84,9 @@ class Shelf:
     def __init__(self, made_for: object, counts: Counts, workspace: Workspace, costs: Costs | None = None) -> None:
         self.made_for, self._counts, self._workspace = made_for, counts, workspace
         self.costs = costs or COSTS
-        self.credit = self.costs.credit
+        self.saved, self.advance = 0, self.costs.credit
         self._entries: dict[Hashable, Entry] = {}
-        self._calls = 0
+        self._calls = self._uses = 0  # the second halved with age
 
     @property
     def programs(self) -> list[Program | GraphProgram]:
@@ -94,9 +99,11 @@ class Shelf:
             self._age()
         entry = self._entries.setdefault(key, Entry())
         entry.uses += 1
+        self._uses += 1
         return entry
 
     def _age(self) -> None:
+        self._uses //= 2
         for entry in self._entries.values():
             entry.uses, entry.tried = entry.uses // 2, max(TRIED, entry.tried / 2)
         self._entries = {key: e for key, e in self._entries.items() if e.uses or e.program is not None}
@@ -104,13 +111,22 @@ class Shelf:
     def earn(self) -> None:
         """A program was replayed."""
         self._counts.add("replayed")
-        self.credit = min(self.credit + 1, self.costs.credit)
+        self.saved = min(self.saved + 1, self.costs.credit)
 
-    def spend(self, entry: Entry, cost: int) -> bool:
-        """Whether something of this cost may be done for the shape now; it is paid for then."""
-        if self.credit < cost and entry.uses < cost:
+    def worth(self) -> int:
+        """What a trace is worth, in calls: those of all shapes, less the programs that are made of it."""
+        return sum(max(0, entry.uses - PROOF * self.costs.derive) for entry in self._entries.values())
+
+    def spend(self, entry: Entry, cost: int, calls: int | None = None) -> bool:
+        """Whether something of this cost may be done for the shape now; it is paid for then. `calls`: those that
+        prove it worth while, if not the shape's own."""
+        proved = (entry.uses if calls is None else calls) >= PROOF * cost
+        if self.saved >= cost or proved:
+            self.saved = max(0, self.saved - cost)
+        elif self.advance >= cost and entry.uses * OFTEN >= self._uses:
+            self.advance -= cost
+        else:
             return False
-        self.credit = max(0, self.credit - cost)
         return True
 
     def keep(self, entry: Entry, make: Callable[[], Program | GraphProgram], most: int | None = None) -> None:

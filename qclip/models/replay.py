@@ -144,7 +144,7 @@ class Programs:
             families = shelf.made_for.families  # type: ignore[attr-defined]
             if signature in families:
                 return True
-            if not shelf.spend(entry, shelf.costs.trace * 2 ** len(free)):
+            if not shelf.spend(entry, shelf.costs.trace * 2 ** len(free), shelf.worth()):
                 return False
             self.counts.add("recorded")
             try:

@@ -134,12 +134,19 @@ def test_avx2_tiles_keep_their_accumulators_in_registers(linears: dict[str, list
         multiplied = sum("vpmaddubsw" in line and "%ymm" in line for line in body)
         assert multiplied in (4, 8), (name, multiplied)
     assert_nothing_spilled({0: list(strips.values())})
+    # And with weights of few bits, scaled, four numbers of pair sums: the loop of rounds and the one of what is left.
+    narrow = {name: body for name, body in linears.items() if re.search(r"\d+stripI\w+6Narrow", name)}
+    assert len(narrow) == 4 * 3, list(narrow)
+    for name, body in narrow.items():
+        pairs, rows, vectors = map(int, re.search(r"6NarrowILi(\d)EELi(\d)ELi(\d)E", name).groups())
+        multiplied = sum("vpmaddubsw" in line and "%ymm" in line for line in body)
+        assert multiplied in (rows * vectors * (pairs + 1), rows * vectors * pairs), (name, multiplied)
+    assert_nothing_spilled({0: list(narrow.values())})
 
 
 def test_avx2_strips_keep_their_sums_in_registers(linears: dict[str, list[str]]) -> None:
-    """Weights of few bits: four numbers of pair sums of int8_linear, and 4 bits from bytes, or for 1..2 rows from
-    nibbles."""
-    for kind, number in {"narrow": 4 * 3, "sum": 3 + 2, "scale": 2 * (3 + 2)}.items():
+    """Weights of 4 bits from bytes, or for 1..2 rows from nibbles."""
+    for kind, number in {"sum": 3 + 2, "round": 3 + 2, "scale": 2 * (3 + 2)}.items():
         bodies = [
             body
             for name, body in linears.items()

@@ -18,6 +18,7 @@ from qclip.errors import DataError, ModelError, NonFiniteError, RecipeError
 from qclip.layers import Int8Linear, QuantizedAttention, QuantizedSite
 from qclip.models.tower import Attention
 from qkernels import smooth_scale
+from tests.kernels.tiers import force
 from tests.models import architectures
 from tests.small import IMAGES, TEXTS, small_clip
 
@@ -107,6 +108,17 @@ def test_coverage_counts_everything(model):
     # One site by hand: 16 patches + class token, 64 x 256 and back.
     fc1 = next(row for row in coverage.rows if row.site == "vision.blocks.0.mlp.fc1")
     assert fc1.macs == 17 * 64 * 256 and fc1.parameters == 64 * 256 + 256
+
+
+def test_coverage_names_the_kernel_for_few_bits(model, monkeypatch):
+    force(monkeypatch, "avx2")
+    for bits, kernel in {4: ", 8 pair sums", 5: ", 4 pair sums", 6: ", 2 pair sums", 7: ", 1 pair sum", 8: ""}.items():
+        small = qclip.quantize(model, recipes.Recipe("mine", recipes.Treatment(bits, 8)))
+        real = [row for row in qclip.coverage(small).rows if row.state == "real" and row.kind != "embedding"]
+        assert {row.backend for row in real} == {f"cpu:avx2{kernel}"}
+        force(monkeypatch, "scalar")
+        assert {row.backend for row in qclip.coverage(small).rows if row.state == "real"} <= {"cpu:scalar", "torch"}
+        force(monkeypatch, "avx2")
 
 
 def test_coverage_counts_convolutions_that_are_no_sites():
