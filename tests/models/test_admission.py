@@ -95,6 +95,13 @@ def test_only_a_shape_with_many_of_the_calls_gets_its_program_in_advance() -> No
         assert len(found.programs) == made, others
 
 
+def test_an_old_mix_does_not_keep_a_new_shape_from_its_program() -> None:
+    found, room, _ = shelf(Costs(credit=10**6))
+    for number in range(20 * AGE):
+        found.entry(number)
+    assert any(call(found, room, "new", 10**6) for _ in range(AGE))
+
+
 def test_a_trace_is_worth_what_all_shapes_gain_by_it() -> None:
     found, room, _ = shelf(Costs(derive=3))
     for number in range(10 * (PROOF * 3 + 4)):
