@@ -138,7 +138,7 @@ def test_avx2_tiles_keep_their_accumulators_in_registers(linears: dict[str, list
     narrow = {name: body for name, body in linears.items() if re.search(r"\d+stripI\w+6Narrow", name)}
     assert len(narrow) == 4 * 3, list(narrow)
     for name, body in narrow.items():
-        pairs, rows, vectors = map(int, re.search(r"6NarrowILi(\d)EELi(\d)ELi(\d)E", name).groups())
+        pairs, rows, vectors = map(int, re.search(r"6NarrowILi(\d)EEELi(\d)ELi(\d)E", name).groups())
         multiplied = sum("vpmaddubsw" in line and "%ymm" in line for line in body)
         assert multiplied in (rows * vectors * (pairs + 1), rows * vectors * pairs), (name, multiplied)
     assert_nothing_spilled({0: list(narrow.values())})

@@ -176,5 +176,5 @@ def test_what_does_not_fit_is_refused():
     )
     with pytest.raises(RecipeError, match="quantizes none that it can turn"):
         qclip.quantize(small_clip(), only, IMAGES)
-    with pytest.raises(RecipeError, match="--calibration"):
+    with pytest.raises(RecipeError, match="calibration="):
         qclip.quantize(small_clip(), "w8a8-rotation")
