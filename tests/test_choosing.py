@@ -96,13 +96,25 @@ def test_what_does_not_fit_the_model_is_left_out(model: nn.Module, images: Image
 
 def test_judging_images_do_not_calibrate(model: nn.Module, images: ImageSet, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[ImageSet] = []
-    monkeypatch.setattr(choosing.ptq, "quantize", lambda m, r, images, *_, **__: (seen.append(images), m)[1])
+    monkeypatch.setattr(choosing.ptq, "quantize", lambda m, r, images, **__: (seen.append(images), m)[1])
     judged: list[ImageSet] = []
     evaluate = choosing.evaluate
     monkeypatch.setattr(choosing, "evaluate", lambda m, d, **k: (judged.append(d), evaluate(m, d, **k))[1])
     choose(model, images, {})
     one, other = (np.stack([np.asarray(image) for image in part.images(range(30))]) for part in (seen[0], judged[0]))
     assert not any((a == b).all() for a in one for b in other)
+
+
+def test_the_fastest_is_brought_nearer_where_it_errs_too_much(model: nn.Module, images: ImageSet) -> None:
+    times = {"w8a8": 3.0, "w4a8": 1.0, "w2a8": 2.0}
+    found = choose(model, images, times, error=2.0, agreement=0.0)
+    assert [each.recipe.name for each in found.candidates] == list(NAMES)  # it does not: no GPTQ
+    errors = {each.recipe.name: each.error for each in found.candidates}
+    nearer = choose(model, images, times, error=errors["w4a8"][0], agreement=0.0)
+    last = nearer.candidates[-1]
+    assert last.recipe.name == "w4a8-gptq" and last.ms == 1.0 and last.error[0] < errors["w4a8"][0]
+    fits = last.error[1] <= errors["w4a8"][0]
+    assert nearer.recipe.name == ("w4a8-gptq" if fits else "w8a8")
 
 
 def test_the_command_says_why(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
