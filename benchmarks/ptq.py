@@ -21,6 +21,7 @@ from typing import Any
 import torch
 
 from qclip import Results
+from qclip.errors import RecipeError
 from qclip.files import write_atomic
 from qclip.results.table import missing
 
@@ -110,7 +111,11 @@ def measure(name: str, data: str, recipe: str | None, force: bool) -> None:
     wanted = [(r, s) for r, s in variants(setting) if recipe in (None, r)]
     for done, (wish, seed) in enumerate(wanted):
         what = label(wish, seed)
-        chosen = recipes.get(wish)
+        try:
+            chosen = recipes.get(wish)
+        except RecipeError as why:
+            print(f"{what} is left out: {why}")
+            continue
         known = [row for row in kept if row["model"] == what]
         if recipe is None and known and known[0]["recipe_hash"] == chosen.hash:
             continue
@@ -131,7 +136,10 @@ def measure(name: str, data: str, recipe: str | None, force: bool) -> None:
         kept.meta = {k: v for k, v in found.meta.items() if k != "models"}
         path.parent.mkdir(parents=True, exist_ok=True)
         kept.to_json(path)
-        print(f"{name} {done + 1}/{len(wanted)} {what}: {took:.0f} s, then {time.perf_counter() - began - took:.0f} s")
+        print(
+            f"{name} {done + 1}/{len(wanted)} {what}: {took:.0f} s, then {time.perf_counter() - began - took:.0f} s",
+            flush=True,
+        )
 
 
 def slim(row: dict[str, Any]) -> dict[str, Any]:

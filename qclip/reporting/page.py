@@ -192,7 +192,10 @@ def title(index: Index) -> str:
     tail = " after quantization" if quantized else ""
     if names and len(names) <= 3:
         return f"Reliability of {units.words(names)}{tail}"
-    return f"Reliability of {len(index.models)} models{tail}" if index.models else "Reliability report"
+    if not index.models:
+        return "Reliability report"
+    count = len(index.models)
+    return f"Reliability of {'one model' if count == 1 else f'{count} models'}{tail}"
 
 
 def lead(index: Index) -> str:

@@ -135,11 +135,10 @@ def _measured(probe: Probe, tower: str, members: list[Group], recipe: Recipe) ->
 def _rows(results: Results, outcome: Outcome, plain: Outcome, *, recipe: Recipe, **where: Any) -> None:
     common = {
         **where,
-        "reference": "float",
         "recipe": recipe.name,
         "bits": recipe.bits,
         "recipe_hash": recipe.hash,
-        "model": recipe.name,
+        "model": "float",
     }
     _add(results, "sensitivity", outcome.error.mean(), lambda draw: _means(outcome.error, draw), outcome.error, common)
     if not len(plain.right):

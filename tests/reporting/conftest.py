@@ -344,6 +344,10 @@ def twenty() -> Results:
         made_up_spectra.claims(maker, {"set": tower, "role": "tower", "n": 8})
     made_up_spectra.features(maker)
     made_up_spectra.interventions(maker)
+    for place, site in enumerate(("vision.blocks.0.mlp.fc1", "vision.projection", "text.projection")):
+        for bits in (2, 4, 8):
+            where = {"role": "site", "set": site, "subset": site, "axis": "bits", "at": bits}
+            results.add(metric="sensitivity", model="float", value=10.0 ** -(place + bits / 2), **where)
     return results
 
 
