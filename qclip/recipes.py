@@ -49,8 +49,9 @@ METHODS: Registry[Any] = Registry(
         "rotation": "qclip.ptq.methods.rotation:Rotation",
         "svdquant": "qclip.ptq.methods.svdquant:SVDQuant",
         "gptq": "qclip.ptq.methods.gptq:GPTQ",
+        "awq": "qclip.ptq.methods.awq:AWQ",
     },
-    attributes=("options", "needs", "inputs", "decides"),
+    attributes=("options", "needs", "inputs", "decides", "leaves"),
     error=RecipeError,
 )
 
@@ -232,9 +233,10 @@ class Recipe:
         """Codes are for inputs as they are when they are found: whoever changes inputs comes first."""
         found = ""  # the method that has found the codes
         for method, options in self.steps:
-            decides = set(METHODS.get(method)(options).decides)
-            if odd := sorted(decides - set(DECIDES)):
+            decides = METHODS.get(method)(options).decides
+            if odd := sorted(set(decides) - set(DECIDES)):
                 raise RecipeError(f"method {method!r} decides {odd[0]!r}; {nearest(odd[0], DECIDES)}")
+            decides = self.decides(method)
             if found and "weight" in decides:
                 raise RecipeError(f"methods {found!r} and {method!r} both decide the weights' codes; keep one")
             if found and "input" in decides:
@@ -243,6 +245,12 @@ class Recipe:
                     f"put {method!r} before {found!r}"
                 )
             found = method if "weight" in decides else found
+
+    def decides(self, method: str) -> frozenset[str]:
+        """What a step decides here, of `DECIDES`: all but what it leaves to a later one that decides it."""
+        at = [name for name, _ in self.steps].index(method)
+        own, *later = [frozenset(METHODS.get(name)(options).decides) for name, options in self.steps[at:]]
+        return own - (METHODS.get(method).leaves & frozenset().union(*later))
 
     def _treatment(self, pattern: str, wanted: object) -> Treatment | None:
         if wanted is None or wanted == "float":

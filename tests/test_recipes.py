@@ -239,7 +239,8 @@ def test_options_of_a_step_survive_json():
 
 def test_a_method_that_needs_what_nobody_gives_is_refused():
     class Odd:
-        name, options, needs, inputs, decides = "odd", Treatment, frozenset({"input"}), "float", frozenset()
+        name, options, needs, inputs = "odd", Treatment, frozenset({"input"}), "float"
+        decides = leaves = frozenset()
 
     METHODS.register(Odd)
     try:
@@ -258,10 +259,19 @@ def deciding(of: str, what: set[str]) -> type[Method]:
 
 def test_methods_that_contradict_each_other_are_refused():
     made = [deciding("rotated", {"input"}), deciding("coded", {"weight"}), deciding("both", {"input", "weight"})]
-    made += [deciding("corrected", set()), deciding("odd", {"weights"})]
+    made += [deciding("corrected", set()), deciding("odd", {"weights"}), deciding("yields", {"input", "weight"})]
+    made[-1].leaves = frozenset({"weight"})
     try:
-        for good in ("rotated+coded", "smoothquant+rotated+both", "rotated+coded+corrected", "corrected+both"):
+        for good in (
+            "rotated+coded",
+            "smoothquant+rotated+both",
+            "rotated+coded+corrected",
+            "corrected+both",
+            "yields+rotated+coded",
+        ):
             assert recipes.get(f"w4a8-{good}").method == good
+        yields = recipes.get("w4a8-yields+rotated+coded").decides("yields")
+        assert yields == {"input"} and recipes.get("w4a8-yields").decides("yields") == {"input", "weight"}
         for bad, why in (
             (
                 "coded+rotated",
@@ -269,6 +279,8 @@ def test_methods_that_contradict_each_other_are_refused():
             ),
             ("coded+corrected+both", "methods 'coded' and 'both' both decide the weights' codes; keep one"),
             ("both+smoothquant", "'smoothquant' changes inputs"),
+            ("yields+smoothquant", "'smoothquant' changes inputs for which 'yields' has"),
+            ("coded+yields", "methods 'coded' and 'yields' both decide"),
             ("odd", "method 'odd' decides 'weights'; did you mean 'weight'"),
         ):
             with pytest.raises(RecipeError, match=why):

@@ -221,13 +221,22 @@ def _check_shape(images: Tensor, encoders: Encoders) -> None:
 
 
 def _digest(pixels: Pixels, encoders: Encoders, tokens: Tensor | None) -> str:
-    """sha256 (hex) of what calibrates, which is checked on the way."""
-    digest = hashlib.sha256()
+    """sha256 (hex) of what calibrates, which is checked on the way; most images being repetitions is told."""
+    digest, distinct = hashlib.sha256(), set[int]()
     step = 32 if isinstance(pixels, Decoded) else max(len(pixels), 1)
     for start in range(0, max(len(pixels), 1), step):
         part = loaded(pixels[start : start + step])
         _check(part, encoders, start)
-        digest.update(np.ascontiguousarray(part.float().cpu().numpy()).tobytes())
+        for image in part.float().cpu().numpy():
+            content = np.ascontiguousarray(image).tobytes()
+            digest.update(content)
+            distinct.add(hash(content))
+    if 2 * len(distinct) < len(pixels):
+        warnings.warn(
+            f"{len(pixels) - len(distinct)} of {len(pixels)} calibration images repeat another one, so statistics are "
+            f"of {len(distinct)}; give other images",
+            stacklevel=4,
+        )
     if tokens is not None:
         digest.update(tokens.cpu().numpy().tobytes())
     return digest.hexdigest()

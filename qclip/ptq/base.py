@@ -71,6 +71,12 @@ class SiteState:
         """The transformed input, which is what gets quantized."""
         return transformed(x, self.transforms)
 
+    @property
+    def scalable(self) -> bool:
+        """Whether its input channels may be scaled. Nothing can be folded through GELU into fc1, but a scale stays with
+        fc2, so it needs no folding."""
+        return self.site.kind != "embedding" and (self.site.smoothable or self.site.kind == "fc2")
+
 
 @dataclasses.dataclass
 class Context:
@@ -150,6 +156,7 @@ class Method:
     options: ClassVar[type] = NoOptions
     needs: ClassVar[frozenset[str]] = frozenset()  # of recipes.NEEDS
     decides: frozenset[str] = frozenset()  # of recipes.DECIDES; may depend on the options
+    leaves: ClassVar[frozenset[str]] = frozenset()  # of `decides`: what a later step that decides it does instead
     inputs: ClassVar[Literal["float", "quantized"]] = "float"  # what `block` sees: behind float or quantized blocks
     stage: ClassVar[str] = ""  # for progress: what `block` does; the name without it
     samples: int | None = None  # images, or captions, that `block` sees; None: all

@@ -213,6 +213,22 @@ class BlockRun:
             self._moments[site.shared] = sums.moments()
         return self._moments[site.shared]
 
+    def rows(self, count: int, shared: set[str] | None = None) -> dict[str, Tensor]:
+        """Inputs of sites, by `site.shared` (None: of all), as they come: about `count` of them, float32 `[n, K]`,
+        evenly from all calls, the same ones each time; where only a few rows are read, of those."""
+        mixed, found = self._mixed(), dict[str, list[Tensor]]()
+        each = max(1, count // max(1, len(self.inputs)))
+
+        def take(x: Tensor, call: Call, key: str) -> None:
+            read = call.read if call.read is not None and key not in mixed else call.positions
+            part = calibration.reaching(x, read).flatten(0, -2)
+            at = torch.linspace(0, len(part) - 1, min(each, len(part)), device=x.device).round().long()
+            found.setdefault(key, []).append(part[at].float())
+
+        keys = {site.shared for site in self.sites} if shared is None else shared
+        self._watch({key: functools.partial(take, key=key) for key in keys})
+        return {key: torch.cat(parts) for key, parts in found.items()}
+
     def _mixed(self) -> set[str]:
         """Inputs of which every position reaches every output of the block: those of keys and values."""
         return {s.site.shared for kind, s in self.states.items() if kind in ("k", "v", "pool_k", "pool_v")}

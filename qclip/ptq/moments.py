@@ -35,7 +35,7 @@ class Sums:
     def add(self, x: Tensor, read: Tensor | None = None) -> None:
         """Inputs `[n, K]` as they come; `read` bool `[n]`: which of them count (None: all)."""
         seen = self.state.input(x).float()
-        used = _quantized(seen, self.state)
+        used = multiplied(seen, self.state)
         for counts, rows in ((True, slice(None)),) if read is None else ((True, read), (False, slice(None))):
             part, other = used[rows], seen[rows]
             sums = [part.T @ part, other.sum(0), part.sum(0)]
@@ -54,8 +54,8 @@ class Sums:
         return Moments(2 * means[0], means[1], means[2], self._rows[False] or self._rows[True])
 
 
-def _quantized(x: Tensor, state: SiteState) -> Tensor:
-    """The transformed input as the kernels multiply it; a static scale that nobody has found yet changes nothing."""
+def multiplied(x: Tensor, state: SiteState) -> Tensor:
+    """A transformed input as the kernels multiply it; a static scale that nobody has found yet changes nothing."""
     bits = state.plan.activation_bits
     if bits == FLOAT or (state.plan.static and state.input_scale is None):
         return x

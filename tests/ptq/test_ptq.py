@@ -3,6 +3,7 @@
 import copy
 import itertools
 import math
+import warnings
 
 import open_clip
 import pytest
@@ -369,6 +370,15 @@ def test_infinity_that_arises_in_calibration_names_the_site(model, recipe):
         huge.visual.transformer.resblocks[1].ln_1.weight.fill_(3e38)  # finite, but what it makes is not
     with pytest.raises(NonFiniteError, match="the input of vision.blocks.1.attn"):
         qclip.quantize(huge, recipe, calibration=IMAGES)
+
+
+def test_calibration_images_that_repeat_each_other_are_told(model):
+    encoders = models.encoders(model)
+    with pytest.warns(UserWarning, match="18 of 20 calibration images repeat another one, so statistics are of 2"):
+        calibration.samples(IMAGES[[0, 1] * 10], encoders)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        calibration.samples(IMAGES[[0, 1, 2, 0]], encoders)
 
 
 def test_nan_calibration_images_are_named(model):

@@ -17,7 +17,6 @@ from qkernels import smooth_scale
 
 from ... import calibration
 from ...layers import Scale
-from ...models.tower import Site
 from ..base import Context, Method, SiteState
 from ..driver import BlockRun
 
@@ -61,12 +60,12 @@ class SmoothQuant(Method):
         self.samples = options.samples
 
     def prepare(self, context: Context) -> None:
-        self.maxima = context.channel_maxima([s.site for s in context.states.values() if _smoothable(s.site)])
+        self.maxima = context.channel_maxima([s.site for s in context.states.values() if s.scalable])
 
     def block(self, context: Context, run: BlockRun) -> None:
         groups: dict[str, list[SiteState]] = {}
         for state in run.states.values():
-            if _smoothable(state.site) and state.site.shared in self.maxima:
+            if state.scalable and state.site.shared in self.maxima:
                 groups.setdefault(state.site.shared, []).append(state)
         seen: dict[str, list[Tensor]] = {key: [] for key, group in groups.items() if group[0].plan.static}
         if seen:
@@ -102,8 +101,3 @@ class SmoothQuant(Method):
         best = alphas[0] if len(alphas) == 1 else min(alphas, key=error)
         use(best)
         return best
-
-
-def _smoothable(site: Site) -> bool:
-    # Nothing can be folded through GELU into fc1, but the scale stays with fc2, so it needs no folding.
-    return site.kind != "embedding" and (site.smoothable or site.kind == "fc2")
