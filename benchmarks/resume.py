@@ -106,7 +106,12 @@ def full_disk(folder: Path) -> Iterator[Callable[[], None]]:
             libc.umount(target)
         return
     print(NO_ROOM)
-    yield lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (ROOM, ROOM))
+
+    def limit() -> None:
+        sys.dont_write_bytecode = True  # Python would leave cut modules behind, for everybody
+        resource.setrlimit(resource.RLIMIT_FSIZE, (ROOM, ROOM))
+
+    yield limit
 
 
 class Trials:

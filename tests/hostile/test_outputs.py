@@ -238,6 +238,7 @@ def test_a_full_disk_is_seen_before_the_work(
 
 def limit(size: int) -> None:
     """No file of this process grows beyond `size` bytes: what a full disk does, in any folder and for any user."""
+    sys.dont_write_bytecode = True  # Python would leave cut modules behind, for everybody
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
 
 
