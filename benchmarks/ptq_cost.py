@@ -16,6 +16,8 @@ import sys
 import time
 from pathlib import Path
 
+from qclip.files import write_atomic
+
 RECIPES = ("w8a8-static", "w8a8-smoothquant", "w4a16-hqq", "w3a8-raana", "w4a8-gptq", "w4a8-awq")
 
 
@@ -74,7 +76,7 @@ def main() -> None:
             rows.append(json.loads(ran.stdout.splitlines()[-1]))
             print(json.dumps(rows[-1]), flush=True)
         if args.json is not None:
-            args.json.write_text(f"{json.dumps(rows, indent=1)}\n")
+            write_atomic(args.json, f"{json.dumps(rows, indent=1)}\n".encode())
 
 
 if __name__ == "__main__":

@@ -68,7 +68,8 @@ def start(work: Callable[[], None], log: Path) -> int:
         with warnings.catch_warnings(record=True) as told:
             warnings.simplefilter("always")
             work()
-        log.write_text("\n".join(str(each.message) for each in told if "Store" in each.category.__name__))
+        told_by_store = [str(each.message) for each in told if "Store" in each.category.__name__]
+        write_atomic(log, "\n".join(told_by_store).encode())
         code = 0
     except BaseException as why:
         print(f"{type(why).__name__}: {why}", file=sys.stderr, flush=True)

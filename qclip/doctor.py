@@ -24,7 +24,7 @@ PACKAGES = (
     "onnxruntime",
     "torchao",
 )
-TRIAL = 30  # calls
+TRIAL = 60  # calls: shapes in turns get their programs after six each
 OPTIONAL = {"triton", "transformers", "openvino", "nncf", "onnxruntime", "torchao"}
 
 

@@ -84,7 +84,7 @@ class SVDQuant(Method):
         self._decide_all(groups, seen)
 
     def block(self, context: Context, run: BlockRun) -> None:
-        groups = _by_input(run.states.values())
+        groups = _by_input(s for s in run.states.values() if s.site.shared not in self.found)  # a projection is done
         seen: dict[str, list[Tensor]] = {key: [] for key in groups}
         run.observe({key: seen[key].append for key in groups})
         self._decide_all(groups, seen)
