@@ -108,7 +108,8 @@ class Seat:
 
     def _start(self) -> None:
         self._connection, theirs = Pipe()
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
+        environment = {**os.environ, "PYTHONUNBUFFERED": "1"}  # what a crash would take with it is in the log
+        environment["PYTHONPATH"] = os.pathsep.join(path or os.getcwd() for path in sys.path)
         command = [sys.executable, "-m", "qclip.bench.worker", str(self.folder), str(theirs.fileno())]
         with open(self.folder / "log", "wb") as log, theirs:
             self._process = subprocess.Popen(
