@@ -24,8 +24,8 @@ error of the embeddings.
 - *KL*: of the zero-shot probabilities from float's, in thousandths of a nat.
 - *noise*: top-1 under Gaussian noise, mean over five severities. *AUROC*: OOD detection by MCM.
 - *kernels*: share of multiply-adds that run on integer kernels; the rest is float, or simulated on the grid.
-- *s*: seconds to quantize, with its calibration. Methods that draw are the mean of three seeds, whose extremes follow
-  the error in brackets; their other numbers are those of seed 0.
+- *s*: seconds to quantize, with its calibration. Of a method that draws, the error is the mean over the seeds
+  that were measured, with the extremes in brackets where there are several; its other numbers are those of seed 0.
 """
 TOLD = (("top1", "top-1"), ("mean_top1", "noise"), ("ece", "ECE"), ("auroc", "AUROC"))
 
