@@ -491,7 +491,7 @@ def presets() -> dict[str, str]:
         "w6a8": "6-bit weights per channel on the INT8 kernels, INT8 activations; smaller on disk than w8a8",
         "w4a8": "INT4 weights in groups of 128, INT8 activations dynamic per token",
         "w4a8-mixed": "w4a8 with scales of least squared error, v, out and projections INT8: 4.8 bits, nearer to float",
-        "w4a8-gptq": "w4a8 with GPTQ: later columns make rounding errors good, 8 times nearer to float (needs data)",
+        "w4a8-gptq": "w4a8 with GPTQ: later columns make rounding errors good, 5 times nearer to float (needs data)",
         "w4a16": "INT4 weights in groups of 128, float activations",
         "w3.3a8-raana": "RaBitQ codes of 3.3 bits on average, allocated to the sites, INT8 activations (needs data)",
         "w4a4": "INT4 weights in groups of 128, 4-bit activations; simulated",
