@@ -145,7 +145,8 @@ def _refined(
     most promising pairs first."""
 
     def measured(choice: list[int]) -> float:
-        return whole({group.name: tables[i][c][0].weight_bits for i, (group, c) in enumerate(zip(found, choice))})  # noqa: B905
+        picked = zip(found, tables, choice, strict=True)
+        return whole({group.name: table[c][0].weight_bits for group, table, c in picked})
 
     def size(choice: list[int]) -> int:
         return sum(table[c][1].size for table, c in zip(tables, choice, strict=True))
