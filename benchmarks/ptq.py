@@ -60,16 +60,20 @@ SHORT = {
 }
 RANDOM = ("raana", "rotation")  # methods that draw: measured with three seeds
 SEEDS = (0, 1, 2)
+#: Methods that look at images, measured with other calibration sets, too.
+LOOKING = ("w8a8-static", "w8a8-static-smoothquant", "w4a8-gptq", "w3a8-gptq", "w3a8-awq", "w2a8-gptq")
 
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """One checkpoint and its images. calibration: what methods see; the others as for `qclip.evaluate`."""
+    """One checkpoint and its images. calibration: what methods see; `elsewhere`, by name: what some see besides, to
+    tell what that does; the others as for `qclip.evaluate`."""
 
     plan: dict[str, tuple[str, ...]]
     calibration: str
     data: str
     ood: tuple[str, ...]
+    elsewhere: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
 SETTINGS = {
@@ -78,6 +82,11 @@ SETTINGS = {
         "parquet:{data}/flickr8k_train_64.parquet?samples=512",
         "parquet:{data}/cifar10_test.parquet?samples=2000",
         ("far=parquet:{data}/dtd10_64.parquet?samples=600",),
+        {
+            "the test's own kind (CIFAR-10 train)": "parquet:{data}/cifar10_train.parquet?samples=512",
+            "drawn scenes": "scenes:train?samples=512",
+            "digits (MNIST)": "parquet:{data}/mnist_test.parquet?samples=512",
+        },
     ),
     **{
         name: Setting(SHORT, "scenes:train?samples=512", "scenes:test?samples=2000", ("scenes:near-ood?samples=600",))
@@ -90,15 +99,17 @@ MODEL = ("model_bytes", "coverage_macs", "quantize_seconds", "bits_per_weight") 
 PLAIN = ("source", "backend", "host", "seconds")  # left out of what is kept
 
 
-def variants(setting: Setting) -> Iterator[tuple[str, int]]:
+def variants(setting: Setting) -> Iterator[tuple[str, int, str]]:
+    """Recipes with seeds, and where they calibrate: "" or a name of `elsewhere`."""
     for names in setting.plan.values():
         for name in names:
             for seed in SEEDS if any(method in name for method in RANDOM) else SEEDS[:1]:
-                yield name, seed
+                yield name, seed, ""
+    yield from ((name, 0, where) for where in setting.elsewhere for name in LOOKING)
 
 
-def label(recipe: str, seed: int) -> str:
-    return f"{recipe} seed {seed}" if seed else recipe
+def label(recipe: str, seed: int, where: str = "") -> str:
+    return recipe + (f" seed {seed}" if seed else "") + (f" on {where}" if where else "")
 
 
 def measure(name: str, data: str, recipe: str | None, force: bool) -> None:
@@ -108,9 +119,9 @@ def measure(name: str, data: str, recipe: str | None, force: bool) -> None:
     setting, path = SETTINGS[name], FOLDER / f"{name}.json"
     kept = Results.from_json(path) if path.exists() and not force else Results()
     float_model = qclip.load_model(name)
-    wanted = [(r, s) for r, s in variants(setting) if recipe in (None, r)]
-    for done, (wish, seed) in enumerate(wanted):
-        what = label(wish, seed)
+    wanted = [each for each in variants(setting) if recipe in (None, each[0])]
+    for done, (wish, seed, where) in enumerate(wanted):
+        what = label(wish, seed, where)
         try:
             chosen = recipes.get(wish)
         except RecipeError as why:
@@ -120,7 +131,8 @@ def measure(name: str, data: str, recipe: str | None, force: bool) -> None:
         if recipe is None and known and known[0]["recipe_hash"] == chosen.hash:
             continue
         began = time.perf_counter()
-        small = qclip.quantize(float_model, chosen, setting.calibration.format(data=data), seed=seed)
+        images = setting.elsewhere.get(where, setting.calibration)
+        small = qclip.quantize(float_model, chosen, images.format(data=data), seed=seed)
         took = time.perf_counter() - began
         found = qclip.evaluate(
             {"float": float_model, what: small},
@@ -130,7 +142,9 @@ def measure(name: str, data: str, recipe: str | None, force: bool) -> None:
             scores=["mcm"],
             measurements=["clean", "ood", "corrupted", "agreement"],
         )
-        found.add(model=what, metric="quantize_seconds", role="model", value=took, recipe=wish, recipe_hash=chosen.hash)
+        about = {"model": what, "role": "model", "recipe": wish, "recipe_hash": chosen.hash}
+        found.add(metric="quantize_seconds", value=took, **about)
+        found.add(metric="bits_per_weight", value=qclip.coverage(small).bits_per_weight, **about)
         kept.rows = [row for row in kept if row["model"] not in (what, "float")]
         kept.rows += [slim(row) for row in found if is_kept(row)]
         kept.meta = {k: v for k, v in found.meta.items() if k != "models"}

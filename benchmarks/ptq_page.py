@@ -8,7 +8,7 @@ from typing import Any
 from qclip import Results
 
 from .findings_page import cell, direction, table
-from .ptq import SETTINGS, label
+from .ptq import LOOKING, SETTINGS, Setting, label
 
 Row = Mapping[str, Any]
 
@@ -24,6 +24,7 @@ error of the embeddings.
 - *KL*: of the zero-shot probabilities from float's, in thousandths of a nat.
 - *noise*: top-1 under Gaussian noise, mean over five severities. *AUROC*: OOD detection by MCM.
 - *kernels*: share of multiply-adds that run on integer kernels; the rest is float, or simulated on the grid.
+- *bits a weight*: all that a file holds of the quantized weights: codes, scales, zero points, side terms.
 - *s*: seconds to quantize, with its calibration. Of a method that draws, the error is the mean over the seeds
   that were measured, with the extremes in brackets where there are several; its other numbers are those of seed 0.
 """
@@ -47,6 +48,7 @@ def page(found: Mapping[str, Results]) -> str:
                 parts.append(f"### {title}\n" + "\n".join(_table(measured[0], measured)))
             if absent := [f"`{each.name}`" for each in variants if each.error is None]:
                 parts.append(f"Not measured: {', '.join(absent)}.\n")
+        parts += _elsewhere(results, setting)
     parts.append("## Which to choose\n" + "\n".join(_choice(best)) + "\n")
     return "\n".join(parts)
 
@@ -109,6 +111,29 @@ def _table(rtn: Variant, variants: Sequence[Variant]) -> list[str]:
         )
     head = ["recipe", "error", "x rtn", "KL", *(title for _, title in TOLD), "kernels", "bits a weight", "s"]
     return table(head, rows)
+
+
+def _elsewhere(results: Results, setting: Setting) -> list[str]:
+    """What it costs to calibrate on images unlike those that come later."""
+    rows = []
+    for name in LOOKING:
+        usual = Variant(results, name)
+        others = [Variant(results, label(name, 0, where)) for where in setting.elsewhere]
+        if usual.error is None or all(each.error is None for each in others):
+            continue
+        told = [f"{1e3 * usual.error:.3g}"]
+        for each in others:
+            if each.error is None:
+                told.append("")
+                continue
+            lost = cell(each.difference("top1"))
+            told.append(f"{1e3 * each.error:.3g} ({each.error / usual.error:.2f}x; {lost})")
+        rows.append([f"`{name}`", *told])
+    if not rows:
+        return []
+    head = ["recipe", "as above", *setting.elsewhere]
+    about = "Error when the same method calibrates on other images; beside it, times what it is above, and top-1.\n"
+    return ["### Calibrated elsewhere\n" + about + "\n".join(table(head, rows))]
 
 
 def _choice(best: Mapping[tuple[str, str], Sequence[Variant]]) -> list[str]:

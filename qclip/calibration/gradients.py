@@ -1,8 +1,9 @@
 """What the outputs of sites mean to the embeddings: gradients at the float model.
 
 A loss that compares the model with its own float output has none there. So each sample's unit embedding is multiplied
-by a random vector r ~ N(0, I) of its own: the mean of |J^T r|^2 over r is the squared Frobenius norm of the embedding's
-Jacobian J, and products of different samples are 0 on average.
+by a random vector r ~ N(0, I) of its own. J being the embedding's Jacobian, the mean of (J^T r)^2 over r is the
+diagonal of J^T J, the Hessian of half the squared distance of embeddings; products of different samples are 0 on
+average.
 """
 
 from __future__ import annotations
@@ -21,10 +22,11 @@ from ..errors import NonFiniteError
 from ..models import Encoders
 from ..models.tower import Site
 from .gather import Samples
-from .stream import batches
+from .stream import Batch, batches
 
-AT_ONCE = 16  # samples of which a tower's activations are held for their gradients
-SeeGradient = Callable[[Site, Tensor, Tensor], None]  # a site, its input [B, ..., K], the gradient of its output
+AT_ONCE = 4  # samples of which a tower's activations are held for their gradients
+#: A site, its input `[B, ..., K]`, the gradient of its output `[B, ..., N]`, and the samples they are of.
+SeeGradient = Callable[[Site, Tensor, Tensor, Batch], None]
 
 
 def gradients(
@@ -36,7 +38,7 @@ def gradients(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> None:
-    """Show each site of the tower, batch by batch, its input `[B, ..., K]` and J^T r at its output `[B, ..., N]`.
+    """Show each site of the tower, batch by batch, its input and J^T r at its output: 0 where nothing of it is read.
 
     Parameters get no gradients. Raises NonFiniteError naming the site whose gradient is NaN or Inf.
     """
@@ -58,7 +60,7 @@ def gradients(
             gradient = torch.zeros_like(zero) if gradient is None else gradient
             if not gradient.isfinite().all():
                 raise NonFiniteError(f"the gradient of the embeddings at {site.name} is NaN or Inf; check the weights")
-            see(site, x, gradient.float())
+            see(site, x, gradient.float(), batch)
         done += len(batch)
         if progress is not None:
             progress(f"gradients of the {tower} tower", done, total)

@@ -20,10 +20,10 @@ from collections.abc import Callable, Hashable
 
 from qkernels.recording import GraphProgram, NoRoomError, Program, Workspace
 
-AGE = 256  # calls after which all counts are halved
+AGE = 1024  # calls after which all counts are halved
 GRAPHS = 4  # CUDA graphs per thread and function: each holds a memory pool
 TRIED = 2  # the call of a shape at which it is first worth a thought
-PROOF = 2  # calls of a shape, for each call that its program costs
+PROOF = 2  # calls of a shape, for each call that its program costs; and as often again for each further open size
 OFTEN = 4  # calls of all shapes to one of a shape that gets its program in advance
 
 
@@ -113,14 +113,15 @@ class Shelf:
         self._counts.add("replayed")
         self.saved = min(self.saved + 1, self.costs.credit)
 
-    def worth(self) -> int:
+    def worth(self, sizes: int = 1) -> int:
         """What a trace is worth, in calls: those of all shapes, less the programs that are made of it."""
-        return sum(max(0, entry.uses - PROOF * self.costs.derive) for entry in self._entries.values())
+        return sum(max(0, entry.uses - PROOF**sizes * self.costs.derive) for entry in self._entries.values())
 
-    def spend(self, entry: Entry, cost: int, calls: int | None = None) -> bool:
+    def spend(self, entry: Entry, cost: int, calls: int | None = None, sizes: int = 1) -> bool:
         """Whether something of this cost may be done for the shape now; it is paid for then. `calls`: those that
-        prove it worth while, if not the shape's own."""
-        proved = (entry.uses if calls is None else calls) >= PROOF * cost
+        prove it worth while, if not the shape's own. `sizes`: how many make a shape: two, batch and length, make so
+        many that each must prove more."""
+        proved = (entry.uses if calls is None else calls) >= PROOF**sizes * cost
         if self.saved >= cost or proved:
             self.saved = max(0, self.saved - cost)
         elif self.advance >= cost and entry.uses * OFTEN >= self._uses:

@@ -120,7 +120,7 @@ class Programs:
                 break
             family = families[signature]
             if family is not None:
-                return self._derive(shelf, entry, function, inputs, family)
+                return self._derive(shelf, entry, function, inputs, family, len(free))
         else:
             if shelf.spend(entry, shelf.costs.record):
                 return self._record(shelf, entry, function, inputs)
@@ -144,7 +144,7 @@ class Programs:
             families = shelf.made_for.families  # type: ignore[attr-defined]
             if signature in families:
                 return True
-            if not shelf.spend(entry, shelf.costs.trace * 2 ** len(free), shelf.worth()):
+            if not shelf.spend(entry, shelf.costs.trace * 2 ** len(free), shelf.worth(len(free)), len(free)):
                 return False
             self.counts.add("recorded")
             try:
@@ -162,10 +162,11 @@ class Programs:
         function: Callable[..., Any],
         inputs: tuple[Tensor, ...],
         family: Family,
+        sizes: int,
     ) -> Any:
         self.counts.add("modules")
         wanted = function(*inputs)
-        if not shelf.spend(entry, shelf.costs.derive):
+        if not shelf.spend(entry, shelf.costs.derive, sizes=sizes):
             return wanted
 
         def make() -> Program:

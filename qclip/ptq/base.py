@@ -74,8 +74,11 @@ class SiteState:
     @property
     def scalable(self) -> bool:
         """Whether its input channels may be scaled. Nothing can be folded through GELU into fc1, but a scale stays with
-        fc2, so it needs no folding."""
-        return self.site.kind != "embedding" and (self.site.smoothable or self.site.kind == "fc2")
+        fc2, so it needs no folding. Beside a static scale it is not: units that hardly fire on the calibration images,
+        made large, are clipped where they do fire on others (`photos`, calibrated on other images than those of the
+        test: six times as far from float)."""
+        site = self.site
+        return site.kind != "embedding" and (site.smoothable or (site.kind == "fc2" and not self.plan.static))
 
 
 @dataclasses.dataclass

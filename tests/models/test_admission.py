@@ -111,26 +111,31 @@ def test_a_trace_is_worth_what_all_shapes_gain_by_it() -> None:
     assert found.spend(lone, 40 // PROOF, found.worth()) and not found.spend(lone, 40 // PROOF + 1, found.worth())
 
 
-@pytest.mark.parametrize("seed", range(5))
-def test_a_diffuse_mix_is_left_to_the_modules(seed: int) -> None:
-    """Prompts of 1 to 18 words, 1 to 8 at a time, 200 calls: some 80 shapes, most of them seen once or twice. What is
-    spent stays below what 2 % of the calls cost, at three of ten parts of a call that a replay saves."""
+def texts(seed: int, calls: int) -> int:
+    """Calls that replays saved, less what programs cost, of prompts of 1 to 18 words, 1 to 8 at a time: some 70 shapes,
+    most of them seen once or twice in 200 calls."""
     draw, costs = random.Random(seed), Costs()
     found, room, counts = shelf(costs)
     traced, spent = False, 0
-    for _ in range(200):
+    for _ in range(calls):
         batch = draw.randint(1, 8)
         entry = found.entry((batch, max(draw.randint(1, 18) for _ in range(batch))))
         if entry.program is not None:
             found.earn()
         elif entry.uses >= entry.tried:
             if not traced:
-                traced = found.spend(entry, 4 * costs.trace, found.worth())
+                traced = found.spend(entry, 4 * costs.trace, found.worth(2), 2)
                 spent += 4 * costs.trace * traced
-            if traced and found.spend(entry, costs.derive):
+            if traced and found.spend(entry, costs.derive, sizes=2):
                 spent += costs.derive
                 found.keep(entry, room.make)
-    assert spent - counts.get()["replayed"] <= 0.02 * 200 / 0.3
+    return counts.get()["replayed"] - spent
+
+
+def test_a_diffuse_mix_is_left_to_the_modules_at_first_and_pays_later() -> None:
+    """What is spent stays below what 2 % of 200 calls cost, at three of ten parts of a call that a replay saves."""
+    assert sum(texts(seed, 200) for seed in range(20)) / 20 >= -0.02 * 200 / 0.3
+    assert all(texts(seed, 3000) > 1000 for seed in range(5))
 
 
 @pytest.mark.parametrize("order", ["rotation", "random"])

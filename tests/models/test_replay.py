@@ -196,7 +196,7 @@ def test_five_sizes_in_rotation_are_traced_once_and_all_replayed(
 @torch.no_grad()
 def test_prompts_of_all_lengths_are_traced_once(model: torch.nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
     prompts = [model.tokenizer([" ".join(["dog"] * words)] * batch) for words in (1, 3, 9, 14) for batch in (1, 3)]
-    found = [[model.encode_text(tokens) for tokens in prompts] for _ in range(16)]
+    found = [[model.encode_text(tokens) for tokens in prompts] for _ in range(32)]
     counts = replay.counts(model)
     assert (counts["recorded"], counts["derived"]) == (1, len(prompts)) and counts["replayed"] >= len(prompts)
     monkeypatch.setenv("QKERNELS_PROGRAM", "0")

@@ -211,6 +211,16 @@ def test_smoothquant_with_static_scales_searches_with_static_scales(model, monke
     assert tried and all(scale is None for scale in tried)
 
 
+def test_smoothquant_leaves_what_follows_gelu_alone_where_scales_are_static(model):
+    """Units that hardly fire in calibration fire elsewhere: made large, a static scale would clip them."""
+    for recipe, smoothed in (("w8a8-smoothquant", True), ("w8a8-static-smoothquant", False)):
+        small = qclip.quantize(with_outliers(model), recipe, calibration=IMAGES)
+        chosen = small.qclip_quantization.provenance["smoothquant_alpha"]
+        assert any(key.endswith("mlp.hidden") for key in chosen) is smoothed
+        fc2 = models.towers(small)["vision"].sites["vision.blocks.0.mlp.fc2"].module
+        assert smoothed or not fc2.transforms
+
+
 # -- static scales -------------------------------------------------------------------------------------------------
 
 

@@ -28,19 +28,21 @@ LEAST = {"gelu": 0.169971, "gelu_tanh": 0.170041, "quick_gelu": 0.163610}  # |mi
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """`samples`: images, or captions; `rows`: about how many of their positions are looked at. `candidates`: scales
-    that are tried, evenly from 0.01 to 1.2 of the min-max one. `twin`: two ranges behind GELU (simulated); without, all
-    sites run on kernels. `metric`: "hessian", or "mse", which leaves the gradients out."""
+    """`samples`: images, or captions; `rows`: about how many of their positions are looked at. `candidates`: scales,
+    evenly from 0.01 to 1.2 of the min-max one; every `stride`-th is tried, then those around the best (1: all are).
+    `twin`: two ranges behind GELU (simulated); without, all sites run on kernels. `metric`: "hessian", or "mse", which
+    leaves the gradients out."""
 
     samples: int = 32
     rows: int = 512
     rounds: int = 3
     candidates: int = 101
+    stride: int = 5
     twin: bool = True
     metric: Literal["hessian", "mse"] = "hessian"
 
     def __post_init__(self) -> None:
-        for name, least in (("samples", 1), ("rows", 1), ("rounds", 1), ("candidates", 2)):
+        for name, least in (("samples", 1), ("rows", 1), ("rounds", 1), ("candidates", 2), ("stride", 1)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be {least} or more, not {getattr(self, name)}")
 
@@ -134,7 +136,7 @@ class Search:
         self.starts = [weight_scales(w, state.plan)[0] for w, state in zip(self.weights, group, strict=True)]  # min-max
         self.factor = 1.0  # of the input's scale
         self.factors = [torch.ones(len(w), 1, device=w.device) for w in self.weights]
-        self.candidates = torch.linspace(0.01, 1.2, options.candidates).tolist()
+        self.candidates = torch.linspace(0.01, 1.2, options.candidates)
 
     def input(self, factor: float) -> Tensor:
         """The input on its codes."""
@@ -179,12 +181,18 @@ class Search:
         x, best = self.input(self.factor), self.factors[at]
         whole = self.group[at].plan.weight_scale == "tensor"
         least = self._shared(self.errors(at, x, self.weight(at, best)), whole)
-        for candidate in self.candidates:
-            tried = torch.full_like(best, candidate)
+
+        def look(tried: Tensor) -> None:
+            nonlocal best, least
             error = self._shared(self.errors(at, x, self.weight(at, tried)), whole)
             better = error < least
             best = torch.where(better[:, None], tried, best)
             least = torch.where(better, error, least)
+
+        for candidate in self.candidates[:: self.options.stride]:
+            look(torch.full_like(best, float(candidate)))
+        for tried in self._around(best):
+            look(tried)
         self.factors[at] = best
 
     @staticmethod
@@ -199,4 +207,12 @@ class Search:
             x = self.input(factor)
             return sum(float(self.errors(at, x, w).sum()) for at, w in enumerate(weights))
 
-        self.factor = min([self.factor, *self.candidates], key=error)  # the first of equal ones: what it is now
+        # The first of equal ones: what it is now.
+        self.factor = min([self.factor, *self.candidates[:: self.options.stride].tolist()], key=error)
+        self.factor = min([self.factor, *map(float, self._around(torch.tensor(self.factor)))], key=error)
+
+    def _around(self, best: Tensor) -> list[Tensor]:
+        """By steps between candidates, up to the next that were tried first: factors around `best`."""
+        step, stride = float(self.candidates[1] - self.candidates[0]), self.options.stride
+        least = float(self.candidates[0])
+        return [(best + i * step).clamp(min=least) for i in range(1 - stride, stride) if i]

@@ -141,7 +141,7 @@ class RaanA(Method):
         by_site = {state.site.name: state for state in states}
         sums: dict[str, Tensor] = {}
 
-        def see(site: Site, x: Tensor, gradient: Tensor) -> None:
+        def see(site: Site, x: Tensor, gradient: Tensor, _: calibration.Batch) -> None:
             x, rows = by_site[site.name].input(x), squares[site.name]
             if self.chosen.damage == "variance":
                 by_weight = gradient.flatten(0, -2).T @ x.flatten(0, -2)

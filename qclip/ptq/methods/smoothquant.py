@@ -3,12 +3,14 @@
 `s_j = max|X_j|^a / max|W_j|^(1-a)`; the input is multiplied by 1/s when it is quantized, the weight by s before it is
 rounded. Nothing is folded into neighbours, so a site stays one weight and one transform of its input. The groups of a
 block are searched in the order in which they run - qkv, out, fc1, fc2 - each over {off, 0, 0.05 .. 1} by the squared
-error of the *block's* output with the real quantizers in place: with a static scale where the recipe wants one.
+error of the *block's* output with the real quantizers in place: with a static scale where the recipe wants one. Every
+fourth strength is tried, then what lies around the best one.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -20,10 +22,12 @@ from ...layers import Scale
 from ..base import Context, Method, SiteState
 from ..driver import BlockRun
 
+STRIDE = 4  # strengths between two that are tried first
+
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """`alpha`: one strength for all sites, 0 to 1; None: searched. `tried`: how many are tried besides "off", evenly
+    """`alpha`: one strength for all sites, 0 to 1; None: searched. `tried`: how many there are besides "off", evenly
     from 0 to 1. `samples`: images, or captions, of the search."""
 
     alpha: float | None = None
@@ -37,12 +41,6 @@ class Options:
             raise ValueError(f"tried must be 2 or more, not {self.tried}")
         if self.samples < 1:
             raise ValueError(f"samples must be 1 or more, not {self.samples}")
-
-    @property
-    def alphas(self) -> tuple[float | None, ...]:
-        if self.alpha is not None:
-            return (self.alpha,)
-        return (None, *(i / (self.tried - 1) for i in range(self.tried)))
 
 
 class SmoothQuant(Method):
@@ -97,7 +95,18 @@ class SmoothQuant(Method):
             use(alpha)
             return run.error()
 
-        alphas = self.chosen.alphas
-        best = alphas[0] if len(alphas) == 1 else min(alphas, key=error)
+        best = self._best(error) if self.chosen.alpha is None else self.chosen.alpha
         use(best)
         return best
+
+    def _best(self, error: Callable[[float | None], float]) -> float | None:
+        """Of "off" (None) and strengths that lie evenly, in steps that get smaller, the one of least error."""
+        last, step = self.chosen.tried - 1, STRIDE
+        errors: dict[float | None, float] = {None: error(None)}
+        looked = {*range(0, last + 1, step), last}
+        while step:
+            errors |= {at / last: error(at / last) for at in sorted(looked) if at / last not in errors}
+            best = round(min((a for a in errors if a is not None), key=errors.__getitem__) * last)
+            step //= 2
+            looked = {best - step, best + step} & {*range(last + 1)}
+        return min(errors, key=errors.__getitem__)

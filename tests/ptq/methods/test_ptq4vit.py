@@ -42,7 +42,7 @@ def search(plan, options=None, seed=0, least=None, n=3, k=4, rows=20, squares=No
 @pytest.mark.parametrize("seed", range(6))
 def test_scales_are_those_of_brute_force_on_a_tiny_layer(seed):
     """Over all pairs of scales. Searching in turn may stop at a pair that no single change makes better."""
-    plan, options = Treatment(3, 3, static=True, weight_scale="tensor"), Options(candidates=41, rounds=20)
+    plan, options = Treatment(3, 3, static=True, weight_scale="tensor"), Options(candidates=41, stride=1, rounds=20)
     found, state, x, squares = search(plan, options, seed)
     history = found.run()
     want, grid = x @ state.float_weight().T, plan.grid
@@ -67,7 +67,7 @@ def test_scales_are_those_of_brute_force_on_a_tiny_layer(seed):
 def test_some_are_exactly_the_best_pair():
     """The searches above are no worse than brute force by luck: with inputs that lose nothing, they are it."""
     plan = Treatment(3, 8, static=True, weight_scale="tensor")
-    found, state, x, squares = search(plan, Options(candidates=41, rounds=9))
+    found, state, x, squares = search(plan, Options(candidates=41, stride=1, rounds=9))
     found.run()
     factors, start = torch.linspace(0.01, 1.2, 41), state.float_weight().abs().max() / 3.5
     best = min(
@@ -91,6 +91,16 @@ def test_no_round_raises_the_metric(plan, least):
     found, _, _, _ = search(plan, Options(candidates=31), 1, least, n=8, k=48, rows=64)
     history = found.run()
     assert len(history) >= 2 and all(b <= a for a, b in itertools.pairwise(history)) and history[-1] < history[0]
+
+
+@pytest.mark.parametrize("plan", [Treatment(8, 8), Treatment(4, 6), Treatment(3, 4, weight_scale="tensor")])
+def test_looking_around_the_best_of_every_fifth_scale_finds_nearly_the_best_of_all(plan):
+    coarse, _, _, _ = search(plan, Options(), n=8, k=48, rows=64)
+    every, _, _, _ = search(plan, Options(stride=1), n=8, k=48, rows=64)
+    (start, *_, left), (also, *_, best) = coarse.run(), every.run()
+    assert start == also and left <= 1.1 * best
+    tried_first = torch.linspace(0.01, 1.2, 101)[::5]
+    assert ((coarse.factors[0] - tried_first).abs().amin(1) > 1e-3).any()  # it looks between them
 
 
 def test_without_gradients_it_is_the_squared_error():
