@@ -61,7 +61,7 @@ SHORT = {
 RANDOM = ("raana", "rotation")  # methods that draw: measured with three seeds
 SEEDS = (0, 1, 2)
 #: Methods that look at images, measured with other calibration sets, too.
-LOOKING = ("w8a8-static", "w8a8-static-smoothquant", "w4a8-gptq", "w3a8-gptq", "w3a8-awq", "w2a8-gptq")
+LOOKING = ("w8a8-static", "w8a8-static-smoothquant", "w8a8-repq-vit", "w4a8-gptq", "w3a8-gptq", "w3a8-awq", "w2a8-gptq")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,6 +19,7 @@ from qkernels import smooth_scale
 
 from ... import calibration
 from ...layers import Scale
+from ...layers.transforms import Transform
 from ..base import Context, Method, SiteState
 from ..driver import BlockRun
 
@@ -68,6 +69,9 @@ class SmoothQuant(Method):
         seen: dict[str, list[Tensor]] = {key: [] for key, group in groups.items() if group[0].plan.static}
         if seen:
             run.observe({key: inputs.append for key, inputs in seen.items()})
+        if self.chosen.alpha is None:  # what is not searched yet is quantized, too: float products take much longer
+            for key, group in groups.items():
+                _use(run, group, group[0].transforms, seen.get(key))
         strengths = context.notes.setdefault("smoothquant_alpha", {})
         for key, group in groups.items():
             strengths[key] = self._search(run, group, seen.get(key))
@@ -77,19 +81,12 @@ class SmoothQuant(Method):
 
     def _search(self, run: BlockRun, group: list[SiteState], seen: list[Tensor] | None) -> float | None:
         """Sets the states of sites that share an input to the best strength, and leaves their layers in the block."""
-        sites, before = [state.site for state in group], list(group[0].transforms)
+        before, maxima = list(group[0].transforms), self.maxima[group[0].site.shared]
         largest = torch.stack([state.folded()[0].abs().amax(0) for state in group]).amax(0)
 
         def use(alpha: float | None) -> None:
-            transforms = before
-            if alpha is not None:
-                transforms = [*before, Scale(1 / smooth_scale(self.maxima[sites[0].shared], largest, alpha))]
-            for state in group:
-                state.transforms = transforms
-                if seen is not None:
-                    inputs = map(state.input, seen)
-                    state.input_scale, state.input_zero = calibration.static_input(inputs, state.plan)
-            run.use(sites)
+            scale = [] if alpha is None else [Scale(1 / smooth_scale(maxima, largest, alpha))]
+            _use(run, group, [*before, *scale], seen)
 
         def error(alpha: float | None) -> float:
             use(alpha)
@@ -110,3 +107,12 @@ class SmoothQuant(Method):
             step //= 2
             looked = {best - step, best + step} & {*range(last + 1)}
         return min(errors, key=errors.__getitem__)
+
+
+def _use(run: BlockRun, group: list[SiteState], transforms: list[Transform], seen: list[Tensor] | None) -> None:
+    """Quantize sites that share an input, behind these transforms; `seen`: inputs that say its static scale."""
+    for state in group:
+        state.transforms = transforms
+        if seen is not None:
+            state.input_scale, state.input_zero = calibration.static_input(map(state.input, seen), state.plan)
+    run.use([state.site for state in group])
