@@ -192,8 +192,9 @@ def test_the_search_is_linear_in_the_blocks(depth: int) -> None:
     ptq.decide(context)
     for counted in calls.values():
         assert len(counted) == depth
-        assert max(counted.values()) - min(counted.values()) <= 4  # carrying the inputs; not a pass per block
-        assert max(counted.values()) < 22 * 4 * 4 + 40  # 21 strengths and "off", 4 groups, some batches
+        # 4 groups of "off" and 8 to 11 strengths, which depends on where the best one lies, on some batches.
+        assert max(counted.values()) < 12 * 4 * 4 + 40
+        assert max(counted.values()) <= 1.5 * min(counted.values())  # not a pass per block
 
 
 def context_for(model: nn.Module, recipe: str | Recipe) -> ptq.Context:
