@@ -123,7 +123,10 @@ def command(
                 common.say(f"looking for the sites that make {each.text} fail")
                 asked = settings | {"measurements": measurements(each)}
                 held = partial(_passes, against=pair[1], require=[each], data=sets, progress=progress, **asked)
-                blamed[each.text] = blame(*pair, held, order)
+                try:
+                    blamed[each.text] = blame(*pair, held, order)
+                except InputError as why:  # the verdict stands, whoever is to blame
+                    found.results.note(f"{each.text}: {why}")
     results = found.results
     results.meta["command"] = common.command_line()
     if output is not None:

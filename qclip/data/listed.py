@@ -24,16 +24,22 @@ def load_waterbirds(root: Path, spec: str, split: str | None = None) -> ImageSet
     and what it is shown on. `split`: train, val or test, default test. Raises DataError."""
     where = f"{shown(root)}/metadata.csv"
     wanted = _split(where, split or "test")
-    rows = list(csv.DictReader(read_lines(root / "metadata.csv", "metadata")))
-    lacking = [name for name in ("img_filename", "y", "split", "place") if name not in (rows[0] if rows else {})]
+    try:
+        rows = list(csv.DictReader(read_lines(root / "metadata.csv", "metadata")))
+    except csv.Error as error:
+        raise DataError(f"{where} is no table of comma-separated values ({error}).") from None
+    columns = ("img_filename", "y", "split", "place")
+    lacking = [name for name in columns if name not in (rows[0] if rows else {})]
     if lacking:
         raise DataError(f"{where} has no column {lacking[0]!r}; it needs img_filename, y, split and place.")
+    if torn := [number for number, row in enumerate(rows, 2) if None in map(row.get, columns)]:
+        raise DataError(f"{where}: line {torn[0]} ends before its last column; the file is cut off or damaged there.")
     chosen = [row for row in rows if row["split"] == wanted]
     labels, places = (_flags(where, name, [row[name] for row in chosen], ("0", "1")) for name in ("y", "place"))
     birds = ["landbird", "waterbird"]
     names = [f"{bird} on {place}" for bird in birds for place in ("land", "water")]
     files = [row["img_filename"] for row in chosen]
-    return _grouped("waterbirds", spec, root, where, files, birds, labels, names, 2 * labels + places, None)
+    return _grouped("waterbirds", spec, root, where, files, birds, labels, names, 2 * labels + places, None, [])
 
 
 def load_celeba(root: Path, spec: str, split: str | None = None) -> ImageSet:
@@ -63,10 +69,12 @@ def load_celeba(root: Path, spec: str, split: str | None = None) -> ImageSet:
         for name in ("Blond_Hair", "Male")
     )
     hair = ["not blond", "blond"]
+    count = len(lines) - 2
+    torn = [] if lines[0] == str(count) else [f"{spec}: the first line says {shown(lines[0])} images, {count} follow"]
     groups = [f"{colour} {who}" for colour in hair for who in ("woman", "man")]
     files = [f"img_align_celeba/{file}" for file in chosen]
     prompts = ["a photo of a celebrity whose hair is {}."]
-    return _grouped("celeba", spec, root, where, files, hair, blond, groups, 2 * blond + male, prompts)
+    return _grouped("celeba", spec, root, where, files, hair, blond, groups, 2 * blond + male, prompts, torn)
 
 
 def load_list(path: Path, spec: str, root: str | None = None, classes: list[str] | None = None) -> ImageSet:
@@ -111,6 +119,7 @@ def _grouped(
     groups: list[str],
     group: NDArray[np.int64],
     prompts: list[str] | None,
+    notes: list[str],
 ) -> ImageSet:
     if not files:
         raise DataError(f"{where}: no image of that split; choose another one (?split=).")
@@ -125,7 +134,7 @@ def _grouped(
         prompts=prompts,
         source=_files(where, root, files),
         rows=np.arange(len(files), dtype=np.int64),
-        notes=[f"{spec}: {len(empty)} of {len(groups)} groups have no image: {some(empty)}"] if empty else [],
+        notes=notes + [f"{spec}: {len(empty)} of {len(groups)} groups have no image: {some(empty)}"] * bool(empty),
     )
 
 

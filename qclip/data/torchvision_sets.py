@@ -97,6 +97,8 @@ def load_torchvision(root: Path, spec: str, name: str | None, split: str | None 
             paths, labels = [path for path, _ in listed], [label for _, label in listed]
         else:
             paths, labels = getattr(found, FILES[name]), found._labels
+        if name == "SUN397":  # in the order in which the file system gives them, which is another one elsewhere
+            paths, labels = zip(*sorted(zip(paths, labels, strict=True)), strict=True) if paths else ((), ())
         source, count = _files(root, spec, [os.fspath(path) for path in paths]), len(paths)
     array = np.asarray(labels, np.int64)
     if len(array) != count or (array < 0).any():
@@ -133,7 +135,7 @@ def _made(root: Path, spec: str, name: str, split: str | None) -> tuple[Any, str
         chosen = ""
     try:
         return kind(os.fspath(root), **settings), chosen
-    except (RuntimeError, OSError, ValueError, KeyError) as error:
+    except Exception as error:  # of files that are cut off or foreign torchvision raises whatever comes
         reason = (str(error).strip() or type(error).__name__).splitlines()[0].split(" You can use")[0].rstrip(".")
         raise DataError(f"{spec!r}: torchvision does not find {name} in {shown(root)}: {reason}.") from None
 

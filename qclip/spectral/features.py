@@ -82,6 +82,7 @@ class Features:
         progress: Progress | None = None,
     ) -> None:
         self._results, self.pixels = results, pixels
+        pixels.tell(results)
         self._drawn = drawn = counts(len(pixels), generator(seed, f"features {pixels.name}"))
         self._common = {"set": pixels.name, "role": "id", "n": len(pixels), "seed": seed}
         everything = {label: float_model, **quantized_models}

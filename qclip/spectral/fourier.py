@@ -32,6 +32,7 @@ def fourier(
     with intervals from resampled images and paired differences.
     """
     results = Results()
+    pixels.tell(results)
     drawn = counts(len(pixels), generator(seed, f"fourier {pixels.name}")) / len(pixels)
     reference = next(iter(models))
     high: dict[str, np.ndarray] = {}

@@ -36,6 +36,7 @@ def gratings(
     resampled images, with paired differences to the first model.
     """
     results = Results()
+    pixels.tell(results)
     drawn = counts(len(pixels), generator(seed, f"gratings {pixels.name}")) / len(pixels)
     clean = torch.cat(pixels.batches)
     size = (clean.shape[2], clean.shape[3])

@@ -203,23 +203,24 @@ class _Run:
         start = scaled.logit_scale.detach().clone()  # type: ignore[operator, union-attr]
         low, high = (0.0, base), None
         step = 0.1 if wanted > base else -0.1
-        at = step
+        tried = at = step
         rows: list[Row] = []
         for _ in range(TRIES):
+            tried = at
             with torch.no_grad():
-                scaled.logit_scale.copy_(start + at)  # type: ignore[operator, union-attr]
+                scaled.logit_scale.copy_(start + tried)  # type: ignore[operator, union-attr]
             rows = self.measured({self.label: self.float_model, "temperature": scaled})
             found = _confidence(rows, "temperature")
             assert found is not None
-            if abs(found - wanted) < 1e-5 or low[1] == found:
+            low, high = (low if high is None else high), (tried, found)
+            if abs(found - wanted) < 1e-5 or high[1] == low[1]:
                 break
-            low, high = (low if high is None else high), (at, found)
             at = high[0] + (wanted - high[1]) * (high[0] - low[0]) / (high[1] - low[1])
         for row in rows:
             if row["model"] == "temperature":
                 self._add(row, axis="intervention", at="temperature")
         self.results.add(
-            model=self.name, metric="logit_factor", value=math.exp(at), axis="intervention", at="temperature"
+            model=self.name, metric="logit_factor", value=math.exp(tried), axis="intervention", at="temperature"
         )
 
     def _add(self, row: Row, **place: Any) -> None:

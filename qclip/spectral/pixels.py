@@ -13,6 +13,7 @@ from qclip import data as qdata
 from qclip import models as qmodels
 from qclip.errors import InputError
 from qclip.models.class_names import TEMPLATES
+from qclip.results import Results
 
 from .opened import unit
 
@@ -20,12 +21,14 @@ from .opened import unit
 @dataclasses.dataclass(frozen=True)
 class Pixels:
     """Preprocessed images in batches float32 `[b, 3, H, W]`: 600 MB for 1,000 of 224 pixels. labels: int64 `[n]`, None
-    where the set has none. classifier: unit class embeddings of the float model, float64 `[K, E]`."""
+    where the set has none. classifier: unit class embeddings of the float model, float64 `[K, E]`. notes: what was left
+    out of the set, and other remarks on it."""
 
     name: str
     batches: list[Tensor]
     labels: np.ndarray | None = None
     classifier: np.ndarray | None = None
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return sum(map(len, self.batches))
@@ -47,8 +50,8 @@ class Pixels:
     @classmethod
     def read(cls, models: Mapping[str, nn.Module], data: qdata.ImageSet | str, images: int, batch: int = 64) -> Pixels:
         """The first `images` of a set as the models take them, and the class embeddings of the first model; an
-        unreadable image is left out. Raises InputError where the models preprocess images differently or the first has
-        no preprocessing, DataError where nothing can be read."""
+        unreadable image is left out, which `notes` say. Raises InputError where the models preprocess images
+        differently or the first has no preprocessing, DataError where nothing can be read."""
         data = qdata.load(data) if isinstance(data, str) else data
         model = _same_input(models)
         encoders = qmodels.encoders(model)
@@ -56,14 +59,23 @@ class Pixels:
             raise InputError("the float model has no preprocess; set it as model.preprocess (`qclip.load_model` does)")
         part = data.select(np.arange(min(images, len(data))))
         found = list(qdata.batches(part, encoders.preprocess, size=batch))
-        labels, classifier = None, None
+        labels, classifier, notes = None, None, [*data.notes]
+        if bad := part.unreadable:
+            shown = "; ".join(why for _, why in bad[:5]) + (" ..." if len(bad) > 5 else "")
+            notes.append(f"{data.name}: {len(bad)} of {len(part)} images cannot be read and are left out: {shown}")
         if part.labels is not None and part.classes:
             every, classes = part.labelled()
+            notes += data.label_notes
             labels = every[np.concatenate([positions for positions, _ in found])]
             templates = TEMPLATES["simple"] if part.prompts is None else part.prompts
             templates = TEMPLATES.get(templates, [templates]) if isinstance(templates, str) else templates
             classifier = _classifier(encoders, model, classes, templates)
-        return cls(data.name, [pixels for _, pixels in found], labels, classifier)
+        return cls(data.name, [pixels for _, pixels in found], labels, classifier, tuple(notes))
+
+    def tell(self, results: Results) -> None:
+        """Put the notes into `results`."""
+        for note in self.notes:
+            results.note(note)
 
 
 def _same_input(models: Mapping[str, nn.Module]) -> nn.Module:

@@ -54,6 +54,8 @@ def test_waterbirds_has_a_group_for_each_bird_and_place(birds: Path) -> None:
         ('small/4.png",1,2', 'small/4.png",x,2', "y is 'x' of an image; it must be 0 or 1"),
         ('"004.Bird', '"/004.Bird', "is no path below"),
         ('"004.Bird', '"../004.Bird', "is no path below"),
+        ('small/4.png",1,2,0,/a/b.jpg', 'small/4.png",1,2', "line 6 ends before its last column"),
+        ('"004.Bird', "x" * 200_000 + '"004.Bird', "is no table of comma-separated values"),
     ],
 )
 def test_what_is_odd_about_waterbirds_is_refused(birds: Path, old: str, new: str, why: str) -> None:
@@ -95,7 +97,14 @@ def test_celeba_has_groups_of_hair_and_sex(faces: Path) -> None:
     assert data.labels.tolist() == [1, 0, 1, 0] and data.classes == ["not blond", "blond"]
     assert data.groups["group"].tolist() == ["blond woman", "not blond woman", "blond man", "not blond woman"]
     assert "{}" in data.prompts[0] and data.image(3).size == (4, 4)
-    assert load(f"celeba:{faces}?split=train").groups["group"].tolist() == ["not blond man"]
+    assert load(f"celeba:{faces}?split=train").groups["group"].tolist() == ["not blond man"] and not data.notes[1:]
+
+
+def test_a_celeba_that_is_cut_off_is_named_and_counted(faces: Path) -> None:
+    file = faces / "list_attr_celeba.txt"
+    file.write_text("\n".join(file.read_text().splitlines()[:-1]))
+    data = load(f"celeba:{faces}")
+    assert len(data) == 3 and any("the first line says 5 images, 4 follow" in note for note in data.notes)
 
 
 @pytest.mark.parametrize(
@@ -147,11 +156,12 @@ def test_a_list_of_openood_names_images_and_labels(tmp_path: Path) -> None:
     (tmp_path / "test_far.txt").write_text("2.png -1\n0.png -1\n")
     data = load(f"list:{tmp_path / 'test_far.txt'}?root={tmp_path / 'images'}")
     assert data.labels is None and data.name == "test_far" and [value(data, k) for k in range(2)] == [2, 0]
-    (tmp_path / "images" / "test_id.txt").write_text("3.png 1\n0.png 0\n1.png -1\n")
+    (tmp_path / "images" / "test_id.txt").write_text("3.png 1\n1.png -1\n0.png 0\n")
     classes = tmp_path / "classes.txt"
     classes.write_text("cat\ndog\n")
     data = load(f"list:{tmp_path / 'images' / 'test_id.txt'}", classes_file=classes)
-    assert data.labels.tolist() == [1, 0] and data.classes == ["cat", "dog"] and value(data, 0) == 3
+    assert data.labels.tolist() == [1, 0] and data.classes == ["cat", "dog"]
+    assert len(data) == 2 and [value(data, k) for k in range(2)] == [3, 0]
     assert any("1 of 3 images are of no class (-1)" in note for note in data.notes)
     for line in ("3.png", "3.png one", "/3.png 1", "../3.png 1"):
         (tmp_path / "images" / "bad.txt").write_text(f"0.png 0\n{line}\n")

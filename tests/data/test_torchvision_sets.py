@@ -126,3 +126,82 @@ def test_every_set_that_is_read_is_torchvisions_and_unpickles_nothing() -> None:
     for name in (*PAIRS, *FILES, *ARRAYS):
         source = inspect.getsource(inspect.getmodule(getattr(torchvision.datasets, name)))
         assert "pickle" not in source and "scipy" not in source, name
+
+
+def listed(root: Path, name: str) -> tuple[list[str], list[int]]:
+    """A set of torchvision's in its own layout: the images that it lists, in order, and their labels."""
+    if name == "OxfordIIITPet":
+        (root / "oxford-iiit-pet" / "annotations").mkdir(parents=True)
+        lines = "great_pyrenees_7 2 2 1\nAbyssinian_2 1 1 1\n"
+        (root / "oxford-iiit-pet" / "annotations" / "test.txt").write_text(lines)
+        return [f"oxford-iiit-pet/images/{k}.jpg" for k in ("great_pyrenees_7", "Abyssinian_2")], [1, 0]
+    if name == "FGVCAircraft":
+        data = root / "fgvc-aircraft-2013b" / "data"
+        data.mkdir(parents=True)
+        (data / "variants.txt").write_text("Boeing 707\nAn-12\n")
+        (data / "images_variant_test.txt").write_text("0034309 An-12\n0034958 Boeing 707\n")
+        return [f"fgvc-aircraft-2013b/data/images/{k}.jpg" for k in ("0034309", "0034958")], [1, 0]
+    if name == "GTSRB":
+        (root / "gtsrb").mkdir()
+        (root / "gtsrb" / "GT-final_test.csv").write_text("Filename;Width;ClassId\n00001.ppm;6;14\n00000.ppm;6;0\n")
+        return [f"gtsrb/GTSRB/Final_Test/Images/{k}.ppm" for k in ("00001", "00000")], [14, 0]
+    if name == "SUN397":
+        (root / "SUN397").mkdir()
+        (root / "SUN397" / "ClassName.txt").write_text("/a/abbey\n/a/apartment_building/outdoor\n")
+        files = (
+            "a/abbey/sun_z.jpg",
+            "a/apartment_building/outdoor/sun_a.jpg",
+            "a/apartment_building/outdoor/sun_b.jpg",
+        )
+        return [f"SUN397/{file}" for file in files], [0, 1, 1]
+    folders = {
+        "Country211": ("country211/test", ["AD", "ZW"], "jpg"),
+        "RenderedSST2": ("rendered-sst2/test", ["negative", "positive"], "png"),
+        "Imagenette": ("imagenette2/val", ["n01440764", "n02979186"], "jpeg"),
+    }
+    folder, names, kind = folders[name]
+    return [f"{folder}/{each}/{k}.{kind}" for each in names for k in range(2)], [0, 0, 1, 1]
+
+
+CALLED = {
+    "OxfordIIITPet": ["Abyssinian", "Great Pyrenees"],
+    "FGVCAircraft": ["Boeing 707", "An-12"],
+    "GTSRB": None,
+    "SUN397": ["abbey", "apartment building/outdoor"],
+    "Country211": ["AD", "ZW"],
+    "RenderedSST2": ["negative", "positive"],
+    "Imagenette": ["tench", "cassette player"],
+}
+
+
+@pytest.mark.parametrize("name", CALLED)
+def test_sets_in_their_own_layouts(tmp_path: Path, name: str) -> None:
+    files, labels = listed(tmp_path, name)
+    for shade, file in reversed(list(enumerate(files))):  # a folder may give them in this order
+        picture(tmp_path / file, shade)
+    found = load(f"torchvision:{tmp_path}?set={name}")
+    assert found.classes == CALLED[name] and found.labels.tolist() == labels
+    assert [image.getpixel((0, 0))[0] for image in found.images(range(len(files)))] == list(range(len(files)))
+    split = {"SUN397": "", "Imagenette": "-val"}.get(name, "-test")
+    assert found.name == f"{name.lower()}{split}"
+
+
+@pytest.mark.parametrize("part", ["images-idx3", "labels-idx1"])
+@pytest.mark.parametrize("content", [b"", b"\0\0", b"\0\0\x08\x01\0\0\0\x02", b"\0\0\x09\x07" + bytes(60), "cut"])
+def test_files_that_are_cut_off_or_foreign_are_named(tmp_path: Path, part: str, content: bytes | str) -> None:
+    mnist(tmp_path)
+    file = tmp_path / "MNIST" / "raw" / f"t10k-{part}-ubyte"
+    file.write_bytes(file.read_bytes()[:-1] if isinstance(content, str) else content)
+    with pytest.raises(DataError, match="torchvision does not find MNIST in|no label for some of them"):
+        load(f"torchvision:{tmp_path}?set=MNIST")
+
+
+def test_images_without_labels_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torchvision.datasets
+
+    monkeypatch.setattr(torchvision.datasets.STL10, "_check_integrity", lambda self: True)
+    (tmp_path / "stl10_binary").mkdir()
+    (tmp_path / "stl10_binary" / "unlabeled_X.bin").write_bytes(bytes(2 * 3 * 96 * 96))
+    (tmp_path / "stl10_binary" / "class_names.txt").write_text("airplane\nbird\n")
+    with pytest.raises(DataError, match="2 images and no label for some of them; choose another split"):
+        load(f"torchvision:{tmp_path}?set=STL10&split=unlabeled")

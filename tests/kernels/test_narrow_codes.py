@@ -105,3 +105,25 @@ def test_results_have_the_bits_of_the_eight_bit_kernel(tier: str, largest: int) 
                 assert torch.equal(qkernels.int8_linear(x, scale, packed), plain)
         finally:
             torch.set_num_threads(before)
+
+
+def test_more_rows_than_one_copy_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Above 8 MB the activations are copied in several chunks."""
+    force(monkeypatch, "avx2")
+    weight, x = narrow(8, 3, 4200), narrow(127, 2100, 4200).codes
+    scale = torch.arange(2100) % 7 + 1.0
+    found = qkernels.int8_linear(x, scale, Int8Weight(weight.codes, torch.ones(3), (3, 4200)).pack("vnni64"))
+    assert torch.equal(found, (x.double() @ weight.codes.double().t()).float() * scale[:, None])
+
+
+@pytest.mark.parametrize("largest", LARGEST)
+def test_a_row_that_is_not_finite_stays_alone(tier: str, largest: int) -> None:
+    packed, x = narrow(largest, 200, 33).pack("vnni64"), narrow(127, 9, 33).codes
+    scale, rest = torch.ones(9), [0, 1, 2, 3, 5, 6, 7, 8]
+    scale[4] = float("nan")
+    for activation in (None, "gelu"):
+        found = qkernels.int8_linear(x, scale, packed, activation=activation)
+        wanted = qkernels.int8_linear(x, torch.ones(9), packed, activation=activation)
+        assert found[4].isnan().all() and torch.equal(found[rest], wanted[rest])
+    codes, scales = qkernels.int8_linear(x, scale, packed, out_group=128)
+    assert scales[4].isnan().all() and (codes[4] == 0).all() and scales[rest].isfinite().all()

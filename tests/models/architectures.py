@@ -119,6 +119,7 @@ TIMM: dict[str, Callable[[], nn.Module]] = {
     "vit_inner_norms": lambda: timm.create_model(
         "vit_base_patch32_clip_224", **SMALL_VIT, num_classes=0, scale_attn_norm=True, scale_mlp_norm=True
     ),
+    "vit_registers": lambda: timm.create_model("vit_base_patch32_clip_224", **SMALL_VIT, num_classes=0, reg_tokens=4),
     "vit_siglip": lambda: timm.create_model("vit_base_patch16_siglip_224", **SMALL_VIT, num_classes=0),
     "vit_other_pool": _other_pool,
     "vit_conv_stem": _conv_stem,

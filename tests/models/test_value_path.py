@@ -36,6 +36,11 @@ DEFINED: dict[str, tuple[Callable[[], nn.Module], Callable[[Any], nn.Module], st
         lambda m: m.visual.trunk.blocks[-1],
         "attn_mask",
     ),
+    "timm_registers": (
+        lambda: with_trunk(TIMM["vit_registers"](), "linear"),
+        lambda m: m.visual.trunk.blocks[-1],
+        "attn_mask",
+    ),
     "hf_clip": (lambda: build_hf("clip"), lambda m: m.vision_model.encoder.layers[-1], "attention_mask"),
 }
 
@@ -66,11 +71,11 @@ def test_a_patch_attends_to_itself_and_is_embedded_like_the_class_token(name: st
     path, encode = models.value_path(model), models.encoders(model).encode_image
     inside, out, embedding = caught(model, last(model), x)
     torch.testing.assert_close(path.tail(out)[:, 0], embedding, atol=1e-5, rtol=1e-4)
-    expected = path.tail(alone(last(model), mask, inside)[:, 1:])
+    expected = path.tail(alone(last(model), mask, inside)[:, -16:])  # registers are no patches
     found = path.patches(encode, x)
     assert found.shape == (len(x), 16, embedding.shape[1])
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
-    assert (found - path.tail(out[:, 1:])).abs().max() > 1e-3  # attention would have changed it
+    assert (found - path.tail(out[:, -16:])).abs().max() > 1e-3  # attention would have changed it
 
 
 @torch.no_grad()

@@ -120,6 +120,27 @@ def test_damaged_files_are_counted_at_the_end_of_a_run(tmp_path) -> None:
     assert "4 entries" in last and "computed again" in last and all(path.stem in last for path in victims)
 
 
+def test_a_part_of_the_work_counts_damaged_files_too(tmp_path) -> None:
+    run(Tiny(), tmp_path)
+    for path in embeddings(tmp_path)[:3]:
+        path.write_bytes(b"")
+    with pytest.warns(StoreWarning) as told:
+        run(Tiny(), tmp_path, share=(1, 1))
+    assert len(told) == 2 and "3 entries" in str(told[1].message)
+
+
+def test_an_image_that_can_be_read_again_is_embedded_again(tmp_path) -> None:
+    data = pictures(bad=[4])
+    assert run(Tiny(), tmp_path, data=data).row(metric="top1", set="pets")["n"] == 89
+    back = pictures(bad=[4])
+    back.source.digest = data.source.digest  # of a file that was gone the store knows no other name
+    back.source.bad = set()
+    again = Tiny()
+    found = run(again, tmp_path, data=back)
+    assert found.row(metric="top1", set="pets")["n"] == 90 and 0 < again.images_seen < ALL
+    assert not any("cannot be read" in note for note in found.notes)
+
+
 def test_what_changes_the_embedding_changes_the_key(tmp_path, monkeypatch) -> None:
     run(Tiny(), tmp_path)
 

@@ -66,6 +66,30 @@ def test_recall_is_that_of_the_whole_matrix_sorted(bare: tuple[int, ...]) -> Non
     assert ("album: 2 images have no caption: they are found, and find nothing" in results.notes) == bool(bare)
 
 
+def test_captions_of_images_that_cannot_be_read_are_in_no_gallery() -> None:
+    data = captioned(13)
+    data.source.bad = {0, 5, 6}
+    readable = np.array([i for i in range(13) if i not in data.source.bad])
+    found, alone = (run(captions=each, measurements=["retrieval"]) for each in (data, data.select(readable)))
+    for metric in ("image_to_text_recall", "text_to_image_recall"):
+        for k in (1, 5, 10):
+            values = [r.value(model="worse", metric=metric, axis="k", at=k) for r in (found, alone)]
+            assert values[0] == values[1] is not None
+    data.source.bad = {0, 1, 5, 6}  # nine are left: too few for the tenth place
+    found = run(captions=data, measurements=["retrieval"])
+    row = found.row(model="worse", metric="image_to_text_recall", axis="k", at=10)
+    assert row["value"] is None and row["n"] == 9
+    assert found.value(model="worse", metric="image_to_text_recall", axis="k", at=5) is not None
+
+
+def test_a_set_whose_readable_images_have_no_caption_is_named_and_ends_nothing() -> None:
+    data = captioned(12, bare=tuple(range(1, 12)))
+    data.source.bad = {0}
+    found = run(captions=data, measurements=["retrieval", "clean"])
+    assert not found.where(metric="image_to_text_recall").rows and found.where(metric="top1").rows
+    assert any("album: none of its 11 images that can be read has a caption" in note for note in found.notes)
+
+
 def test_sets_that_retrieve_nothing_are_refused() -> None:
     with pytest.raises(InputError, match="album has 9 images: recall at 10 needs 10 or more"):
         run(captions=captioned(9))
@@ -177,6 +201,27 @@ def test_the_probe_learns_from_each_models_own_embeddings() -> None:
     assert results.row(model="worse", set="pets", metric="probe_top1", reference="float")["low"] is not None
     again = run(models, train=train, shift=shifted, measurements=["probe"])
     assert again.rows == results.rows
+
+
+def test_images_that_cannot_be_read_teach_and_test_no_probe() -> None:
+    bad = [1, 2, 9, 40]
+    train, data = pictures("train", 120, seed=8, bad=bad), pictures(bad=[0, 7, 8])
+    found = run({"float": Tiny()}, data, train=train, measurements=["probe"])
+    row = found.row(metric="probe_top1", set="pets")
+    assert row["n"] == 87 and found.row(metric="probe_c")["n"] == 116
+    good = [each.select([i for i in range(len(each)) if i not in each.source.bad]) for each in (train, data)]
+    learned, image = (seen(Tiny(), each) for each in good)
+    fitted = LogisticRegression(C=found.value(metric="probe_c"), max_iter=1000).fit(learned.features, learned.labels)
+    right = fitted.predict(image.features) == image.labels
+    assert row["value"] == pytest.approx(right.mean(), abs=0.012) and right.mean() > 0.5
+
+
+def test_a_probe_that_was_stopped_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probe, "ITERATIONS", 1)
+    found = run({"float": Tiny()}, train=pictures("train", 120, seed=8), measurements=["probe"])
+    assert any(
+        note.startswith("float: the linear probe (C = ") and "stopped after 1 it" in note for note in found.notes
+    )
 
 
 def test_c_is_the_best_of_the_held_out_part() -> None:

@@ -89,6 +89,15 @@ def test_each_model_is_judged_by_its_own_patches_once(tmp_path, monkeypatch: pyt
         run(compared, tmp_path)  # another definition
 
 
+def test_parts_of_the_work_read_patches_too(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compared, embedded = {"float": small_clip()}, []
+    for part in (1, 2):
+        run(compared, tmp_path, share=(part, 2))
+    whole = ValuePath.patches
+    monkeypatch.setattr(ValuePath, "patches", lambda *given: embedded.append(1) or whole(*given))
+    assert run(compared, tmp_path).value(metric="auroc", score="glmcm") is not None and not embedded
+
+
 def test_a_model_whose_patches_have_no_embeddings_is_named() -> None:
     compared = {"small": small_clip(), "avg": OPEN_CLIP["no_ln_pre_avg"]().eval()}
     compared["avg"].preprocess, compared["avg"].tokenizer = compared["small"].preprocess, compared["small"].tokenizer

@@ -59,6 +59,56 @@ def test_an_undefined_top5_is_clip_benchmark_s_nan() -> None:
     assert math.isnan(json.loads(FORMATS.made("clip_benchmark")(results)[name])["metrics"]["acc5"])
 
 
+def alike() -> Results:
+    """Two pairs of models that only their names tell apart: by case, and by what a file's name does not hold."""
+    results = Results()
+    for k, model in enumerate(("w8/a8", "w8 a8", "W8-A8")):
+        common = {"model": model, "source": "photos", "recipe": "w8a8", "set": "s"}
+        results.add(**common, role="id", metric="top1", value=k / 10)
+        results.add(**common, role="ood", score="mcm", metric="auroc", value=k / 10)
+    return results
+
+
+@pytest.mark.parametrize("name", FORMATS.names())
+def test_no_model_is_lost_to_another_of_a_like_name(name: str, tmp_path: Path) -> None:
+    made = {file: text for file, text in FORMATS.made(name)(alike()).items() if file != "benchmark.csv"}
+    assert len(made) == len({file.lower() for file in made}) == len(set(made.values())) == 3
+    assert len(export(alike(), name, tmp_path / "out")) == len(list((tmp_path / "out").iterdir()))
+
+
+def test_clip_benchmark_tells_models_of_one_source_and_recipe_apart() -> None:
+    made = FORMATS.made("clip_benchmark")(alike())
+    rows = list(csv.DictReader(io.StringIO(made["benchmark.csv"])))
+    assert [(row["model"], row["pretrained"], float(row["acc1"])) for row in rows] == [
+        ("photos", "w8a8 w8/a8", 0.0),
+        ("photos", "w8a8 w8 a8", 0.1),
+        ("photos", "w8a8 W8-A8", 0.2),
+    ]
+
+
+def test_clip_benchmark_s_image_retrieval_finds_images_by_texts() -> None:
+    results = Results()
+    for metric, value in (("text_to_image_recall", 0.25), ("image_to_text_recall", 0.75)):
+        results.add(model="m", set="s", role="captions", metric=metric, axis="k", at=5, value=value)
+    (text,) = [text for file, text in FORMATS.made("clip_benchmark")(results).items() if file.endswith(".json")]
+    assert json.loads(text)["metrics"] == {"image_retrieval_recall@5": 0.25, "text_retrieval_recall@5": 0.75}
+
+
+def test_openood_s_means_are_over_the_sets_of_a_kind() -> None:
+    results = Results()
+    for set_, value in (("a", 0.5), ("b", 0.75)):
+        common = {"model": "m", "set": set_, "role": "ood-near", "score": "mcm"}
+        for metric in ("fpr95_ood_positive", "auroc", "aupr_in_trapezoid", "aupr_out_trapezoid"):
+            results.add(**common, metric=metric, value=value)
+        results.add(**common, metric="fpr95", value=0.125)  # of the other convention
+    rows = list(csv.DictReader(io.StringIO(FORMATS.made("openood")(results)["m_mcm.csv"])))
+    assert [(row["dataset"], row["FPR@95"], row["AUROC"]) for row in rows] == [
+        ("a", "50.00", "50.00"),
+        ("b", "75.00", "75.00"),
+        ("nearood", "62.50", "62.50"),
+    ]
+
+
 def test_openood_s_columns_conventions_and_means(evaluated: tuple[Results, Path]) -> None:
     results = evaluated[0]
     made = FORMATS.made("openood")(results)

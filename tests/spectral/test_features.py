@@ -8,13 +8,14 @@ from torch import nn
 import qclip
 from qclip.errors import InputError
 from qclip.results import Results
-from qclip.spectral import feature_spectrum, verdict
+from qclip.spectral import feature_spectrum, fourier, gratings, verdict
 from qclip.spectral.band_accuracy import _baselines
 from qclip.spectral.feature_basis import FeatureBasis, FeatureChange
 from qclip.spectral.opened import opened
 from qclip.spectral.pixels import Pixels
 from qclip.spectral.replaced import Replaced
 from qclip.spectral.resampling import counts, percentile
+from tests.reliability.fakes import pictures
 from tests.small import small_clip
 from tests.spectral.towers import apart
 
@@ -52,6 +53,23 @@ def test_what_is_seen_projects_to_the_embeddings(model: nn.Module, small: nn.Mod
         np.testing.assert_allclose(projected, seen.embeddings, atol=1e-5)
         assert {name: type(module) for name, module in each.named_modules()} == before
         assert not any(module._forward_hooks or module._forward_pre_hooks for module in each.modules())
+
+
+def test_images_that_cannot_be_read_are_named_and_counted(model: nn.Module) -> None:
+    data = pictures(n=80, bad=[3, 50])
+    data.notes, data.label_notes = ["pets: a file was left out"], ["pets: folders are classes"]
+    pixels = Pixels.read({"m": model}, data, 70, batch=32)
+    assert (
+        len(pixels) == len(pixels.labels) == 68
+        and pixels.labels.tolist() == np.delete(data.labels[:70], [3, 50]).tolist()
+    )
+    said = "pets: 2 of 70 images cannot be read and are left out: row 3 is broken; row 50 is broken"
+    for results in (
+        feature_spectrum(model, {}, pixels),
+        fourier({"m": model}, pixels.take(3)),
+        gratings({"m": model}, pixels.take(3)),
+    ):
+        assert {said, *data.notes, *data.label_notes} <= set(results.notes)
 
 
 def test_slopes_and_noise_have_their_known_values() -> None:

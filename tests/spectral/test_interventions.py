@@ -149,6 +149,60 @@ def test_the_temperature_is_found_that_explains_the_confidence(model: nn.Module,
     assert factor == pytest.approx(math.atanh(0.9 * math.tanh(base)) / base, rel=1e-3)
 
 
+def test_draws_are_all_different_however_few_copies_are_held(
+    model: nn.Module, small: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {"controls": ["white"], "seeds": 9, "interventions": False}
+    found = []
+    for held in (9, 2, 0.5):
+        size = sum(p.numel() * p.element_size() for p in model.parameters())
+        monkeypatch.setattr("qclip.spectral.interventions.BYTES", int(held * size))
+        at_once: list[int] = []
+
+        def watched(models: Mapping[str, nn.Module], at_once: list[int] = at_once) -> Results:
+            at_once.append(len(models))
+            return measured(models)
+
+        found.append(through_model(model, {"w4a8": small}, watched, **settings).rows)
+        assert max(at_once[1:]) == max(1, int(held)) and sum(at_once[1:]) == 9
+    assert found[0] == found[1] == found[2]
+
+
+def test_the_factor_is_that_of_the_last_temperature_that_was_measured(
+    model: nn.Module, small: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two tries are too few: what is told is of the second, not of the one that would come next."""
+    monkeypatch.setattr("qclip.spectral.interventions.TRIES", 2)
+    scales: list[float] = []
+
+    def shifted(models: Mapping[str, nn.Module]) -> Results:
+        results = measured(models)
+        if "temperature" in models:
+            scales.append(qclip.encoders(models["temperature"]).logit_scale)
+        for row in results.rows:
+            if row["metric"] == "mean_confidence" and not row["reference"]:
+                row["value"] = math.tanh(row["value"]) * (0.5 if row["model"] == "w4a8" else 1)
+        return results
+
+    found = through_model(model, {"w4a8": small}, shifted, controls=["shrink"], strengths=[])
+    factor = found.value(model="w4a8", metric="logit_factor", axis="intervention", at="temperature")
+    assert len(scales) == 2 and factor == pytest.approx(scales[-1] / qclip.encoders(model).logit_scale, rel=1e-5)
+
+
+def test_a_confidence_that_no_temperature_reaches_ends_nothing(model: nn.Module, small: nn.Module) -> None:
+    def flat(models: Mapping[str, nn.Module]) -> Results:
+        results, tried = measured(models), "temperature" in models
+        for row in results.rows:
+            if row["metric"] == "mean_confidence" and not row["reference"]:
+                row["value"] = 0.9 if row["model"] == "w4a8" else 0.5 if tried else 0.4
+        return results
+
+    found = through_model(model, {"w4a8": small}, flat, controls=["shrink"], strengths=[])
+    where = {"model": "w4a8", "axis": "intervention", "at": "temperature"}
+    assert found.value(metric="mean_confidence", set="images", **where) == 0.5
+    assert found.value(metric="logit_factor", **where) > 1
+
+
 def test_a_model_with_the_same_weights_is_refused(model: nn.Module) -> None:
     with pytest.raises(InputError, match="nothing that a control replaces"):
         through_model(model, {"same": small_clip()}, measured)

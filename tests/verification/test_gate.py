@@ -92,6 +92,37 @@ def test_what_lacks_a_set_says_which_before_anything_is_embedded(
             qclip.verify(good, model, require, images, cache=False, **given)
 
 
+@pytest.mark.parametrize(
+    "require", ["cosine_mean>=0", "index_recall@3>=0", "auroc>=-90", "aupr_in>=-90", "top1>=-90", "ece<=+90"]
+)
+def test_a_trial_of_one_requirement_measures_what_it_needs_and_no_more(
+    model: nn.Module, good: nn.Module, images: ImageSet, require: str
+) -> None:
+    wanted = requirements(require)
+    few = measurements(wanted[0])
+    assert few is not None and len(few) < 4
+    found = measure(good, model, wanted, images, ood="scenes:far-ood?samples=10", cache=False, measurements=few)
+    assert found.passed and found.outcomes[0].value is not None
+
+
+def test_each_number_of_neighbours_is_judged_by_itself(model: nn.Module, good: nn.Module, images: ImageSet) -> None:
+    found = qclip.verify(good, model, "index_recall@1>=0, index_recall@7>=0", images, cache=False)
+    assert [outcome.requirement.at for outcome in found.outcomes] == [1, 7]
+    for outcome in found.outcomes:
+        row = found.results.row(
+            metric="index_recall", axis="neighbours", at=outcome.requirement.at, reference="reference"
+        )
+        assert row["value"] == outcome.value
+
+
+def test_the_whole_set_is_judged_unless_a_group_is_named(model: nn.Module, good: nn.Module) -> None:
+    data_ = "scenes:spurious-test?samples=40"
+    found = qclip.verify(good, model, "top1>=-90, top1(conflict)>=-90, worst_group_top1>=-90", data_, cache=False)
+    whole, group, worst = found.outcomes
+    assert whole.where == "scenes-spurious-test" and group.where == "scenes-spurious-test, group conflict"
+    assert worst.where == whole.where and worst.requirement.metric == "worst_group_top1"
+
+
 def test_scores_are_mcm_and_those_that_are_named(model: nn.Module, good: nn.Module, images: ImageSet) -> None:
     ood = "scenes:far-ood?samples=10"
     found = qclip.verify(good, model, "auroc>=-90, auroc(energy)>=-90", images, ood=ood, cache=False)
@@ -168,6 +199,17 @@ def test_the_command_exits_with_0_or_1(tmp_path: Path, capsys: pytest.CaptureFix
     assert "is no artifact" in capsys.readouterr().err
 
 
+def test_the_verdict_stands_where_no_site_is_to_blame(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """A gain that the float model does not have over itself, either: no site can be blamed, and exit is 1, not 2."""
+    assert main(["quantize", "scenes-clean", "--output", str(tmp_path / "small")]) == 0
+    line = ["verify", str(tmp_path / "small"), "--against", "scenes-clean", "--data", "scenes:test?samples=30"]
+    capsys.readouterr()
+    assert main([*line, "--no-cache", "--require", "top1>=+99", "--bisect"]) == 1
+    out = capsys.readouterr().out
+    assert "FAIL  top1>=+99" in out and out.rstrip().endswith("failed")
+    assert "note: top1>=+99: the requirement does not hold with every site float either" in out
+
+
 def test_numbers_are_finite(model: nn.Module, good: nn.Module, images: ImageSet) -> None:
     found = qclip.verify(good, model, "index_recall@3>=0.1", images, cache=False)
     assert all(np.isfinite(outcome.value or np.nan) for outcome in found.outcomes)
@@ -179,8 +221,8 @@ def test_each_measurement_that_a_metric_needs_is_there(name: str) -> None:
     assert set(measurements(wanted) or []) <= set(MEASUREMENTS.names())
 
 
-def sensitivity(path: Path, source: str, rows: tuple = ((BAD[0], 2, 0.1),)) -> Path:
-    results = Results(meta={"sensitivity": {"source_sha256": source, "activation_bits": 8}})
+def sensitivity(path: Path, source: str, rows: tuple = ((BAD[0], 2, 0.1),), activations: int = 8) -> Path:
+    results = Results(meta={"sensitivity": {"source_sha256": source, "activation_bits": activations}})
     for site, bits, value in rows:
         results.add(metric="sensitivity", model=f"w{bits}a8", role="site", set=site, axis="bits", at=bits, value=value)
     return results.to_json(path)
@@ -212,6 +254,20 @@ def test_the_worst_sites_of_a_table_are_tried_first(model: nn.Module, tmp_path: 
     assert with_table <= 6 < len(tried)  # none, all, 1 and 2 of the worst, and either alone
     tried.clear()
     assert set(blame(spoilt, model, holds, order[::-1])) == set(BAD)  # a table that misleads costs time, nothing else
+
+
+def test_damage_at_other_activations_or_without_a_value_is_no_measure_of_a_site(
+    good: nn.Module, tmp_path: Path
+) -> None:
+    done = quantization(good)
+    source = done.provenance["source_sha256"]
+    rows = ((BAD[0], 8, None), (BAD[1], 8, 0.1), (BAD[0], 4, 0.05), (BAD[1], 4, 0.01))
+    order = worst_first(sensitivity(tmp_path / "s.json", source, rows), done.plans, source)
+    assert order[:2] == [BAD[1], BAD[0]]  # of the other there is only what 4 bits did
+    mixed = ((BAD[0], 8, 0.1), (BAD[0], 4, 0.9), (BAD[1], 8, 0.2), (BAD[1], 4, 0.3))
+    for activations, first in ((8, BAD[1]), (4, BAD[0])):  # at 4-bit inputs none is the site's own: the worst counts
+        path = sensitivity(tmp_path / "s.json", source, mixed, activations)
+        assert worst_first(path, done.plans, source)[0] == first
 
 
 def test_results_of_something_else_are_refused(good: nn.Module, tmp_path: Path) -> None:

@@ -34,6 +34,9 @@ class Retrieval:
             of, kept = condition.set, embedded.indices(condition)
             listed = [(of.data.captions or [])[i] for i in kept]
             counts = np.array([len(captions) for captions in listed])
+            if not counts.any():
+                out.note(f"{of.name}: none of its {len(kept)} images that can be read has a caption: nothing is found")
+                continue
             stop = np.cumsum(counts)
             owned, own_image = np.stack([stop - counts, stop], axis=1), np.repeat(np.arange(len(kept)), counts)
             asked = counts > 0

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Protocol
 
@@ -53,6 +53,21 @@ def export(results: Results, name: str, folder: str | os.PathLike[str], force: b
         for file, text in made.items():
             (part / file).write_text(text, encoding="utf-8")
     return [Path(folder) / file for file in made]
+
+
+def apart(names: Iterable[str]) -> list[str]:
+    """Names of files, each once: one that was there before gets a number, as what stands under it would be lost."""
+    taken: set[str] = set()
+    out = []
+    for name in names:
+        stem, _, ending = name.rpartition(".")
+        found, count = name, 1
+        while found.casefold() in taken:
+            count += 1
+            found = f"{stem}-{count}.{ending}"
+        taken.add(found.casefold())
+        out.append(found)
+    return out
 
 
 def part_of_name(text: str) -> str:

@@ -3,6 +3,7 @@ of them. Metrics have its names; its `pretrained` is our recipe."""
 
 from __future__ import annotations
 
+import collections
 import csv
 import io
 import json
@@ -11,7 +12,7 @@ from typing import Any
 
 from qclip.results import Results
 
-from . import part_of_name
+from . import apart, part_of_name
 
 CLASSIFICATION = {"top1": "acc1", "top5": "acc5", "balanced_accuracy": "mean_per_class_recall"}
 # Its "image retrieval" finds images by texts.
@@ -26,7 +27,7 @@ class ClipBenchmark:
 
     def __call__(self, results: Results) -> dict[str, str]:
         records = [
-            found
+            (model, found)
             for model in results.unique("model")
             for set_ in results.unique("set")
             for found in (_classification(results, model, set_), _retrieval(results, model, set_))
@@ -34,8 +35,13 @@ class ClipBenchmark:
         ]
         if not records:
             return {}
-        out = {_file(each): json.dumps(each, indent=1) + "\n" for each in records}
-        return out | {"benchmark.csv": _csv(records)}
+        alike = collections.Counter(map(_named, (each for _, each in records)))
+        told = [  # what has one source and one recipe is told apart by our name for it
+            each | {"pretrained": f"{each['pretrained']} {model}"} if alike[_named(each)] > 1 else each
+            for model, each in records
+        ]
+        texts = [json.dumps(each, indent=1) + "\n" for each in told]
+        return dict(zip(apart(map(_file, told)), texts, strict=True)) | {"benchmark.csv": _csv(told)}
 
 
 def _classification(results: Results, model: str, set_: str) -> dict[str, Any] | None:
@@ -63,8 +69,12 @@ def _record(found: dict[str, Any], set_: str, task: str) -> dict[str, Any]:
     }
 
 
+def _named(record: dict[str, Any]) -> tuple[str, ...]:
+    return tuple(record[name] for name in ("dataset", "pretrained", "model", "language", "task"))
+
+
 def _file(record: dict[str, Any]) -> str:
-    parts = (record[name] for name in ("dataset", "pretrained", "model", "language", "task"))
+    parts = _named(record)
     return "_".join(map(part_of_name, parts)) + ".json"
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from qclip.metrics import METRICS, metric
 from qclip.results import Results
 
-from . import part_of_name
+from . import apart, part_of_name
 
 SCHEMA = "0.3.0"
 WITHOUT = ("model", "site", "tower", "dev", "train")  # roles
@@ -24,12 +24,10 @@ class EveryEvalEver:
 
     def __call__(self, results: Results) -> dict[str, str]:
         now = time.time()
-        out = {}
-        for model in results.unique("model"):
-            rows = [row for row in results.where(model=model) if _fits(row)]
-            if rows:
-                out[f"{part_of_name(model)}.json"] = json.dumps(_record(results, model, rows, now), indent=1) + "\n"
-        return out
+        rows = {model: [row for row in results.where(model=model) if _fits(row)] for model in results.unique("model")}
+        rows = {model: found for model, found in rows.items() if found}
+        texts = [json.dumps(_record(results, *each, now), indent=1) + "\n" for each in rows.items()]
+        return dict(zip(apart(f"{part_of_name(model)}.json" for model in rows), texts, strict=True))
 
 
 def _fits(row: dict[str, Any]) -> bool:

@@ -12,7 +12,7 @@ from typing import Any
 
 from qclip.results import Results
 
-from . import part_of_name
+from . import apart, part_of_name
 
 COLUMNS = {
     "FPR@95": "fpr95_ood_positive",
@@ -26,7 +26,7 @@ class OpenOod:
     name, label = "openood", "OpenOOD"
 
     def __call__(self, results: Results) -> dict[str, str]:
-        out = {}
+        out = []
         rows = results.where(role=("ood", "ood-near", "ood-far"), reference="", metric=tuple(COLUMNS.values()))
         for model in rows.unique("model"):
             accuracy = next(iter(results.where(model=model, metric="top1", role="id", reference="", axis="")), None)
@@ -34,8 +34,8 @@ class OpenOod:
                 found = rows.where(model=model, score=score)
                 if found.rows:
                     text = _csv(found, None if accuracy is None else accuracy["value"])
-                    out[f"{part_of_name(model)}_{part_of_name(score)}.csv"] = text
-        return out
+                    out.append((f"{part_of_name(model)}_{part_of_name(score)}.csv", text))
+        return dict(zip(apart(name for name, _ in out), (text for _, text in out), strict=True))
 
 
 def _csv(rows: Results, accuracy: float | None) -> str:
