@@ -43,7 +43,7 @@ def neighbour_recall(
         if not 1 <= k <= there:
             raise InputError(f"{k} neighbours of a query cannot be found among {there} other images; ask for fewer")
     out = {k: np.empty(len(queries)) for k in ks}
-    for start in range(0, len(queries), BLOCK):
+    for start in range(0, len(queries) if ks else 0, BLOCK):
         rows = slice(start, start + BLOCK)
         skipped = None if own is None else own[rows]
         found = _nearest(queries[rows] @ index.T, ks, skipped)

@@ -93,6 +93,14 @@ def test_what_cannot_be_compared_is_noted() -> None:
     few = evaluate({"float": Tiny(), "other": Tiny(0.4)}, images=pictures(n=6), neighbours=(1, 10), cache=False)
     assert any("6 images are too few for 10 neighbours" in note for note in few.notes)
     assert {row["at"] for row in few.where(metric="index_recall")} == {1}
+    texts = {"texts": ["ant", "bee"], "cache": False}
+    none = evaluate({"float": Tiny(), "other": Tiny(0.4)}, images=pictures(n=6), neighbours=(6,), **texts)
+    assert any("6 images are too few for 6 neighbours" in note for note in none.notes)
+    assert not none.where(metric="index_recall").rows  # but of a text all six can be found
+    assert none.value(model="other", metric="text_recall", axis="neighbours", at=6, reference="float") == 1
+    one = evaluate({"float": Tiny(), "other": Tiny(0.4)}, images=pictures(n=4, bad=[0, 1, 3]), **texts)
+    assert one.value(model="other", metric="cosine_mean", reference="float") is not None
+    assert neighbour_recall(unit(3, 4, 0), unit(3, 4, 1), unit(3, 4, 0), unit(3, 4, 1), []) == {}
     wide = evaluate({"float": Tiny(), "wide": Tiny(width=20)}, images=pictures(), neighbours=(1,), cache=False)
     assert any("differ in width" in note for note in wide.notes) and not wide.where(metric="index_recall").rows
 

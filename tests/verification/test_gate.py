@@ -64,6 +64,11 @@ def test_unlabelled_images_answer_what_needs_no_label(model: nn.Module, good: nn
         qclip.verify(good, model, "index_recall@40>=0.1", plain, cache=False)
 
 
+def test_few_images_answer_what_needs_no_neighbours(model: nn.Module, good: nn.Module, images: ImageSet) -> None:
+    found = qclip.verify(good, model, "cosine_mean>=0.9, top1>=-60", images.select(np.arange(7)), cache=False)
+    assert found.passed and any("7 images are too few for 10 neighbours" in note for note in found.results.notes)
+
+
 def test_other_sources_are_refused(model: nn.Module, good: nn.Module, images: ImageSet) -> None:
     with pytest.raises(InputError, match="with other weights"):
         qclip.verify(good, small_clip(1), "cosine_mean>=0.9", images, cache=False)
