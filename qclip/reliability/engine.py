@@ -128,7 +128,10 @@ def evaluate(
     wanted = [Condition(each) for each in request.of("proxy")] + ([request.dev] if request.dev else [])
     if any("train" in score.needs for score in request.scores.values()):
         wanted += [Condition(each) for each in request.of("train")]
-    wanted += [condition for each in chosen for condition in each.wants(request)]
+    wants = {each.name: each.wants(request) for each in chosen}
+    wanted += [condition for conditions in wants.values() for condition in conditions]
+    if measurements is not None and (idle := [name for name, conditions in wants.items() if not conditions]):
+        results.note(f"nothing that was given is measured by {', '.join(idle)}")
     if share is not None:
         part, parts = _part(share, store)
         embedded.share(wanted, part - 1, parts)

@@ -282,6 +282,12 @@ def test_the_probe_uses_a_sample_unless_all_is_asked_for(monkeypatch: pytest.Mon
     assert torch.is_grad_enabled()
 
 
+def test_what_was_named_and_finds_nothing_to_measure_is_said() -> None:
+    found = run(measurements=["clean", "probe", "retrieval"])
+    assert "nothing that was given is measured by probe, retrieval" in found.notes
+    assert not any("nothing that was given" in note for note in (*run().notes, *run(measurements=["clean"]).notes))
+
+
 # ---- subsets of the classes ------------------------------------------------------------------------------------------
 
 
