@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
@@ -16,6 +17,7 @@ from qclip.data.folders import Files
 from qclip.data.imageset import ImageSet
 from qclip.errors import DataError, nearest
 
+_LABEL = re.compile(r"-?[0-9]{1,9}")
 SPLITS = {"train": "0", "val": "1", "test": "2"}  # as both data sets number them
 
 
@@ -83,10 +85,9 @@ def load_list(path: Path, spec: str, root: str | None = None, classes: list[str]
     where, files, labels = shown(path), [], []
     for number, line in enumerate(read_lines(path, "list"), 1):
         file, _, label = line.partition(" ")
-        try:
-            labels.append(int(label))
-        except ValueError:
-            raise DataError(f"{where}: line {number} is no path, space, label: {shown(line)!r}.") from None
+        if not _LABEL.fullmatch(label := label.strip()):
+            raise DataError(f"{where}: line {number} is no path, space, label: {shown(line)!r}.")
+        labels.append(int(label))
         files.append(file)
     array = np.array(labels, np.int64)
     known = bool((array >= 0).any())

@@ -138,6 +138,17 @@ def test_a_saved_folder_and_its_splits(tmp_path: Path) -> None:
         load(f"hf:{tmp_path / 'all' / 'train'}?split=train")
 
 
+def test_a_saved_folder_without_its_image_column_is_named(tmp_path: Path) -> None:
+    one = table([1], label=[0])
+    save(tmp_path / "set", one.rename_columns(["img", "label"]))
+    with pytest.raises(DataError, match="no column 'image'; .*img"):
+        load(f"hf:{tmp_path / 'set'}")
+    assert len(load(f"hf:{tmp_path / 'set'}?image=img")) == 1
+    save(tmp_path / "twice", one.append_column("image", one["image"]))
+    with pytest.raises(DataError, match="no column 'image'|image"):
+        load(f"hf:{tmp_path / 'twice'}")
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -156,14 +156,14 @@ def test_a_list_of_openood_names_images_and_labels(tmp_path: Path) -> None:
     (tmp_path / "test_far.txt").write_text("2.png -1\n0.png -1\n")
     data = load(f"list:{tmp_path / 'test_far.txt'}?root={tmp_path / 'images'}")
     assert data.labels is None and data.name == "test_far" and [value(data, k) for k in range(2)] == [2, 0]
-    (tmp_path / "images" / "test_id.txt").write_text("3.png 1\n1.png -1\n0.png 0\n")
+    (tmp_path / "images" / "test_id.txt").write_text("3.png  1\n1.png -1\n0.png 0\n")
     classes = tmp_path / "classes.txt"
     classes.write_text("cat\ndog\n")
     data = load(f"list:{tmp_path / 'images' / 'test_id.txt'}", classes_file=classes)
     assert data.labels.tolist() == [1, 0] and data.classes == ["cat", "dog"]
     assert len(data) == 2 and [value(data, k) for k in range(2)] == [3, 0]
     assert any("1 of 3 images are of no class (-1)" in note for note in data.notes)
-    for line in ("3.png", "3.png one", "/3.png 1", "../3.png 1"):
+    for line in ("3.png", "3.png one", f"3.png {2**63}", "3.png 1.0", "/3.png 1", "../3.png 1"):
         (tmp_path / "images" / "bad.txt").write_text(f"0.png 0\n{line}\n")
         with pytest.raises(DataError, match="line 2 is no path, space, label|is no path below"):
             load(f"list:{tmp_path / 'images' / 'bad.txt'}")
