@@ -45,6 +45,7 @@ def text(model: Tiny, captions: list[str]) -> np.ndarray:
 @pytest.mark.parametrize("bare", [(), (0, 7)])
 def test_recall_is_that_of_the_whole_matrix_sorted(bare: tuple[int, ...]) -> None:
     models, data = {"float": Tiny(), "worse": Tiny(1.0)}, captioned(bare=bare)
+    models["worse"].words = models["worse"].words.roll(1, 0)  # its texts are its own, too
     results = run(models, captions=data, measurements=["retrieval"])
     whose = [i for i, captions in enumerate(data.captions) for _ in captions]
     for label, model in models.items():
@@ -273,6 +274,7 @@ def test_the_probe_uses_a_sample_unless_all_is_asked_for(monkeypatch: pytest.Mon
     some = run({"float": Tiny()}, train=train, measurements=["probe"])
     every = run({"float": Tiny()}, train=train, measurements=["probe"], full=True, corruptions=[])
     assert some.row(metric="probe_c")["n"] == 70 and every.row(metric="probe_c")["n"] == 120
+    assert some.value(metric="probe_top1", set="pets") > 0.5  # with the labels of these images
     assert any("a fixed sample of 70 of 120 images" in note for note in some.notes)
     one = pictures("ants", 120, seed=8).select(np.arange(0, 120, 6))
     lone = run({"float": Tiny()}, train=one, measurements=["probe"])

@@ -124,6 +124,23 @@ def test_patches_that_are_not_finite_leave_their_model_out() -> None:
     assert not results.where(model="broken", metric="auroc").rows
 
 
+def test_patches_alone_that_are_not_finite_leave_their_model_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    compared = {"float": small_clip(), "broken": small_clip()}
+    whole = ValuePath.patches
+
+    def patches(self: ValuePath, encode: object, images: torch.Tensor) -> torch.Tensor:
+        found = whole(self, encode, images)
+        if self.block is compared["broken"].visual.transformer.resblocks[-1]:
+            found[1, 2] = torch.inf
+        return found
+
+    monkeypatch.setattr(ValuePath, "patches", patches)
+    results = run(compared)
+    said = "broken: patch embeddings of 'broken' on pets are NaN, Inf or zero; all its numbers are undefined"
+    assert said in results.notes and not results.where(model="broken", metric="auroc").rows
+    assert results.value(model="float", metric="auroc", score="glmcm") is not None
+
+
 @pytest.mark.parametrize(
     ("values", "sound"),
     [
