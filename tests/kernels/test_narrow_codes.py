@@ -87,6 +87,7 @@ def test_results_have_the_bits_of_the_eight_bit_kernel(tier: str, largest: int) 
             {"bias": bias, "activation": "gelu", "residual": residual},
             {"bias": bias, "out_dtype": torch.bfloat16},
             {"out_scale": torch.tensor(3.0), "out_zero_point": 5},
+            {"out_scale": torch.arange(n) + 2.0},
         ):
             found, wanted = (qkernels.int8_linear(x, scale, weight, **epilogue) for weight in (packed, wide))
             assert torch.equal(found, wanted), (m, n, k, epilogue.keys())
