@@ -80,6 +80,8 @@ def make_input(model: nn.Module, tower: str, batch: int, seed: int, full: bool) 
     from qclip.models.class_names import IMAGENET
 
     encoders = models.encoders(model)
+    if ("text" if tower == "text" else "vision") not in encoders.towers:
+        raise InputError(f"the model has no {tower} tower")
     if tower == "text":
         if encoders.tokenizer is None:
             raise InputError("the model has no tokenizer, so its text tower gets no prompts; use --tower image")

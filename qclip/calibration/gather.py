@@ -16,6 +16,7 @@ from ..data import as_set, batches, is_set
 from ..errors import DataError
 from ..models import Encoders
 from . import captions as built_in
+from .texts import texts
 
 IMAGES = 1000  # images, each with one caption, as in the paper that this project follows (arXiv 2509.21173)
 TEXTS = 1000  # captions at most
@@ -72,12 +73,12 @@ class Samples:
         for start in range(0, len(self.images), size):
             yield self.images[start : start + size]
 
-    def token_batches(self) -> Iterator[Tensor]:
-        """Captions of equal length together: the tower stops at the last EOT of a batch, so that no position behind a
-        caption's own EOT enters a statistic. (For a tower that does not stop there, see `Encoders.text_positions`.)"""
+    def token_batches(self, encoders: Encoders) -> Iterator[Tensor]:
+        """Captions of equal length together: the tower stops at the last end of a batch, so that no position behind a
+        caption's own end enters a statistic. (For a tower that does not stop there, see `Encoders.text_positions`.)"""
         if self.tokens is None:
             return
-        lengths = self.tokens.argmax(-1)
+        lengths = encoders.text_ends(self.tokens)
         for length in lengths.unique().tolist():
             yield from self.tokens[lengths == length].split(32)
 
@@ -98,27 +99,40 @@ def samples(
 ) -> Samples:
     """From what a user may give: a data name, an `ImageSet`, a `datasets.Dataset`, a loader of image tensors (or tuples
     that begin with one), or a tensor of preprocessed images `[n, 3, H, W]`. Captions are the set's own, else a built-in
-    list.
+    list. For a text tower alone see `texts`.
 
     An unreadable image is left out with a warning; with `strict` it raises. Raises DataError when nothing is there, a
     value is not finite, or the model does not take images of this shape.
     """
+    if "vision" not in encoders.towers:
+        tokens, source, captions_from = texts(calibration, encoders, TEXTS)
+        digest = hashlib.sha256(tokens.cpu().numpy().tobytes()).hexdigest()
+        description = _described(source, 0, tokens, captions_from, seed, 0, digest)
+        return Samples(torch.zeros(0, 3, 1, 1), tokens, description)
     given = _images(calibration, encoders, images, seed, strict)
     captions = built_in.CAPTIONS if given.captions is None else given.captions
     tokens = None if encoders.tokenizer is None else encoders.tokenizer(captions[:TEXTS])
-    description = {
-        "source": given.source,
-        "images": len(given.pixels),
-        "captions": 0 if tokens is None else len(tokens),
-        "captions_from": "built-in captions" if given.captions is None else "the set's captions",
-        "seed": seed,
-        "unreadable": given.unreadable,
-        "sha256": _digest(given.pixels, encoders, tokens),
-    }
+    captions_from = "built-in captions" if given.captions is None else "the set's captions"
+    digest = _digest(given.pixels, encoders, tokens)
+    description = _described(given.source, len(given.pixels), tokens, captions_from, seed, given.unreadable, digest)
     pixels = given.pixels
     if isinstance(pixels, Tensor):
         pixels = pixels.to(encoders.device, encoders.dtype)
     return Samples(pixels, tokens, description, given.rows)
+
+
+def _described(
+    source: str, images: int, tokens: Tensor | None, captions_from: str, seed: int, unreadable: int, digest: str
+) -> dict:
+    return {
+        "source": source,
+        "images": images,
+        "captions": 0 if tokens is None else len(tokens),
+        "captions_from": captions_from,
+        "seed": seed,
+        "unreadable": unreadable,
+        "sha256": digest,
+    }
 
 
 def _images(calibration: object, encoders: Encoders, count: int, seed: int, strict: bool) -> _Images:

@@ -56,7 +56,7 @@ def batches(encoders: Encoders, data: Samples, tower: str) -> Iterator[Batch]:
     if tower == "vision":
         yield from (Batch(encoders.encode_image, images) for images in data.image_batches())
     if tower == "text":
-        for tokens in data.token_batches():
+        for tokens in data.token_batches(encoders):
             yield Batch(encoders.encode_text, tokens, encoders.text_positions(tokens))
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 from ..errors import InputError, ModelError
@@ -31,7 +31,7 @@ from ..untrusted.schema import (
     validate,
     whole,
 )
-from .family import FAMILIES, described_family
+from .family import FAMILIES, Shapes, described_family
 
 LAYERS, WIDTH, TOKENS, VOCABULARY, SIDE, POSITIONS = 256, 16384, 2048, 2_000_000, 2048, 16384
 
@@ -184,8 +184,6 @@ def check_tokenizer(description: Any, refuse: type[InputError] = ModelError) -> 
 
 # ---- sizes against tensors -------------------------------------------------------------------------------------------
 
-Shapes = Mapping[str, tuple[int, ...]]
-
 
 def pair(value: Any) -> tuple[int, int]:
     """Height and width of one number or two."""
@@ -200,7 +198,8 @@ def check_sizes(
 
     Called before anything is built, so that what is built is no larger than the file.
     """
-    blocks, tables = described_family(description).sizes(description)
+    family = described_family(description)
+    (blocks, tables), shapes = family.sizes(description), family.plain(description, shapes)
     for prefix, count in blocks:
         found = _numbered(shapes, prefix)
         if found != count:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 Description = dict[str, Any]  # {"family": ..., "class": ..., "config": {...}}
 Blocks = list[tuple[str, int]]  # prefix of numbered blocks, how many
 Tables = list[tuple[str, tuple[int, int]]]  # name of a tensor, its shape
+Shapes = Mapping[str, tuple[int, ...]]  # of tensors by their names
 
 
 class UnknownModelError(ModelError):
@@ -60,9 +61,14 @@ class Family:
 
     # ---- calling
 
-    def encodes(self, model: nn.Module) -> bool:
-        """Whether `model` embeds both images and texts."""
-        return hasattr(model, "encode_image") and hasattr(model, "encode_text")
+    def encodes(self, model: nn.Module) -> tuple[str, ...]:
+        """What `model` embeds: images ("vision"), texts ("text"), or both."""
+        both = hasattr(model, "encode_image") and hasattr(model, "encode_text")
+        return ("vision", "text") if both else ()
+
+    def pools(self, model: Any) -> bool:
+        """Whether embeddings are all that is read of the towers: not the other tokens, too."""
+        return True
 
     def encode_image(self, model: Any, images: Tensor) -> Tensor:
         """`[B, 3, H, W]`, preprocessed, of the model's device and dtype -> `[B, E]`, not normalised."""
@@ -76,6 +82,11 @@ class Family:
         """Which positions of the text tower reach the embeddings of `tokens` `[B, L]`: bool `[B, S]`, or None where
         those that do not are left out by `encode_text`, or there are none."""
         return None
+
+    def text_ends(self, model: Any, tokens: Tensor) -> Tensor:
+        """The position of each text's last token, int64 `[B]`: texts of equal ends are calibrated with together. Here
+        that of the largest id, which is CLIP's EOT."""
+        return tokens.argmax(-1)
 
     def value_path(self, model: Any, tower: Tower) -> ValuePath:
         """How patches get embeddings of their own (`qclip.models.value_path`); `tower`: the vision tower, in explicit
@@ -131,6 +142,10 @@ class Family:
         """Which tensors a file of a described model holds, as far as they grow without bound when the description lies:
         depths, positions, vocabularies. They are compared before anything is built."""
         return [], []
+
+    def plain(self, config: Description, shapes: Shapes) -> Shapes:
+        """Shapes by the names that `sizes` uses: versions of a library may wrap a model differently."""
+        return shapes
 
 
 #: The last one named is asked first whether it owns a model: a family of your own may take over a subclass.

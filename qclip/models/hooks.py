@@ -20,7 +20,7 @@ OTHERS = {
 }
 LIBRARIES = ("torch", "open_clip", "timm", "transformers", "qclip")
 #: transformers leaves these on its layers after the first call with `output_hidden_states`; in other calls they do
-#: nothing (`ExplicitTower` of huggingface.py runs those in which they do).
+#: nothing (`ExplicitTower` of huggingface_form.py runs those in which they do).
 IDLE = "transformers.utils.output_capturing"
 MORE = (
     "so it may compute more than its weight says (x W^T + b); merge the adapter first (peft: "

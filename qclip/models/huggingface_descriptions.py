@@ -1,57 +1,59 @@
-"""What a Hugging Face model says of itself: its kind, and the descriptions of its architecture and inputs."""
+"""What a Hugging Face model says of itself: the descriptions of its architecture and inputs."""
 
 from __future__ import annotations
 
+import math
 from copy import deepcopy
 from typing import Any
 
-from torch import nn
-
-from ..errors import ModelError
 from . import huggingface_settings
-from .explicit import unsupported
+from .allowed import pair
+from .huggingface_kinds import kind_of, name_of, settings_of
 from .inputs import Preprocess
-
-ALIGN = "its EfficientNet and BERT towers have no kernels here"
-NAMES = ("CLIPModel", "SiglipModel")
-
-
-def class_names(model: nn.Module) -> set[str]:
-    """Names of the transformers classes above an object, told without importing transformers."""
-    return {cls.__name__ for cls in type(model).__mro__ if cls.__module__.startswith("transformers.")}
-
-
-def kind_of(model: nn.Module) -> str:
-    found = [name for name in NAMES if name in class_names(model)]
-    if found:
-        return found[0]
-    if "AlignModel" in class_names(model):
-        raise ModelError(f"ALIGN (AlignModel) is not supported: {ALIGN}; use a CLIP or SigLIP model")
-    raise unsupported(model)
 
 
 def config_of(model: Any) -> dict[str, Any]:
     """A JSON-able description for `huggingface_files.create_from_config`: the settings that make the architecture."""
-    config: dict[str, Any] = {
-        name: {key: value for key, value in getattr(model.config, name).to_dict().items() if key in settings}
-        for name, settings in huggingface_settings.SETTINGS.items()
-    }
-    if kind_of(model) == "CLIPModel":
-        config["projection_dim"] = model.config.projection_dim
-    return deepcopy({"family": "huggingface", "class": kind_of(model), "config": config})
+    name, kind = name_of(model), kind_of(model)
+    parts: dict[str, Any] = {}
+    for tower in kind.towers:
+        allowed = huggingface_settings.settings(kind, tower)
+        held = settings_of(model, tower).to_dict()
+        parts[f"{tower}_config"] = {key: value for key, value in held.items() if key in allowed}
+    if len(kind.towers) == 1:
+        (config,) = parts.values()
+    else:
+        config = parts | ({"projection_dim": model.config.projection_dim} if kind.projected else {})
+    return deepcopy({"family": "huggingface", "class": name, "config": config})
 
 
-def preprocess_config(model: Any) -> dict[str, Any]:
+def image_size(model: Any) -> int | tuple[int, int] | None:
+    """Of the images that the model has positions for; None for a text tower alone."""
+    if "vision" not in kind_of(model).towers:
+        return None
+    config = settings_of(model, "vision")
+    if not kind_of(model).naflex:
+        return config.image_size  # type: ignore[no-any-return]
+    side, (down, across) = math.isqrt(config.num_patches), pair(config.patch_size)
+    return side * down if down == across else (side * down, side * across)
+
+
+def preprocess_config(model: Any) -> dict[str, Any] | None:
     """The description of the image transform that the model's kind was trained with."""
-    size = model.config.vision_config.image_size
-    if kind_of(model) == "SiglipModel":
+    size = image_size(model)
+    if size is None:
+        return None
+    if not kind_of(model).clip:
         return Preprocess({"image_size": size, "mean": [0.5] * 3, "std": [0.5] * 3, "resize_mode": "squash"}).config
     return Preprocess({"image_size": size}).config
 
 
-def tokenizer_config(model: Any) -> dict[str, Any]:
-    """The description of the model's tokenizer; unknown where it was not loaded with one."""
-    length = model.config.text_config.max_position_embeddings
-    if kind_of(model) == "CLIPModel" and model.config.text_config.vocab_size == 49408:
-        return {"kind": "clip-bpe", "context_length": length}
-    return {"kind": "unknown", "context_length": length}
+def tokenizer_config(model: Any) -> dict[str, Any] | None:
+    """The description of the model's tokenizer; unknown where it was not loaded with one, None without a text tower."""
+    if "text" not in kind_of(model).towers:
+        return None
+    config, bert = settings_of(model, "text"), kind_of(model).bert
+    if bert:
+        return {"kind": "unknown", "context_length": min(bert, config.max_position_embeddings)}
+    clip = kind_of(model).clip and config.vocab_size == 49408
+    return {"kind": "clip-bpe" if clip else "unknown", "context_length": config.max_position_embeddings}

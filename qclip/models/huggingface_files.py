@@ -15,14 +15,31 @@ from ..untrusted import expand, is_file, is_folder, read_json, reason, schema
 from . import allowed, huggingface_descriptions
 from . import huggingface_settings as settings
 from .checkpoint import difference, read_state
+from .huggingface_kinds import ALIGN, KINDS
 from .inputs import Preprocess
 from .tokenizer import SETTINGS, VOCABULARIES, check_folder
 from .values import check_float, check_values
 
-KINDS = {"clip": "CLIPModel", "siglip": "SiglipModel"}
+# By `model_type`. A tower alone has its projection where its file has one: see `load`.
+TYPES = {
+    "clip": "CLIPModel",
+    "clip_vision_model": "CLIPVisionModel",
+    "clip_text_model": "CLIPTextModel",
+    "altclip": "AltCLIPModel",
+    "chinese_clip": "ChineseCLIPModel",
+    "siglip": "SiglipModel",
+    "siglip_vision_model": "SiglipVisionModel",
+    "siglip_text_model": "SiglipTextModel",
+    "siglip2": "Siglip2Model",
+    "siglip2_vision_model": "Siglip2VisionModel",
+    "siglip2_text_model": "Siglip2TextModel",
+}
 PILLOW = {2: "bilinear", 3: "bicubic"}  # numbers of PIL.Image.Resampling
+PROJECTIONS = {"visual_projection.weight", "text_projection.weight"}
 WEIGHTS = (("model.safetensors", "model-*.safetensors"), ("pytorch_model.bin", "pytorch_model-*.bin"))
 SHARD = schema.text(120, r"[A-Za-z0-9_-][A-Za-z0-9_.-]*\.(safetensors|bin)")
+
+Loaded = tuple[nn.Module, dict[str, Any] | None, dict[str, Any] | None]  # with preprocessing and tokenizer
 
 
 def transformers() -> Any:
@@ -46,7 +63,7 @@ def create_from_config(config: dict[str, Any], device: str | torch.device = "cpu
         raise ModelError(f"{config['class']} cannot be built from its description ({reason(error)})") from error
 
 
-def load(name: str, device: str | torch.device = "cpu") -> tuple[nn.Module, dict[str, Any], dict[str, Any]]:
+def load(name: str, device: str | torch.device = "cpu") -> Loaded:
     """A model from a local folder or, by its ID, from the hub (`safetensors`, or `.bin` read as plain tensors), in eval
     mode, with the descriptions of its preprocessing and tokenizer. Raises ModelError.
 
@@ -62,6 +79,8 @@ def load(name: str, device: str | torch.device = "cpu") -> tuple[nn.Module, dict
     for key, tensor in state.items():
         if not key.endswith("position_ids"):
             check_float(key, tensor, what, ModelError)
+    if f"{description['class']}WithProjection" in KINDS and state.keys() & PROJECTIONS:
+        description["class"] += "WithProjection"
     allowed.check_sizes(description, {n: tuple(t.shape) for n, t in state.items()}, what)
     cls = getattr(library, description["class"])
     try:
@@ -76,9 +95,11 @@ def load(name: str, device: str | torch.device = "cpu") -> tuple[nn.Module, dict
         raise ModelError(f"{what} does not fit {description['class']}: it {differ}; get the whole checkpoint")
     for parameter, tensor in model.named_parameters():
         check_values(parameter, tensor, what, ModelError)
-    preprocess = read_preprocess(folder, huggingface_descriptions.preprocess_config(model))
+    preprocess = huggingface_descriptions.preprocess_config(model)
+    if preprocess is not None:
+        preprocess = read_preprocess(folder, preprocess)
     tokenizer = huggingface_descriptions.tokenizer_config(model)
-    if tokenizer_files:
+    if tokenizer_files and tokenizer is not None:
         tokenizer = {"kind": "hf-auto", "name": str(folder), "context_length": tokenizer["context_length"]}
     return model.float().eval().to(device), preprocess, tokenizer
 
@@ -121,18 +142,18 @@ def read_config(folder: Path, what: str) -> dict[str, Any]:
     content = read_json(path, ModelError)
     if not isinstance(content, dict) or not isinstance(content.get("model_type"), str):
         raise ModelError(f"{what} could not be loaded ({path.name} has no 'model_type')")
-    if (kind := KINDS.get(content["model_type"])) is None:
-        reason = huggingface_descriptions.ALIGN if content["model_type"] == "align" else "only CLIP and SigLIP are"
+    if (name := TYPES.get(content["model_type"])) is None:
+        reason = ALIGN if content["model_type"] == "align" else f"known are {', '.join(TYPES)}"
         raise ModelError(f"{what} is a {content['model_type'][:60]!r} model, which is not supported: {reason}")
     config = {key: value for key, value in content.items() if key not in settings.BOOKKEEPING}
-    for part in settings.SETTINGS:
+    for part in ("text_config", "vision_config") if len(KINDS[name].towers) == 2 else ():
         merged: dict[str, Any] = {}
         for found in (config.get(part), config.pop(f"{part}_dict", None)):  # the second of old files, and it wins
             if found is not None and not isinstance(found, dict):
                 raise ModelError(f"{str(path)!r}: {part!r} is no object")
             merged |= {key: value for key, value in (found or {}).items() if key not in settings.BOOKKEEPING}
         config[part] = merged
-    description = {"family": "huggingface", "class": kind, "config": config}
+    description = {"family": "huggingface", "class": name, "config": config}
     allowed.check_architecture(description)
     return description
 

@@ -81,9 +81,10 @@ def _quantize(
 ) -> nn.Module:
     towers = models.towers(model)
     with models.evaluating(model):
-        if missing := [name for name in recipe.towers if name not in towers]:
+        if not set(recipe.towers) & set(towers):  # a recipe for both is one for a tower alone, too
             raise RecipeError(
-                f"recipe {recipe.name!r} wants the {missing[0]} tower, but this model has only: {', '.join(towers)}"
+                f"recipe {recipe.name!r} wants the {recipe.towers[0]} tower, but this model has only: "
+                f"{', '.join(towers)}"
             )
         _check_finite(model, towers)
         encoders = models.encoders(model)

@@ -70,8 +70,8 @@ def walk(
         if not step.handed_over:
             calls = [_reach(step, batch, steps[:at], kept) for batch, kept in zip(batches, given, strict=True)]
         last = at + 1 == len(steps)
-        if last:
-            _note_what_is_read(calls, batches, steps)
+        if last and encoders.pools:
+            _note_what_is_read(calls, batches, steps, encoders)
         yield step.block, calls
         if last and ending is None:
             return
@@ -170,7 +170,9 @@ def _behind(batch: calibration.Batch, steps: list[_Step], given: dict[nn.Module,
         return batch.encode(batch.inputs)
 
 
-def _note_what_is_read(calls: list[Call], batches: list[calibration.Batch], steps: list[_Step]) -> None:
+def _note_what_is_read(
+    calls: list[Call], batches: list[calibration.Batch], steps: list[_Step], encoders: Encoders
+) -> None:
     """Of the last block; once for all batches of a length: what is read depends on where a caption ends, on no pixel.
     Of an attention pool, whose output is no sequence like its input, nothing is noted."""
     if not steps[-1].keeps_shape:
@@ -178,7 +180,7 @@ def _note_what_is_read(calls: list[Call], batches: list[calibration.Batch], step
     known: dict[tuple, Tensor | None] = {}
     for call, batch in zip(calls, batches, strict=True):
         tokens = batch.samples if isinstance(batch.samples, Tensor) and batch.samples.ndim == 2 else None
-        ends = None if tokens is None else tokens[0].argmax().item()
+        ends = None if tokens is None else int(encoders.text_ends(tokens[:1]))
         key = (*first(call.args).shape[1:2], ends)
         if key not in known:
             known[key] = _read(call, batch, steps)

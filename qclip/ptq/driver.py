@@ -109,7 +109,7 @@ def _block(context: Context, method: Method, run: BlockRun) -> None:
 
 def _ending(context: Context, tower: Tower) -> Block | None:
     """What a tower quantizes behind its blocks, its projection, as a block: None where that is nothing."""
-    sites = {s.kind: s for s in tower if s.kind == "projection" and s.name in context.states}
+    sites = {s.name: s for s in tower if s.kind == "projection" and s.name in context.states}
     return Block(f"{tower.name}.ending", tower.module, None, None, None, None, sites) if sites else None
 
 

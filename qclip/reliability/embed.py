@@ -91,6 +91,8 @@ class Embedder:
             if device is not None:
                 model.to(device)
             encoders = qmodels.encoders(model)
+            if missing := [tower for tower in ("vision", "text") if tower not in encoders.towers]:
+                raise InputError(f"model {label!r} has no {missing[0]} tower, and images are compared with texts")
             preprocess, tokenizer = encoders.preprocess, encoders.tokenizer
             if preprocess is None or tokenizer is None:
                 part = "preprocess" if preprocess is None else "tokenizer"

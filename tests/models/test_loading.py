@@ -236,10 +236,10 @@ def test_import_without_transformers() -> None:
     """transformers is an extra: everything but Hugging Face models works without it."""
     code = (
         "import sys; sys.modules['transformers'] = None\n"
-        "from qclip import models; import open_clip\n"
+        "import qclip; from qclip import models; import open_clip\n"
         f"m = open_clip.CLIP(**{CONFIG!r}); models.towers(m); models.encoders(m)\n"
         "try: models.load('hf:anything')\n"
-        "except models.huggingface.ModelError as e: print(e)\n"
+        "except qclip.errors.ModelError as e: print(e)\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=Path(__file__).parents[2]

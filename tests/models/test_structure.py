@@ -138,7 +138,7 @@ def test_a_recipe_for_a_tower_that_is_missing_leaves_the_model() -> None:
     model = TIMM["vit_clip"]()
     model.logit_scale = nn.Parameter(torch.zeros(()))
     with unchanged(model), pytest.raises(QclipError, match="wants the text tower"):
-        qclip.quantize_(model, "w8a8")
+        qclip.quantize_(model, {"name": "texts", "towers": ["text"]})
 
 
 @pytest.mark.parametrize("at", [0, 1, 9, 25])

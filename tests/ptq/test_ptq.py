@@ -242,9 +242,9 @@ def test_static_scales_are_stored_and_shared(model):
 def test_text_statistics_see_no_position_behind_eot(model):
     encoders = models.encoders(model)
     data = calibration.samples(IMAGES, encoders)
-    for tokens in data.token_batches():
+    for tokens in data.token_batches(encoders):
         assert len(tokens.argmax(-1).unique()) == 1
-    assert sum(len(t) for t in data.token_batches()) == len(data.tokens)
+    assert sum(len(t) for t in data.token_batches(encoders)) == len(data.tokens)
 
 
 def coca():
