@@ -183,7 +183,8 @@ def _tower_rows(model: nn.Module, tower: Tower) -> list[SiteCoverage]:
         if block.attention is not None:
             core = getattr(*block.attention)
             width = _described(block.sites["q"]).shape[0] if "q" in block.sites else 0
-            name, macs = f"{block.name}.attn.scores", 2 * tower.tokens**2 * width
+            pairs = tower.tokens**2 if block.pairs is None else block.pairs
+            name, macs = f"{block.name}.attn.scores", 2 * pairs * width
             state, bits, backend = "float", None, _attention_backend(core)
             if isinstance(core.operands, AttentionOperands):
                 state, bits, backend = "simulated", core.operands.bits, "torch"

@@ -13,7 +13,7 @@ import qkernels
 from ..models.hooks import watched
 from ..models.tower import Attention
 from .gradients import refuse_gradients
-from .linear import QuantizedLinear, fusable, join, products, takes_codes
+from .linear import QuantizedLinear, behind, fusable, join, products, takes_codes
 
 
 class QuantizedAttention(Attention):
@@ -68,12 +68,19 @@ class QuantizedAttention(Attention):
         mask: Tensor | None = None,
         causal: bool = False,
         query: Tensor | None = None,
+        rope: Tensor | None = None,
         norm: nn.LayerNorm | None = None,
     ) -> Tensor:
-        return refuse_gradients(self._forward(x, mask, causal, query, norm), x, query, self, norm)
+        return refuse_gradients(self._forward(x, mask, causal, query, rope, norm), x, query, self, norm)
 
     def _forward(
-        self, x: Tensor, mask: Tensor | None, causal: bool, query: Tensor | None, norm: nn.LayerNorm | None
+        self,
+        x: Tensor,
+        mask: Tensor | None,
+        causal: bool,
+        query: Tensor | None,
+        rope: Tensor | None,
+        norm: nn.LayerNorm | None,
     ) -> Tensor:
         one_by_one = watched(self.q, self.k, self.v, self.out)
         if query is None and self.shares_input and not one_by_one:
@@ -87,17 +94,13 @@ class QuantizedAttention(Attention):
                 k, v = products((self.k, self.v), codes, scale)
             else:
                 k, v = self.k(x), self.v(x)
-        q, k, v = (t.unflatten(-1, (self.heads, -1)) for t in (q, k, v))
-        if self.q_norm is not None:
-            q = self.q_norm(q)
-        if self.k_norm is not None:
-            k = self.k_norm(k)
+        q, k, v = self._placed(q, k, v, rope)
         if not self.codes_out or one_by_one or self.operands is not None:
             if self.operands is not None:
                 y = self.operands(q, k, v, mask, causal, self.scale).flatten(-2)
             else:
                 y = qkernels.attention(q, k, v, mask, causal=causal, scale=self.scale).flatten(-2)
-            return self.out(y if self.inner_norm is None else self.inner_norm(y))
+            return behind(self.inner_norm, self.out, y)
         static = self.out.input_scale
         if static is None:
             y, scale = qkernels.attention(q, k, v, mask, causal=causal, scale=self.scale, out_dynamic=True)

@@ -12,7 +12,7 @@ import qkernels
 from qkernels import Int4Weight, Int8Weight
 from qkernels.weights import lay_side_by_side, side_by_side
 
-from ..models.hooks import runs_library_code
+from ..models.hooks import runs_library_code, watched
 from ..untrusted.schema import flag
 from .gradients import refuse_gradients
 from .site import Description, QuantizedSite
@@ -106,6 +106,15 @@ def fusable(norm: nn.Module) -> bool:
         and len(norm.normalized_shape) == 1
         and runs_library_code(norm)
     )
+
+
+def behind(norm: nn.Module | None, site: nn.Module, x: Tensor) -> Tensor:
+    """`site(norm(x))`, the norm in one pass with the quantization where that is possible."""
+    if norm is None:
+        return site(x)  # type: ignore[no-any-return]
+    if isinstance(site, QuantizedLinear) and site.takes_codes() and fusable(norm) and not watched(norm, site):
+        return site.linear(*site.quantize(x, norm))  # type: ignore[no-any-return, arg-type]
+    return site(norm(x))  # type: ignore[no-any-return]
 
 
 ROWS = ("rows16", "halves128")  # layouts in which a weight is one row behind the other

@@ -9,24 +9,28 @@ from torch import Tensor, nn
 import qkernels
 
 from ..models.hooks import watched
-from ..models.tower import Mlp, activate
+from ..models.tower import ACTIVATIONS, Mlp, activate
 from .gradients import refuse_gradients
-from .linear import QuantizedLinear, fusable, takes_codes
+from .linear import QuantizedLinear, behind, fusable, takes_codes
 
 
 class QuantizedMlp(Mlp):
     """The explicit MLP core, fused where its sites allow it: norm and quantization in one pass, the activation on the
-    accumulator, and codes straight into fc2 with a static scale, or in groups where the backend wants that."""
+    accumulator, and codes straight into fc2 with a static scale, or in groups where the backend wants that. A gate and
+    fc1 read one quantized input."""
 
     codes_between: bool  # fc1 could write what fc2 reads
+    shares_input: bool  # gate and fc1 read the same codes
 
     @classmethod
     def fuse(cls, core: Mlp) -> QuantizedMlp:
         """As `QuantizedAttention.fuse`."""
         core.__class__ = cls
-        fc1, fc2 = core.fc1, core.fc2
+        gate, fc1, fc2 = core.gate, core.fc1, core.fc2
+        core.shares_input = takes_codes(fc1) and gate is not None and fc1.same_input(gate)  # type: ignore[operator, assignment]
         core.codes_between = (
-            isinstance(fc1, QuantizedLinear)
+            gate is None
+            and isinstance(fc1, QuantizedLinear)
             and isinstance(fc2, QuantizedLinear)
             and fc2.takes_plain_codes()
             and core.inner_norm is None
@@ -35,7 +39,7 @@ class QuantizedMlp(Mlp):
 
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, value)
-        if name in ("fc1", "fc2", "inner_norm"):  # as in `QuantizedAttention`
+        if name in ("gate", "fc1", "fc2", "inner_norm"):  # as in `QuantizedAttention`
             self.fuse(self)
 
     def unfuse(self) -> None:
@@ -43,14 +47,17 @@ class QuantizedMlp(Mlp):
 
     def fuses(self, norm: nn.Module) -> bool:
         """Whether `forward` can take `norm` and run it in one pass with the quantization."""
-        return takes_codes(self.fc1) and not watched(self.fc1, self.fc2) and fusable(norm)
+        takes = takes_codes(self.fc1) if self.gate is None else self.shares_input
+        return takes and not watched(self.gate, self.fc1, self.fc2) and fusable(norm)
 
     def forward(self, x: Tensor, norm: nn.LayerNorm | None = None) -> Tensor:
         return refuse_gradients(self._forward(x, norm), x, self, norm)
 
     def _forward(self, x: Tensor, norm: nn.LayerNorm | None) -> Tensor:
         fc1, fc2 = self.fc1, self.fc2
-        if not isinstance(fc1, QuantizedLinear) or fc1.branch is not None or watched(fc1, fc2):
+        if self.gate is not None:
+            x = self._gated(x, norm)
+        elif not isinstance(fc1, QuantizedLinear) or fc1.branch is not None or watched(fc1, fc2):
             x = activate(fc1(x), self.activation)
         else:
             codes, scale = fc1.quantize(x, norm)
@@ -61,4 +68,14 @@ class QuantizedMlp(Mlp):
                 if group is not None:
                     return fc2.linear(*fc1.linear(codes, scale, self.activation, out_group=group))  # type: ignore[no-any-return]
             x = fc1.linear(codes, scale, self.activation)
-        return fc2(x if self.inner_norm is None else self.inner_norm(x))  # type: ignore[no-any-return]
+        return behind(self.inner_norm, fc2, x)
+
+    def _gated(self, x: Tensor, norm: nn.LayerNorm | None) -> Tensor:
+        gate: Any = self.gate
+        fc1: Any = self.fc1
+        if not self.shares_input or watched(gate, fc1, self.fc2):
+            return activate(gate(x), self.activation) * fc1(x)
+        codes, scale = fc1.quantize(x, norm)
+        inside = self.activation if self.activation in ACTIVATIONS else None  # of the kernel that multiplies
+        opened = gate.linear(codes, scale, inside)
+        return (opened if inside else activate(opened, self.activation)) * fc1.linear(codes, scale)  # type: ignore[no-any-return]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..errors import ModelError
 from .hooks import carry
-from .tower import ACTIVATIONS, Attention, Block, Mlp, Site, activate
+from .tower import ACTIVATIONS, GATES, Attention, Block, Mlp, Site, activate
 
 Place = tuple[nn.Module, str]  # getattr(*place) is the module
 
@@ -98,15 +98,16 @@ def split(weight: Tensor, bias: Tensor | None, parts: int, like: Tensor | None =
     return [linear(w, b, like) for w, b in zip(weight.chunk(parts), biases, strict=True)]
 
 
-def activation_name(module: nn.Module) -> str:
-    """Which of the kernels' activations this is, told by its values. ModelError for any other."""
+def activation_name(module: nn.Module, gate: bool = False) -> str:
+    """Which of the kernels' activations this is, or of those of gates, told by its values. ModelError for any other."""
+    known = GATES if gate else ACTIVATIONS
     x = torch.linspace(-6, 6, 97, device="cpu")
     with torch.no_grad():
         y = module.forward(x.clone())  # hooks on it are not asked
-    for name in ACTIVATIONS:  # exact and tanh GELU are 5e-4 apart, QuickGELU 2e-2
+    for name in known:  # exact and tanh GELU are 5e-4 apart, QuickGELU 2e-2
         if torch.allclose(y, activate(x, name), rtol=0, atol=1e-5):
             return name
-    raise ModelError(f"activation {_of(module)} is not supported; known are {', '.join(ACTIVATIONS)}")
+    raise ModelError(f"activation {_of(module)} is not supported; known are {', '.join(known)}")
 
 
 def _of(module: nn.Module) -> str:
@@ -118,8 +119,8 @@ def unsupported(module: nn.Module, why: str = "") -> ModelError:
     reason = f": {why}" if why else ""
     return ModelError(
         f"{_of(module)} is not supported{reason}; supported are open_clip's CLIP, CustomTextCLIP and "
-        "CoCa with ViT towers, timm's VisionTransformer and ConvNeXt, Hugging Face's CLIPModel and "
-        "SiglipModel"
+        "CoCa with ViT towers, timm's VisionTransformer, Eva, FastVit, SwinTransformer and ConvNeXt, Hugging Face's "
+        "CLIPModel and SiglipModel; 'qclip models --supported' lists names"
     )
 
 
@@ -191,12 +192,18 @@ def attention_sites(
     return {kind: site for kind, site in sites.items() if not isinstance(site.module, nn.Identity)}
 
 
-def mlp_sites(name: str, core: Mlp, norm: Place | None, rows: int, foldable: bool | None = None) -> dict[str, Site]:
-    """fc1 and fc2 by kind. A scale cannot pass through the activation, so fc2 is smoothable only behind a norm."""
+def mlp_sites(
+    name: str, core: Mlp, norm: Place | None, rows: int, foldable: bool | None = None, feed: str = "norm"
+) -> dict[str, Site]:
+    """(gate,) fc1 and fc2 by kind. A scale cannot pass through the activation, so fc2 is smoothable only behind a
+    norm."""
     inner = getattr(core, "inner_norm", None)
     first = norm is not None and affine(getattr(*norm)) if foldable is None else foldable
     return {
-        "fc1": Site(f"{name}.fc1", "fc1", "norm", f"{name}.in", core, "fc1", first, rows),
+        kind: Site(f"{name}.{kind}", kind, feed, f"{name}.in", core, kind, first, rows)
+        for kind in ("gate", "fc1")
+        if getattr(core, kind, None) is not None
+    } | {
         "fc2": Site(
             f"{name}.fc2",
             "fc2",
@@ -211,11 +218,19 @@ def mlp_sites(name: str, core: Mlp, norm: Place | None, rows: int, foldable: boo
 
 
 def transformer_block(
-    name: str, module: nn.Module, attention: Place, attention_norm: Place, mlp: Place, mlp_norm: Place, rows: int
+    name: str,
+    module: nn.Module,
+    attention: Place,
+    attention_norm: Place | None,
+    mlp: Place,
+    mlp_norm: Place | None,
+    rows: int,
+    feed: str = "norm",
 ) -> Block:
-    """A pre-norm residual block: norm, attention, norm, MLP."""
-    sites = attention_sites(f"{name}.attn", getattr(*attention), attention_norm, rows)
-    sites |= mlp_sites(f"{name}.mlp", getattr(*mlp), mlp_norm, rows)
+    """A residual block: norm, attention, norm, MLP. Norms are None, and `feed` is "raw", where a core reads the
+    residual stream as it is."""
+    sites = attention_sites(f"{name}.attn", getattr(*attention), attention_norm, rows, feed=feed)
+    sites |= mlp_sites(f"{name}.mlp", getattr(*mlp), mlp_norm, rows, feed=feed)
     return Block(name, module, attention, attention_norm, mlp, mlp_norm, sites)
 
 

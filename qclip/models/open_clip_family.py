@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..errors import ModelError
 from ..untrusted import expand, is_file
-from . import local, open_clip, open_clip_settings
+from . import local, open_clip, open_clip_settings, timm
 from .checkpoint import SUFFIXES
 from .family import Family
 
@@ -71,6 +71,7 @@ class OpenClip(Family):
         return open_clip.create(name, device=device)
 
     def rebuild_buffers(self, model: nn.Module) -> None:
+        timm.rebuild_buffers(model)
         for module in model.modules():
             mask = getattr(module, "attn_mask", None)
             if isinstance(module, CLIP | TextTransformer | MultimodalTransformer) and isinstance(mask, Tensor):

@@ -16,6 +16,7 @@ from open_clip.transformer import (
 )
 from torch import Tensor, nn
 
+from ..errors import ModelError
 from . import replay
 from .explicit import (
     Form,
@@ -255,6 +256,15 @@ def visible(tokens: Tensor, pool: str, eos: int | None) -> Tensor:
     return tokens[:, : int(at.max()) + 1]
 
 
+def check_length(tokens: Tensor, positions: int) -> None:
+    """Raises ModelError where a text of `tokens` `[B, L]` has more than the tower has positions for."""
+    if tokens.shape[1] > positions:
+        raise ModelError(
+            f"texts of {tokens.shape[1]} tokens are longer than the {positions} positions of the text tower; "
+            "cut them (the tokenizer does)"
+        )
+
+
 class ExplicitText(Form):
     """What the two forms of open_clip's text tower share: `qclip_causal` says that the mask is the triangular one."""
 
@@ -293,6 +303,7 @@ class ExplicitFlatText(ExplicitText):
         return F.normalize(x, dim=-1) if normalize else x
 
     def _encode_text(self, text: Tensor) -> Tensor:
+        check_length(text, len(self.positional_embedding))
         cast_dtype = self.transformer.get_cast_dtype()
         x = self.token_embedding(text).to(cast_dtype)
         x = x + self.positional_embedding[: text.shape[1]].to(cast_dtype)
@@ -320,6 +331,7 @@ class ExplicitTextTransformer(ExplicitText):
         return replay.run(self, self._encode, self.visible_tokens(text))
 
     def _encode(self, text: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        check_length(text, len(self.positional_embedding) - (self.cls_emb is not None))
         x, mask = self._embeds(text)
         if self.cls_emb is None and not getattr(self, "use_pad_mask", False):
             mask = self._mask(text.shape[1])

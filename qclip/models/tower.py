@@ -24,6 +24,7 @@ KINDS = (
     "k",
     "v",
     "out",
+    "gate",
     "fc1",
     "fc2",
     "projection",
@@ -35,11 +36,12 @@ KINDS = (
     "embedding",
 )
 FEEDS = ("norm", "attention", "activation", "raw")
-ACTIVATIONS = ("gelu", "quick_gelu", "gelu_tanh")
+ACTIVATIONS = ("gelu", "quick_gelu", "gelu_tanh")  # kernels have them in the epilogue of a product
+GATES = (*ACTIVATIONS, "silu")  # of a gated MLP
 
 
 def activate(x: Tensor, activation: str | None) -> Tensor:
-    """The activations that the kernels know, in torch; the names are those of `qkernels.int8_linear`."""
+    """Activations in torch; the names of those that the kernels know are those of `qkernels.int8_linear`."""
     if activation is None:
         return x
     if activation == "gelu":
@@ -48,7 +50,9 @@ def activate(x: Tensor, activation: str | None) -> Tensor:
         return F.gelu(x, approximate="tanh")
     if activation == "quick_gelu":
         return x * torch.sigmoid(1.702 * x)
-    raise ValueError(f"unknown activation {activation!r}; known: {', '.join(ACTIVATIONS)}")
+    if activation == "silu":
+        return F.silu(x)
+    raise ValueError(f"unknown activation {activation!r}; known: {', '.join(GATES)}")
 
 
 def _values(module: Any) -> Tensor:
@@ -57,11 +61,39 @@ def _values(module: Any) -> Tensor:
     return module.weight if dequantized is None else dequantized()  # type: ignore[no-any-return]
 
 
+class Rotary(nn.Module):
+    """Turns queries and keys by angles that depend on their positions (RoPE, Su et al. 2104.09864). The first `prefix`
+    tokens have no position and stay. Pairs are neighbouring channels, or, with `halves`, fellows in the two halves."""
+
+    def __init__(self, prefix: int = 0, halves: bool = False) -> None:
+        super().__init__()
+        self.prefix, self.halves = prefix, halves
+
+    def forward(self, q: Tensor, k: Tensor, rope: Tensor) -> tuple[Tensor, Tensor]:
+        """q, k `[B, L, H, d]`; rope `[L - prefix, 2 * d]`, or with heads, and batch, before: sines, then cosines of the
+        angle of every channel. Computes in the wider dtype of the two and gives that of q and k."""
+        rope = rope.unsqueeze(-2) if rope.ndim == 2 else rope.transpose(-3, -2)
+        sin, cos = rope.chunk(2, -1)
+        if self.prefix:
+            before = (0, 0, 0, 0, self.prefix, 0)  # of the third last dimension: tokens
+            sin, cos = F.pad(sin, before), F.pad(cos, before, value=1.0)
+        return self._turned(q, sin, cos), self._turned(k, sin, cos)
+
+    def _turned(self, x: Tensor, sin: Tensor, cos: Tensor) -> Tensor:
+        if self.halves:
+            first, second = x.chunk(2, -1)
+            across = torch.cat((-second, first), -1)
+        else:
+            across = torch.stack((-x[..., 1::2], x[..., ::2]), -1).flatten(-2)
+        return (x * cos + across * sin).to(x.dtype)
+
+
 class Attention(nn.Module):
     """Explicit multi-head self attention: four linear sites, one softmax. Input and output `[B, L, D]`.
 
-    `q_norm` and `k_norm` act on `[B, L, H, d]`, `inner_norm` on the heads' joined output before `out`. In an attention
-    pool the queries come from elsewhere: `query` of `forward`; keys and values always come from x.
+    `q_norm` and `k_norm` act on `[B, L, H, d]`, then `rotary`, where `rope` is given; `inner_norm` on the heads' joined
+    output before `out`. In an attention pool the queries come from elsewhere: `query` of `forward`; keys and values
+    always come from x.
     """
 
     def __init__(
@@ -75,11 +107,12 @@ class Attention(nn.Module):
         q_norm: nn.Module | None = None,
         k_norm: nn.Module | None = None,
         inner_norm: nn.Module | None = None,
+        rotary: Rotary | None = None,
     ) -> None:
         super().__init__()
         self.q, self.k, self.v, self.out = q, k, v, out
         self.heads, self.scale = heads, scale
-        self.q_norm, self.k_norm, self.inner_norm = q_norm, k_norm, inner_norm
+        self.q_norm, self.k_norm, self.inner_norm, self.rotary = q_norm, k_norm, inner_norm, rotary
         # Runs instead of scaled_dot_product_attention: (q, k, v [B, L, H, d], mask, causal, scale) -> [B, L, H, d].
         self.operands: nn.Module | None = None
 
@@ -101,17 +134,29 @@ class Attention(nn.Module):
     def out_proj(self) -> nn.Module:
         return self.out
 
-    def forward(
-        self, x: Tensor, mask: Tensor | None = None, causal: bool = False, query: Tensor | None = None
-    ) -> Tensor:
-        """`mask`: additive float or bool (True = may attend), broadcastable to `[B, H, Lq, Lk]`. `query`: input of q
-        where it is not x (attention pools)."""
-        source = x if query is None else query
-        q, k, v = (t.unflatten(-1, (self.heads, -1)) for t in (self.q(source), self.k(x), self.v(x)))
+    def _placed(self, q: Tensor, k: Tensor, v: Tensor, rope: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """What the attention multiplies, `[B, L, H, d]`: heads apart, normed and turned."""
+        q, k, v = (t.unflatten(-1, (self.heads, -1)) for t in (q, k, v))
         if self.q_norm is not None:
             q = self.q_norm(q)
         if self.k_norm is not None:
             k = self.k_norm(k)
+        if self.rotary is not None and rope is not None:
+            q, k = self.rotary(q, k, rope)
+        return q, k, v
+
+    def forward(
+        self,
+        x: Tensor,
+        mask: Tensor | None = None,
+        causal: bool = False,
+        query: Tensor | None = None,
+        rope: Tensor | None = None,
+    ) -> Tensor:
+        """`mask`: additive float or bool (True = may attend), broadcastable to `[B, H, Lq, Lk]`. `query`: input of q
+        where it is not x (attention pools). `rope`: of `Rotary`."""
+        source = x if query is None else query
+        q, k, v = self._placed(self.q(source), self.k(x), self.v(x), rope)
         if self.operands is None:
             q, k, v = (t.transpose(1, 2) for t in (q, k, v))
             y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, scale=self.scale)
@@ -124,11 +169,19 @@ class Attention(nn.Module):
 
 
 class Mlp(nn.Module):
-    """Explicit MLP: fc1, activation, (inner norm), fc2. Input and output `[..., D]`."""
+    """Explicit MLP: fc1, activation, (inner norm), fc2. Input and output `[..., D]`. With a `gate`, a second map of the
+    input, the activation is the gate's, and its result is multiplied by fc1's (GLU, Shazeer 2002.05202)."""
 
-    def __init__(self, fc1: nn.Module, fc2: nn.Module, activation: str, inner_norm: nn.Module | None = None) -> None:
+    def __init__(
+        self,
+        fc1: nn.Module,
+        fc2: nn.Module,
+        activation: str,
+        inner_norm: nn.Module | None = None,
+        gate: nn.Module | None = None,
+    ) -> None:
         super().__init__()
-        self.fc1, self.fc2, self.activation = fc1, fc2, activation
+        self.gate, self.fc1, self.fc2, self.activation = gate, fc1, fc2, activation
         self.inner_norm = inner_norm
 
     @property
@@ -142,7 +195,10 @@ class Mlp(nn.Module):
         return self.fc2
 
     def forward(self, x: Tensor) -> Tensor:
-        x = activate(self.fc1(x), self.activation)
+        if self.gate is None:
+            x = activate(self.fc1(x), self.activation)
+        else:
+            x = activate(self.gate(x), self.activation) * self.fc1(x)
         if self.inner_norm is not None:
             x = self.inner_norm(x)
         return self.fc2(x)
@@ -193,7 +249,8 @@ class Block:
     attention_norm: tuple[nn.Module, str] | None
     mlp: tuple[nn.Module, str] | None
     mlp_norm: tuple[nn.Module, str] | None
-    sites: dict[str, Site]  # by kind: q k v out fc1 fc2 (downsample)
+    sites: dict[str, Site]  # by kind: q k v out (gate) fc1 fc2 (downsample)
+    pairs: int | None = None  # of a query and a key, for one sample; None: every token with every token of the tower
 
 
 @dataclasses.dataclass

@@ -34,8 +34,8 @@ class ValuePath:
     mlp: nn.Module
     mlp_norm: nn.Module
     tail: Callable[[Tensor], Tensor]
-    behind_attention: tuple[nn.Module, ...] = ()
-    behind_mlp: tuple[nn.Module, ...] = ()
+    behind_attention: tuple[Callable[[Tensor], Tensor], ...] = ()
+    behind_mlp: tuple[Callable[[Tensor], Tensor], ...] = ()
     prefix: int = 1
 
     @classmethod

@@ -82,6 +82,11 @@ class Recorder(TorchDispatchMode):
         offset = int(tensor.storage_offset())
         return View(self.memory(tensor), tensor.dtype, tuple(tensor.shape), tensor.stride(), offset)
 
+    def _result(self, tensor: Tensor) -> View:
+        """What a step made: one without elements (batch norm gives two) has no place by which it could be found."""
+        memory = self._find(tensor) or Memory("temporary", 0)
+        return View(memory, tensor.dtype, tuple(tensor.shape), tensor.stride(), int(tensor.storage_offset()))
+
     def pointer(self, address: int) -> Pointer | None:
         if address == 0:
             return None
@@ -145,7 +150,7 @@ class Recorder(TorchDispatchMode):
         elif new and len(new) == len(results):
             for t in new:
                 self._enter(t, Memory("temporary", t.untyped_storage().nbytes()))
-            self._add(TorchStep(function, arguments, spec, [self.view(t) for t in results], []))
+            self._add(TorchStep(function, arguments, spec, [self._result(t) for t in results], []))
         elif new:
             raise UnrecordableError(f"{name} gives views and new tensors at once")
         return result

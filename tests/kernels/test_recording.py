@@ -283,3 +283,12 @@ def test_a_forked_process_leaves_the_pages_that_it_shares(monkeypatch: pytest.Mo
     monkeypatch.setattr("os.getpid", lambda: -1)
     assert torch.equal(record(function, x)(x), function(x))
     assert len(asked) == 2
+
+
+def test_batch_norm_is_replayed_which_gives_tensors_without_elements_too() -> None:
+    norm = torch.nn.BatchNorm2d(5).eval()
+    norm.running_mean.normal_()
+    norm.running_var.uniform_(0.5, 2)
+    x, other = torch.randn(2, 5, 4, 3), torch.randn(2, 5, 4, 3)
+    program = record(lambda x: norm(x * 2).relu(), x)
+    assert torch.equal(program(other), norm(other * 2).relu())

@@ -1,6 +1,7 @@
 """The explicit form computes what the model computed, and its sites are what runs."""
 
 import copy
+import functools
 
 import pytest
 import torch
@@ -9,6 +10,8 @@ from torch import nn
 from qclip import models
 from qclip.models.tower import FEEDS, KINDS, Attention, Mlp
 from tests.models.architectures import OPEN_CLIP, TIMM, images, perturb, tokens, with_trunk
+from tests.models.small_timm import SMALL
+from tests.models.small_timm import trunk as small_trunk
 
 TRUNKS = {
     f"trunk_{name}_{proj}": (name, proj)
@@ -38,6 +41,7 @@ def close(a: torch.Tensor, b: torch.Tensor) -> bool:
 
 
 ALL = [*OPEN_CLIP, *TRUNKS]
+RAW = TIMM | {name: functools.partial(small_trunk, name, num_classes=10) for name in SMALL}
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -53,17 +57,17 @@ def test_explicit_form_equals_the_original(name: str) -> None:
     assert not [m for m in cores if m not in decoder], "packed attention is left in an encoder"
 
 
-@pytest.mark.parametrize("name", [*ALL, *TIMM])
+@pytest.mark.parametrize("name", [*ALL, *RAW])
 def test_sites_are_what_runs(name: str) -> None:
     """Every site sees exactly `rows` rows per sample of width K, and equal `shared` means the same tensor."""
-    model = perturb(TIMM[name]()) if name in TIMM else build(name)
+    model = perturb(RAW[name]()) if name in RAW else build(name)
     towers = models.towers(model)
     seen: dict[str, list[torch.Tensor]] = {}
     for tower in towers.values():
         for site in tower:
             site.module.register_forward_pre_hook(lambda _, args, n=site.name: seen.setdefault(n, []).append(args[0]))
     with torch.no_grad():
-        if name in TIMM:
+        if name in RAW:
             model(images())
         else:
             model.encode_image(images())
@@ -135,9 +139,9 @@ def test_convnext_sites() -> None:
     assert tower.blocks[1].sites["downsample"].kind == "downsample"
 
 
-@pytest.mark.parametrize("name", TIMM)
+@pytest.mark.parametrize("name", RAW)
 def test_raw_timm_models(name: str) -> None:
-    model = perturb(TIMM[name]())
+    model = perturb(RAW[name]())
     with torch.no_grad():
         before = model(images())
         tower = models.towers(model)["vision"]

@@ -15,6 +15,8 @@ from qclip.errors import ModelError
 
 from ..small import IMAGES, small_clip
 from .architectures import OPEN_CLIP, TIMM, images, perturb, with_trunk
+from .small_timm import build as small_timm
+from .small_timm import trunk as small_trunk
 from .test_huggingface import build as build_hf
 from .test_structure import BUILDERS, seen
 
@@ -23,6 +25,10 @@ def headless(name: str) -> nn.Module:
     trunk = TIMM[name]()
     trunk.reset_classifier(0)
     return with_trunk(trunk, "mlp")
+
+
+def eva(name: str) -> nn.Module:
+    return with_trunk(small_trunk(name, num_classes=0, global_pool="token"), "linear")
 
 
 # model, its last block, the name of the mask of a block
@@ -41,6 +47,8 @@ DEFINED: dict[str, tuple[Callable[[], nn.Module], Callable[[Any], nn.Module], st
         lambda m: m.visual.trunk.blocks[-1],
         "attn_mask",
     ),
+    "eva": (lambda: eva("eva"), lambda m: m.visual.trunk.blocks[-1], "attn_mask"),
+    "eva02": (lambda: eva("eva02"), lambda m: m.visual.trunk.blocks[-1], "attn_mask"),
     "hf_clip": (lambda: build_hf("clip"), lambda m: m.vision_model.encoder.layers[-1], "attention_mask"),
 }
 
@@ -125,6 +133,8 @@ def test_the_model_is_left_as_it_was(name: str) -> None:
         (BUILDERS["trunk_siglip"], "VisionTransformer: it does not pool a class token"),
         (BUILDERS["trunk_convnext"], "ConvNeXt: it does not pool a class token"),
         (BUILDERS["hf_siglip"], "SiglipModel: it pools by attention"),
+        (lambda: small_timm("eva_post_norm"), "Eva: the norms of its blocks stand behind"),
+        (lambda: small_timm("pe"), "Eva: it does not pool a class token"),
     ],
 )
 def test_towers_without_a_class_token_are_refused_by_name(build: Callable[[], nn.Module], why: str) -> None:

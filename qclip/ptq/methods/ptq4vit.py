@@ -101,7 +101,9 @@ def _twins(context: Context) -> dict[str, float]:
         for block in tower.blocks:
             core = None if block.mlp is None else getattr(*block.mlp)
             site = block.sites.get("fc2")
-            if site is not None and isinstance(core, Mlp) and core.inner_norm is None and core.activation in LEAST:
+            if site is None or not isinstance(core, Mlp) or core.inner_norm is not None or core.gate is not None:
+                continue
+            if core.activation in LEAST:
                 found[site.name] = LEAST[core.activation]
     return found
 
