@@ -139,8 +139,9 @@ class Grid:
         "min-max" covers all values. "mse" tries that and 80 narrower ranges and takes the least squared error, the
         first of the best, so that no group is worse: a large value that is clipped lets the others be rounded more
         finely. For `symfull` it tries negative scales, too. "percentile" takes the best of three percentiles of |w|
-        (asym, floatzero: at both ends) by the same error. A group of zeros has scale 1; a group whose range float16
-        cannot hold has Inf, which `quantize_weight` refuses.
+        (asym, floatzero: at both ends) by the same error. A group of zeros has scale 1, of midrise, which has no zero,
+        the smallest that is held (2^-100, or the least normal float16); a group whose range float16 cannot hold has
+        Inf, which `quantize_weight` refuses.
         """
         if observer not in OBSERVERS:
             raise ValueError(f"unknown observer {observer!r}; known: {', '.join(map(repr, OBSERVERS))}")
@@ -176,6 +177,11 @@ class Grid:
         """Positive float32 scales as the container holds them: rounded to float16, and not below its normal range."""
         return scales.clamp(min=SMALLEST_NORMAL_HALF).half().float() if self._held_as_half() else scales
 
+    def _of_zeros(self, span: Tensor) -> Tensor:
+        """Scales of groups that hold nothing but zeros. The codes of midrise nearest to 0 are half a step away, so its
+        steps are as small as can be."""
+        return self.held(torch.full_like(span, TINY)) if self.kind == "midrise" else torch.ones_like(span)
+
     def _span(self, grouped: Tensor) -> tuple[Tensor, float]:
         """What the codes cover by min-max, and how many steps that is."""
         if self.zero is None:
@@ -186,14 +192,15 @@ class Grid:
     def _min_max(self, grouped: Tensor) -> tuple[Tensor, Tensor | None]:
         span, steps = self._span(grouped)
         found = span / torch.full_like(span, steps)  # not a number: a GPU would multiply by its reciprocal
-        scales = torch.where(span < TINY, torch.ones_like(found), self.held(found))
+        scales = torch.where(span < TINY, self._of_zeros(span), self.held(found))
         return scales, None if self.zero is not None else self._zeros(grouped, scales)
 
     def _least_squares(self, grouped: Tensor, padding: int, observer: str) -> tuple[Tensor, Tensor | None]:
         """`padding`: values at the end of the last group that are none."""
         span, _ = self._span(grouped)
-        best, least = torch.ones_like(span), torch.full_like(span, torch.inf)
-        best_zeros = None if self.zero is not None else torch.zeros_like(span)
+        whole, best_zeros = self._min_max(grouped)
+        best = whole  # which is left where errors are beyond float32
+        least = torch.full_like(span, torch.inf)
         codes, off = torch.empty_like(grouped), torch.empty_like(grouped)
         for scale, zeros in self._shrunk(grouped) if observer == "mse" else self._clipped(grouped, padding):
             zero = self._zero_or(None if zeros is None else zeros[:, :, None])
@@ -208,8 +215,8 @@ class Grid:
             if best_zeros is not None and zeros is not None:
                 best_zeros = torch.where(better, zeros, best_zeros)
         if self._held_as_half():  # what float16 cannot hold without clipping has no scale, as by min-max
-            best = torch.where(self._min_max(grouped)[0].isinf(), torch.inf, best)
-        return torch.where(span < TINY, torch.ones_like(best), best), best_zeros
+            best = torch.where(whole.isinf(), torch.inf, best)
+        return torch.where(span < TINY, self._of_zeros(span), best), best_zeros
 
     def _shrunk(self, grouped: Tensor) -> Iterator[tuple[Tensor, Tensor | None]]:
         """Scales and zeros that "mse" tries, those of min-max first."""
