@@ -9,7 +9,7 @@ from .operands import AttentionOperands
 from .patch import QuantizedPatch
 from .registry import LAYERS, check, from_facts
 from .simulated import SimulatedLinear
-from .site import Description, QuantizedSite, stored_bits
+from .site import Description, QuantizedSite, grid_bits, stored_bits
 from .transforms import TRANSFORMS, Hadamard, RandomHadamard, Scale, Shift, Transform
 
 __all__ = [
@@ -34,5 +34,6 @@ __all__ = [
     "Transform",
     "check",
     "from_facts",
+    "grid_bits",
     "stored_bits",
 ]

@@ -7,6 +7,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..errors import ArtifactError
 from ..untrusted.schema import one_of, optional, real, whole
 from .activations import ASYM, SYM, quantize_dequantize, quantize_twin
 from .gradients import refuse_gradients
@@ -38,6 +39,13 @@ class SimulatedLinear(QuantizedSite):
         super().__init__(*args, **kwargs)
         self.activation_bits, self.activation_grid = activation_bits, activation_grid
         self.negative_step = negative_step
+
+    @classmethod
+    def from_facts(cls, facts: dict[str, Any]) -> QuantizedSite:
+        twin = facts.get("negative_step") is not None
+        if twin and (facts["activation_bits"] is None or not facts["input_scale"] or facts["input_zero"]):
+            raise ArtifactError(f"{cls.__name__} has a twin input, which takes a static scale and no zero point")
+        return super().from_facts(facts)
 
     def describe(self) -> Description:
         return Description(self.shape, "simulated", self.grid.bits, self.activation_bits, stored_bits=self.stored_bits)

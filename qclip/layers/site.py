@@ -364,15 +364,18 @@ class QuantizedSite(Fixed):
 
 def stored_bits(weight: Weight, grid: Grid, transforms: Iterable[Transform], branch: Branch | None = None) -> int:
     """Bits that a file holds of a weight: codes, scales, zeros, and what its transforms and its branch hold."""
-    n, k = weight.shape
-    total = -(-n * k * grid.bits // 8) * 8
-    if isinstance(weight, Int4Weight):
-        total += n * -(-k // weight.group) * 16 * (1 if weight.zeros is None else 2)
-    else:
-        total += n * 32
     parts = [*transforms] if branch is None else [*transforms, branch]
     held = [buffer for part in parts for buffer in part.buffers()]
-    return total + sum(8 * buffer.numel() * buffer.element_size() for buffer in held)
+    return grid_bits(grid, *weight.shape) + sum(8 * buffer.numel() * buffer.element_size() for buffer in held)
+
+
+def grid_bits(grid: Grid, n: int, k: int) -> int:
+    """Bits that a file holds of a weight `[n, k]` on `grid`: its codes without empty bits, float32 scales of channels,
+    or float16 scales of groups and as many zeros where the grid has some."""
+    codes = -(-n * k * grid.bits // 8) * 8
+    if grid.container == "Int8Weight":
+        return codes + 32 * n
+    return codes + 16 * n * -(-k // (grid.group or k)) * (1 if grid.zero == 0 else 2)
 
 
 def _usual_grid(weight: Weight) -> Grid:

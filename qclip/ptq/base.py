@@ -168,6 +168,11 @@ class Method:
     def __init__(self, options: Any) -> None:
         self.chosen = options
 
+    def side_bits(self, plan: Treatment, n: int, k: int) -> int:
+        """Bits that it may store of a site with a weight `[n, k]` beside the codes and scales of `plan`, at most:
+        transforms, zeros, a branch. A size budget counts them."""
+        return 0
+
     def prepare(self, context: Context) -> None:
         """Once, before the blocks: statistics, an equal float model, other plans for sites."""
 

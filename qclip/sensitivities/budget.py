@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from collections import Counter
 from collections.abc import Callable
@@ -12,21 +13,23 @@ from torch import nn
 
 from .. import models
 from ..errors import InputError, RecipeError
+from ..layers import grid_bits
 from ..models.tower import Tower
 from ..ptq.allocation import Choice, InfeasibleError, allocate
 from ..recipes import Recipe, Treatment
 from ..results import Results
-from .groups import Group, groups, stored_bits
+from .groups import Group, groups
 
 LOW = 2  # bits at which damages do not add up: choices that go so low are measured again as a whole
 SWAPS = 24  # pairs of choices that are tried then
+INPUT = ("activation_bits", "static", "activation_grid", "activation_observer", "activation_percentile")
 
 Whole = Callable[[dict[str, int]], float]  # widths by group -> what they do together
 
 
 @dataclasses.dataclass(frozen=True)
 class Budget:
-    """`bits` a quantized weight, its scales and zeros included, or `bytes` of the whole model."""
+    """`bits` a quantized weight, its scales, zeros and side terms included, or `bytes` of all the model's tensors."""
 
     text: str
     bits: float | None = None
@@ -46,13 +49,15 @@ class Budget:
 
     def allows(self, weights: int, rest: int) -> int:
         """Bits for `weights` weights beside `rest` bytes of everything else."""
-        return int(self.bits * weights) if self.bits is not None else 8 * ((self.bytes or 0) - rest)
+        if self.bits is None:
+            return 8 * ((self.bytes or 0) - rest)
+        return math.floor(round(self.bits * weights, 3))  # 2.3 x 10 is 23 and not a little less
 
     def said(self, bits: int, weights: int, rest: int) -> str:
-        """So many bits of weights, in the budget's own unit."""
+        """So many bits of weights, in the budget's own unit, rounded up: what is said can be met."""
         if self.bits is not None:
-            return f"{bits / weights:.3f}bit"
-        return f"{(bits / 8 + rest) / 1e6:.2f}MB"
+            return f"{math.ceil(1000 * bits / weights) / 1000:.3f}bit"
+        return f"{math.ceil((bits / 8 + rest) / 1e3) / 1e3:.3f}MB"
 
 
 def budgeted(
@@ -63,17 +68,20 @@ def budgeted(
     whole: Whole | None = None,
 ) -> Recipe:
     """`base` (default: `w4a8`) with the widths of its sites chosen so that the summed sensitivity is least within the
-    budget. Only widths that were measured are used, each treated as `wXaY` does it; steps and activation bits are those
-    of `base`, which must be those that were measured.
+    budget. Only widths that were measured are used, on the grids and in the groups of `wXaY`; the rest is that of
+    `base`, whose activation bits must be those that were measured. Sizes are those on disk, with what the steps of
+    `base` hold beside the codes.
 
     whole: measures widths by group together; where a site gets 2 bits or fewer, pairs of groups are tried one step up
-    and down by it. Raises RecipeError naming the nearest budget that can be met, InputError for sensitivities of other
-    sites.
+    and down by it. Raises RecipeError naming the nearest budget that can be met, or what of `base` contradicts one;
+    InputError for sensitivities of other sites.
     """
     budget = Budget.parse(budget) if isinstance(budget, str) else budget
     base = base or Recipe("w4a8", Treatment.named("w4a8"))
+    _check(base)
     with models.explicit_form(model) as towers, torch.no_grad():
         found = groups(towers, base)
+        _check_inputs(base, found)
         fixed = _fixed_bytes(model, towers, base, found)
         tables = [_choices(group, base, sensitivities) for group in found]
         weights = sum(group.weights for group in found)
@@ -98,6 +106,37 @@ def budgeted(
     return dataclasses.replace(plain, exceptions=(*kept, *others))
 
 
+def _check(base: Recipe) -> None:
+    """Raises RecipeError where a recipe says what a budget decides."""
+    if own := [method for method, options in base.steps if hasattr(options, "average")]:
+        raise RecipeError(
+            f"a budget gives sites their widths, and so does {own[0]!r} of recipe {base.name!r}; use one of both"
+        )
+    plan, usual = base.default, _treated(base, base.default.weight_bits)
+    for name in ("group", "weight_grid", "weight_scale"):
+        if getattr(plan, name) != getattr(usual, name):
+            raise RecipeError(f"a budget treats weights as wXaY does; leave {name!r} out of recipe {base.name!r}")
+
+
+def _check_inputs(base: Recipe, found: list[Group]) -> None:
+    """Raises RecipeError for a site whose input an exception treats otherwise than those that were measured."""
+    for site in (site for group in found for site in group.sites):
+        plan = base.plan(site.name, site.kind)
+        if any(getattr(plan, name) != getattr(base.default, name) for name in INPUT):
+            raise RecipeError(
+                f"a budget treats all inputs as {base.default.name}, and recipe {base.name!r} has an exception for "
+                f"that of {site.name}; make it 'float', or drop it"
+            )
+
+
+def _treated(base: Recipe, bits: int) -> Treatment:
+    """What `base` means of a site at that width."""
+    plan = Treatment.named(f"w{bits}a{base.default.activation_bits}")
+    return dataclasses.replace(
+        base.default, weight_bits=bits, group=plan.group, weight_grid=None, weight_scale="channel"
+    )
+
+
 def _choices(group: Group, base: Recipe, sensitivities: Results) -> list[tuple[Treatment, Choice]]:
     """Every measured width of a group, smallest first, with its size and damage."""
     name = group.sites[0].name
@@ -105,11 +144,9 @@ def _choices(group: Group, base: Recipe, sensitivities: Results) -> list[tuple[T
     activation = base.default.activation_bits
     out = []
     for row in sorted(rows, key=lambda row: row["at"]):
-        treatment = dataclasses.replace(
-            Treatment.named(f"w{row['at']}a{activation}"), static=base.default.static and activation != 16
-        )
+        treatment = _treated(base, row["at"])
         if row["recipe"] == treatment.name:
-            out.append((treatment, Choice(group.bits(treatment), max(float(row["value"]), 0.0))))
+            out.append((treatment, Choice(group.bits(treatment, base.steps), max(float(row["value"]), 0.0))))
     if not out:
         raise InputError(
             f"the sensitivities tell nothing of {name} at {activation} activation bits; measure this model's "
@@ -130,7 +167,7 @@ def _fixed_bytes(model: nn.Module, towers: dict[str, Tower], base: Recipe, found
                 total -= weight.numel() * weight.element_size()  # type: ignore[operator, union-attr]
             elif plan is not None:
                 n, k = weight.flatten(1).shape  # type: ignore[operator, union-attr]
-                total += stored_bits(plan.grid, n, k) // 8 - weight.numel() * weight.element_size()  # type: ignore[operator, union-attr]
+                total += grid_bits(plan.grid, n, k) // 8 - weight.numel() * weight.element_size()  # type: ignore[operator, union-attr]
     return int(total)
 
 

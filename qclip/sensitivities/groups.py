@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
-from qkernels.grids import Grid
-
+from ..layers import grid_bits
 from ..models.tower import Site, Tower
-from ..recipes import Recipe, Treatment
+from ..recipes import METHODS, Recipe, Treatment
 
 FIXED = ("patch", "embedding")  # kinds whose width a recipe's name does not choose
 
@@ -20,9 +20,15 @@ class Group:
     tower: str
     sites: tuple[Site, ...]
 
-    def bits(self, treatment: Treatment) -> int:
-        """Bits that the group's weights take on disk: codes, scales and zeros."""
-        return sum(stored_bits(treatment.grid, *_shape(site)) for site in self.sites)
+    def bits(self, treatment: Treatment, steps: tuple[tuple[str, Any], ...] = ()) -> int:
+        """Bits that the group's weights take on disk, at most: codes, scales and zeros, a static scale and zero point
+        of the input, and what `steps` of a recipe hold beside them."""
+        methods = [METHODS.get(name)(options) for name, options in steps]
+        total = 0
+        for site in self.sites:
+            total += grid_bits(treatment.grid, *_shape(site)) + 64 * treatment.static
+            total += sum(method.side_bits(treatment, *_shape(site)) for method in methods)
+        return total
 
     @property
     def weights(self) -> int:
@@ -37,15 +43,6 @@ def groups(towers: dict[str, Tower], recipe: Recipe) -> list[Group]:
             if site.kind not in FIXED and recipe.plan(site.name, site.kind) is not None:
                 found.setdefault((name, site.shared), []).append(site)
     return [Group(shared, tower, tuple(sites)) for (tower, shared), sites in found.items()]
-
-
-def stored_bits(grid: Grid, n: int, k: int) -> int:
-    """Of a weight `[n, k]` in an artifact: its codes without empty bits, float32 scales of channels or float16 scales
-    of groups, and as many zeros where the grid has some."""
-    if grid.container == "Int8Weight":
-        return n * (k * grid.bits + 32)
-    count = n * (1 if grid.group is None else -(-k // grid.group))
-    return n * k * grid.bits + 16 * count * (2 if grid.kind in ("asym", "floatzero", "midrise") else 1)
 
 
 def _shape(site: Site) -> tuple[int, int]:

@@ -78,6 +78,7 @@ def sensitivity(
                 weights=source,
                 samples=probe.samples.description["sha256"],
                 classes=list(probe.classes),
+                prompts=None if probe.prompts is None else probe.prompts.tolist(),
                 labels=None if probe.labels is None else probe.labels.tolist(),
                 sites=[site.name for group in members for site in group.sites],
                 recipe=recipe.hash,

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from .. import calibration, models, rewrite
 from ..data import ImageSet
-from ..errors import InputError
+from ..errors import InputError, NonFiniteError
 from ..metrics import divergence, softmax
 from ..models.class_names import TEMPLATES
 from ..ptq.base import build
@@ -50,6 +50,8 @@ class Probe:
         self.model = copy.deepcopy(model).eval()
         self.encoders = models.encoders(self.model)
         self.towers = models.towers(self.model)
+        if samples.tokens is None:  # no tokenizer: nothing reaches it
+            self.towers.pop("text", None)
         self.samples, self.labels, self.classes = samples, labels, tuple(classes)
         self.prompts: Tensor | None = None
         if labels is not None and classes and self.encoders.tokenizer is not None:
@@ -92,7 +94,12 @@ class Probe:
     def _embedded(self, tower: str) -> np.ndarray:
         """Unit embeddings of the samples, float64 `[n, E]`."""
         found = calibration.batches(self.encoders, self.samples, tower)
-        return _unit(torch.cat([batch.encode(batch.inputs).float() for batch in found]))
+        vectors = _unit(torch.cat([batch.encode(batch.inputs).float() for batch in found]))
+        if not np.isfinite(vectors).all():
+            raise NonFiniteError(
+                f"embeddings of the {tower} tower are NaN or Inf, or 0; check the weights and the samples"
+            )
+        return vectors
 
     @torch.inference_mode()
     def _prompted(self) -> np.ndarray | None:

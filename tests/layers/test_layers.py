@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import qkernels
+from qclip.errors import ArtifactError
 from qclip.layers import (
     Int4Linear,
     Int8Linear,
@@ -17,8 +18,9 @@ from qclip.layers import (
     QuantizedPatch,
     Scale,
     SimulatedLinear,
+    from_facts,
 )
-from qclip.layers.activations import quantize_dequantize
+from qclip.layers.activations import quantize_dequantize, quantize_twin
 from qclip.models.tower import Attention, Mlp
 from qkernels import Int4Weight, Int8Weight, quantize_per_token
 
@@ -337,3 +339,25 @@ def test_compute_in_bfloat16():
     fused = quantized(float_attention()).bfloat16()
     x = torch.randn(2, 9, 64).bfloat16()
     assert fused(x).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+def test_a_twin_input_is_rounded_to_its_two_ranges(scaled):
+    """Behind the transforms; the file says so, and one without a scale is refused."""
+    g = torch.Generator().manual_seed(0)
+    weight, bias, factor = torch.randn(N, K, generator=g) / K**0.5, torch.randn(N, generator=g), torch.ones(K)
+    factor = torch.rand(K, generator=g) + 0.5 if scaled else factor
+    codes, step = Int8Weight.quantize(weight / factor), torch.tensor(0.11)
+    layer = SimulatedLinear(codes, bias, [Scale(factor)], step, activation_bits=6, negative_step=0.17 / 32)
+    x = F.gelu(2 * torch.randn(5, K, generator=g))
+    seen = quantize_twin(x * factor, 6, step, 0.17 / 32)
+    want = seen @ codes.dequantize().T + bias
+    assert torch.allclose(layer(x), want, atol=1e-5)
+    single = SimulatedLinear(codes, bias, [Scale(factor)], step, activation_bits=6)(x)
+    assert (want - single).abs().max() > 1e-2  # the ranges are two
+    again = from_facts(layer.facts()).to_empty(device="cpu")
+    again.load_state_dict(layer.state_dict())
+    assert torch.equal(again(x), layer(x))
+    for change in ({"input_scale": False}, {"input_zero": True}, {"activation_bits": None}):
+        with pytest.raises(ArtifactError, match="a twin input, which takes a static scale and no zero point"):
+            from_facts(layer.facts() | change)

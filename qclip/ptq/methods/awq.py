@@ -25,6 +25,7 @@ from qkernels.weights import Weight
 from ... import calibration
 from ...errors import NonFiniteError
 from ...layers import Scale
+from ...recipes import Treatment
 from ..base import Context, Method, SiteState, quantize_weight
 from ..driver import BlockRun
 from ..moments import multiplied
@@ -68,6 +69,9 @@ class AWQ(Method):
         super().__init__(options)
         self.samples = options.samples
         self.decides = frozenset({"input", "weight"} if options.clip else {"input"})
+
+    def side_bits(self, plan: Treatment, n: int, k: int) -> int:
+        return 32 * k
 
     def prepare(self, context: Context) -> None:
         self.clips = "weight" in context.recipe.decides(self.name)

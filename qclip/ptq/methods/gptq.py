@@ -11,7 +11,7 @@ import functools
 import warnings
 from typing import Literal
 
-from ...errors import NonFiniteError
+from ...errors import NonFiniteError, RecipeError
 from ..base import Context, Method, SiteState, weight_scales
 from ..compensation import Factor, round_columns
 from ..driver import BlockRun
@@ -55,6 +55,16 @@ class GPTQ(Method):
     def __init__(self, options: Options) -> None:
         super().__init__(options)
         self.samples = options.samples
+
+    def prepare(self, context: Context) -> None:
+        wanted = self.chosen.observer
+        for name, state in context.states.items():
+            plan = context.recipe.plan(name, state.site.kind)
+            if plan is not None and wanted is not None and plan.weight_observer not in ("min-max", wanted):
+                raise RecipeError(
+                    f"the scales of {name} are to be found by {plan.weight_observer!r} and gptq's by {wanted!r}; leave "
+                    "out weight_observer, or set gptq's 'observer' to null"
+                )
 
     def block(self, context: Context, run: BlockRun) -> None:
         groups: dict[str, list[SiteState]] = {}

@@ -21,6 +21,7 @@ from qkernels.grids import Grid
 from qkernels.weights import Weight
 
 from ...errors import NonFiniteError, RecipeError
+from ...layers import grid_bits
 from ...recipes import Treatment
 from ..base import Context, Method, SiteState
 
@@ -54,6 +55,11 @@ class HQQ(Method):
     options = Options
     decides = frozenset({"weight"})
 
+    def side_bits(self, plan: Treatment, n: int, k: int) -> int:
+        if plan.weight_bits > 4:
+            return 0
+        return grid_bits(dataclasses.replace(plan.grid, kind="floatzero"), n, k) - grid_bits(plan.grid, n, k)
+
     def finish(self, context: Context) -> None:
         fitting = {name: state for name, state in context.states.items() if fits(state)}
         if not fitting:
@@ -63,6 +69,11 @@ class HQQ(Method):
             )
         for done, (name, state) in enumerate(fitting.items()):
             context.report(self.stage, done, len(fitting))
+            if state.plan.weight_grid not in (None, "floatzero"):
+                raise RecipeError(
+                    f"hqq puts weights on the grid 'floatzero', and that of {name} is to be {state.plan.weight_grid!r}"
+                    "; leave out weight_grid"
+                )
             state.plan = dataclasses.replace(state.plan, weight_grid="floatzero")
             try:
                 state.weight = quantize(state.folded()[0], state.plan, self.chosen)

@@ -15,6 +15,7 @@ divides it by the root of the number of outputs.
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Literal
 
 import torch
@@ -24,6 +25,7 @@ from ... import calibration, seeds
 from ...errors import DataError, NonFiniteError, RecipeError
 from ...layers import Branch, RandomHadamard, stored_bits
 from ...models.tower import Site
+from ...recipes import Treatment
 from .. import rabitq
 from ..allocation import Choice, allocate
 from ..base import Context, Method, SiteState
@@ -73,16 +75,23 @@ class RaanA(Method):
     needs = frozenset({"gradients"})
     decides = frozenset({"input", "weight"})
 
+    def side_bits(self, plan: Treatment, n: int, k: int) -> int:
+        rank = int(self.chosen.held_out * k) + self.chosen.centralize
+        return 8 * RandomHadamard.shape(k)[0] * k + 16 * rank * (n + k)
+
     def prepare(self, context: Context) -> None:
-        taking_part = [s for s in context.states.values() if s.plan == context.recipe.default]
-        taking_part = [s for s in taking_part if s.site.kind not in ("patch", "embedding")]
+        recipe = context.recipe
+        sites = [s for s in context.states.values() if s.site.kind not in ("patch", "embedding")]
+        # By the recipe: an earlier step may have given sites other plans.
+        taking_part = [s for s in sites if recipe.plan(s.site.name, s.site.kind) == recipe.default]
         if not taking_part:
             raise RecipeError("raana has no site: all that the recipe quantizes are exceptions, patches or embeddings")
-        plan = context.recipe.default
-        if plan.weight_grid not in (None, "midrise") or plan.weight_scale != "channel":
+        plan = recipe.default
+        usual = plan.weight_grid in (None, "midrise") and plan.weight_scale == "channel"
+        if not usual or plan.weight_observer != "min-max":
             raise RecipeError(
-                f"recipe {context.recipe.name!r}: raana decides grid and scales of weights; leave out weight_grid and "
-                "weight_scale"
+                f"recipe {recipe.name!r}: raana decides grid and scales of weights; leave out weight_grid, "
+                "weight_scale and weight_observer"
             )
         self._rotate(context, taking_part)
         noted = {}
@@ -147,11 +156,13 @@ class RaanA(Method):
                 by_weight = gradient.flatten(0, -2).T @ x.flatten(0, -2)
                 found = (rows * by_weight.square().sum(1)).sum() / x.shape[-1]
             else:
-                lengths = gradient.flatten(1).norm(dim=1) * x.flatten(1).norm(dim=1)
-                found = lengths.sum() * rows.sum().sqrt() / x.shape[-1] ** 0.5
-                if self.chosen.damage == "authors":
-                    found = found / (gradient[0].numel() * x[0].numel() / x.shape[-1]) ** 0.5
-            sums[site.name] = sums.get(site.name, torch.zeros((), device=found.device)) + found
+                size = rows.sum().sqrt() / x.shape[-1] ** 0.5
+                g, lengths = gradient.flatten(1).norm(dim=1), x.flatten(1).norm(dim=1) * size
+                found = (g * lengths).sum()
+                if self.chosen.damage == "authors":  # the product of two means, each behind its root
+                    tokens = x[0].numel() / x.shape[-1]
+                    found = torch.stack([g.sum() / gradient[0].numel() ** 0.5, lengths.sum() / tokens**0.5])
+            sums[site.name] = sums.get(site.name, torch.zeros_like(found)) + found
 
         calibration.gradients(
             context.encoders, samples, tower, [s.site for s in states], see, context.seed, context.progress
@@ -159,7 +170,10 @@ class RaanA(Method):
         if unseen := [name for name in squares if name not in sums]:
             hint = "the model has no tokenizer, set model.tokenizer" if samples.tokens is None else "leave it float"
             raise DataError(f"{unseen[0]} saw nothing during calibration, so raana cannot tell its worth; {hint}")
-        return {name: float(found) for name, found in sums.items()}
+        worth = {name: float(found.prod()) for name, found in sums.items()}
+        if beyond := [name for name, found in worth.items() if not math.isfinite(found)]:
+            raise NonFiniteError(f"{beyond[0]}: its weights, inputs or gradients are too large for their squares")
+        return worth
 
     def _encode(self, context: Context, states: list[SiteState], widths: list[int]) -> dict:
         """Decides the codes. Returns what is told of a tower: its average of code bits, that of all bits stored, and

@@ -23,7 +23,7 @@ from ... import calibration
 from ...errors import NonFiniteError, RecipeError
 from ...layers import Scale, Shift
 from ...layers.activations import ASYM, code_range, static_quantizer
-from ...recipes import FLOAT
+from ...recipes import FLOAT, Treatment
 from ..base import Context, Method, SiteState
 from ..driver import BlockRun
 
@@ -56,19 +56,22 @@ class RepQViT(Method):
         super().__init__(options)
         self.samples = options.samples
 
+    def side_bits(self, plan: Treatment, n: int, k: int) -> int:
+        return 64 * k
+
     def prepare(self, context: Context) -> None:
         states = [state for state in context.states.values() if state.site.kind not in ("embedding", "patch")]
         inside = {site.name for t in context.towers.values() for block in t.blocks for site in block.sites.values()}
         for state in states:
-            _check(state)
-            # A projection reads one position of a sample: too few for a range per channel.
+            _check(state, context.recipe.plan(state.site.name, state.site.kind))
             found = "percentile" if state.site.name in inside else "mse"
             state.plan = dataclasses.replace(
                 state.plan, static=True, activation_grid=ASYM, activation_observer=found, weight_observer="percentile"
             )
 
     def block(self, context: Context, run: BlockRun) -> None:
-        for group in _groups(list(run.states.values())):
+        # A projection reads one position of a sample: too few for a range per channel. It gets one of all samples.
+        for group in _groups([state for state in run.states.values() if state.site.kind != "projection"]):
             seen: list[Tensor] = []
             run.observe({group[0].site.shared: seen.append})
             if _reads_norm(group[0]):
@@ -79,7 +82,8 @@ class RepQViT(Method):
                 run.use([state.site for state in group])
 
 
-def _check(state: SiteState) -> None:
+def _check(state: SiteState, wanted: Treatment | None) -> None:
+    """`wanted`: the plan before earlier steps gave the site another one."""
     plan, name = state.plan, state.site.name
     if plan.activation_bits == FLOAT:
         raise RecipeError(
@@ -88,6 +92,8 @@ def _check(state: SiteState) -> None:
         )
     if plan.activation_observer != "mse":
         raise RecipeError(f"repq-vit finds the input range of {name} itself; drop activation_observer")
+    if wanted is not None and wanted.weight_observer not in ("min-max", "percentile"):
+        raise RecipeError(f"repq-vit finds the weight scales of {name} by percentiles; drop weight_observer")
 
 
 def _reads_norm(state: SiteState) -> bool:

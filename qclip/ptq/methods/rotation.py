@@ -23,6 +23,7 @@ from ... import calibration
 from ...errors import RecipeError
 from ...layers import RandomHadamard, Scale, Shift
 from ...layers.transforms import Transform
+from ...recipes import Treatment
 from ...seeds import generator
 from ..base import Context, Method, SiteState
 
@@ -50,6 +51,9 @@ class Rotation(Method):
     options = Options
     needs = frozenset({"inputs"})
     decides = frozenset({"input"})
+
+    def side_bits(self, plan: Treatment, n: int, k: int) -> int:
+        return 8 * RandomHadamard.shape(k)[0] * k + 64 * k
 
     def prepare(self, context: Context) -> None:
         groups: dict[str, list[SiteState]] = {}

@@ -20,6 +20,7 @@ from qkernels import smooth_scale
 from ... import calibration
 from ...layers import Scale
 from ...layers.transforms import Transform
+from ...recipes import Treatment
 from ..base import Context, Method, SiteState
 from ..driver import BlockRun
 
@@ -57,6 +58,9 @@ class SmoothQuant(Method):
     def __init__(self, options: Options) -> None:
         super().__init__(options)
         self.samples = options.samples
+
+    def side_bits(self, plan: Treatment, n: int, k: int) -> int:
+        return 32 * k
 
     def prepare(self, context: Context) -> None:
         self.maxima = context.channel_maxima([s.site for s in context.states.values() if s.scalable])

@@ -9,15 +9,15 @@ pair (a, b) is searched over (0, 0), (i/n, 0) and (i/n, 1 - i/n), then branch an
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+import warnings
 
 import torch
 from torch import Tensor
 
-from ... import calibration
+from ...errors import NonFiniteError
 from ...layers import Branch, Scale
 from ...layers.activations import quantize_dequantize
-from ...recipes import FLOAT
+from ...recipes import FLOAT, Treatment
 from ..base import Context, Method, SiteState, quantize_weight
 from ..driver import BlockRun
 
@@ -70,39 +70,44 @@ class SVDQuant(Method):
         self.samples = options.samples
         self.found: dict[str, dict] = {}
 
-    def prepare(self, context: Context) -> None:
-        """Sites outside blocks: projections, pools."""
-        inside = {s.name for t in context.towers.values() for block in t.blocks for s in block.sites.values()}
-        outside = [s for s in context.states.values() if s.site.name not in inside]
-        groups = _by_input([s for s in outside if s.site.kind not in ("embedding", "patch")])
-        seen: dict[str, list[Tensor]] = {key: [] for key in groups}
-        with calibration.Hooks() as hooks:
-            for key, group in groups.items():
-                hooks.add(group[0].site.module, seen[key].append)
-            data = context.need_samples().first(self.chosen.samples)
-            calibration.run(context.encoders, data, context.towers, hooks, context.progress)
-        self._decide_all(groups, seen)
+    def side_bits(self, plan: Treatment, n: int, k: int) -> int:
+        return 32 * k + 16 * min(self.chosen.rank_of(n, k), k) * (n + k)
 
     def block(self, context: Context, run: BlockRun) -> None:
-        groups = _by_input(s for s in run.states.values() if s.site.shared not in self.found)  # a projection is done
+        groups: dict[str, list[SiteState]] = {}
+        for state in run.states.values():
+            groups.setdefault(state.site.shared, []).append(state)
         seen: dict[str, list[Tensor]] = {key: [] for key in groups}
         run.observe({key: seen[key].append for key in groups})
-        self._decide_all(groups, seen)
+        for key, group in groups.items():
+            inputs = seen.pop(key)
+            try:
+                self._decide(key, group, torch.cat([x.flatten(0, -2) for x in inputs]) if inputs else None)
+            except ValueError as why:
+                raise NonFiniteError(f"{group[0].site.name}: {why}") from why
 
     def finish(self, context: Context) -> None:
         context.notes["svdquant"] = self.found
-
-    def _decide_all(self, groups: dict[str, list[SiteState]], seen: dict[str, list[Tensor]]) -> None:
-        for key, group in groups.items():
-            inputs = seen.pop(key)
-            self._decide(key, group, torch.cat([x.flatten(0, -2) for x in inputs]) if inputs else None)
+        if few := {key: found for key, found in self.found.items() if found["inputs"] < found["channels"]}:
+            worst = min(few, key=lambda key: few[key]["inputs"] / few[key]["channels"])
+            warnings.warn(
+                f"SVDQuant saw fewer inputs than channels at {len(few)} of {len(self.found)} places, the fewest at "
+                f"{worst} ({few[worst]['inputs']} for {few[worst]['channels']}), and smooths nothing there; calibrate "
+                "with more images or captions, or raise its 'samples'",
+                stacklevel=2,
+            )
 
     def _decide(self, key: str, group: list[SiteState], x: Tensor | None) -> None:
         weight = torch.cat([state.folded()[0] for state in group])
+        count, channels = 0 if x is None else len(x), weight.shape[1]
         if x is None:  # no sample reached it: every channel alike
-            x, pairs = torch.eye(weight.shape[1], device=weight.device), [(0.0, 0.0)]
+            x = torch.eye(channels, device=weight.device)
         else:
-            x, pairs = group[0].input(x[:: max(1, len(x) // self.chosen.rows)]).float(), self.chosen.pairs
+            x = group[0].input(x[:: max(1, len(x) // self.chosen.rows)]).float()
+            if not x.square().isfinite().all():
+                raise ValueError("its inputs are NaN or infinite, or too large for their squares")
+        # Of a few inputs the largest say little: what smooths these best may be the worst for others.
+        pairs = [(0.0, 0.0)] if count < channels else self.chosen.pairs
         rank = min(self.chosen.rank_of(*state.folded()[0].shape) for state in group)
         trial = _Trial(group, weight, x, min(rank, *weight.shape))
         pair = pairs[0] if len(pairs) == 1 else min(pairs, key=lambda p: trial.attempt(*p).error)
@@ -116,14 +121,7 @@ class SVDQuant(Method):
             if pair != (0.0, 0.0):
                 state.transforms = [*state.transforms, best.smooth]
             state.branch, state.weight = branch, codes
-        self.found[key] = {"smoothing": list(pair), "rank": trial.rank}
-
-
-def _by_input(states: Iterable[SiteState]) -> dict[str, list[SiteState]]:
-    groups: dict[str, list[SiteState]] = {}
-    for state in states:
-        groups.setdefault(state.site.shared, []).append(state)
-    return groups
+        self.found[key] = {"smoothing": list(pair), "rank": trial.rank, "inputs": count, "channels": channels}
 
 
 @dataclasses.dataclass
@@ -155,6 +153,8 @@ class _Trial:
 
     def _rounded(self, smooth: Scale, left: Tensor, exact: bool) -> _Attempt:
         """The branch is that of `left`, the codes those of what it leaves of the whole weight."""
+        if not left.square().isfinite().all():
+            raise ValueError("its weights are too large for their squares")
         if exact:
             u, sizes, vt = torch.linalg.svd(left, full_matrices=False)
         else:

@@ -216,3 +216,42 @@ def test_its_options_are_in_the_recipe() -> None:
     recipe = Recipe.from_dict({"name": "x", "weight_bits": 3, "steps": [{"method": "gptq", "damp": 0.1}]})
     assert recipe.steps[0][1] == Options(damp=0.1) and Recipe.from_json(recipe.to_json()) == recipe
     assert recipe.needs_data and GPTQ(Options(samples=7)).samples == 7
+
+
+def test_two_observers_are_a_contradiction() -> None:
+    plan = Treatment(4, 8, 128, weight_observer="percentile")
+    with pytest.raises(RecipeError, match="to be found by 'percentile' and gptq's by 'mse'; leave out weight_observer"):
+        qclip.quantize(small_clip(), Recipe("x", plan, steps=(step("gptq"),)), IMAGES)
+    vision = {"towers": ("vision",)}
+    for options, wanted in (({"observer": None}, "percentile"), ({"observer": "min-max"}, "min-max")):
+        given = plan if options["observer"] is None else Treatment(4, 8, 128)
+        small = qclip.quantize(small_clip(), Recipe("x", given, steps=(step("gptq", **options),), **vision), IMAGES)
+        plans = small.qclip_quantization.plans
+        assert plans["vision.blocks.0.mlp.fc1"].weight_observer == wanted
+    # What an earlier step has made of the plan is none of the recipe's.
+    qclip.quantize(small_clip(), dataclasses.replace(recipes.get("w8a8-repq-vit+gptq"), **vision), IMAGES)
+
+
+def test_means_are_of_what_the_float_site_sees_and_of_what_the_codes_multiply() -> None:
+    """With inputs of few bits they differ: bias correction takes both."""
+    made = context(
+        small_clip(),
+        Recipe("x", Treatment(8, 2), (("*", "float"), ("vision.blocks.1.mlp.fc1", "w8a2")), (step("gptq", bias=True),)),
+    )
+    site = made.towers["vision"].sites["vision.blocks.1.mlp.fc1"]
+    seen: list[torch.Tensor] = []
+    handle = site.module.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    with torch.no_grad():
+        made.model.encode_image(IMAGES)
+        handle.remove()
+        ptq.decide(made)
+        state = made.states[site.name]
+
+        def mean(x: torch.Tensor) -> torch.Tensor:
+            return 0.9 * x[:, :1].flatten(0, 1).mean(0) + 0.1 * x.flatten(0, 1).mean(0)
+
+        codes = qclip.layers.activations.quantize_dequantize(seen[0], 2)
+        want = site.module(mean(seen[0]))
+        got = mean(codes) @ state.weight.dequantize().T + state.bias
+    assert (mean(codes) - mean(seen[0])).norm() > 0.05 * mean(seen[0]).norm()
+    assert (got - want).norm() < 1e-4 * want.norm()

@@ -117,3 +117,12 @@ def test_what_it_does_not_fit_is_refused():
         huge.visual.transformer.resblocks[1].mlp.c_fc.weight.fill_(1e7)
     with pytest.raises(NonFiniteError, match="vision.blocks.1.mlp.fc1: scales of an Int4Weight"):
         qclip.quantize(huge, "w4a8-hqq")
+
+
+def test_another_grid_is_a_contradiction():
+    for kind in ("sym", "asym"):
+        recipe = Recipe("x", Treatment(4, 8, 64, weight_grid=kind), steps=(step("hqq"),))
+        with pytest.raises(RecipeError, match=f"hqq puts weights on the grid 'floatzero', and .* is to be '{kind}'"):
+            qclip.quantize(small_clip(), recipe)
+    done = qclip.quantize(small_clip(), Recipe("x", PLAN, steps=(step("hqq"),)))
+    assert done.qclip_quantization.provenance["hqq_sites"] == 26

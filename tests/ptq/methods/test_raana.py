@@ -10,11 +10,13 @@ import torch
 from torch import Tensor, nn
 
 import qclip
-from qclip import calibration, models
-from qclip.errors import DataError, RecipeError
+from qclip import calibration, models, ptq
+from qclip.errors import DataError, NonFiniteError, RecipeError
 from qclip.layers import Int4Linear, Int8Linear, QuantizedSite, RandomHadamard, SimulatedLinear
+from qclip.layers.transforms import unfolded
 from qclip.models import encoders, explicit_form
 from qclip.ptq import rabitq
+from qclip.ptq.methods.raana import Options, RaanA
 from qclip.recipes import Recipe, Treatment, step
 from qclip.rewrite import dequantize_, quantization
 from tests.small import IMAGES, small_clip
@@ -225,7 +227,7 @@ def test_dead_columns_rows_and_layers() -> None:
                 ),
                 "raana decides grid and scales",
             )
-            for given in ({"weight_grid": "sym"}, {"weight_scale": "tensor"})
+            for given in ({"weight_grid": "sym"}, {"weight_scale": "tensor"}, {"weight_observer": "mse"})
         ],
         (
             lambda: qclip.quantize(
@@ -245,4 +247,120 @@ def test_a_tower_that_no_sample_reaches_is_named(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(models.Encoders, "_tokenizer", lambda _: None)
     model.__dict__.pop("tokenizer", None)
     with pytest.raises(DataError, match="text.* saw nothing during calibration.*tokenizer"):
+        qclip.quantize(model, recipe(), IMAGES)
+
+
+@pytest.mark.parametrize("damage", ["variance", "bound", "authors"])
+def test_what_a_site_is_worth_is_the_formula(damage: str) -> None:
+    """docs/methods.md, RaanA, from inputs and gradients of each image by itself."""
+    model, method = small_clip(), RaanA(Options(damage=damage, samples=2))
+    mine = dataclasses.replace(recipe(), towers=("vision",))
+    data = calibration.Samples(IMAGES[:2], None, {})
+    towers = models.towers(model)
+    context = ptq.Context(model, mine, towers, encoders(model), data, ptq.states(mine, towers), {}, seed=3)
+    states = [s for s in context.states.values() if s.site.kind != "patch"]
+    method._rotate(context, states)
+    found = method._importance(context, "vision", states)
+    seen: dict[str, list[tuple[Tensor, Tensor]]] = {}
+
+    def see(site, x, gradient):
+        seen.setdefault(site.name, []).extend(zip(x, gradient, strict=True))
+
+    calibration.gradients(context.encoders, data, "vision", [s.site for s in states], see, 3)
+    for state in states:
+        w, calls = state.source.weight.detach(), seen[state.site.name]
+        rows = [(state.input(x).reshape(-1, w.shape[1]), g.reshape(-1, len(w))) for x, g in calls]
+        size, tokens = w.norm() / w.shape[1] ** 0.5, len(rows[0][0])
+        if damage == "variance":  # gradients of a batch are added up: products of different images are 0 on average
+            by_weight = sum(g.T @ x for x, g in rows)
+            want = (w.square().sum(1) * by_weight.square().sum(1)).sum() / w.shape[1]
+        elif damage == "bound":
+            want = sum(g.norm() * x.norm() for x, g in rows) * size
+        else:
+            want = sum(g.norm() / (tokens * len(w)) ** 0.5 for _, g in rows)
+            want = want * sum(x.norm() / tokens**0.5 for x, _ in rows) * size
+        assert found[state.site.name] == pytest.approx(float(want), rel=1e-3), state.site.name
+
+
+def test_variance_is_what_errors_of_random_direction_do_on_average() -> None:
+    """Against the embedding's own Jacobian by a site's weight, for one image."""
+    model, method = small_clip(), RaanA(Options(samples=1))
+    mine = dataclasses.replace(recipe(), towers=("vision",))
+    data = calibration.Samples(IMAGES[:1], None, {})
+    towers = models.towers(model)
+    context = ptq.Context(model, mine, towers, encoders(model), data, ptq.states(mine, towers), {})
+    state = context.states["vision.blocks.1.mlp.fc1"]
+    means = []
+    for seed in range(30):
+        context.seed = seed
+        means.append(method._importance(context, "vision", [state])[state.site.name])
+
+    module, (n, k) = state.source, state.source.weight.shape
+    moved, draw = [], torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        before, weight = torch.nn.functional.normalize(model.encode_image(IMAGES[:1])), module.weight.clone()
+        for _ in range(60):
+            error = torch.nn.functional.normalize(torch.randn(n, k, generator=draw)) * weight.norm(dim=1, keepdim=True)
+            module.weight.copy_(weight + 1e-3 * error)
+            after = torch.nn.functional.normalize(model.encode_image(IMAGES[:1]))
+            moved.append(float((after - before).square().sum()) * 1e6)
+        module.weight.copy_(weight)
+    assert sum(means) / 30 == pytest.approx(sum(moved) / 60, rel=0.25)
+
+
+def test_side_terms_are_what_they_say_and_codes_are_of_the_rest() -> None:
+    model = small_clip()
+    with torch.no_grad():
+        for block in model.visual.transformer.resblocks:
+            block.mlp.c_fc.weight[:, [5, 40]] *= 15
+            block.mlp.c_fc.weight += 0.1
+    with explicit_form(model) as towers:
+        before = {s.name: t.weight(s).clone() for t in towers.values() for s in t}
+    mine = dataclasses.replace(recipe(widths=[3], centralize=True, held_out=2 / 64), towers=("vision",))
+    plain = dataclasses.replace(recipe(widths=[3]), towers=("vision",))
+    coded, bare = (sites(qclip.quantize(model, each, IMAGES)) for each in (mine, plain))
+    for name, layer in coded.items():
+        weight, k = before[name], before[name].shape[1]
+        held = weight.square().sum(0).topk(int(2 / 64 * k)).indices
+        want = weight.mean(0).expand_as(weight).clone()
+        want[:, held] = weight[:, held]
+        side = unfolded(layer.branch.weight(), None, layer.transforms)[0]
+        assert (side - want).norm() < 2e-3 * want.norm() and layer.branch.rank == 1 + len(held)
+        rest = (layer.dequantized_weight() - weight).square().sum() / (weight - want).square().sum()
+        assert 0.5 < float(rest) / rabitq.relative_error(3) < 1.3, name
+        x = torch.randn(5, k)
+        assert (layer(x) - layer.dequantized()(x)).norm() < 0.05 * layer.dequantized()(x).norm()
+    loud = "vision.blocks.0.mlp.fc1"
+    off = [(each[loud].dequantized_weight() - before[loud]).norm() for each in (coded, bare)]
+    assert off[0] < 0.5 * off[1] and set(held_columns(before[loud])) == {5, 40}
+
+
+def held_columns(weight: Tensor) -> list[int]:
+    return weight.square().sum(0).topk(2).indices.tolist()
+
+
+def test_steps_before_it_do_not_put_sites_out() -> None:
+    """Rotation gives sites of few bits another observer: they take part all the same."""
+    coded = qclip.quantize(small_clip(), "w3a8-rotation+raana", IMAGES)
+    assert all(layer.grid.kind == "midrise" for layer in sites(coded).values()) and len(sites(coded)) == 26
+
+
+@pytest.mark.parametrize("rule", rabitq.SCALE_RULES)
+def test_the_scale_rule_reaches_the_codes(rule: str) -> None:
+    """Least squares shrinks the weight by the squared cosine, unbiased scales do not."""
+    model = small_clip()
+    with explicit_form(model) as towers:
+        before = {s.name: t.weight(s).clone() for t in towers.values() for s in t}
+    for name, layer in sites(qclip.quantize(model, recipe(2, widths=[2], scale=rule), IMAGES)).items():
+        along = float((layer.dequantized_weight() * before[name]).sum() / before[name].square().sum())
+        assert along == pytest.approx(1.0 if rule == "unbiased" else 1 - rabitq.SINE2[2], abs=0.02), name
+
+
+def test_weights_too_large_for_their_squares_name_the_site() -> None:
+    model = small_clip()
+    with torch.no_grad():
+        mlp = model.visual.transformer.resblocks[1].mlp
+        mlp.c_fc.weight *= 1e25
+        mlp.c_proj.weight *= 1e-25
+    with pytest.raises(NonFiniteError, match=r"vision\.blocks\.1\.mlp\.fc1: .*too large for their squares"):
         qclip.quantize(model, recipe(), IMAGES)

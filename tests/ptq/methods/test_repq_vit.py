@@ -214,3 +214,20 @@ def test_inputs_that_are_not_finite_are_told_by_name():
         model.visual.transformer.resblocks[1].mlp.c_fc.weight.mul_(1e38)
     with pytest.raises(NonFiniteError, match=r"vision\.\S+ is NaN or Inf"):
         qclip.quantize(model, "w8a8-repq-vit", IMAGES)
+
+
+def test_a_projection_gets_one_range_of_all_samples():
+    """It reads one row of a sample; what its few rows do not show must not be clipped channel by channel."""
+    few = Recipe("x", steps=(step("repq-vit", samples=2),), towers=("vision",))
+    context = decided(small_clip(), few, torch.cat([IMAGES[:2], 3 * IMAGES]))
+    state = context.states["vision.projection"]
+    (found,) = context.static_quantizers([state.site]).values()
+    assert not state.transforms and torch.equal(state.input_scale, found[0]) and torch.equal(state.input_zero, found[1])
+    assert state.plan.activation_observer == "mse" and context.states["vision.blocks.1.mlp.fc1"].transforms
+
+
+def test_another_rule_for_weights_is_a_contradiction():
+    recipe = Recipe("x", Treatment(weight_observer="mse"), steps=REPQ)
+    with pytest.raises(RecipeError, match="finds the weight scales of .* by percentiles; drop weight_observer"):
+        qclip.quantize(small_clip(), recipe, IMAGES)
+    qclip.quantize(small_clip(), "w4a8-rotation+repq-vit", IMAGES)  # what a step before has made of the plan

@@ -178,3 +178,39 @@ def test_what_does_not_fit_is_refused():
         qclip.quantize(small_clip(), only, IMAGES)
     with pytest.raises(RecipeError, match="calibration="):
         qclip.quantize(small_clip(), "w8a8-rotation")
+
+
+def test_scales_of_few_bits_are_clipped_unless_that_is_not_wanted():
+    model = small_clip()
+    for bits, clip, wanted in ((4, True, "mse"), (2, True, "mse"), (4, False, "min-max"), (8, True, "min-max")):
+        recipe = Recipe("x", Treatment(bits, 8), steps=(step("rotation", clip=clip),), towers=("vision",))
+        plans = qclip.quantize(model, recipe, IMAGES).qclip_quantization.plans
+        assert plans["vision.blocks.0.mlp.fc1"].weight_observer == wanted
+        assert plans["vision.patch"].weight_observer == "min-max"
+
+
+def test_it_comes_behind_transforms_that_are_there():
+    """Smoothed first, then turned: the float product stays."""
+    model = small_clip()
+    recipe = Recipe("x", steps=(step("smoothquant", alpha=0.5), step("rotation")), towers=("vision",))
+    small = qclip.quantize(model, recipe, IMAGES)
+    layer = models.towers(small)["vision"].sites["vision.blocks.0.mlp.fc1"].module
+    kinds = [type(each).__name__ for each in layer.transforms]
+    assert kinds[0] == "Scale" and kinds[-1] == "RandomHadamard"
+    assert error(small, model) < 2 * error(qclip.quantize(model, "w8a8"), model)
+
+
+def test_medians_are_taken_of_channels_and_dead_ones_keep_it_finite():
+    moments = calibration.observers.Moments()
+    x = torch.randn(400, 16)
+    x[:, 9:] = 0  # seven of sixteen are dead
+    x[:, 3] *= 100
+    x -= x.mean(0)
+    moments.update(x)
+    shift, scale = balanced(moments, torch.randn(8, 16), 4.0)
+    assert scale.isfinite().all() and (scale != 1).nonzero().flatten().tolist() == [3] and not shift.any()
+    moments = calibration.observers.Moments()
+    x[:, 4:] = 0  # most are
+    moments.update(x)
+    shift, scale = balanced(moments, torch.randn(8, 16), 4.0)
+    assert (scale == 1).all() and not shift.any()

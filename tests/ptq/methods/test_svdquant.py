@@ -11,7 +11,7 @@ from torch import nn
 
 import qclip
 from qclip import models, ptq
-from qclip.errors import RecipeError
+from qclip.errors import NonFiniteError, RecipeError
 from qclip.layers import SimulatedLinear
 from qclip.models import encoders
 from qclip.ptq.methods import svdquant
@@ -182,3 +182,31 @@ def test_exceptions_keep_their_grids() -> None:
     coded = qclip.quantize(small_clip(), mine, IMAGES)
     found = {site.name: site.module for tower in models.towers(coded).values() for site in tower}
     assert isinstance(found["vision.blocks.0.mlp.fc2"], nn.Linear) and found["vision.blocks.0.attn.out"].grid.bits == 8
+
+
+@pytest.mark.parametrize("recipe", [Treatment(4, 8, 32), Treatment(4, 16)])
+def test_inputs_that_are_not_finite_name_the_site(recipe: Treatment) -> None:
+    model = small_clip()
+    with torch.no_grad():
+        model.visual.transformer.resblocks[1].mlp.c_fc.weight.mul_(1e38)
+    mine = Recipe("mine", recipe, steps=(step("svdquant", tried=1, rounds=1),), towers=("vision",))
+    with pytest.raises(NonFiniteError, match=r"vision\.blocks\.1\.mlp\.fc[12]: .*(NaN or infinite|too large|float16)"):
+        qclip.quantize(model, mine, IMAGES)
+
+
+def test_a_few_inputs_smooth_nothing_and_that_is_said() -> None:
+    """One image: its values divided by themselves are all alike, which says nothing of any other image."""
+    model = small_clip()
+    mine = Recipe("mine", Treatment(4, 4, 32), steps=(step("svdquant", tried=4),), towers=("vision",))
+    with pytest.warns(UserWarning, match=r"fewer inputs than channels at 9 of 9 .* vision\.features \(1 for 64\)"):
+        coded = qclip.quantize(model, mine, IMAGES[:1])
+    rounded = qclip.quantize(model, Recipe("rtn", Treatment(4, 4, 32), towers=("vision",)))
+    told = quantization(coded).provenance["svdquant"]
+    assert {tuple(found["smoothing"]) for found in told.values()} == {(0.0, 0.0)}
+    with torch.no_grad():
+        want = encoders(model).encode_image(IMAGES[1:])
+        near, far = (
+            float(1 - torch.cosine_similarity(encoders(each).encode_image(IMAGES[1:]), want).mean())
+            for each in (coded, rounded)
+        )
+    assert near < 1.1 * far
