@@ -126,3 +126,38 @@ def test_the_command_says_why(tmp_path: Path, capsys: pytest.CaptureFixture[str]
         assert main(line) == 0
     said = capsys.readouterr().err
     assert "1 - cosine" in said and "threads" in said and "beside it: w2a8" in said
+
+
+def test_times_are_medians_of_batches_of_each_contender(model: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each is called by itself, on a whole batch, in turns; what is told is milliseconds of one image."""
+    small, calls = qclip.quantize(model, "w8a8"), []
+    names = {id(model): "float", id(small): "w8a8"}
+    encoders = choosing.models.encoders
+
+    def watched(contender: nn.Module):
+        found = encoders(contender)
+        inner, name = found.encode_image, names[id(contender)]
+        found.encode_image = lambda x: calls.append((name, tuple(x.shape))) or inner(x)
+        return found
+
+    seconds = iter([s for turn in range(choosing.ROUNDS) for s in (0.016 * (1 + turn), 9.0 if turn == 3 else 0.008)])
+    timed: list[str] = []
+
+    def clock(call, count: int) -> float:
+        call()
+        timed.append(calls[-1][0])
+        return next(seconds)
+
+    monkeypatch.setattr(choosing.models, "encoders", watched)
+    monkeypatch.setattr(choosing, "timed", clock)
+    assert choosing._times({"float": model, "w8a8": small}) == pytest.approx({"float": 4.0, "w8a8": 0.5})
+    assert timed == ["float", "w8a8"] * choosing.ROUNDS
+    assert {shape for _, shape in calls} == {(choosing.BATCH, 3, 32, 32)}
+    assert calls[:6] == [("float", calls[0][1])] * 3 + [("w8a8", calls[0][1])] * 3  # what is recorded, before
+
+
+def test_where_none_fits_the_nearest_is_taken_whatever_it_costs(model: nn.Module, images: ImageSet) -> None:
+    found = choose(model, images, {"w8a8": 9.0, "w4a8": 1.0, "w2a8": 5.0}, error=1e-9)
+    errors = {each.recipe.name: each.error[0] for each in found.candidates}
+    assert found.recipe.name == min(errors, key=lambda name: errors[name]) != "w4a8"
+    assert "9.00 ms an image, float 9.00 ms (1.00 times as fast)" in found.reasons[3]

@@ -49,6 +49,7 @@ def decide(context: Context) -> None:
             _blocks(context, method)
         method.finish(context)
         for site, state in context.states.items():
+            _forget_old_range(state, before[site]["input"])
             for what, now in _decided(state).items():
                 same = [*map(id, now)] == [*map(id, before[site][what])]
                 if not same and what not in method.decides:
@@ -64,6 +65,15 @@ def decide(context: Context) -> None:
 def _decided(state: SiteState) -> dict[str, list]:
     """By `recipes.DECIDES`: the objects that a method replaces when it decides them."""
     return {"input": [*state.transforms, state.input_scale, state.input_zero], "weight": [state.weight, state.branch]}
+
+
+def _forget_old_range(state: SiteState, before: list) -> None:
+    """A static range that an earlier step found is of the input as it was: where the step has changed that input and
+    found none itself, one is found in the end. `before`: `_decided(state)["input"]` before the step."""
+    *transforms, scale, _ = before
+    if state.input_scale is not None and state.input_scale is scale:
+        if [*map(id, state.transforms)] != [*map(id, transforms)]:
+            state.input_scale = state.input_zero = state.negative_step = None
 
 
 def _blocks(context: Context, method: Method) -> None:

@@ -498,3 +498,27 @@ def test_static_scales_behind_smoothquant_are_those_of_all_samples() -> None:
     assert len(want) > 10 and any(state.transforms for state in context.states.values())
     for site in sites:
         assert torch.equal(context.states[site.name].input_scale, want[site.name][0])
+
+
+def test_a_static_range_is_of_the_input_that_is_quantized() -> None:
+    """A later step turns what RepQ-ViT has found ranges of: they are found again, for the turned input."""
+    found = {}
+    for recipe in ("w8a8-repq-vit", "w8a8-repq-vit+rotation"):
+        context = context_for(small_clip(), recipe)
+        context.samples = calibration.Samples(IMAGES, architectures.tokens(), {})
+        ptq.decide(context)
+        found[recipe] = context
+    turned = found["w8a8-repq-vit+rotation"]
+    sites = [state.site for state in turned.states.values() if state.plan.static]
+    want = turned.static_quantizers(sites)
+    assert len(sites) == 2 * 13 and all(
+        isinstance(turned.states[site.name].transforms[-1], qclip.layers.RandomHadamard) for site in sites
+    )
+    for site in sites:
+        state = turned.states[site.name]
+        assert torch.equal(state.input_scale, want[site.name][0]) and torch.equal(state.input_zero, want[site.name][1])
+    assert any(
+        not torch.equal(state.input_scale, found["w8a8-repq-vit"].states[name].input_scale)
+        for name, state in turned.states.items()
+        if state.plan.static
+    )

@@ -279,3 +279,54 @@ def test_a_store_that_takes_nothing_stops_no_run(tmp_path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error", StoreWarning)
         qclip.quantize(small_clip(), dataclasses.replace(RECIPE, steps=(step("gptq"),)), IMAGES)
+
+
+def test_what_was_decided_before_the_step_is_part_of_the_key(tmp_path) -> None:
+    """Two runs of one recipe whose first steps came to other things share nothing of the second."""
+    states, before = found_states(), found_states()
+    kept = Resumption(Store(tmp_path), {"made": "of this"})
+    kept.begin(1, before)
+    kept.keep("here", states, {})
+    other = {name: copy.copy(state) for name, state in before.items()}
+    other[FC1].transforms = [qclip.layers.Scale(torch.full((64,), 0.5))]
+    again = Resumption(Store(tmp_path), {"made": "of this"})
+    again.begin(1, other)
+    assert not again.find("here", blank(states), {})
+    again.begin(2, before)
+    assert not again.find("here", blank(states), {})
+    again.begin(1, before)
+    assert again.find("here", blank(states), {})
+
+
+def test_codes_outside_the_grid_are_computed_again(tmp_path) -> None:
+    """Of 3 bits in int8, -4 .. 3."""
+    states = found_states(Recipe("x", Treatment(3, 8), steps=(step("gptq"),)))
+    kept = Resumption(Store(tmp_path), {})
+    kept.begin(0, {})
+    good = _encoded(states)
+
+    def spoil(_, arrays):
+        arrays[f"{FC1}.weight.codes"][0, 0] = 5
+
+    for change, fine in ((lambda *_: None, True), (spoil, False)):
+        whole = dataclasses.replace(good, facts={**good.facts, "notes": {}})
+        kept._store.write(kept._key("here"), changed(whole, change))
+        if fine:
+            assert kept.find("here", blank(states), {})
+            continue
+        with pytest.warns(StoreWarning, match="codes outside it"):
+            assert not kept.find("here", blank(states), {})
+
+
+def test_a_half_precision_model_goes_on_as_well(tmp_path, monkeypatch, worked) -> None:
+    """bfloat16 biases, which numpy has no type for, come back bit by bit."""
+    model = small_clip().bfloat16()
+    recipe = Recipe("x", Treatment(4, 8, 32), steps=(step("gptq", bias=True),), towers=("vision",))
+    undisturbed = qclip.quantize(model, recipe, IMAGES)
+    with monkeypatch.context() as patch:
+        stop_at(patch, GPTQ, "vision.ending", KeyboardInterrupt)
+        with pytest.raises(KeyboardInterrupt):
+            qclip.quantize(model, recipe, IMAGES, resume=tmp_path)
+    worked.clear()
+    again = qclip.quantize(model, recipe, IMAGES, resume=tmp_path)
+    assert worked == [("gptq", "vision.ending")] and same(again, undisturbed)
