@@ -263,17 +263,18 @@ def test_what_a_site_is_worth_is_the_formula(damage: str) -> None:
     found = method._importance(context, "vision", states)
     seen: dict[str, list[tuple[Tensor, Tensor]]] = {}
 
-    def see(site, x, gradient):
-        seen.setdefault(site.name, []).extend(zip(x, gradient, strict=True))
+    def see(site, x, gradient, _):
+        seen.setdefault(site.name, []).append((x, gradient))
 
     calibration.gradients(context.encoders, data, "vision", [s.site for s in states], see, 3)
     for state in states:
         w, calls = state.source.weight.detach(), seen[state.site.name]
-        rows = [(state.input(x).reshape(-1, w.shape[1]), g.reshape(-1, len(w))) for x, g in calls]
+        images = [(i, g) for x, g in calls for i, g in zip(x, g, strict=True)]
+        rows = [(state.input(x).reshape(-1, w.shape[1]), g.reshape(-1, len(w))) for x, g in images]
         size, tokens = w.norm() / w.shape[1] ** 0.5, len(rows[0][0])
-        if damage == "variance":  # gradients of a batch are added up: products of different images are 0 on average
-            by_weight = sum(g.T @ x for x, g in rows)
-            want = (w.square().sum(1) * by_weight.square().sum(1)).sum() / w.shape[1]
+        if damage == "variance":  # gradients of a call are added up: products of different images are 0 on average
+            parts = [g.flatten(0, -2).T @ state.input(x).flatten(0, -2) for x, g in calls]
+            want = sum((w.square().sum(1) * part.square().sum(1)).sum() for part in parts) / w.shape[1]
         elif damage == "bound":
             want = sum(g.norm() * x.norm() for x, g in rows) * size
         else:
