@@ -216,3 +216,22 @@ def test_dead_inputs_and_those_that_are_not_finite():
         model.visual.transformer.resblocks[1].mlp.c_fc.weight.mul_(1e38)
     with pytest.raises(NonFiniteError, match=r"vision\.\S+ is NaN or Inf"):
         qclip.quantize(model, Recipe("x", steps=(step("ptq4vit", **FEW),), towers=("vision",)), IMAGES)
+
+
+@pytest.mark.parametrize("stride", [1, 5])
+@pytest.mark.parametrize("scale", ["channel", "tensor"])
+def test_what_cannot_be_bettered_is_kept(scale, stride):
+    """Weights and inputs that lie on their codes: no candidate is 1, and every other scale errs."""
+    plan, options = Treatment(5, 5, static=True, weight_scale=scale), Options(candidates=31, stride=stride)
+    g = torch.Generator().manual_seed(0)
+    source, x = nn.Linear(24, 6), torch.randint(-15, 16, (40, 24), generator=g).float()
+    with torch.no_grad():
+        source.weight.copy_(torch.randint(-15, 16, (6, 24), generator=g))
+        source.weight[:, 0], x[0, 0] = 15, 15
+    site = models.Site("vision.x", "fc1", "norm", "vision.x.in", nn.Module())
+    state = ptq.SiteState(site, source, plan)
+    found = Search([state], Curvature({"vision.x.in": x}, {"vision.x": torch.rand(40, 6, generator=g)}), options, None)
+    assert not any(abs(float(each) - 1) < 1e-6 for each in found.candidates)
+    history = found.run()
+    assert history == [0.0] * len(history) and found.factor == 1.0 and (found.factors[0] == 1).all()
+    assert torch.equal(state.weight.dequantize(), source.weight) and float(state.input_scale) == 1.0
