@@ -317,29 +317,31 @@ def test_the_rest_of_the_recipe_stays(model: nn.Module, found: Results) -> None:
 
 
 def test_a_swap_stays_within_the_budget_and_is_taken_where_it_is_better(model: nn.Module, found: Results) -> None:
-    """By a measure of the whole that likes the text tower best: what is additive says otherwise."""
     calls: list[dict[str, int]] = []
 
-    def whole(widths: dict[str, int]) -> float:
+    def better_each_time(widths: dict[str, int]) -> float:
         calls.append(widths)
-        return -sum(bits for name, bits in widths.items() if name.startswith("text"))
+        return -float(len(calls))
 
     with qclip.models.explicit_form(model) as towers:
         members = groups.groups(towers, qclip.recipes.get("w4a8"))
         sizes = {(g.name, bits): g.bits(Treatment.named(f"w{bits}a8")) for g in members for bits in BITS}
         weights = sum(group.weights for group in members)
 
-    def size(widths: dict[str, int]) -> int:
-        return sum(sizes[each] for each in widths.items())
+    def widths(whole: object) -> dict[str, int]:
+        chosen = qclip.budgeted(model, "2.9bit", found, None, whole)
+        return {g.name: chosen.plan(g.sites[0].name, g.sites[0].kind).weight_bits for g in members}
 
-    plain, refined = (qclip.budgeted(model, "2.9bit", found, None, each) for each in (None, whole))
-    at = {g.name: refined.plan(g.sites[0].name, g.sites[0].kind).weight_bits for g in members}
-    before = {g.name: plain.plan(g.sites[0].name, g.sites[0].kind).weight_bits for g in members}
-    assert min(before.values()) <= budget.LOW and calls[0] == before
-    assert all(size(each) <= 2.9 * weights for each in calls)
-    assert whole(at) < whole(before) and whole(at) == min(map(whole, calls))
+    plain, refined = widths(None), widths(better_each_time)
+    assert min(plain.values()) <= budget.LOW and calls[0] == plain
+    assert refined == calls[-1] != plain and len(calls) == 1 + budget.SWAPS
+    for before, after in itertools.pairwise(calls):
+        steps = [BITS.index(after[name]) - BITS.index(before[name]) for name in plain]
+        assert sorted(steps)[:1] + sorted(steps)[-1:] == [-1, 1] and sum(map(abs, steps)) == 2  # one up, one down
+        assert sum(sizes[each] for each in after.items()) <= 2.9 * weights
+    assert widths(lambda _: 1.0) == plain  # none is better
     calls.clear()
-    qclip.budgeted(model, "7bit", found, None, whole)  # no site so low that damages would not add up
+    qclip.budgeted(model, "7bit", found, None, better_each_time)  # no site so low that damages would not add up
     assert calls == []
 
 
