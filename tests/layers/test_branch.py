@@ -105,6 +105,8 @@ def test_half_keeps_its_numbers_and_bad_ones_are_refused() -> None:
     assert made(x.bfloat16()).dtype == torch.bfloat16
     tiny = Branch(torch.randn(2, 8) * 1e-9, torch.randn(4, 2) * 1e6)  # scaled alike before float16 holds them
     assert tiny.down.abs().max() > 1e-3 and tiny.weight().isfinite().all()
+    for down, up in ((torch.zeros(2, 8), torch.ones(4, 2)), (torch.ones(2, 8), torch.zeros(4, 2))):
+        assert not Branch(down, up).weight().any()  # a weight of zeros has such singular vectors
     for down, up in ((torch.randn(2, 8), torch.randn(4, 3)), (torch.randn(0, 8), torch.randn(4, 0))):
         with pytest.raises(ValueError, match="a branch is"):
             Branch(down, up)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import qclip
 from qclip import calibration, models, ptq
 from qclip.errors import DataError, NonFiniteError, RecipeError
-from qclip.layers import Int4Linear, Int8Linear, QuantizedSite, RandomHadamard, SimulatedLinear
+from qclip.layers import Int4Linear, Int8Linear, QuantizedSite, RandomHadamard, Scale, SimulatedLinear
 from qclip.layers.transforms import unfolded
 from qclip.models import encoders, explicit_form
 from qclip.ptq import rabitq
@@ -259,6 +259,9 @@ def test_what_a_site_is_worth_is_the_formula(damage: str) -> None:
     towers = models.towers(model)
     context = ptq.Context(model, mine, towers, encoders(model), data, ptq.states(mine, towers), {}, seed=3)
     states = [s for s in context.states.values() if s.site.kind != "patch"]
+    scales = {s.site.shared: Scale(torch.rand(s.source.weight.shape[1]) + 0.5) for s in states}
+    for state in states:  # of a step before
+        state.transforms = [scales[state.site.shared]]
     method._rotate(context, states)
     found = method._importance(context, "vision", states)
     seen: dict[str, list[tuple[Tensor, Tensor]]] = {}
@@ -268,7 +271,7 @@ def test_what_a_site_is_worth_is_the_formula(damage: str) -> None:
 
     calibration.gradients(context.encoders, data, "vision", [s.site for s in states], see, 3)
     for state in states:
-        w, calls = state.source.weight.detach(), seen[state.site.name]
+        w, calls = state.folded()[0], seen[state.site.name]
         images = [(i, g) for x, g in calls for i, g in zip(x, g, strict=True)]
         rows = [(state.input(x).reshape(-1, w.shape[1]), g.reshape(-1, len(w))) for x, g in images]
         size, tokens = w.norm() / w.shape[1] ** 0.5, len(rows[0][0])
