@@ -30,6 +30,7 @@ class QuantizedMlp(Mlp):
         core.shares_input = takes_codes(fc1) and gate is not None and fc1.same_input(gate)  # type: ignore[operator, assignment]
         core.codes_between = (
             gate is None
+            and core.activation in ACTIVATIONS
             and isinstance(fc1, QuantizedLinear)
             and isinstance(fc2, QuantizedLinear)
             and fc2.takes_plain_codes()
@@ -67,7 +68,7 @@ class QuantizedMlp(Mlp):
                     return fc2.linear(fc1.linear(codes, scale, self.activation, out_scale=static), static)  # type: ignore[no-any-return]
                 if group is not None:
                     return fc2.linear(*fc1.linear(codes, scale, self.activation, out_group=group))  # type: ignore[no-any-return]
-            x = fc1.linear(codes, scale, self.activation)
+            x = self._activated(fc1, codes, scale)
         return behind(self.inner_norm, fc2, x)
 
     def _gated(self, x: Tensor, norm: nn.LayerNorm | None) -> Tensor:
@@ -76,6 +77,10 @@ class QuantizedMlp(Mlp):
         if not self.shares_input or watched(gate, fc1, self.fc2):
             return activate(gate(x), self.activation) * fc1(x)
         codes, scale = fc1.quantize(x, norm)
-        inside = self.activation if self.activation in ACTIVATIONS else None  # of the kernel that multiplies
-        opened = gate.linear(codes, scale, inside)
-        return (opened if inside else activate(opened, self.activation)) * fc1.linear(codes, scale)  # type: ignore[no-any-return]
+        return self._activated(gate, codes, scale) * fc1.linear(codes, scale)  # type: ignore[no-any-return]
+
+    def _activated(self, site: Any, codes: Tensor, scale: Tensor) -> Tensor:
+        """The product with the activation, in its kernel where that has it."""
+        if self.activation in ACTIVATIONS:
+            return site.linear(codes, scale, self.activation)  # type: ignore[no-any-return]
+        return activate(site.linear(codes, scale), self.activation)

@@ -157,7 +157,8 @@ def _converted(model: Any, state: dict[str, Tensor]) -> dict[str, Tensor]:
             state[name] = state[name].reshape(mine.shape)
     if model.logit_bias is not None and "logit_bias" not in state and "logit_scale" in state:
         state["logit_bias"] = torch.zeros_like(state["logit_scale"])
-    for name in ("input_resolution", "context_length", "vocab_size"):  # what OpenAI's files carry along
+    # What OpenAI's files carry along, and a buffer that text encoders of transformers had before 4.31.
+    for name in ("input_resolution", "context_length", "vocab_size", "text.transformer.embeddings.position_ids"):
         state.pop(name, None)
     return state
 

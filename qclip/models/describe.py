@@ -5,11 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from open_clip.coca_model import CoCa
+from open_clip.hf_model import HFTextEncoder
 from open_clip.model import CLIP
 from open_clip.timm_model import TimmModel
 from open_clip.transformer import LayerNormFp32, LayerScale, TextTransformer, VisionTransformer
 from torch import nn
 
+from . import open_clip_texts
 from .explicit import activation_name, present, unsupported
 
 
@@ -29,6 +31,8 @@ def describe(model: Any) -> dict[str, Any]:
             cfg["act_kwargs"] = {"approximate": "tanh"}
         if quick and act not in (None, "quick_gelu"):
             raise unsupported(model, "QuickGELU in one tower only")
+    if isinstance(model, CoCa) and isinstance(text, HFTextEncoder):
+        text_cfg["vocab_size"] = model.text_decoder.text_projection.shape[1]
     config.update(embed_dim=_embed_dim(visual, text), vision_cfg=vision_cfg, text_cfg=text_cfg)
     if quick:
         config["quick_gelu"] = True
@@ -55,6 +59,8 @@ def describe(model: Any) -> dict[str, Any]:
 
 
 def _embed_dim(visual: Any, text: Any) -> int:
+    if isinstance(text, HFTextEncoder):
+        return text.output_dim  # type: ignore[no-any-return]
     projection = text.text_projection
     if isinstance(projection, nn.Linear):
         return projection.out_features
@@ -147,6 +153,8 @@ def _timm(visual: Any) -> dict[str, Any]:
 
 
 def _text(text: Any) -> tuple[dict[str, Any], str | None, bool]:
+    if isinstance(text, HFTextEncoder):
+        return open_clip_texts.describe(text), None, False
     if not isinstance(text, CLIP | TextTransformer):
         raise unsupported(text)
     block = text.transformer.resblocks[0]

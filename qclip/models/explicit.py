@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..errors import ModelError
 from .hooks import carry
-from .tower import ACTIVATIONS, GATES, Attention, Block, Mlp, Site, activate
+from .tower import ACTIVATIONS, UNFUSED, Attention, Block, Mlp, Site, activate
 
 Place = tuple[nn.Module, str]  # getattr(*place) is the module
 
@@ -98,9 +98,9 @@ def split(weight: Tensor, bias: Tensor | None, parts: int, like: Tensor | None =
     return [linear(w, b, like) for w, b in zip(weight.chunk(parts), biases, strict=True)]
 
 
-def activation_name(module: nn.Module, gate: bool = False) -> str:
-    """Which of the kernels' activations this is, or of those of gates, told by its values. ModelError for any other."""
-    known = GATES if gate else ACTIVATIONS
+def activation_name(module: nn.Module, unfused: bool = False) -> str:
+    """Which of the kernels' activations this is, or of all with `unfused`, told by its values. Raises ModelError."""
+    known = (*ACTIVATIONS, *UNFUSED) if unfused else ACTIVATIONS
     x = torch.linspace(-6, 6, 97, device="cpu")
     with torch.no_grad():
         y = module.forward(x.clone())  # hooks on it are not asked

@@ -21,21 +21,18 @@ from torch import Tensor, nn
 
 from ..errors import ModelError, nearest
 from ..untrusted import expand, is_file, reason, schema
-from . import allowed, open_clip_form, open_clip_settings, timm
+from . import allowed, open_clip_form, open_clip_settings, open_clip_texts, timm
 from .checkpoint import fill, read_state
 from .describe import describe
 from .explicit import unsupported
 from .family import UnknownModelError, materialize_buffers
 from .inputs import VOCABULARY, Preprocess, attach
 from .open_clip_form import text_tower, vision_tower
+from .open_clip_text_configs import named
 from .tokenizer import check_folder
 from .tower import Tower
 from .value_path import ValuePath
 
-HF_TEXT = (
-    "text towers of Hugging Face inside open_clip (HFTextEncoder) have no kernels here; use a model with "
-    "open_clip's own text tower"
-)
 CLASSES: dict[str, type[nn.Module]] = {"CLIP": CLIP, "CustomTextCLIP": CustomTextCLIP, "CoCa": CoCa}
 
 
@@ -49,13 +46,17 @@ def names() -> list[str]:
 
 def architecture(config: dict[str, Any]) -> dict[str, Any]:
     """open_clip's own config (`model_cfg` of its JSON files) as `create_from_config` takes it: without what says how
-    texts become tokens. Raises ModelError for text towers of Hugging Face."""
+    texts become tokens, and with the settings of a text tower of Hugging Face in place of its name. Raises ModelError
+    for a name that is not known here."""
     config = deepcopy(config)
     custom, text = config.pop("custom_text", False), config.get("text_cfg")
     schema.validate(schema.flag, custom, "the description's custom_text", ModelError)
     if isinstance(text, dict):
-        if text.get("hf_model_name"):
-            raise ModelError(f"the model is not supported: {HF_TEXT}")
+        if (name := text.pop("hf_model_name", None)) is not None:
+            schema.validate(schema.text(200), name, "the description's hf_model_name", ModelError)
+            text["hf_config"] = named(name)
+        text.pop("hf_model_pretrained", None)
+        custom = custom or "hf_config" in text
         for name in open_clip_settings.TOKENIZER:
             text.pop(name, None)
     kind = "CLIP" if not custom else "CoCa" if "multimodal_cfg" in config else "CustomTextCLIP"
@@ -79,12 +80,27 @@ def create_from_config(config: dict[str, Any], device: str | torch.device = "cpu
         arguments["cast_dtype"] = getattr(torch, arguments["cast_dtype"])
     try:
         with torch.device(device):
-            model: Any = CLASSES[config["class"]](**arguments)
+            model = _build(config["class"], arguments)
+    except ModelError:
+        raise
     except Exception as error:  # sizes that contradict each other
         raise ModelError(
             f"open_clip's {config['class']} cannot be built from its description ({reason(error)})"
         ) from error
     model.qclip_config = deepcopy(config)
+    return model
+
+
+def _build(kind: str, arguments: dict[str, Any]) -> Any:
+    """The model by open_clip's own class; a text tower of Hugging Face takes the place of a small one."""
+    if "hf_config" not in (hugging := arguments["text_cfg"]):
+        return CLASSES[kind](**arguments)
+    place = {"width": 8, "heads": 1, "layers": 1, "context_length": 1}
+    vocabulary = {key: hugging[key] for key in ("vocab_size",) if key in hugging}  # CoCa's decoder has it
+    model: Any = CLASSES[kind](**arguments | {"text_cfg": place | vocabulary})
+    model.text = open_clip_texts.build(hugging, arguments["embed_dim"])
+    if kind != "CoCa":
+        model.context_length, model.vocab_size = model.text.context_length, model.text.vocab_size
     return model
 
 
@@ -122,6 +138,8 @@ def preprocess_config(model: nn.Module) -> dict[str, Any] | None:
 def tokenizer_config(model: nn.Module) -> dict[str, Any] | None:
     """The description of the model's tokenizer. CLIP's BPE is assumed where the vocabulary has its size."""
     text = getattr(model, "text", model)
+    if isinstance(text, HFTextEncoder):
+        return {"kind": "unknown", "context_length": open_clip_texts.context_of(text)}
     length, rows = getattr(text, "context_length", None), getattr(text, "vocab_size", None)
     if length is None:
         return None
@@ -167,8 +185,6 @@ def create(name: str, pretrained: str | None = None, device: str | torch.device 
     config = open_clip.get_model_config(known) if known in names() else None
     if config is None:
         raise UnknownModelError(f"open_clip knows no model {name!r}; {nearest(name, names())}")
-    if "hf_model_name" in config["text_cfg"]:
-        raise ModelError(f"{known} is not supported: {HF_TEXT}")
     tokenizer = _tokenizer_for(known, config)
     if pretrained is None:
         warnings.warn(f"{known} has random weights: no pretrained tag was given ('{known}:TAG')", stacklevel=2)
@@ -246,7 +262,7 @@ def owns(model: nn.Module) -> bool:
 
 def towers(model: nn.Module) -> dict[str, Tower]:
     """Both towers of an open_clip model, which is brought into explicit form in place. Raises ModelError for ResNet
-    image towers, text towers of Hugging Face, and classes that no adapter knows; the model still computes the same."""
+    image towers, and classes that no adapter knows; the model still computes the same."""
     visual: Any
     text: Any
     visual, text = model.visual, model if isinstance(model, CLIP) else model.text
@@ -255,16 +271,15 @@ def towers(model: nn.Module) -> dict[str, Tower]:
             "ResNet image towers (ModifiedResNet, open_clip's RN50 family) are not supported: their "
             "convolutions and batch norms have no kernels here; use a ViT or ConvNeXt model"
         )
-    if isinstance(text, HFTextEncoder):
-        raise ModelError(f"the model is not supported: {HF_TEXT}")
     if not isinstance(visual, VisionTransformer | TimmModel):
         raise unsupported(visual)
-    if not isinstance(text, CLIP | TextTransformer):
+    if not isinstance(text, CLIP | TextTransformer | HFTextEncoder):
         raise unsupported(text)
     if "qclip_config" not in model.__dict__:
         model.__dict__["qclip_config"] = _config_or_reason(model)
     vision = vision_tower(visual) if isinstance(visual, VisionTransformer) else timm.tower(visual)
-    return {"vision": vision, "text": text_tower(text)}
+    found = open_clip_texts.text_tower(text) if isinstance(text, HFTextEncoder) else text_tower(text)
+    return {"vision": vision, "text": found}
 
 
 def value_path(model: Any, tower: Tower) -> ValuePath:

@@ -5,19 +5,20 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from open_clip.hf_model import HFTextEncoder
 from open_clip.model import CLIP
 from open_clip.transformer import MultimodalTransformer, TextTransformer
 from torch import Tensor, nn
 
 from ..errors import ModelError
 from ..untrusted import expand, is_file
-from . import local, open_clip, open_clip_settings, timm
+from . import local, open_clip, open_clip_settings, open_clip_texts, timm
 from .checkpoint import SUFFIXES
 from .family import Family
 
 
 class OpenClip(Family):
-    """CLIP, CustomTextCLIP and CoCa, with towers of open_clip's own or of timm's."""
+    """CLIP, CustomTextCLIP and CoCa, with towers of open_clip's own, of timm's and text towers of Hugging Face's."""
 
     name = "open_clip"
     classes = open_clip_settings.CLASSES
@@ -53,14 +54,25 @@ class OpenClip(Family):
         return model.encode_text(tokens, normalize=False)
 
     def text_positions(self, model: Any, tokens: Tensor) -> Tensor | None:
-        """CoCa pools a class token behind the padding, so its tower runs to the end; its mask says what it reads."""
+        """CoCa pools a class token behind the padding, so its tower runs to the end; its mask says what it reads. What
+        Hugging Face's towers read is no padding."""
         text: Any = getattr(model, "text", None)
+        if isinstance(text, HFTextEncoder):
+            read = open_clip_texts.positions(
+                text, text.visible_tokens(tokens) if hasattr(text, "visible_tokens") else tokens
+            )
+            return None if bool(read.all()) else read.to(model.logit_scale.device)
         if getattr(text, "cls_emb", None) is None:
             return None
         mask = text._embeds(tokens.to(model.logit_scale.device))[1]  # additive, [B * heads, S, S]
         read = mask[:: len(mask) // len(tokens), -1] == 0
         read[:, -1] = True
         return read
+
+    def text_ends(self, model: Any, tokens: Tensor) -> Tensor:
+        text: Any = getattr(model, "text", None)
+        own = not isinstance(text, HFTextEncoder)
+        return super().text_ends(model, tokens) if own else open_clip_texts.ends(text, tokens)
 
     def load(self, name: str, device: str | torch.device = "cpu", arch: str | dict | None = None) -> nn.Module:
         if name.startswith("local-dir:"):
@@ -72,6 +84,8 @@ class OpenClip(Family):
 
     def rebuild_buffers(self, model: nn.Module) -> None:
         timm.rebuild_buffers(model)
+        if isinstance(text := getattr(model, "text", None), HFTextEncoder):
+            open_clip_texts.rebuild_buffers(text)
         for module in model.modules():
             mask = getattr(module, "attn_mask", None)
             if isinstance(module, CLIP | TextTransformer | MultimodalTransformer) and isinstance(mask, Tensor):

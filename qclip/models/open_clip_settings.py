@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from ..untrusted.schema import Check, either, flag, listing, null, one_of, optional, real, record, text, whole
-from . import allowed
+from . import allowed, open_clip_text_configs
 from .allowed import LAYERS, SIDE, TOKENS, VOCABULARY, WIDTH, dropout, pair, sides
 from .family import Blocks, Description, Tables
 
@@ -54,11 +56,19 @@ _TEXT: dict[str, Check] = _TRANSFORMER | {
     "pool_type": one_of("first", "last", "argmax", "eos", "none"),
     "proj_bias": flag,
     "proj_type": optional(one_of("linear", "none")),
-    "hf_model_name": null,  # text towers of Hugging Face: open_clip would fetch them
+    "hf_model_name": null,  # settings stand in its place: `open_clip_text_configs.py`
     "hf_tokenizer_name": null,
     "tokenizer_mode": null,
     "tokenizer_kwargs": null,
 }
+
+
+def _text(value: Any, where: str) -> None:
+    """open_clip's own text tower, or one of Hugging Face."""
+    hugging = isinstance(value, dict) and "hf_config" in value
+    (open_clip_text_configs.TEXT if hugging else record(_TEXT))(value, where)
+
+
 _MULTIMODAL = _TEXT | {"dim_head": whole(1, WIDTH), "n_queries": whole(1, 4096), "attn_pooler_heads": whole(1, WIDTH)}
 _OPEN_CLIP: dict[str, Check] = {
     "embed_dim": whole(1, WIDTH),
@@ -74,9 +84,9 @@ _OPEN_CLIP: dict[str, Check] = {
 _NEEDED = ("embed_dim", "vision_cfg", "text_cfg")
 CLASSES: dict[str, Check] = {
     "CLIP": record(_OPEN_CLIP, _NEEDED),
-    "CustomTextCLIP": record(_OPEN_CLIP, _NEEDED),
+    "CustomTextCLIP": record(_OPEN_CLIP | {"text_cfg": _text}, _NEEDED),
     "CoCa": record(
-        _OPEN_CLIP | {"multimodal_cfg": record(_MULTIMODAL), "pad_id": whole(0, VOCABULARY)},
+        _OPEN_CLIP | {"text_cfg": _text, "multimodal_cfg": record(_MULTIMODAL), "pad_id": whole(0, VOCABULARY)},
         (*_NEEDED, "multimodal_cfg"),
     ),
 }
@@ -113,12 +123,19 @@ def sizes(description: Description) -> tuple[Blocks, Tables]:
         tables.append(("visual.positional_embedding", (down * across + 1, vision.get("width", 768))))
     elif isinstance(vision.get("layers"), list):  # a ResNet
         blocks += [(f"visual.layer{i + 1}.", count) for i, count in enumerate(vision["layers"])]
-    prefix = "" if description["class"] == "CLIP" else "text."
-    width = words.get("width", 512)
-    length = words.get("context_length", 77) + bool(words.get("embed_cls"))
-    blocks.append((f"{prefix}transformer.resblocks.", words.get("layers", 12)))
-    tables.append((f"{prefix}positional_embedding", (length, width)))
-    tables.append((f"{prefix}token_embedding.weight", (words.get("vocab_size", 49408), width)))
+    own = "hf_config" not in words
+    texts = _own_text(words, description["class"]) if own else open_clip_text_configs.sizes(words)
+    blocks, tables = blocks + texts[0], tables + texts[1]
     if (decoder := config.get("multimodal_cfg")) is not None:
         blocks.append(("text_decoder.resblocks.", decoder.get("layers", 12)))
     return blocks, tables
+
+
+def _own_text(words: dict[str, Any], kind: str) -> tuple[Blocks, Tables]:
+    prefix = "" if kind == "CLIP" else "text."
+    width = words.get("width", 512)
+    length = words.get("context_length", 77) + bool(words.get("embed_cls"))
+    return [(f"{prefix}transformer.resblocks.", words.get("layers", 12))], [
+        (f"{prefix}positional_embedding", (length, width)),
+        (f"{prefix}token_embedding.weight", (words.get("vocab_size", 49408), width)),
+    ]

@@ -54,7 +54,7 @@ def vision_transformer(trunk: Any) -> Parts:
 
 def _geglu(module: Any) -> nn.Module:
     no_dropout(module, module.drop1.p, module.drop2.p)
-    core = Mlp(module.w1, module.w2, activation_name(module.act, gate=True), gate=module.w0)
+    core = Mlp(module.w1, module.w2, activation_name(module.act, unfused=True), gate=module.w0)
     del module.w0, module.w1, module.w2, module.act
     module.core = core.train(module.training)
     become(module, ExplicitGeGluMlp)

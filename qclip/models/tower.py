@@ -37,7 +37,7 @@ KINDS = (
 )
 FEEDS = ("norm", "attention", "activation", "raw")
 ACTIVATIONS = ("gelu", "quick_gelu", "gelu_tanh")  # kernels have them in the epilogue of a product
-GATES = (*ACTIVATIONS, "silu")  # of a gated MLP
+UNFUSED = ("silu", "relu")  # run in torch, between kernels
 
 
 def activate(x: Tensor, activation: str | None) -> Tensor:
@@ -52,7 +52,9 @@ def activate(x: Tensor, activation: str | None) -> Tensor:
         return x * torch.sigmoid(1.702 * x)
     if activation == "silu":
         return F.silu(x)
-    raise ValueError(f"unknown activation {activation!r}; known: {', '.join(GATES)}")
+    if activation == "relu":
+        return F.relu(x)
+    raise ValueError(f"unknown activation {activation!r}; known: {', '.join((*ACTIVATIONS, *UNFUSED))}")
 
 
 def _values(module: Any) -> Tensor:

@@ -222,7 +222,7 @@ def test_no_link_is_followed_out_of_an_artifact(saved: dict[str, Path], tmp_path
         ({"hf_tokenizer_name": "x", "tokenizer_kwargs": {"trust_remote_code": True}}, "'trust_remote_code'"),
         ({"hf_tokenizer_name": "x", "tokenizer_kwargs": {"use_fast": False}}, "'use_fast', which is not allowed"),
         ({"tokenizer_kwargs": {"bpe_path": "x"}}, "'bpe_path', which is not allowed"),
-        ({"hf_model_name": "roberta-base"}, "HFTextEncoder"),
+        ({"hf_model_name": "evil/model"}, "names are not looked up"),
         ({"hf_tokenizer_name": "x"}, "'auto_map', which is not allowed"),  # of the tokenizer_config.json beside it
         ({"tokenizer_mode": "evil"}, "tokenizer_mode is 'evil'"),
     ],
