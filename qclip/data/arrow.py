@@ -158,7 +158,9 @@ def _image_set(
 
 def _opened(path: Path) -> pa.Table:
     try:
-        return pa.ipc.open_stream(pa.memory_map(os.fspath(path))).read_all()
+        table = pa.ipc.open_stream(pa.memory_map(os.fspath(path))).read_all()
+        table.validate(full=True)  # Arrow follows whatever offsets a file has, out of its memory, too
+        return table
     except (OSError, pa.ArrowException, ValueError) as error:
         raise DataError(f"{shown(path)}: not a readable Arrow file ({_first(error)}).") from None
 

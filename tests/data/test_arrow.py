@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -167,6 +168,18 @@ def test_a_damaged_folder_is_named(tmp_path: Path, change: dict[str, bytes | Non
         if content is not None:
             (tmp_path / "set" / name).write_bytes(content)
     with pytest.raises(DataError, match=message):
+        load(f"hf:{tmp_path / 'set'}")
+
+
+def test_offsets_that_lead_out_of_the_file_are_refused(tmp_path: Path) -> None:
+    """Arrow follows them unasked: what is read from there is of somebody else, or ends the process."""
+    save(tmp_path / "set", table([1, 2], captions=["abcd", "efgh"]))
+    assert load(f"hf:{tmp_path / 'set'}").captions == [["abcd"], ["efgh"]]
+    file = tmp_path / "set" / "data-00000-of-00001.arrow"
+    content, offsets = file.read_bytes(), struct.pack("<3i", 0, 4, 8)
+    assert content.count(offsets) == 1
+    file.write_bytes(content.replace(offsets, struct.pack("<3i", 0, 4, 2**30)))
+    with pytest.raises(DataError, match="not a readable Arrow file"):
         load(f"hf:{tmp_path / 'set'}")
 
 
