@@ -203,6 +203,20 @@ def test_a_confidence_that_no_temperature_reaches_ends_nothing(model: nn.Module,
     assert found.value(metric="logit_factor", **where) > 1
 
 
+def test_parts_of_a_set_are_not_told_as_the_whole(model: nn.Module, small: nn.Module) -> None:
+    def with_groups(models: Mapping[str, nn.Module]) -> Results:
+        results = measured(models)
+        for name in models:
+            for group in ("land", "sea"):
+                where = {"set": "images", "role": "id", "axis": "group", "at": group}
+                results.add(model=name, metric="top1", value=77.0, **where)
+        return results
+
+    found = through_model(model, {"w4a8": small}, with_groups, controls=["shrink"], strengths=[], interventions=False)
+    assert found.value(model="w4a8", set="images", metric="top1", axis="control", at="shrink") < 77
+    assert 77.0 not in {row["value"] for row in found.rows}
+
+
 def test_a_model_with_the_same_weights_is_refused(model: nn.Module) -> None:
     with pytest.raises(InputError, match="nothing that a control replaces"):
         through_model(model, {"same": small_clip()}, measured)
