@@ -64,6 +64,16 @@ def test_corners_do_not_saturate(tier: str, largest: int) -> None:
         assert torch.equal(qkernels.int8_linear(x, 1.0, weight), (x.long() @ w.long().t()).float()), k
 
 
+@pytest.mark.parametrize("lowest", [-9, -17, -33, -65, -127])
+def test_the_largest_magnitude_may_be_a_negative_code_s(tier: str, lowest: int) -> None:
+    x = torch.full((9, 40), 127, dtype=torch.int8)
+    x[1], x[2, ::2] = -128, -127
+    w = torch.full((3, 40), lowest, dtype=torch.int8)
+    w[1], w[2, ::2] = 8, 8
+    weight = qkernels.pack(Int8Weight(w, torch.ones(3), (3, 40)))
+    assert torch.equal(qkernels.int8_linear(x, 1.0, weight), (x.long() @ w.long().t()).float())
+
+
 @pytest.mark.parametrize("bits, kind", [(b, "sym") for b in range(2, 8) if b != 4] + [(5, "midrise"), (6, "midrise")])
 def test_grids_of_fewer_bits(tier: str, bits: int, kind: str) -> None:
     """Odd codes of midrise grids take the kernel of a bit more."""
