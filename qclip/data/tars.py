@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import os
 import re
 import tarfile
@@ -145,15 +146,20 @@ def _files(path: Path, spec: str, split: str | None) -> tuple[Path, list[Path], 
         return path, files, []
     if len(said) != 1 or not re.fullmatch(r"[0-9]{1,9}", said[0]):
         raise DataError(f"{shown(folder / SHARDS)} says {said[0][:40]!r}; it holds one number, that of the shards.")
-    wanted = [folder / f"{k}.tar" for k in range(int(said[0]))] if int(said[0]) <= MOST_MEMBERS else []
-    gone = [each.name for each in wanted if each not in files]
-    more = [each.name for each in files if each not in wanted]
-    notes = [f"{spec}: {len(gone)} of {said[0]} shards are not there, and their images are left out: {some(gone)}"]
-    notes += [f"{spec}: {len(more)} tar files are more than {SHARDS} says ({said[0]}), and are left out: {some(more)}"]
-    kept = [each for each in files if each in wanted]
+    count, numbered = int(said[0]), re.compile(r"(0|[1-9][0-9]{0,8})\.tar")
+    kept = [each for each in files if (number := numbered.fullmatch(each.name)) and int(number[1]) < count]
     if not kept:
-        raise DataError(f"{shown(folder)}: none of the {said[0]} shards that {SHARDS} says is there; check the path.")
-    return path, kept, [note for note, odd in zip(notes, (gone, more), strict=True) if odd]
+        raise DataError(f"{shown(folder)}: none of the {count} shards that {SHARDS} says is there; check the path.")
+    there = {each.name for each in kept}
+    more = [each.name for each in files if each.name not in there]
+    notes: list[str] = []
+    if gone := count - len(kept):  # any number may be said
+        first = list(itertools.islice((name for k in range(count) if (name := f"{k}.tar") not in there), 5))
+        shards = ", ".join(first) + (f" and {gone - len(first)} more" if gone > len(first) else "")
+        notes = [f"{spec}: {gone} of {count} shards are not there, and their images are left out: {shards}"]
+    if more:
+        notes += [f"{spec}: {len(more)} tar files are more than {SHARDS} says ({count}), and are left out: {some(more)}"]
+    return path, kept, notes
 
 
 def _listed(folder: Path) -> list[str]:

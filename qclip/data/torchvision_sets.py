@@ -100,7 +100,10 @@ def load_torchvision(root: Path, spec: str, name: str | None, split: str | None 
         if name == "SUN397":  # in the order in which the file system gives them, which is another one elsewhere
             paths, labels = zip(*sorted(zip(paths, labels, strict=True)), strict=True) if paths else ((), ())
         source, count = _files(root, spec, [os.fspath(path) for path in paths]), len(paths)
-    array = np.asarray(labels, np.int64)
+    try:
+        array = np.asarray(labels, np.int64)
+    except OverflowError:
+        raise DataError(f"{spec!r}: a label is too large to be the number of a class.") from None
     if len(array) != count or (array < 0).any():
         raise DataError(f"{spec!r}: this split has {count} images and no label for some of them; choose another split.")
     classes = getattr(found, "classes", None)

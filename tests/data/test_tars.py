@@ -67,6 +67,7 @@ def test_clip_benchmark_s_layout(layout: Path) -> None:
     [
         ("12", 22, "1 of 12 shards are not there.*11.tar"),
         ("9", 18, r"2 tar files are more than nshards.txt says \(9\)"),
+        ("999999999", 22, r"999999988 of 999999999 shards are not there, .*: 11.tar, 12.tar, .* and 999999983 more"),
     ],
 )
 def test_a_shard_count_that_lies_is_named(layout: Path, said: str, count: int, note: str) -> None:

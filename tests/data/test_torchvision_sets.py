@@ -196,6 +196,14 @@ def test_files_that_are_cut_off_or_foreign_are_named(tmp_path: Path, part: str, 
         load(f"torchvision:{tmp_path}?set=MNIST")
 
 
+def test_a_label_that_is_too_large_is_refused(tmp_path: Path) -> None:
+    listed(tmp_path, "GTSRB")
+    (tmp_path / "gtsrb" / "GTSRB" / "Final_Test" / "Images").mkdir(parents=True)
+    (tmp_path / "gtsrb" / "GT-final_test.csv").write_text(f"Filename;Width;ClassId\n00001.ppm;6;{2**64}\n")
+    with pytest.raises(DataError, match="a label is too large"):
+        load(f"torchvision:{tmp_path}?set=GTSRB")
+
+
 def test_images_without_labels_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import torchvision.datasets
 

@@ -128,6 +128,16 @@ def test_the_whole_set_is_judged_unless_a_group_is_named(model: nn.Module, good:
     assert worst.where == whole.where and worst.requirement.metric == "worst_group_top1"
 
 
+def test_clean_images_are_judged_unless_a_corruption_is_named(
+    model: nn.Module, good: nn.Module, images: ImageSet
+) -> None:
+    settings = {"corruptions": ["contrast"], "cache": False}
+    found = qclip.verify(good, model, "top1>=-90, mean_top1>=-90, top1(contrast)>=-90", images, **settings)
+    where = [outcome.where for outcome in found.outcomes]
+    assert where[:2] == [images.name, f"{images.name}, contrast"]
+    assert where[2:] == [where[1], *(f"{where[1]}, severity {k}" for k in range(1, 6))]
+
+
 def test_scores_are_mcm_and_those_that_are_named(model: nn.Module, good: nn.Module, images: ImageSet) -> None:
     ood = "scenes:far-ood?samples=10"
     found = qclip.verify(good, model, "auroc>=-90, auroc(energy)>=-90", images, ood=ood, cache=False)
