@@ -96,7 +96,9 @@ class Tiny(nn.Module):
     def encoders(self) -> SimpleNamespace:
         calls = {"encode_image": self.encode_image, "encode_text": self.encode_text}
         feeds = {"preprocess": preprocess, "tokenizer": tokenizer, "logit_scale": 20.0, "logit_bias": self.bias}
-        return SimpleNamespace(**calls, **feeds, device=torch.device("cpu"), dtype=torch.float32)
+        return SimpleNamespace(
+            **calls, **feeds, towers=("vision", "text"), device=torch.device("cpu"), dtype=torch.float32
+        )
 
     @property
     def seen(self) -> list[Tensor]:
