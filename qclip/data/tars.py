@@ -158,7 +158,8 @@ def _files(path: Path, spec: str, split: str | None) -> tuple[Path, list[Path], 
         shards = ", ".join(first) + (f" and {gone - len(first)} more" if gone > len(first) else "")
         notes = [f"{spec}: {gone} of {count} shards are not there, and their images are left out: {shards}"]
     if more:
-        notes += [f"{spec}: {len(more)} tar files are more than {SHARDS} says ({count}), and are left out: {some(more)}"]
+        said_less = f"{len(more)} tar files are more than {SHARDS} says ({count}), and are left out: {some(more)}"
+        notes.append(f"{spec}: {said_less}")
     return path, kept, notes
 
 
