@@ -213,6 +213,16 @@ def test_odd_batches_of_text() -> None:
 
 
 @torch.no_grad()
+@pytest.mark.parametrize(("name", "length"), [("clip", 17), ("custom_text", 17), ("siglip_text", 20), ("coca", 17)])
+def test_texts_longer_than_the_positions_are_refused(name: str, length: int) -> None:
+    _, ours = twins(name)
+    long = tokens(length, (length, 3, length))
+    with pytest.raises(ModelError, match=f"texts of {length} tokens are longer than the 16 positions"):
+        ours.encode_text(long)
+    ours.encode_text(long[:, :16])
+
+
+@torch.no_grad()
 def test_the_triangular_mask_reaches_the_cores_as_causal() -> None:
     for name, want in (("clip", (None, True)), ("custom_text", (None, True)), ("no_causal_mask", (None, False))):
         _, ours = twins(name)

@@ -20,7 +20,7 @@ from qclip.layers import QuantizedAttention, QuantizedMlp
 from qclip.models import replay
 from qkernels import cpu
 
-from ..small import IMAGES, TEXTS
+from ..small import IMAGES, TEXTS, small_clip
 from .small_timm import SMALL, build, trunk
 
 ALL = list(SMALL)
@@ -206,3 +206,18 @@ def test_settings_without_an_explicit_form_are_named() -> None:
     for model, why in ((gated, "gated attention"), (grouped, "grouped-query attention")):
         with pytest.raises(ModelError, match=why):
             models.towers(model)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["eva02", "pe", "relpos", "swin"])
+def test_images_of_another_size_are_refused(name: str) -> None:
+    done = qclip.quantize(kept(name), {"name": "images", "towers": ["vision"]})
+    for side in (4, 24, 40):
+        with pytest.raises(AssertionError, match=rf"{side}\) doesn't match model"):
+            done.encode_image(torch.zeros(1, 3, side, side))
+
+
+@torch.no_grad()
+def test_images_smaller_than_a_patch_are_refused() -> None:
+    with pytest.raises(ValueError, match="a patch of 8 x 8 does not fit"):
+        qclip.quantize(small_clip(), {"name": "images", "towers": ["vision"]}).encode_image(torch.zeros(1, 3, 4, 4))
