@@ -134,13 +134,14 @@ def measure(name: str, data: str, recipe: str | None, force: bool) -> None:
         images = setting.elsewhere.get(where, setting.calibration)
         small = qclip.quantize(float_model, chosen, images.format(data=data), seed=seed)
         took = time.perf_counter() - began
+        whole = not seed and not where  # of the others only the error is told, and top-1
         found = qclip.evaluate(
             {"float": float_model, what: small},
             setting.data.format(data=data),
-            [each.format(data=data) for each in setting.ood],
-            corruptions=("gaussian_noise",),
+            [each.format(data=data) for each in setting.ood] if whole else [],
+            corruptions=("gaussian_noise",) if whole else (),
             scores=["mcm"],
-            measurements=["clean", "ood", "corrupted", "agreement"],
+            measurements=["clean", "ood", "corrupted", "agreement"] if whole else ["clean", "agreement"],
         )
         about = {"model": what, "role": "model", "recipe": wish, "recipe_hash": chosen.hash}
         found.add(metric="quantize_seconds", value=took, **about)
