@@ -146,8 +146,9 @@ def measure(name: str, data: str, recipe: str | None, force: bool) -> None:
         about = {"model": what, "role": "model", "recipe": wish, "recipe_hash": chosen.hash}
         found.add(metric="quantize_seconds", value=took, **about)
         found.add(metric="bits_per_weight", value=qclip.coverage(small).bits_per_weight, **about)
-        kept.rows = [row for row in kept if row["model"] not in (what, "float")]
-        kept.rows += [slim(row) for row in found if is_kept(row)]
+        new = (what, "float") if whole else (what,)
+        kept.rows = [row for row in kept if row["model"] not in new]
+        kept.rows += [slim(row) for row in found if is_kept(row) and row["model"] in new]
         kept.meta = {k: v for k, v in found.meta.items() if k != "models"}
         path.parent.mkdir(parents=True, exist_ok=True)
         kept.to_json(path)
