@@ -11,7 +11,7 @@ Kinds, of which any number may be given ("SVOH"):
   biases of their readers. The weights stay as they are, which is nearer to what large models have.
 - `H` hidden units: 16 copies of units of every MLP, `factor` times as large, which nobody reads.
 
-    python -m benchmarks.outliers photos --data SET --calibration SET --output FILE   # what each recipe recovers
+    python -m benchmarks.outliers photos --data SET --calibration SET      # what each recipe recovers: results/outliers
 
 S and V are exact where the factor is a power of two; O up to float32's rounding of large sums.
 """
@@ -22,6 +22,7 @@ import argparse
 import copy
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,6 +35,11 @@ from qclip.machine import cpu_name
 from qclip.models.tower import Block, Tower
 from qclip.seeds import generator
 
+FOLDER = Path(__file__).parent / "results" / "outliers"
+RECIPES = (
+    *("w8a8-static", "w8a8", "w8a8-smoothquant", "w8a8-static-smoothquant", "w8a8-rotation", "w8a8-repq-vit"),
+    *("w8a8-gptq", "w8a8-svdquant"),
+)
 KINDS = "SVOH"
 SHARE, UNITS = 0.02, 16  # of the width that are outlying channels; hidden units that H adds
 LAST_NORMS = ("ln_post", "ln_final")  # open_clip's, before the projections
@@ -141,23 +147,28 @@ def hidden(block: Block, draw: np.random.Generator, factor: float) -> None:
     core.fc1, core.fc2 = wider.train(fc1.training), reader.train(fc2.training)
 
 
-def measure(name: str, data: str, calibration: str, recipes: list[str], kinds: list[str]) -> dict:
-    """By kind ("" is the model as it is) and recipe: accuracy in float and quantized, and 1 - cosine to float."""
+def measure(name: str, data: str, calibration: str, recipes: list[str], kinds: list[str], offset: float) -> dict:
+    """By kind ("" is the model as it is) and recipe: top-1 of float, what is lost of it (a share, with the ends of its
+    95 % interval), and 1 - cosine of images to float."""
     model, rows = qclip.load_model(name), []
     for kind in ["", *kinds]:
-        hard = inject(model, kind) if kind else model
+        hard = inject(model, kind, offset=offset) if kind else model
         for recipe in recipes:
             small = qclip.quantize(hard, recipe, calibration)
             found = qclip.evaluate({"float": hard, recipe: small}, data, measurements=["clean", "agreement"])
-            row: dict[str, str | float] = {"kinds": kind, "recipe": recipe}
+            row: dict[str, Any] = {"kinds": kind, "recipe": recipe}
             for each in found:
-                if each["metric"] == "top1" and each["subset"] == "all" and not each["reference"]:
-                    row["float_top1" if each["model"] == "float" else "top1"] = round(each["value"], 4)
-                if each["metric"] == "cosine_mean" and each["model"] == recipe:
+                if each["metric"] == "top1" and each["subset"] == "all":
+                    if each["model"] == "float":
+                        row["float_top1"] = round(each["value"], 4)
+                    elif each["reference"] == "float":
+                        row["top1"] = [round(each[what], 5) for what in ("value", "low", "high")]
+                if each["metric"] == "cosine_mean" and each["model"] == recipe and each["reference"]:
                     row["distance"] = float(f"{1 - each['value']:.3g}")
             rows.append(row)
             print(row, flush=True)
-    return {"model": name, "data": data.rpartition("/")[2], "cpu": cpu_name(), "rows": rows}
+    about = {"model": name, "data": data.rpartition("/")[2], "calibration": calibration.rpartition("/")[2]}
+    return {**about, "factor": 64, "offset": offset, "cpu": cpu_name(), "rows": rows}
 
 
 def main() -> None:
@@ -165,13 +176,15 @@ def main() -> None:
     parser.add_argument("model")
     parser.add_argument("--data", required=True)
     parser.add_argument("--calibration", required=True)
-    parser.add_argument("--recipe", nargs="+", default=["w8a8-static", "w8a8", "w8a8-smoothquant", "w8a8-rotation"])
+    parser.add_argument("--recipe", nargs="+", default=RECIPES)
     parser.add_argument("--kinds", nargs="+", default=["S", "V", "O", "H", "SVOH"])
-    parser.add_argument("--output", type=Path, help="the JSON; without it the rows are only printed")
+    parser.add_argument("--offset", type=float, default=100.0, help="standard deviations that O adds")
+    parser.add_argument("--output", type=Path, help="the JSON; default: benchmarks/results/outliers/MODEL.json")
     args = parser.parse_args()
-    found = measure(args.model, args.data, args.calibration, args.recipe, args.kinds)
-    if args.output is not None:
-        write_atomic(args.output, f"{json.dumps(found, indent=1)}\n".encode())
+    found = measure(args.model, args.data, args.calibration, args.recipe, args.kinds, args.offset)
+    path = args.output or FOLDER / f"{args.model}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, f"{json.dumps(found, indent=1)}\n".encode())
 
 
 if __name__ == "__main__":

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from qclip import Results
 
 from .findings_page import cell, direction, table
+from .outliers import FOLDER
 from .ptq import LOOKING, SETTINGS, Setting, label
 
 Row = Mapping[str, Any]
@@ -49,6 +51,7 @@ def page(found: Mapping[str, Results]) -> str:
             if absent := [f"`{each.name}`" for each in variants if each.error is None]:
                 parts.append(f"Not measured: {', '.join(absent)}.\n")
         parts += _elsewhere(results, setting)
+    parts += _outliers()
     parts.append("## Which to choose\n" + "\n".join(_choice(best)) + "\n")
     return "\n".join(parts)
 
@@ -134,6 +137,40 @@ def _elsewhere(results: Results, setting: Setting) -> list[str]:
     head = ["recipe", "as above", *setting.elsewhere]
     about = "Error when the same method calibrates on other images; beside it, times what it is above, and top-1.\n"
     return ["### Calibrated elsewhere\n" + about + "\n".join(table(head, rows))]
+
+
+OUTLIERS = {
+    "": "as it is",
+    "S": "S: some channels behind norms, 64 times as large",
+    "V": "V: some channels of v, 64 times as large",
+    "O": "O: an offset of {offset:g} standard deviations on some channels behind norms",
+    "H": "H: some hidden units, 64 times as large",
+    "SVOH": "all of them",
+}
+
+
+def _outliers() -> list[str]:
+    """Small models have no outlying channels; large CLIPs do, so they are put in (`benchmarks/outliers.py`)."""
+    parts = []
+    for path in sorted(FOLDER.glob("*.json")):
+        found = json.loads(path.read_text())
+        recipes = list(dict.fromkeys(row["recipe"] for row in found["rows"]))
+        rows = []
+        for kind in dict.fromkeys(row["kinds"] for row in found["rows"]):
+            cells = []
+            for recipe in recipes:
+                (row,) = (r for r in found["rows"] if (r["kinds"], r["recipe"]) == (kind, recipe))
+                value, low, high = (100 * each for each in row["top1"])
+                text = f"{value:+.1f} [{low:+.1f}, {high:+.1f}]"
+                cells.append(f"{1e3 * row['distance']:.3g}; " + (f"**{text}**" if low > 0 or high < 0 else text))
+            rows.append([OUTLIERS.get(kind, kind).format(**found), *cells])
+        head = ["outliers", *(f"`{recipe}`" for recipe in recipes)]
+        parts.append(
+            f"## Outlying channels in `{found['model']}`\nLarge CLIPs have some, small models none, so they are put in "
+            "without changing what the float model computes (`python -m benchmarks.outliers`). Error and top-1 on "
+            f"`{found['data']}`, calibrated on `{found['calibration']}`.\n" + "\n".join(table(head, rows))
+        )
+    return parts
 
 
 def _choice(best: Mapping[tuple[str, str], Sequence[Variant]]) -> list[str]:
