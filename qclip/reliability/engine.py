@@ -207,7 +207,8 @@ def _without(request: Request, failed: Mapping[str, str], results: Results) -> R
 
 
 def _part(share: tuple[int, int], store: Store) -> tuple[int, int]:
-    part, parts = share
+    two = isinstance(share, (tuple, list)) and len(share) == 2 and all(type(each) is int for each in share)
+    part, parts = share if two else (0, 0)
     if not 1 <= part <= parts:
         raise InputError(f"{option('share')} {share!r} is no part; give (i, n) with 1 <= i <= n")
     if store.folder is None:

@@ -227,6 +227,16 @@ def test_groups_give_subsets_the_worst_group_and_the_gap() -> None:
     assert "x" not in results.unique("at")  # another text column makes no groups
 
 
+def test_groups_and_subsets_without_a_name_of_their_own_are_not_taken_for_the_whole() -> None:
+    groups = {"group": np.array(["", "sea", "all"] * 30), "all": np.arange(90) < 40}
+    found = run({"float": Tiny()}, pictures(groups=groups), measurements=["clean", "groups"])
+    right = logits(Tiny(), pictures()).argmax(1) == pictures().labels
+    assert found.value(set="pets", metric="top1") == pytest.approx(right.mean())
+    assert found.value(set="pets", metric="top1", subset="all (a column)") == pytest.approx(right[:40].mean())
+    for k, name in enumerate(("(no name)", "sea", "all (a column)")):
+        assert found.value(set="pets", metric="top1", axis="group", at=name) == pytest.approx(right[k::3].mean())
+
+
 def test_a_shift_set_may_have_some_of_the_classes_in_another_order() -> None:
     shifted = pictures("shifted", 60, seed=9)
     chosen = ["elk", "ant"]

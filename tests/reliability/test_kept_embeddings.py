@@ -77,7 +77,7 @@ def test_parts_of_the_work_fill_one_cache(tmp_path) -> None:
     found, wanted = ([r for r in rows(x) if r["metric"] not in timed] for x in (run(whole, tmp_path / "shared"), alone))
     assert found == wanted
     assert whole.images_seen == 0
-    for bad in ((0, 2), (3, 2)):
+    for bad in ((0, 2), (3, 2), ("1", "2"), (1, 2, 3), "12", (True, 2)):
         with pytest.raises(InputError, match="is no part"):
             run(Tiny(), tmp_path, share=bad)
     with pytest.raises(InputError, match="nothing is kept"):

@@ -32,9 +32,15 @@ class Groups:
         for condition in self.wants(request):
             kept = embedded.indices(condition)
             of = condition.set
-            columns = {name: values[kept] for name, values in of.data.groups.items()}
+            columns = {_own(name): values[kept] for name, values in of.data.groups.items()}
+            if "group" in columns:
+                columns["group"] = np.array([_own(str(name)) for name in columns["group"]])
             groups = _names(of, columns, out)
-            if gone := sorted(set(np.unique(of.data.groups.get("group", []))) - set(groups)) if groups else []:
+            if (
+                gone := sorted({_own(str(name)) for name in np.unique(of.data.groups.get("group", []))} - set(groups))
+                if groups
+                else []
+            ):
                 out.note(f"{of.name}: groups without an image that can be read: {', '.join(map(str, gone))}")
             parts = {Part(subset=k): v for k, v in columns.items() if v.dtype == bool and v.any()}
             parts |= {Part(group=name): columns["group"] == name for name in groups}
@@ -54,6 +60,11 @@ class Groups:
                 means = evaluate_on([mean_of(outputs[model].right) for model in page.models], page.counts())
                 _worst(page, top1, dict(zip(page.models, means, strict=True)))
                 _spurious(page, top1)
+
+
+def _own(name: str) -> str:
+    """A name that is not that of the whole set."""
+    return {"": "(no name)", "all": "all (a column)"}.get(name, name)
 
 
 def _spurious(page: Page, top1: dict[str, Accuracy]) -> None:
