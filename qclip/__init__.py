@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from .rewrite import Coverage, coverage, dequantize_
     from .sensitivities import budgeted, sensitivity
     from .spectral import weight_spectrum
+    from .training import convert, prepare, train
     from .verification import verify
     from .zoo import load_model
 
@@ -55,6 +56,9 @@ _PUBLIC = {
     "choose": "choosing",
     "sensitivity": "sensitivities",
     "budgeted": "sensitivities",
+    "prepare": "training",
+    "convert": "training",
+    "train": "training",
 }
 
 __all__ = [
@@ -63,12 +67,14 @@ __all__ = [
     "Results",
     "budgeted",
     "choose",
+    "convert",
     "coverage",
     "dequantize_",
     "encoders",
     "evaluate",
     "load",
     "load_model",
+    "prepare",
     "program_counts",
     "quantize",
     "quantize_",
@@ -77,6 +83,7 @@ __all__ = [
     "sensitivity",
     "table",
     "towers",
+    "train",
     "verify",
     "weight_spectrum",
 ]

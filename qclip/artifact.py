@@ -234,7 +234,7 @@ def _skeleton(content: dict[str, Any], tokenizer: bytes | None) -> tuple[nn.Modu
         core = getattr(*blocks[name].attention) if name in blocks and blocks[name].attention else None  # type: ignore[misc]
         if core is None or len(each.q_scale) not in (1, core.heads):  # type: ignore[arg-type]
             raise ArtifactError(f"the artifact's attention {name!r} does not fit its architecture")
-    rewrite.write(towers, built, operands)
+    rewrite.write(towers, built, operands, recipe.trained is not None)
     models.attach(model, content["preprocess"], content["tokenizer"], source=content["source"], file=tokenizer)
     return model, plans, recipe
 

@@ -2,7 +2,8 @@
 
 Names compose: `wXaY[-static][-METHOD[+METHOD]]`, X weight bits (a fraction is an average over sites, where a method
 gives them widths), Y activation bits (16 = float). `wXaY` alone is round to nearest with min-max weights: per output
-channel, or groups of 128 at 4 bits. `NAMED` are recipes that no
+channel, or groups of 128 at 4 bits. A name that ends in a quantizer of training (`w4a8-lsq`, `w4a4-rotation+lsq`) is a
+recipe that `qclip train` fulfils and nothing else. `NAMED` are recipes that no
 such name says in full.
 """
 
@@ -52,6 +53,26 @@ METHODS: Registry[Any] = Registry(
         "awq": "qclip.ptq.methods.awq:AWQ",
     },
     attributes=("options", "needs", "inputs", "decides", "leaves"),
+    error=RecipeError,
+)
+
+#: Quantizers of training, classes like `training.quantizer.Quantizer`: ours, those of entry points "qclip.quantizers",
+#: and registered ones.
+QUANTIZERS: Registry[Any] = Registry(
+    "quantizer",
+    "qclip.quantizers",
+    {
+        "ste": "qclip.training.quantizers.ste:STE",
+        "lsq": "qclip.training.quantizers.lsq:LSQ",
+        "lsq-authors": "qclip.training.quantizers.lsq_authors:LSQAuthors",
+        "lsq-plus": "qclip.training.quantizers.lsq_plus:LSQPlus",
+        "pact": "qclip.training.quantizers.pact:PACT",
+        "dorefa": "qclip.training.quantizers.dorefa:DoReFa",
+        "ewgs": "qclip.training.quantizers.ewgs:EWGS",
+        "ofq": "qclip.training.quantizers.ofq:OFQ",
+        "variation": "qclip.training.quantizers.variation:Variation",
+    },
+    attributes=("options", "treatment", "weight", "input"),
     error=RecipeError,
 )
 
@@ -195,7 +216,8 @@ class Recipe:
     `exceptions` are (pattern, treatment) pairs, patterns as in `fnmatch` over site names; the last match wins. A
     treatment may be given as `"float"` (held as None) or as `"wXaY"`, which means what it means as a recipe's name
     and is static where `default` is. `steps` are (method, its options); `step` makes one. `attention`: None leaves the
-    products inside attention float. Raises RecipeError.
+    products inside attention float. `trained`: (quantizer, its options) with which training finds weights and scales,
+    behind `steps`; None: nothing is trained. Raises RecipeError.
     """
 
     name: str
@@ -204,6 +226,7 @@ class Recipe:
     steps: tuple[tuple[str, Any], ...] = ()
     towers: tuple[str, ...] = TOWERS
     attention: AttentionTreatment | None = None
+    trained: tuple[str, Any] | None = None
 
     def __post_init__(self) -> None:
         if not self.name.strip() or not self.name.isprintable():
@@ -228,6 +251,20 @@ class Recipe:
                 if method in [name for name, _ in self.steps[:at]]:
                     raise RecipeError(f"method {method!r} is there twice; keep one")
             self._check_order()
+            if self.trained is not None:
+                self._check_trained(*self.trained)
+
+    def _check_trained(self, quantizer: str, options: Any) -> None:
+        kind = QUANTIZERS.get(quantizer)
+        if not isinstance(options, kind.options):
+            raise RecipeError(f"the options of {quantizer!r} are {kind.options.__name__}; make them with `trained_by`")
+        if self.attention is not None:
+            raise RecipeError("operands of attention are not trained; drop 'attention'")
+        for method, _ in self.steps:
+            if "weight" in self.decides(method):
+                raise RecipeError(
+                    f"method {method!r} finds codes, which training with {quantizer!r} finds again; drop {method!r}"
+                )
 
     def _check_order(self) -> None:
         """Codes are for inputs as they are when they are found: whoever changes inputs comes first."""
@@ -264,8 +301,9 @@ class Recipe:
 
     @property
     def method(self) -> str:
-        """For tables: names of the methods joined by "+", "rtn" where there is none."""
-        return "+".join(name for name, _ in self.steps) or RTN
+        """For tables: names of the methods, and of the quantizer of training, joined by "+"; "rtn" where there are
+        none."""
+        return "+".join(name for name, _ in (*self.steps, *((self.trained,) if self.trained else ()))) or RTN
 
     @property
     def bits(self) -> str:
@@ -314,14 +352,17 @@ class Recipe:
 
     def to_dict(self) -> dict:
         """As JSON has it: the default's fields beside the others, exceptions by pattern, steps with their options."""
-        attention = {} if self.attention is None else {"attention": dataclasses.asdict(self.attention)}
+        rest: dict[str, Any] = {} if self.attention is None else {"attention": dataclasses.asdict(self.attention)}
+        if self.trained is not None:
+            quantizer, options = self.trained
+            rest["trained"] = {"quantizer": quantizer, **dataclasses.asdict(options)}
         return {
             "name": self.name,
             **self.default.to_dict(),
             "steps": [{"method": method, **dataclasses.asdict(options)} for method, options in self.steps],
             "towers": list(self.towers),
             "exceptions": {pattern: self._written(treatment) for pattern, treatment in self.exceptions},
-            **attention,
+            **rest,
         }
 
     def _written(self, treatment: Treatment | None) -> str | dict:
@@ -361,7 +402,8 @@ class Recipe:
             attention = whole.attention
             if attention is not None:
                 attention = typed.from_dict(AttentionTreatment, attention, "attention", RecipeError)
-        return cls(name, default, tuple(exceptions), steps, whole.towers, attention)  # type: ignore[arg-type]
+            trained = None if whole.trained is None else _trained(whole.trained)
+        return cls(name, default, tuple(exceptions), steps, whole.towers, attention, trained)  # type: ignore[arg-type]
 
     @classmethod
     def from_json(cls, source: str | Path) -> Recipe:
@@ -381,6 +423,7 @@ class _Written:
     method: str = RTN
     towers: tuple[str, ...] = TOWERS
     attention: dict | None = None
+    trained: dict | None = None
 
 
 def _treated(content: dict) -> dict:
@@ -413,6 +456,18 @@ def step(method: str, **options: Any) -> tuple[str, Any]:
     """A step of a recipe: `step("smoothquant", alpha=0.5)`. Raises RecipeError: unknown method, unfit options."""
     kind = METHODS.get(method)
     return method, typed.from_dict(kind.options, options, f"method {method!r}", RecipeError)
+
+
+def trained_by(quantizer: str, **options: Any) -> tuple[str, Any]:
+    """What `Recipe.trained` holds: `trained_by("lsq")`. Raises RecipeError: unknown quantizer, unfit options."""
+    kind = QUANTIZERS.get(quantizer)
+    return quantizer, typed.from_dict(kind.options, options, f"quantizer {quantizer!r}", RecipeError)
+
+
+def _trained(content: dict) -> tuple[str, Any]:
+    if not isinstance(content.get("quantizer"), str):
+        raise RecipeError(f"'trained' is an object with 'quantizer' and its options, not {shown(content)}")
+    return trained_by(**content)
 
 
 def _step(content: object) -> tuple[str, Any]:
@@ -451,10 +506,15 @@ def parse(name: str) -> Recipe:
     whole, fraction, activation = match.groups()
     with _of(name):
         treatment = dataclasses.replace(Treatment.named(f"w{whole}{activation}"), static=static)
-        steps = _steps("-".join(parts[static:]) or RTN)
+        *methods, last = ("-".join(parts[static:]) or RTN).split("+")
+        trained = trained_by(last) if last in QUANTIZERS else None
+        names = methods if trained else [*methods, last]
+        steps = _steps("+".join(names)) if names else ()
         if fraction is not None:
             steps = _averaging(steps, float(whole + fraction))
-    return Recipe(name, treatment, steps=steps)
+        if trained is not None:
+            treatment = QUANTIZERS.get(last).treatment(treatment)
+    return Recipe(name, treatment, steps=steps, trained=trained)
 
 
 def _averaging(steps: tuple[tuple[str, Any], ...], average: float) -> tuple[tuple[str, Any], ...]:

@@ -107,10 +107,14 @@ def refuse_hooks(sites: Iterable[Site], names: dict[nn.Module, str]) -> None:
 
 
 def write(
-    towers: dict[str, Tower], built: dict[str, nn.Module], operands: Mapping[str, AttentionOperands] | None = None
+    towers: dict[str, Tower],
+    built: dict[str, nn.Module],
+    operands: Mapping[str, AttentionOperands] | None = None,
+    trained: bool = False,
 ) -> None:
     """Write the modules of `built` (by site name) and `operands` of attention (by block name), fuse the cores of every
-    block that got a site, pack the weights."""
+    block that got a site, pack the weights. `trained`: weights and scales were learned with attention in the compute
+    dtype, so it keeps that."""
     for tower in towers.values():
         for site in tower:
             if site.name in built:
@@ -120,6 +124,8 @@ def write(
                 _fuse(block)
             if operands and block.name in operands and block.attention is not None:
                 getattr(*block.attention).operands = operands[block.name]
+            if block.attention is not None:
+                getattr(*block.attention).keeps_dtype = trained
     for tower in towers.values():
         pack(tower.module)
         tower.use_programs()
@@ -148,7 +154,7 @@ def _unfuse(block: Block) -> None:
         if isinstance(core, QuantizedAttention | QuantizedMlp):
             core.unfuse()
         if isinstance(core, Attention):
-            core.operands = None
+            core.operands, core.keeps_dtype = None, False
 
 
 @torch.no_grad()

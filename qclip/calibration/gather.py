@@ -32,7 +32,7 @@ class Decoded:
     def __len__(self) -> int:
         return len(self.data)
 
-    def __getitem__(self, rows: slice) -> Decoded:
+    def __getitem__(self, rows: slice | np.ndarray) -> Decoded:
         some = self.data.select(np.arange(len(self.data))[rows])
         return Decoded(some, self.preprocess, self.device, self.dtype)
 
@@ -99,22 +99,24 @@ def samples(
 ) -> Samples:
     """From what a user may give: a data name, an `ImageSet`, a `datasets.Dataset`, a loader of image tensors (or tuples
     that begin with one), or a tensor of preprocessed images `[n, 3, H, W]`. Captions are the set's own, else a built-in
-    list. For a text tower alone see `texts`.
+    list. For a text tower alone see `texts`. `Samples` come back as they are.
 
     An unreadable image is left out with a warning; with `strict` it raises. Raises DataError when nothing is there, a
     value is not finite, or the model does not take images of this shape.
     """
+    if isinstance(calibration, Samples):
+        return calibration
     if "vision" not in encoders.towers:
         tokens, source, captions_from = texts(calibration, encoders, TEXTS)
-        digest = hashlib.sha256(tokens.cpu().numpy().tobytes()).hexdigest()
-        description = _described(source, 0, tokens, captions_from, seed, 0, digest)
+        sha = hashlib.sha256(tokens.cpu().numpy().tobytes()).hexdigest()
+        description = _described(source, 0, tokens, captions_from, seed, 0, sha)
         return Samples(torch.zeros(0, 3, 1, 1), tokens, description)
     given = _images(calibration, encoders, images, seed, strict)
     captions = built_in.CAPTIONS if given.captions is None else given.captions
     tokens = None if encoders.tokenizer is None else encoders.tokenizer(captions[:TEXTS])
     captions_from = "built-in captions" if given.captions is None else "the set's captions"
-    digest = _digest(given.pixels, encoders, tokens)
-    description = _described(given.source, len(given.pixels), tokens, captions_from, seed, given.unreadable, digest)
+    sha = digest(given.pixels, encoders, tokens)
+    description = _described(given.source, len(given.pixels), tokens, captions_from, seed, given.unreadable, sha)
     pixels = given.pixels
     if isinstance(pixels, Tensor):
         pixels = pixels.to(encoders.device, encoders.dtype)
@@ -149,12 +151,20 @@ def _images(calibration: object, encoders: Encoders, count: int, seed: int, stri
 
 
 def _from_set(data: Any, encoders: Encoders, count: int, seed: int, strict: bool) -> _Images:
+    drawn = data.sample(min(count, len(data)), seed)
+    pixels, readable = read_images(drawn, encoders, strict, "calibration")
+    captions = None if drawn.captions is None else [c for group in drawn.captions for c in group[:1]]
+    return _Images(pixels, data.spec, captions, len(drawn) - len(readable), drawn.rows[readable])
+
+
+def read_images(drawn: Any, encoders: Encoders, strict: bool, what: str) -> tuple[Pixels, np.ndarray]:
+    """The preprocessed images of a set, and their positions in it int64 `[n]`: those that cannot be read are left out
+    with a warning, which calls them `what`; with `strict` the first of them raises. Raises DataError."""
     if encoders.preprocess is None:
         raise DataError(
-            "the model has no preprocess, so images cannot be calibrated on; "
+            f"the model has no preprocess, so {what} images cannot be prepared; "
             "pass a tensor of preprocessed images, or set model.preprocess"
         )
-    drawn = data.sample(min(count, len(data)), seed)
     positions: list[np.ndarray] = []
     kept: list[Tensor] = []
     held = 0
@@ -162,21 +172,20 @@ def _from_set(data: Any, encoders: Encoders, count: int, seed: int, strict: bool
         positions.append(rows)
         held += batch.nbytes
         kept = [*kept, batch] if held <= HELD else []
-    for note in data.notes:
-        warnings.warn(note, stacklevel=4)
+    for note in drawn.notes:
+        warnings.warn(note, stacklevel=5)
     unreadable = [why for _, why in drawn.unreadable]
     if unreadable:
         listed = "; ".join(unreadable[:5]) + (" ..." if len(unreadable) > 5 else "")
         warnings.warn(
-            f"{data.spec}: {len(unreadable)} of {len(drawn)} calibration images cannot be read and are left "
-            f"out: {listed}",
-            stacklevel=4,
+            f"{drawn.spec}: {len(unreadable)} of {len(drawn)} {what} images cannot be read and are left out: {listed}",
+            stacklevel=5,
         )
-    captions = None if drawn.captions is None else [c for group in drawn.captions for c in group[:1]]
     readable = np.concatenate(positions)
-    again = Decoded(drawn.select(readable), encoders.preprocess, encoders.device, encoders.dtype)
-    pixels = torch.cat(kept) if held <= HELD else again
-    return _Images(pixels, data.spec, captions, len(unreadable), drawn.rows[readable])
+    if held > HELD:
+        again = Decoded(drawn.select(readable), encoders.preprocess, encoders.device, encoders.dtype)
+        return again, readable
+    return torch.cat(kept), readable
 
 
 def _from_loader(loader: Iterable, count: int) -> Tensor:
@@ -203,24 +212,23 @@ def _from_loader(loader: Iterable, count: int) -> Tensor:
     return torch.cat(parts)[:count]
 
 
-def _check(images: Tensor, encoders: Encoders, first: int) -> None:
+def _check(images: Tensor, encoders: Encoders, first: int, what: str) -> None:
     """Raises DataError where these are no images that the model can take; `first`: the number of the first one."""
     if images.ndim != 4 or len(images) == 0:
-        raise DataError(f"calibration images must be a non-empty [n, 3, H, W] tensor, got {tuple(images.shape)}")
+        raise DataError(f"{what} images must be a non-empty [n, 3, H, W] tensor, got {tuple(images.shape)}")
     if not images.is_floating_point():
         raise DataError(
-            f"calibration images must be preprocessed, floating point, got {images.dtype}; "
-            "run them through model.preprocess"
+            f"{what} images must be preprocessed, floating point, got {images.dtype}; run them through model.preprocess"
         )
     if not images.isfinite().all():
         bad = first + int((~images.flatten(1).isfinite().all(1)).nonzero()[0])
-        raise DataError(f"calibration image {bad} holds NaN or Inf; remove it or check the preprocessing")
+        raise DataError(f"{what} image {bad} holds NaN or Inf; remove it or check the preprocessing")
     if first == 0:
-        _check_shape(images, encoders)
+        _check_shape(images, encoders, what)
 
 
 @torch.no_grad()
-def _check_shape(images: Tensor, encoders: Encoders) -> None:
+def _check_shape(images: Tensor, encoders: Encoders, what: str) -> None:
     """Some models take images of other sizes than their own: whether this one does is tried."""
     side = encoders.image_size
     if tuple(images.shape[1:]) == (3, side, side):
@@ -229,25 +237,26 @@ def _check_shape(images: Tensor, encoders: Encoders) -> None:
         encoders.encode_image(images[:1])
     except (RuntimeError, ValueError, AssertionError):
         raise DataError(
-            f"calibration images are {tuple(images.shape[1:])}, but the model takes {(3, side, side)}; run "
+            f"{what} images are {tuple(images.shape[1:])}, but the model takes {(3, side, side)}; run "
             "them through model.preprocess"
         ) from None
 
 
-def _digest(pixels: Pixels, encoders: Encoders, tokens: Tensor | None) -> str:
-    """sha256 (hex) of what calibrates, which is checked on the way; most images being repetitions is told."""
+def digest(pixels: Pixels, encoders: Encoders, tokens: Tensor | None, what: str = "calibration") -> str:
+    """sha256 (hex) of images and tokens, which are checked on the way; most images being repetitions is told. `what`:
+    how messages call the images."""
     digest, distinct = hashlib.sha256(), set[int]()
     step = 32 if isinstance(pixels, Decoded) else max(len(pixels), 1)
     for start in range(0, max(len(pixels), 1), step):
         part = loaded(pixels[start : start + step])
-        _check(part, encoders, start)
+        _check(part, encoders, start, what)
         for image in part.float().cpu().numpy():
             content = np.ascontiguousarray(image).tobytes()
             digest.update(content)
             distinct.add(hash(content))
     if 2 * len(distinct) < len(pixels):
         warnings.warn(
-            f"{len(pixels) - len(distinct)} of {len(pixels)} calibration images repeat another one, so statistics are "
+            f"{len(pixels) - len(distinct)} of {len(pixels)} {what} images repeat another one, so statistics are "
             f"of {len(distinct)}; give other images",
             stacklevel=4,
         )

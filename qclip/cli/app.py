@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from . import bench, demo, doctor, evaluate, models, quantize, recipes, report, sensitivity, spectrum, verify
+from . import bench, demo, doctor, evaluate, models, quantize, recipes, report, sensitivity, spectrum, train, verify
 
 app = typer.Typer(
     name="qclip",
@@ -41,6 +41,6 @@ def root(
     pass
 
 
-for module in (demo, quantize, evaluate, verify, spectrum, sensitivity, report, bench, doctor, models, recipes):
+for module in (demo, quantize, train, evaluate, verify, spectrum, sensitivity, report, bench, doctor, models, recipes):
     name = module.__name__.rsplit(".", 1)[-1]
     app.command(name, cls=getattr(module, "Command", None), epilog=module.EXAMPLES)(module.command)

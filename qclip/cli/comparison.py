@@ -38,11 +38,14 @@ def groups(
         common.say(f"loading {', '.join(names)}")
         yield {label: qclip.load_model(n, device, arch) for label, n in zip(labels, names, strict=True)}
         return
+    from qclip.ptq import refuse_trained
     from qclip.recipes import get
 
     if duplicates := {r for r in recipes if recipes.count(r) > 1}:
         raise InputError(f"--recipe {sorted(duplicates)[0]} was given twice; once is enough")
     wanted = [get(recipe) for recipe in recipes if recipe != FLOAT]
+    for recipe in wanted:
+        refuse_trained(recipe)
     named = [recipe.name for recipe in wanted] + [FLOAT]
     if duplicates := {name for name in named if named.count(name) > 1}:
         raise InputError(f"two recipes are named {sorted(duplicates)[0]!r}; rename one in its JSON file")

@@ -68,11 +68,12 @@ def command(
 ) -> None:
     """Quantize a model and save it as an artifact: INT8 or INT4 codes, scales, and all that loading needs."""
     import qclip
-    from qclip import artifact, recipes, rewrite
+    from qclip import artifact, ptq, recipes, rewrite
     from qclip.sensitivities import Budget
 
     measures = recipe is None and calibration is not None and budget is None
     chosen = recipes.get(recipe or ("w4a8" if budget else "w8a8"))
+    ptq.refuse_trained(chosen)
     size = None if budget is None else Budget.parse(budget)
     if size is not None and calibration is None:
         raise InputError("--budget measures sites on images: name some with --calibration")

@@ -38,6 +38,8 @@ def command(
     rows = [["rtn", "round to nearest, where no method decides otherwise", ""]]
     rows += [[name, _about(method), _options(method.options)] for name, method in recipes.METHODS.items()]
     common.print_table("methods", ["name", "what it does", "options"], rows)
+    rows = [[name, _about(kind), _options(kind.options)] for name, kind in recipes.QUANTIZERS.items()]
+    common.print_table("\nquantizers of training, for `qclip train`", ["name", "what it does", "options"], rows)
 
 
 def _about(method: Any) -> str:

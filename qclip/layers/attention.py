@@ -111,6 +111,10 @@ class QuantizedAttention(Attention):
     def _product_dtype(self, x: Tensor) -> torch.dtype:
         """The dtype of q, k and v. Where the output leaves as codes, one may be faster than the compute dtype."""
         dtype: torch.dtype = self.q.witness.dtype  # type: ignore[assignment, union-attr]
-        if not self.codes_out or not all(each is None for each in (self.q_norm, self.k_norm, self.operands)):
+        if (
+            self.keeps_dtype
+            or not self.codes_out
+            or not all(each is None for each in (self.q_norm, self.k_norm, self.operands))
+        ):
             return dtype
         return qkernels.attention_dtype(x.device, dtype)

@@ -16,8 +16,8 @@ _library.define("refuse_gradient(Tensor gradient) -> Tensor", tags=(torch.Tag.pt
 def _refuse(gradient: Tensor) -> Tensor:
     raise GradientError(
         "gradients do not pass a quantized layer: compute them with the float model (qclip.dequantize_ makes one of "
-        "this model), freeze all parameters before the quantized layers (requires_grad_(False)), or call the model "
-        "under torch.no_grad()"
+        "this model), train what qclip.prepare makes of the float model, freeze all parameters before the quantized "
+        "layers (requires_grad_(False)), or call the model under torch.no_grad()"
     )
 
 

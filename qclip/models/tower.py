@@ -117,6 +117,8 @@ class Attention(nn.Module):
         self.q_norm, self.k_norm, self.inner_norm, self.rotary = q_norm, k_norm, inner_norm, rotary
         # Runs instead of scaled_dot_product_attention: (q, k, v [B, L, H, d], mask, causal, scale) -> [B, L, H, d].
         self.operands: nn.Module | None = None
+        # Whether q, k and v keep the compute dtype between quantized sites where the processor has a faster one.
+        self.keeps_dtype = False
 
     @property
     def in_proj_weight(self) -> Tensor:

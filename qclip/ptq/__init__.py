@@ -18,7 +18,7 @@ from .base import Context, Method, SiteState, build
 from .driver import BlockRun, decide, states
 from .resume import Resumption
 
-__all__ = ["BlockRun", "Context", "Method", "SiteState", "build", "quantize", "quantize_"]
+__all__ = ["BlockRun", "Context", "Method", "SiteState", "begin", "build", "decide", "quantize", "quantize_"]
 
 
 def quantize(
@@ -58,27 +58,40 @@ def quantize_(
     NonFiniteError (names the layer). When it raises, or is interrupted, the model is as before.
     """
     recipe = recipes.get(recipe)
+    refuse_trained(recipe)
+    before = models.Structure(model)
+    with before.kept_on_error():
+        context = begin(model, recipe, calibration, seed, strict, progress, Store.of(resume, "quantize"))
+        return _quantize(context)
+
+
+def refuse_trained(recipe: recipes.Recipe) -> None:
+    """Raises RecipeError for a recipe that only training fulfils."""
+    if recipe.trained is not None:
+        raise RecipeError(
+            f"recipe {recipe.name!r} is trained, not computed: use `qclip train MODEL --recipe {recipe.name} --pairs "
+            "DATA` (in Python: qclip.train)"
+        )
+
+
+def begin(
+    model: nn.Module,
+    recipe: recipes.Recipe,
+    calibration: object,
+    seed: int = 0,
+    strict: bool = False,
+    progress: Progress | None = None,
+    store: Store | None = None,
+) -> Context:
+    """What the methods of a recipe work on: the model, brought into explicit form in place, checked, with the state of
+    every site and the samples that the recipe needs. Raises as `quantize_`."""
     if (done := rewrite.quantization(model)) is not None:
         raise ModelError(
             f"the model is quantized already (recipe {done.recipe.name!r}); quantize the float model instead"
         )
     if recipe.needs_data and calibration is None:
         raise RecipeError(f"recipe {recipe.name!r} needs data to calibrate with; name a set ({option('calibration')})")
-    before = models.Structure(model)
-    with before.kept_on_error():
-        return _quantize(model, recipe, calibration, seed, strict, progress, before.names, Store.of(resume, "quantize"))
-
-
-def _quantize(
-    model: nn.Module,
-    recipe: recipes.Recipe,
-    calibration: object,
-    seed: int,
-    strict: bool,
-    progress: Progress | None,
-    names: dict[nn.Module, str],
-    store: Store,
-) -> nn.Module:
+    names = {module: name for name, module in model.named_modules()}
     towers = models.towers(model)
     with models.evaluating(model):
         if not set(recipe.towers) & set(towers):  # a recipe for both is one for a tower alone, too
@@ -98,9 +111,23 @@ def _quantize(
             "samples": None if data is None else data.description["sha256"],
             "seed": seed,
         }
-        kept = Resumption(store, made_of)
+        kept = Resumption(Store(None) if store is None else store, made_of)
         context = Context(model, recipe, towers, encoders, data, states(recipe, towers), {}, progress, seed, kept)
         rewrite.refuse_hooks([state.site for state in context.states.values()], names)
+    context.provenance = {
+        "qclip": _version(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "calibration": None if data is None else data.description,
+        "seed": seed,
+        "source_sha256": source_hash,
+    }
+    return context
+
+
+def _quantize(context: Context) -> nn.Module:
+    model = context.model
+    with models.evaluating(model):
         decide(context)
         operands = context.attention_operands()
         built, total = {}, len(context.states)
@@ -108,19 +135,12 @@ def _quantize(
             context.report("rounding", done, total)
             built[name] = build(state)
         context.report("rounding", total, total)
-    rewrite.write(towers, built, operands)
-    provenance = {
-        "qclip": _version(),
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "calibration": None if data is None else data.description,
-        "seed": seed,
-        "source_sha256": source_hash,
-        **context.notes,
-    }
-    kept.forget()
+    rewrite.write(context.towers, built, operands)
+    if context.kept is not None:
+        context.kept.forget()
     source = str(getattr(model, "qclip_source", type(model).__name__))
-    return rewrite.mark(model, recipe, {n: s.plan for n, s in context.states.items()}, provenance, source)
+    plans = {name: state.plan for name, state in context.states.items()}
+    return rewrite.mark(model, context.recipe, plans, {**context.provenance, **context.notes}, source)
 
 
 def _check_finite(model: nn.Module, towers: dict[str, models.Tower]) -> None:

@@ -95,6 +95,7 @@ class Context:
     progress: calibration.Progress | None = None
     seed: int = 0  # of everything random
     kept: Resumption | None = None  # what a killed run goes on from
+    provenance: dict = dataclasses.field(default_factory=dict)  # what the model is made of, and with
 
     def plan(self, name: str) -> Treatment | None:
         """What is wanted of a site; None: it stays float."""

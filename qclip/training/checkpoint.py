@@ -1,0 +1,81 @@
+"""A run of training on disk: one safetensors file, written whole or not at all, from which it goes on to the bit.
+
+Next to the tensors it holds, as JSON, what the run is made of; a run that differs in any of it does not go on from it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from ..errors import ArtifactError, InputError
+from ..files import write_atomic
+from ..untrusted import open_regular, parse_json, read_header
+
+NAME = re.compile(r"step-(\d{7})\.safetensors")
+FACTS = "facts.json"  # the tensor that holds them, uint8
+KEPT = 2  # the last one, and the one before
+LIMIT = 64 << 20  # bytes of JSON
+
+
+class CheckpointError(InputError):
+    """A checkpoint that cannot be read, or is of another run."""
+
+
+def write(folder: Path, step: int, tensors: dict[str, Tensor], facts: dict[str, Any]) -> Path:
+    """Keep the state behind so many steps; only the last two files stay. Raises OutputError where it cannot be written;
+    the earlier ones are then unharmed."""
+    told = np.frombuffer(json.dumps(facts).encode(), np.uint8).copy()
+    held = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    path = folder / f"step-{step:07d}.safetensors"
+    write_atomic(path, safetensors.torch.save({**held, FACTS: torch.from_numpy(told)}))
+    for old in _found(folder)[:-KEPT]:
+        with contextlib.suppress(OSError):
+            old.unlink()
+    return path
+
+
+def latest(folder: Path) -> Path | None:
+    found = _found(folder)
+    return found[-1] if found else None
+
+
+def read(path: Path, made_of: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and facts of a checkpoint. Raises CheckpointError where it cannot be read, or is of a run that was made
+    of something else, naming the first difference."""
+    read_header(path, CheckpointError)
+    try:
+        with open_regular(path, CheckpointError) as file:
+            tensors = safetensors.torch.load(file.read())
+        told = tensors.pop(FACTS).numpy().tobytes()
+    except (SafetensorError, KeyError, OSError) as error:
+        raise CheckpointError(f"{str(path)!r} is no checkpoint of training ({error}); remove it") from None
+    facts = parse_json(told, str(path), ArtifactError, LIMIT)
+    before = facts.get("made_of") if isinstance(facts, dict) else None
+    if not isinstance(before, dict):
+        raise CheckpointError(f"{str(path)!r} does not say what it is of; remove it")
+    for name in sorted({*before, *made_of}):
+        if before.get(name) != made_of.get(name):
+            raise CheckpointError(
+                f"{str(path.parent)!r} holds a run whose {name} is {_shown(before.get(name))}, and this one's is "
+                f"{_shown(made_of.get(name))}; name another output, or remove that folder"
+            )
+    return tensors, facts
+
+
+def _shown(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _found(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.glob("step-*.safetensors") if NAME.fullmatch(path.name))

@@ -1,0 +1,167 @@
+"""`train`: a float model and pairs in, a quantized model out."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .. import models, recipes
+from ..errors import DataError, InputError, ModelError
+from ..metrics.temperature import fit_logit_scale
+from ..models import Encoders
+from ..progress import Progress
+from ..recipes import Recipe
+from .conversion import convert
+from .objectives import Features, Objective
+from .pairs import Pairs
+from .preparation import facts_of, prepare
+from .processes import Processes
+from .settings import Settings
+from .step import Gradient
+from .trainer import Trainer
+
+PROMPT = "a photo of a {}."
+
+
+def train(
+    model: nn.Module,
+    recipe: str | Path | dict | Recipe,
+    pairs: object,
+    output: str | os.PathLike[str] | None = None,
+    *,
+    classes: Sequence[str] | None = None,
+    strict: bool = False,
+    progress: Progress | None = None,
+    **settings: Any,
+) -> nn.Module:
+    """Train a copy of a float model with rounded weights and inputs, and return the quantized model that it becomes.
+
+    `recipe`: as for `prepare`. `pairs`: images with captions, as `Pairs.of` takes them. `output`: a folder for
+    checkpoints and `log.csv`; the same call goes on from what a killed one left there, to the bit, on as many threads.
+    `classes`: names for objectives that ask for a list of them. `settings`: fields of `Settings`; the others are those
+    of the recipe's quantizer. Started by `torchrun`, the processes share every batch, and all of them return the model.
+
+    Raises InputError, DataError, RecipeError and ModelError for what cannot be used, TrainingError and NonFiniteError
+    where training cannot go on, ConversionError where the deployed model differs from the trained one, OutputError
+    where a checkpoint cannot be written. `model` is never changed.
+    """
+    recipe = recipes.get(recipe)
+    if recipe.trained is None:
+        return prepare(model, recipe)  # which says why not
+    chosen = Settings.of(recipe, **settings)
+    objective, processes = Objective(chosen.objective), Processes.of_environment()
+    encoders = models.encoders(model)
+    if len(encoders.towers) < 2:
+        raise ModelError(
+            f"the model has the {encoders.towers[0]} tower alone, and pairs train two; use qclip.prepare, a loop of "
+            "your own, and qclip.convert"
+        )
+    data = Pairs.of(pairs, encoders, chosen.pairs, chosen.seed, strict)
+    learned, held = data.split(chosen.held_out, chosen.seed)
+    tokens = _class_tokens(objective, classes, encoders)
+    _check_batch(chosen, objective, len(learned), processes)
+    student = prepare(model, recipe, learned.samples(), chosen.seed, progress=progress)
+    student.eval()
+    if chosen.logit_scale == "learned":
+        student.logit_scale.requires_grad_()  # type: ignore[operator, union-attr]
+    with models.evaluating(model):
+        gradient = Gradient(student, model, learned, objective, chosen, processes, tokens)
+        teacher = None if held is None else gradient.teacher(model, held)
+    provenance = facts_of(student)["provenance"]
+    made_of = {
+        "recipe": f"{recipe.name} {recipe.hash}",
+        "model": provenance["source_sha256"],
+        "pairs": learned.description["sha256"],
+        "classes": None if classes is None else list(classes),
+        "processes": processes.size,
+        "threads": torch.get_num_threads(),
+        "qclip": provenance["qclip"],
+        "torch": provenance["torch"],
+        **dataclasses.asdict(chosen),
+    }
+    run = Trainer(student, gradient, chosen, processes, None if output is None else Path(output), made_of)
+    run.run(progress)
+    notes: dict[str, Any] = {
+        "settings": dataclasses.asdict(chosen),
+        "pairs": learned.description,
+        "learned": len(learned),
+    }
+    if held is not None and teacher is not None:
+        notes |= _finish(run, held, teacher)
+    tried = slice(0, 16)
+    return convert(
+        student,
+        learned.pixels(learned.firsts()[0][tried]),
+        learned.tokens[learned.firsts()[1][tried]],
+        {"training": notes},
+    )
+
+
+def _class_tokens(objective: Objective, classes: Sequence[str] | None, encoders: Encoders) -> Tensor | None:
+    if "classes" not in objective.needs:
+        return None
+    if not classes:
+        raise InputError(f"objective {objective.name!r} asks for a list of class names; give classes (--classes FILE)")
+    assert encoders.tokenizer is not None
+    return encoders.tokenizer([PROMPT.format(name) for name in classes])
+
+
+def _check_batch(settings: Settings, objective: Objective, pairs: int, processes: Processes) -> None:
+    if settings.batch > pairs:
+        raise DataError(
+            f"a batch of {settings.batch} was asked for, and {pairs} pairs are there to learn from; make batch "
+            "smaller, or give more pairs"
+        )
+    if settings.batch % processes.size:
+        raise InputError(f"a batch of {settings.batch} cannot be shared by {processes.size} processes; give a multiple")
+    if settings.batch < 2 and "pairs" in objective.needs:
+        raise InputError(
+            f"a batch of one says nothing to objective {objective.name!r}, which tells a pair from others; set batch "
+            "to 2 or more"
+        )
+
+
+@torch.no_grad()
+def _finish(run: Trainer, held: Pairs, teacher: tuple[Tensor, Tensor]) -> dict[str, Any]:
+    """Which weights are deployed, and the logit scale, by the held-out pairs. -> notes"""
+    loss, seen = run.gradient.held_out(held, teacher)
+    notes: dict[str, Any] = {"held_out": {"pairs": len(held), "loss": loss}}
+    if run.average:
+        last = {name: parameter.detach().clone() for name, parameter in run.parameters.items()}
+        _put(run, run.average)
+        averaged, of_average = run.gradient.held_out(held, teacher)
+        notes["held_out"]["loss_of_average"] = averaged
+        notes["deployed"] = "average" if averaged <= loss else "last"
+        if averaged <= loss:
+            seen = of_average
+        else:
+            _put(run, last)
+    if run.settings.logit_scale == "tuned":
+        notes["logit_scale"] = _tune(run.student.logit_scale, seen)  # type: ignore[arg-type]
+    return notes
+
+
+def _put(run: Trainer, values: dict[str, Tensor]) -> None:
+    for name, parameter in run.parameters.items():
+        parameter.copy_(values[name])
+
+
+def _tune(scale: Tensor, seen: Features) -> dict[str, Any]:
+    """Fit the factor on cosines to held-out pairs (`metrics.temperature.fit_logit_scale`)."""
+    _, first = torch.unique(seen.captions, return_inverse=True)
+    keep = [
+        i for i in range(len(first)) if int(first[i]) not in first[:i].tolist()
+    ]  # a caption that comes twice has no pair
+    logits = seen.scale * seen.image[keep] @ seen.text[keep].T
+    found = fit_logit_scale(logits.double().cpu().numpy())
+    before = float(seen.scale)
+    if not found.flag:
+        scale.fill_(math.log(before / found.value))
+    return {"before": before, "after": float(scale.float().exp()), **({"why": found.flag} if found.flag else {})}

@@ -1,0 +1,136 @@
+"""Images with captions, as training takes them: pixels, tokens, and which of them a step sees.
+
+What a step sees follows from the seed and its number alone, so that a run that goes on sees what it would have seen.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import warnings
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from .. import seeds
+from ..calibration.gather import Pixels, Samples, digest, loaded, read_images
+from ..data import as_set, is_set
+from ..errors import DataError
+from ..models import Encoders
+
+Rows = NDArray[np.int64]
+
+
+@dataclasses.dataclass(frozen=True)
+class Pairs:
+    """`images` `[n, 3, H, W]`, preprocessed; `tokens` int64 `[m, context]` of the distinct captions; `captions`: of
+    each image, its captions' places in `tokens`."""
+
+    images: Pixels
+    tokens: Tensor
+    captions: list[list[int]]
+    description: dict  # source, counts, hash: goes into the provenance
+
+    def __len__(self) -> int:
+        return len(self.captions)
+
+    def pixels(self, rows: Rows) -> Tensor:
+        return loaded(self.images[rows])  # type: ignore[index]
+
+    def select(self, rows: Rows) -> Pairs:
+        """Some of the pairs; captions keep their places."""
+        return dataclasses.replace(
+            self,
+            images=self.images[rows],  # type: ignore[index]
+            captions=[self.captions[row] for row in rows],
+        )
+
+    def split(self, share: float, seed: int) -> tuple[Pairs, Pairs | None]:
+        """Those to learn from, and the `share` that is held out, drawn by `seed`; None: none are."""
+        count = round(share * len(self))
+        if count < 2:
+            return self, None
+        order = seeds.generator(seed, "held-out pairs").permutation(len(self))
+        return self.select(np.sort(order[count:])), self.select(np.sort(order[:count]))
+
+    def batch(self, step: int, size: int, seed: int) -> tuple[Rows, Rows]:
+        """Rows of the images of a step, and the place of a caption for each: epochs in random order, what does not fill
+        a batch left out, one caption of an image drawn per epoch."""
+        epoch, place = divmod(step, len(self) // size)
+        draw = seeds.generator(seed, f"epoch {epoch}")
+        order, chosen = draw.permutation(len(self)), draw.random(len(self))
+        rows = order[place * size : (place + 1) * size]
+        return rows, np.array([self._caption(row, chosen[row]) for row in rows])
+
+    def firsts(self) -> tuple[Rows, Rows]:
+        """All rows, each with the first caption."""
+        return np.arange(len(self)), np.array([each[0] for each in self.captions])
+
+    def _caption(self, row: int, chosen: float) -> int:
+        own = self.captions[row]
+        return own[int(chosen * len(own))]
+
+    def samples(self, count: int | None = None) -> Samples:
+        """What scales are calibrated on."""
+        rows, texts = self.firsts()
+        return Samples(self.images[:count], self.tokens[texts[:count]], self.description, rows[:count])
+
+    @classmethod
+    def of(cls, data: object, encoders: Encoders, count: int = 1000, seed: int = 0, strict: bool = False) -> Pairs:
+        """From what a user may give: a data name, an `ImageSet` or a `datasets.Dataset` with captions, of which `count`
+        images are drawn; or (images `[n, 3, H, W]`, preprocessed; a caption, or a list of them, for each).
+
+        An image without a caption, or that cannot be read, is left out with a warning; with `strict` the latter raises.
+        Raises DataError where captions are missing or fewer than two pairs are left.
+        """
+        if encoders.tokenizer is None:
+            raise DataError("the model has no tokenizer, so captions cannot be read; set model.tokenizer")
+        if isinstance(data, tuple) and len(data) == 2 and isinstance(data[0], Tensor):
+            pixels: Pixels
+            images, texts, name = data[0], [[c] if isinstance(c, str) else list(c) for c in data[1]], "given pairs"
+            if len(images) != len(texts):
+                raise DataError(
+                    f"{len(images)} images and captions of {len(texts)} were given; each image needs its own"
+                )
+            pixels, unreadable = images, 0
+        elif is_set(data) or hasattr(data, "captions"):
+            found = as_set(data)
+            name = found.spec
+            if found.captions is None:
+                raise DataError(f"{name} has no captions, and training needs pairs; name a set with captions")
+            has = np.array([any(c.strip() for c in each) for each in found.captions], bool)
+            if not has.all():
+                warnings.warn(
+                    f"{name}: {int((~has).sum())} of {len(has)} images have no caption and are left out", stacklevel=3
+                )
+                found = found.select(has)
+            if len(found) < 2:
+                raise DataError(f"{name} has {len(found)} image(s) with a caption; training needs two at least")
+            drawn = found.sample(min(count, len(found)), seed)
+            assert drawn.captions is not None
+            pixels, readable = read_images(drawn, encoders, strict, "training")
+            texts, unreadable = [drawn.captions[i] for i in readable], len(drawn) - len(readable)
+        else:
+            raise DataError(
+                f"pairs are a data name, a set with captions, or (images, captions), not {type(data).__name__}"
+            )
+        texts = [[c for c in each if c.strip()] for each in texts]
+        if lacking := [i for i, each in enumerate(texts) if not each]:
+            raise DataError(f"image {lacking[0]} of the {name} has an empty caption; give each image one")
+        if len(texts) < 2:
+            raise DataError(f"{name} has {len(texts)} pair(s); training needs two at least")
+        place: dict[str, int] = {}
+        captions = [[place.setdefault(c, len(place)) for c in each] for each in texts]
+        tokens = encoders.tokenizer(list(place))
+        description = {
+            "source": name,
+            "pairs": len(texts),
+            "captions": len(place),
+            "seed": seed,
+            "unreadable": unreadable,
+            "sha256": hashlib.sha256(f"{digest(pixels, encoders, tokens, 'training')} {captions}".encode()).hexdigest(),
+        }
+        if isinstance(pixels, Tensor):
+            pixels = pixels.to(encoders.device, encoders.dtype)
+        return cls(pixels, tokens, captions, description)

@@ -1,0 +1,144 @@
+"""A float model becomes one that learns with rounded weights and inputs."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from .. import calibration as calibrating
+from .. import models, ptq, recipes
+from ..errors import ModelError, RecipeError, option
+from ..layers import QuantizedPatch
+from ..layers.transforms import transformed
+from ..models.tower import Site
+from ..progress import Progress
+from ..ptq.base import SiteState, build
+from ..recipes import FLOAT, QUANTIZERS, Recipe
+from .quantizer import InputRounding, Quantizer
+from .site import TrainedSite
+
+PREPARED = "qclip_training"  # on a prepared model: the recipe and what it is made of
+
+
+def prepare(
+    model: nn.Module,
+    recipe: str | Path | dict | Recipe,
+    calibration: object = None,
+    seed: int = 0,
+    *,
+    strict: bool = False,
+    progress: Progress | None = None,
+) -> nn.Module:
+    """A copy of a float model that rounds weights and inputs as `recipe` says and lets gradients through: train it in a
+    loop of your own, then `convert` it. Its parameters are float32 (autocast for less); scales are parameters, too.
+    What was frozen in `model` stays frozen, and the logit scale is.
+
+    `recipe`: one whose name ends in a quantizer of training ("w4a8-lsq"), or its JSON. `calibration`: as for
+    `quantize`; the static scales of inputs start where it puts them. Lookups of tokens are rounded once and stay.
+    Raises as `qclip.quantize_`, and RecipeError for a recipe that is not trained.
+    """
+    recipe = recipes.get(recipe)
+    if recipe.trained is None:
+        raise RecipeError(
+            f"recipe {recipe.name!r} is computed, not trained: use qclip.quantize (`qclip quantize`), or name a "
+            f"quantizer of training, as in {recipe.default.name + '-lsq'!r}"
+        )
+    if recipe.needs_data and calibration is None:
+        raise RecipeError(f"recipe {recipe.name!r} needs data to calibrate with; name a set ({option('calibration')})")
+    student = copy.deepcopy(model).float()
+    context = ptq.begin(student, recipe, calibration, seed, strict, progress)
+    name, options = recipe.trained
+    quantizer: Quantizer = QUANTIZERS.get(name)(options)
+    with models.evaluating(student):
+        ptq.decide(context)
+        shared: dict[str, InputRounding] = {}
+        built = {each.site.name: _module(each, quantizer, shared) for each in context.states.values()}
+    for tower in context.towers.values():
+        for site in tower:
+            if site.name in built:
+                tower.write(site, built[site.name].train(site.module.training))
+    scale = getattr(student, "logit_scale", None)
+    if isinstance(scale, nn.Parameter):
+        scale.requires_grad_(False)  # of few pairs it learns to be too sure
+    plans = {each.site.name: each.plan for each in context.states.values()}
+    facts = {"recipe": recipe, "plans": plans, "provenance": {**context.provenance, **context.notes}}
+    student.__dict__[PREPARED] = facts
+    return student
+
+
+def _module(state: SiteState, quantizer: Quantizer, shared: dict[str, InputRounding]) -> nn.Module:
+    """What stands for the site while the model learns. `shared`: input roundings by `site.shared`."""
+    if state.site.kind == "embedding":
+        return build(state)
+    if state.branch is not None or state.weight is not None or state.negative_step is not None:
+        raise RecipeError(f"{state.site.name} has codes or a branch from a step of the recipe, which are not trained")
+    plan, (weight, _) = state.plan, state.folded()
+    rounding = quantizer.weight(weight, plan)
+    rounding.start(weight)
+    input_rounding = None
+    if plan.activation_bits != FLOAT:
+        key = state.site.shared
+        if key not in shared or shared[key].plan != plan:
+            shared[key] = quantizer.input(plan, state.site.rows * weight.shape[1])
+            if state.input_scale is not None:
+                shared[key].start(state.input_scale, state.input_zero)
+        input_rounding = shared[key]
+    module = TrainedSite(state, rounding, input_rounding, state.transforms)
+    if isinstance(state.source, nn.Conv2d):
+        return QuantizedPatch(module, tuple(state.source.kernel_size))  # type: ignore[arg-type]
+    return module
+
+
+def facts_of(model: nn.Module) -> dict[str, Any]:
+    """What `prepare` left on a model. Raises ModelError for any other."""
+    found = model.__dict__.get(PREPARED)
+    if found is None:
+        raise ModelError(
+            f"{type(model).__name__} is not prepared for training; call qclip.prepare(model, recipe) first"
+        )
+    return found  # type: ignore[no-any-return]
+
+
+def trained_sites(model: nn.Module) -> Iterator[tuple[Site, TrainedSite]]:
+    """The sites of a prepared model that learn."""
+    for tower in models.towers(model).values():
+        for site in tower:
+            inner = getattr(site.module, "site", site.module)  # of patches: the linear one within
+            if isinstance(inner, TrainedSite):
+                yield site, inner
+
+
+def restart(model: nn.Module, samples: calibrating.Samples, progress: Progress | None = None) -> None:
+    """Find every scale anew, of the float weights and inputs as they are now: where rounding begins late."""
+    encoders = models.encoders(model)
+    found = dict(trained_sites(model))
+    for module in found.values():
+        module.rounding.start(module.weight.detach())
+    static = [site for site, module in found.items() if module.input_rounding is not None and module.plan.static]
+    if not static:
+        return
+    before = {module: module.rounds for module in found.values()}
+    try:
+        for module in before:
+            module.rounds = False
+        with models.evaluating(model):
+            scales = calibrating.static_quantizers(
+                encoders,
+                models.towers(model),
+                samples,
+                static,
+                {site.name: found[site].plan for site in static},
+                {site.shared: lambda x, of=found[site]: transformed(x, of.transforms) for site in static},
+                progress,
+            )
+    finally:
+        for module, rounds in before.items():
+            module.rounds = rounds
+    for site in static:
+        rounding = found[site].input_rounding
+        assert rounding is not None
+        rounding.start(*scales[site.name])

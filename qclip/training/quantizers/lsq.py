@@ -1,0 +1,121 @@
+"""LSQ (Esser et al. 2019, arXiv 1902.08153), its scales learned as logarithms and started where the squared error is
+least: the paper's own start, `2 mean |w| / sqrt(Qp)`, is far off at 8 bits (docs/methods.md, Quantizers of training).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+import qkernels
+from qkernels.contract import SMALLEST_NORMAL_HALF
+
+from ...errors import RecipeError
+from ...layers.activations import code_range
+from ...ptq.base import SiteState
+from ...recipes import FLOAT, Treatment
+from ..quantizer import InputRounding, LearnedScale, WeightRounding, fitted_scales, straight_through
+from .ste import ASYM, STE, SYM, decide_static
+
+
+class LearnedWeight(WeightRounding):
+    """A learned scale for each group, channel, or for the whole weight."""
+
+    ESTIMATORS: ClassVar[tuple[str, str]] = ("lsq", "lsq_plus")  # of grids with a whole zero, and of midrise ones
+    delta: float = 0.0
+
+    def __init__(self, weight: Tensor, plan: Treatment) -> None:
+        super().__init__(weight, plan)
+        if self.grid.zero is None:
+            raise RecipeError(
+                f"training learns scales, not the zeros of {self.grid}; set weight_grid 'sym', 'symfull' or 'midrise'"
+            )
+        groups = -(-weight.shape[1] // self.group)
+        self.shape = (weight.shape[0], groups)
+        self.learned = LearnedScale(*((1, 1) if plan.weight_scale == "tensor" else self.shape))
+        self.half = self.grid.container == "Int4Weight"  # which holds scales as float16
+        self.step = 1 / math.sqrt(self.group * max(self.grid.high, 1))  # of the scale's gradient
+
+    def start(self, weight: Tensor) -> None:
+        scales = fitted_scales(weight, self.plan)
+        self.learned.start(scales[:1] if self.plan.weight_scale == "tensor" else scales)
+
+    def scales(self, weight: Tensor) -> Tensor:
+        scales = self.learned().expand(self.shape)
+        if self.half:
+            held = scales.detach().abs().clamp(min=SMALLEST_NORMAL_HALF).half().float() * scales.detach().sign()
+            scales = straight_through(scales, held)
+        return scales
+
+    def forward(self, weight: Tensor) -> Tensor:
+        scales, grid = self.scales(weight), self.grid
+        plain, offset = self.ESTIMATORS
+        zero = None if grid.zero == 0 else scales * -(grid.zero or 0.0)
+        estimator = plain if zero is None else offset
+        return qkernels.fake_quantize(
+            weight,
+            scales,
+            zero,
+            grid.low,
+            grid.high,
+            estimator,
+            group=self.group,
+            grad_scale=self.step,
+            delta=self.delta,
+        )
+
+    def fault(self) -> str:
+        return self.learned.fault()
+
+
+class LearnedInput(InputRounding):
+    """A learned scale for the tensor; its zero point stays as calibration found it."""
+
+    ESTIMATOR: ClassVar[str] = "lsq"
+    zero: Tensor
+
+    def __init__(self, plan: Treatment, values: int) -> None:
+        super().__init__(plan)
+        self.low, self.high = code_range(plan.activation_bits, plan.activation_grid)
+        self.learned = LearnedScale()
+        self.register_buffer("zero", torch.zeros((), dtype=torch.int32))
+        self.step = 1 / math.sqrt(values * self.high)
+
+    @torch.no_grad()
+    def start(self, scale: Tensor, zero: Tensor | None) -> None:
+        self.learned.start(scale)
+        self.zero.copy_(torch.zeros(()) if zero is None else zero)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return qkernels.fake_quantize(
+            x, self.learned(), self.zero, self.low, self.high, self.ESTIMATOR, grad_scale=self.step
+        )
+
+    def decide(self, state: SiteState, width: int) -> None:
+        decide_static(state, self.plan, self.learned(), self.zero)
+
+    def fault(self) -> str:
+        return self.learned.fault()
+
+
+class LSQ(STE):
+    """Learned scales of weights and static inputs, started at the least squared error"""
+
+    name = "lsq"
+
+    @classmethod
+    def treatment(cls, plan: Treatment) -> Treatment:
+        """Static inputs; below 8 bits with a zero point, since no kernel runs them anyway."""
+        bits = plan.activation_bits
+        grid = ASYM if bits < 8 else SYM
+        return dataclasses.replace(plan, static=bits != FLOAT, weight_observer="mse", activation_grid=grid)
+
+    def weight(self, weight: Tensor, plan: Treatment) -> WeightRounding:
+        return LearnedWeight(weight, plan)
+
+    def static_input(self, plan: Treatment, values: int) -> InputRounding:
+        return LearnedInput(plan, values)

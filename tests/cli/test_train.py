@@ -1,0 +1,73 @@
+"""`qclip train` on the command line, and what other commands say of its recipes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+import qclip
+from qclip.cli import main
+
+
+def told(line: list[str], capsys: pytest.CaptureFixture) -> str:
+    assert main(line) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    return err.splitlines()[-1]
+
+
+TRAIN = [
+    "train",
+    "scenes-clean",
+    "--pairs",
+    "scenes:train?samples=12",
+    "--steps",
+    "2",
+    "--batch",
+    "4",
+    "--threads",
+    "1",
+]
+
+
+def test_an_artifact_comes_out_and_a_second_call_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    line = [*TRAIN, "--recipe", "w4a8-lsq", "--output", str(tmp_path / "small"), "--json"]
+    assert main(line) == 0
+    out, err = capsys.readouterr()
+    found = json.loads(out)
+    assert found["recipe"]["trained"] == {"quantizer": "lsq"}
+    assert found["training"]["learned"] == 12 and "held_out" not in found["training"]  # a tenth of 12 is no two
+    assert "training with w4a8-lsq" in err
+    model = qclip.load(tmp_path / "small")
+    assert model.qclip_quantization.provenance["training"]["settings"]["steps"] == 2
+    assert (tmp_path / "small.training" / "log.csv").read_text().count("\n") == 3
+    assert "--force" in told(line, capsys)
+    assert main([*line, "--force"]) == 0
+
+
+def test_recipes_of_training_are_refused_where_nothing_is_trained(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr(qclip, "load_model", lambda *_, **__: pytest.fail("a model was loaded first"))
+    wanted = "use `qclip train MODEL --recipe w4a8-lsq --pairs DATA`"
+    assert wanted in told(["quantize", "photos", "--recipe", "w4a8-lsq"], capsys)
+    assert wanted in told(["evaluate", "photos", "--recipe", "w4a8-lsq", "--data", "scenes:test?samples=4"], capsys)
+    assert "'w4a8' is computed, not trained: use `qclip quantize`" in told(
+        [*TRAIN, "--recipe", "w4a8", "--output", "x"], capsys
+    )
+    assert "unknown objective 'nce'" in told(
+        [*TRAIN, "--recipe", "w4a8-lsq", "--output", "x", "--objective", "nce"], capsys
+    )
+    assert "start must lie from 0 to below 1" in told(
+        [*TRAIN, "--recipe", "w4a8-lsq", "--output", "x", "--start", "1"], capsys
+    )
+
+
+def test_help_names_quantizers_and_objectives(capsys: pytest.CaptureFixture) -> None:
+    assert main(["train", "--help"]) == 0
+    shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "lsq-authors" in shown and "contrastive" in shown
+    assert main(["recipes"]) == 0
+    assert "lsq-plus" in capsys.readouterr().out
