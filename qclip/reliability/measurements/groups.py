@@ -13,6 +13,7 @@ from ..writer import Page, Part, Writer
 
 SMALL = 10  # a group of fewer images is flagged
 MOST = 64
+UNNAMED = "(no name)"
 COMMON_COUNTER = (("common", "counter"), ("aligned", "conflict"))  # names of groups: CounterAnimal's, those of scenes
 Accuracy = dict[str, np.ndarray]  # model -> top-1 on each resample
 
@@ -34,10 +35,12 @@ class Groups:
             of = condition.set
             columns = {_own(name): values[kept] for name, values in of.data.groups.items()}
             if "group" in columns:
-                columns["group"] = np.array([_own(str(name)) for name in columns["group"]])
+                columns["group"] = np.array([str(name) or UNNAMED for name in columns["group"]])
             groups = _names(of, columns, out)
             if (
-                gone := sorted({_own(str(name)) for name in np.unique(of.data.groups.get("group", []))} - set(groups))
+                gone := sorted(
+                    {str(name) or UNNAMED for name in np.unique(of.data.groups.get("group", []))} - set(groups)
+                )
                 if groups
                 else []
             ):
@@ -63,8 +66,8 @@ class Groups:
 
 
 def _own(name: str) -> str:
-    """A name that is not that of the whole set."""
-    return {"": "(no name)", "all": "all (a column)"}.get(name, name)
+    """The name of a subset that is not that of the whole set."""
+    return {"": UNNAMED, "all": "all (a column)"}.get(name, name)
 
 
 def _spurious(page: Page, top1: dict[str, Accuracy]) -> None:
