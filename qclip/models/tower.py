@@ -73,7 +73,7 @@ class Rotary(nn.Module):
 
     def forward(self, q: Tensor, k: Tensor, rope: Tensor) -> tuple[Tensor, Tensor]:
         """q, k `[B, L, H, d]`; rope `[L - prefix, 2 * d]`, or with heads, and batch, before: sines, then cosines of the
-        angle of every channel. Computes in the wider dtype of the two and gives that of q and k."""
+        angle of every channel. Computes in float32, or float64, and gives the dtype of q and k."""
         rope = rope.unsqueeze(-2) if rope.ndim == 2 else rope.transpose(-3, -2)
         sin, cos = rope.chunk(2, -1)
         if self.prefix:
@@ -82,12 +82,14 @@ class Rotary(nn.Module):
         return self._turned(q, sin, cos), self._turned(k, sin, cos)
 
     def _turned(self, x: Tensor, sin: Tensor, cos: Tensor) -> Tensor:
+        wide = x if x.dtype in (torch.float32, torch.float64) else x.float()
+        sin, cos = sin.to(wide.dtype), cos.to(wide.dtype)
         if self.halves:
-            first, second = x.chunk(2, -1)
-            across = torch.cat((-second, first), -1)
-        else:
-            across = torch.stack((-x[..., 1::2], x[..., ::2]), -1).flatten(-2)
-        return (x * cos + across * sin).to(x.dtype)
+            first, second = wide.chunk(2, -1)
+            return (wide * cos + torch.cat((-second, first), -1) * sin).to(x.dtype)
+        # Both channels of a pair have one angle: a product of complex numbers, in one pass over memory.
+        pairs = torch.view_as_complex(wide.unflatten(-1, (-1, 2))) * torch.complex(cos[..., ::2], sin[..., ::2])
+        return torch.view_as_real(pairs).flatten(-2).to(x.dtype)
 
 
 class Attention(nn.Module):

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from timm.layers import apply_rot_embed_cat
 from torch import Tensor, nn
 
 import qclip
@@ -18,6 +19,7 @@ from qclip import models, recipes
 from qclip.errors import ModelError
 from qclip.layers import QuantizedAttention, QuantizedMlp
 from qclip.models import replay
+from qclip.models.tower import Rotary
 from qkernels import cpu
 
 from ..small import IMAGES, TEXTS, small_clip
@@ -155,6 +157,22 @@ def test_hooks_on_layers_see_what_they_saw(name: str) -> None:
     for key in watched:
         before, after = seen[key]
         assert before.shape == after.shape and nearest(after.flatten(1), before.flatten(1)) > 0.99
+
+
+@pytest.mark.parametrize("halves", [False, True])
+@pytest.mark.parametrize("heads", ["one table", "a table for each head", "and for each sample"])
+@torch.no_grad()
+def test_rotary_positions_are_those_of_timm(halves: bool, heads: str) -> None:
+    angles = torch.randn({"one table": (7, 4), "a table for each head": (2, 7, 4)}.get(heads, (3, 2, 7, 4)))
+    layout = torch.cat((angles, angles), -1) if halves else angles.repeat_interleave(2, -1)
+    rope = torch.cat((layout.sin(), layout.cos()), -1)
+    q, k = torch.randn(3, 9, 2, 8), torch.randn(3, 9, 2, 8)
+    found = Rotary(2, halves)(q, k, rope)
+    for x, y in zip((q, k), found, strict=True):
+        assert torch.equal(y[:, :2], x[:, :2])
+        wanted = apply_rot_embed_cat(x[:, 2:].transpose(1, 2), rope, half=halves).transpose(1, 2)
+        torch.testing.assert_close(y[:, 2:], wanted)
+    assert Rotary(2, halves)(q.bfloat16(), k.bfloat16(), rope)[0].dtype == torch.bfloat16
 
 
 # ---- refused ---------------------------------------------------------------------------------------------------------
