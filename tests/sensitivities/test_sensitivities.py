@@ -74,6 +74,7 @@ def test_q_k_and_v_are_quantized_together_and_a_tower_whole(model: nn.Module, fo
     rows = found.where(metric="sensitivity", role="site", at=2).rows
     together = [row["value"] for row in rows if row["subset"] == "vision.blocks.0.attn.in"]
     assert len(together) == 3 and len(set(together)) == 1
+    assert {row["n"] for row in rows} == {24}  # captions as well
     towers = {row["set"]: row["value"] for row in found.where(metric="sensitivity", role="tower", at=2).rows}
     assert set(towers) == {"vision", "text"}
     for name, whole in towers.items():
@@ -339,6 +340,16 @@ def test_a_swap_stays_within_the_budget_and_is_taken_where_it_is_better(model: n
         steps = [BITS.index(after[name]) - BITS.index(before[name]) for name in plain]
         assert sorted(steps)[:1] + sorted(steps)[-1:] == [-1, 1] and sum(map(abs, steps)) == 2  # one up, one down
         assert sum(sizes[each] for each in after.items()) <= 2.9 * weights
+    names = {group.name: group.sites[0].name for group in members}
+    harm = {(n, bits): max(one(found, "sensitivity", names[n], bits)["value"], 0.0) for n in names for bits in BITS}
+
+    def swapped(up: str, down: str) -> dict[str, int]:
+        return plain | {up: BITS[BITS.index(plain[up]) + 1], down: BITS[BITS.index(plain[down]) - 1]}
+
+    ups, downs = ([n for n in names if plain[n] != end] for end in (BITS[-1], BITS[0]))
+    tried = [swapped(up, down) for up, down in itertools.product(ups, downs) if up != down]
+    tried = [each for each in tried if sum(sizes[n] for n in each.items()) <= 2.9 * weights]
+    assert len(tried) > 2 and calls[1] == min(tried, key=lambda each: sum(harm[n] for n in each.items()))
     assert widths(lambda _: 1.0) == plain  # none is better
     calls.clear()
     qclip.budgeted(model, "7bit", found, None, better_each_time)  # no site so low that damages would not add up
@@ -396,3 +407,15 @@ def test_every_method_says_what_it_holds(model: nn.Module) -> None:
             layer = site.module
             beside = layer.stored_bits - grid_bits(layer.grid, *layer.shape)
             assert beside == raana.side_bits(Treatment(3, 8), *layer.shape)
+
+
+def test_an_exception_for_a_site_gives_way_to_the_budget(model: nn.Module, found: Results) -> None:
+    """By its own name, as a budget itself writes them: chosen again, there is one for each site."""
+    once = qclip.budgeted(model, "4.5bit", found)
+    base = dataclasses.replace(once, name="again", default=Treatment.named("w4a8"))
+    again = qclip.budgeted(model, "3bit", found, base)
+    fresh = qclip.budgeted(model, "3bit", found)
+    with qclip.models.explicit_form(model) as towers:
+        for site in (site for tower in towers.values() for site in tower):
+            assert again.plan(site.name, site.kind) == fresh.plan(site.name, site.kind)
+    assert once.exceptions and {pattern for pattern, _ in once.exceptions} & {p for p, _ in again.exceptions}
