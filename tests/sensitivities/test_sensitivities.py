@@ -75,6 +75,8 @@ def test_q_k_and_v_are_quantized_together_and_a_tower_whole(model: nn.Module, fo
     together = [row["value"] for row in rows if row["subset"] == "vision.blocks.0.attn.in"]
     assert len(together) == 3 and len(set(together)) == 1
     assert {row["n"] for row in rows} == {24}  # captions as well
+    # Of a text site, classes are those of the quantized text tower.
+    assert all(one(found, "sensitivity_kl", f"text.blocks.1.mlp.{each}", 2)["value"] > 1e-6 for each in ("fc1", "fc2"))
     towers = {row["set"]: row["value"] for row in found.where(metric="sensitivity", role="tower", at=2).rows}
     assert set(towers) == {"vision", "text"}
     for name, whole in towers.items():
