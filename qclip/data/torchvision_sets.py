@@ -98,7 +98,8 @@ def load_torchvision(root: Path, spec: str, name: str | None, split: str | None 
         else:
             paths, labels = getattr(found, FILES[name]), found._labels
         if name == "SUN397":  # in the order in which the file system gives them, which is another one elsewhere
-            paths, labels = zip(*sorted(zip(paths, labels, strict=True)), strict=True) if paths else ((), ())
+            order = sorted(range(len(paths)), key=lambda k: paths[k])
+            paths, labels = [paths[k] for k in order], [labels[k] for k in order]
         source, count = _files(root, spec, [os.fspath(path) for path in paths]), len(paths)
     try:
         array = np.asarray(labels, np.int64)
