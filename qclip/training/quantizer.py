@@ -124,7 +124,7 @@ class Quantizer:
 
     name: ClassVar[str]
     options: ClassVar[type] = NoOptions
-    objective: ClassVar[str] = "contrastive+mse"
+    objective: ClassVar[str] = "contrastive+100*mse"
     settings: ClassVar[dict[str, Any]] = {}  # of `training.Settings`: values that differ from its defaults
 
     def __init__(self, options: Any) -> None:

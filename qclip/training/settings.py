@@ -25,7 +25,7 @@ class Settings:
     pairs; 0: none. Raises InputError.
     """
 
-    objective: str = "contrastive+mse"
+    objective: str = "contrastive+100*mse"
     steps: int = 400
     batch: int = 64
     micro: int | None = None

@@ -284,3 +284,23 @@ def test_an_interrupt_that_python_swallows_comes_again() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 130 and done.stderr == "qclip: interrupted; nothing half-written was left behind\n"
+
+
+def test_a_training_that_is_killed_goes_on_to_the_bit(tiny_model: str, folder: Path, full: bool) -> None:
+    command = ["train", tiny_model, "--recipe", "w4a4-lsq", "--pairs", "scenes:train?samples=12", "--steps", "4"]
+    command += ["--batch", "4", "--save-every", "1", "--threads", "1", "--force", "--output", "small"]
+    calls, kept = folder.parent / "calls", folder / "small.training"
+    assert processes.run(command, folder, processes.note_calls, calls)[0] == 0
+    undisturbed = file_hash(folder / "small" / "model.safetensors"), (kept / "log.csv").read_bytes()
+    went_on = 0
+    for moment in moments(calls, 12 if full else 3, 4):
+        shutil.rmtree(folder / "small", ignore_errors=True)
+        shutil.rmtree(kept, ignore_errors=True)
+        code, _, _ = processes.run(command, folder, processes.kill_at, moment)
+        assert code == -signal.SIGKILL
+        went_on += bool(list(kept.glob("step-*.safetensors")))
+        code, _, err = processes.run(command, folder)
+        assert code == 0, err
+        assert (file_hash(folder / "small" / "model.safetensors"), (kept / "log.csv").read_bytes()) == undisturbed
+        assert leftovers(folder) == []
+    assert went_on

@@ -155,3 +155,138 @@ def test_names_are_recipes_of_training() -> None:
         recipes.get("w4a8-gptq+lsq")
     with pytest.raises(RecipeError, match="unknown method"):
         recipes.get("w4a8-lsq+rotation")
+
+
+def surrogates(rounding: InputRounding, name: str) -> tuple[dict[str, Tensor], Callable[..., Tensor], float]:
+    """Learned parameters of an input's rounding, what it gives when the residual of rounding is held, and the factor of
+    their gradients."""
+    low, high, zero = rounding.low, rounding.high, float(getattr(rounding, "zero", 0))
+
+    def lsq(x: Tensor, residual: Tensor | None, log: Tensor) -> Tensor:
+        v = (x / log.exp() + zero).clamp(low, high)
+        return v if residual is None else (v + residual - zero) * log.exp()
+
+    def plus(x: Tensor, residual: Tensor | None, log: Tensor, steps: Tensor) -> Tensor:
+        offset = steps * rounding.unit.double()
+        v = ((x - offset) / log.exp()).clamp(low, high)
+        return v if residual is None else (v + residual) * log.exp() + offset
+
+    def pact(x: Tensor, residual: Tensor | None, log: Tensor) -> Tensor:
+        bound = (log.exp() * high).item() if residual is None else log.exp() * high
+        y = torch.maximum(torch.minimum(x, torch.as_tensor(bound).double()), -torch.as_tensor(bound).double())
+        return y / log.exp() if residual is None else y + residual * rounding.learned.log.detach().double().exp()
+
+    def linear(x: Tensor, residual: Tensor | None, scale: Tensor) -> Tensor:
+        v = (x / scale).clamp(low, high)
+        return v if residual is None else (v + residual) * scale
+
+    if name == "lsq-authors":
+        return {"scale": rounding.scale}, linear, 1 / (5 * 64 * high) ** 0.5
+    learned = {"learned.log": rounding.learned.log}
+    if name == "lsq-plus":
+        return learned | {"steps": rounding.steps}, plus, rounding.step
+    return learned, pact if name == "pact" else lsq, rounding.step
+
+
+@pytest.mark.parametrize("bits", ["w8a8", "w4a4", "w4a3"])
+@pytest.mark.parametrize("name", ["lsq", "lsq-plus", "pact", "lsq-authors"])
+def test_inputs_learn_by_their_surrogates(name: str, bits: str) -> None:
+    rounding, generator = input_rounding(name, bits), torch.Generator().manual_seed(4)
+    parameters, surrogate, factor = surrogates(rounding, name)
+    values = [p.detach().double() for p in parameters.values()]
+    x = torch.randn(5, 64, generator=generator).double()
+    step = (values[0] if name == "lsq-authors" else values[0].exp()).item()
+    shift = values[1].item() * rounding.unit.item() if name == "lsq-plus" else 0.0
+    x = (away((x - shift) / step, rounding.low, rounding.high) * step + shift).float().requires_grad_()
+    towards = torch.randn(5, 64, generator=generator).double()
+    (rounding(x) * towards).sum().backward()
+    at = x.detach().double()
+    codes = surrogate(at, None, *values)
+    residual = codes.round() - codes
+    given = surrogate(at, residual, *values)
+    torch.testing.assert_close(given.float(), rounding(x).detach(), rtol=1e-4, atol=1e-5)
+
+    along = torch.randn(5, 64, generator=generator).double()
+    wanted = slope(lambda y: (surrogate(y, residual, *values) * towards).sum(), at, along)
+    assert x.grad is not None
+    torch.testing.assert_close((x.grad.double() * along).sum(), wanted, rtol=1e-3, atol=1e-3)
+    for i, parameter in enumerate(parameters.values()):
+
+        def moved(value: Tensor, i: int = i) -> Tensor:
+            return (surrogate(at, residual, *values[:i], value, *values[i + 1 :]) * towards).sum()
+
+        much = torch.tensor(step if name == "lsq-authors" else 1.0).double()  # of a scale itself, a relative change
+        wanted = slope(moved, values[i], much)
+        assert parameter.grad is not None
+        torch.testing.assert_close(parameter.grad.double() * much / factor, wanted, rtol=3e-3, atol=3e-3)
+
+
+def test_ewgs_scales_gradients_by_the_distance_to_the_code() -> None:
+    weight = torch.randn(4, 32, generator=torch.Generator().manual_seed(5))
+    options = QUANTIZERS.get("ewgs").options(delta=0.3)
+    rounding = QUANTIZERS.get("ewgs")(options).weight(weight, Treatment(3, 8, weight_observer="mse"))
+    rounding.start(weight)
+    weight.requires_grad_()
+    towards = torch.randn(4, 32, generator=torch.Generator().manual_seed(6))
+    (rounding(weight) * towards).sum().backward()
+    v = (weight / rounding.scales(weight)).detach()
+    inside = (v >= rounding.grid.low) & (v <= rounding.grid.high)
+    wanted = towards * (1 + 0.3 * towards.sign() * (v - v.round()) / (rounding.grid.high - rounding.grid.low))
+    torch.testing.assert_close(weight.grad, torch.where(inside, wanted, 0.0), rtol=1e-4, atol=1e-5)
+
+
+def test_dorefa_differentiates_tanh_and_its_maximum() -> None:
+    generator = torch.Generator().manual_seed(8)
+    weight = (torch.randn(4, 32, generator=generator) * 0.5).requires_grad_()
+    rounding = made("dorefa").weight(weight, plan("dorefa", "w3a8"))
+    towards, along = (torch.randn(4, 32, generator=generator).double() for _ in range(2))
+    values = rounding(weight)
+    (values * towards).sum().backward()
+    factor = (rounding.scales(weight.detach()) * rounding.grid.high / 2).double()
+
+    def levels(w: Tensor) -> Tensor:
+        bent = w.tanh()
+        return bent / bent.abs().amax(1, keepdim=True)
+
+    residual = values.detach().double() / factor - levels(weight.detach().double())
+    wanted = slope(lambda w: ((levels(w) + residual) * factor * towards).sum(), weight.detach().double(), along)
+    torch.testing.assert_close((weight.grad.double() * along).sum(), wanted, rtol=1e-3, atol=1e-3)
+
+
+def test_a_weight_that_hops_is_frozen_and_others_are_drawn_to_their_codes() -> None:
+    weight = torch.randn(4, 32, generator=torch.Generator().manual_seed(9))
+    options = QUANTIZERS.get("ofq").options(momentum=0.2, threshold=0.3, last_threshold=0.3)
+    rounding = QUANTIZERS.get("ofq")(options).weight(weight, plan("ofq", "w2a8"))
+    rounding.start(weight)
+    edge = weight.clone()
+    middle = rounding.scales(weight)[0, 0]  # between the codes 2 and 3 lies one step
+    for i in range(12):
+        edge[0, 0] = middle * (1.2 if i % 2 else 0.8)
+        rounding.after(edge, 0.5)
+    assert rounding.frozen[0, 0] == 1 and rounding.frozen.sum() <= 3  # the scale moves a little with it
+    held = rounding(edge)[0, 0]
+    edge[0, 0] = middle * (0.8 if rounding.codes[0, 0] == 3 else 1.2)
+    learned = edge.clone().requires_grad_()
+    assert rounding(learned)[0, 0].item() == pytest.approx(float(held), rel=0.1)
+    rounding(learned).sum().backward()
+    assert learned.grad[0, 0] == 0 and (learned.grad != 0).sum() == (rounding.frozen == 0).sum()
+    assert rounding.penalty(edge, 0.1) is None
+    pulled = rounding.penalty(learned.detach().requires_grad_(), 1.0)
+    wanted = 0.1 * (rounding(edge) - edge.clamp(-2 * rounding.scales(edge), 2 * rounding.scales(edge))).square().sum()
+    assert float(pulled.detach()) == pytest.approx(float(wanted), rel=1e-5)
+
+
+def test_weights_of_one_code_are_drawn_together() -> None:
+    weight = torch.randn(4, 64, generator=torch.Generator().manual_seed(10)).requires_grad_()
+    rounding = weight_rounding("variation", "w2a8", weight.detach())
+    penalty = rounding.penalty(weight, 1.0)
+    penalty.backward()
+    with torch.no_grad():
+        codes, steps = rounding(weight) / rounding.scales(weight), weight / rounding.scales(weight)
+        total = 0.0
+        for row, values in zip(codes.round(), steps, strict=True):
+            for code in row.unique():
+                of = values[row == code]
+                total += float((of - of.mean()).square().sum())
+    assert float(penalty.detach()) == pytest.approx(0.01 * total / weight.numel(), rel=1e-4)
+    assert (weight.grad != 0).all()
