@@ -13,7 +13,6 @@ from .. import calibration as calibrating
 from .. import models, ptq, recipes
 from ..errors import ModelError, RecipeError, option
 from ..layers import QuantizedPatch
-from ..layers.transforms import transformed
 from ..models.tower import Site
 from ..progress import Progress
 from ..ptq.base import SiteState, build
@@ -132,7 +131,7 @@ def restart(model: nn.Module, samples: calibrating.Samples, progress: Progress |
                 samples,
                 static,
                 {site.name: found[site].plan for site in static},
-                {site.shared: lambda x, of=found[site]: transformed(x, of.transforms) for site in static},
+                {site.shared: found[site].input for site in static},
                 progress,
             )
     finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -32,7 +33,7 @@ class TrainedSite(nn.Module):
         learns = bool(state.source.weight.requires_grad)  # type: ignore[union-attr]
         self.weight = nn.Parameter(weight.clone(), requires_grad=learns)
         self.bias = None if bias is None else nn.Parameter(bias.float().clone(), requires_grad=learns)
-        self.transforms = nn.ModuleList(transforms) if (transforms := list(transforms)) else ()
+        self.transforms: Any = nn.ModuleList(transforms) if (transforms := list(transforms)) else ()
         self.rounding, self.input_rounding = rounding, input_rounding
         self.shape = (weight.shape[0], weight.shape[1])
         self.rounds = True
@@ -46,8 +47,12 @@ class TrainedSite(nn.Module):
         """The weight that a call multiplies by, float32 `[N, K]`."""
         return self.rounding(self.weight) if self.rounds else self.weight
 
+    def input(self, x: Tensor) -> Tensor:
+        """The transformed input, which is what gets rounded."""
+        return transformed(x, self.transforms)
+
     def forward(self, x: Tensor) -> Tensor:
-        x = transformed(x, self.transforms)
+        x = self.input(x)
         if self.rounds and self.input_rounding is not None:
             x = self.input_rounding(x.float())  # in bfloat16 codes beyond 64 would not be whole
         return F.linear(x, self.rounded() if self.held is None else self.held, self.bias)

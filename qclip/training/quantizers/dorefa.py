@@ -27,7 +27,7 @@ class TanhWeight(WeightRounding):
         super().__init__(weight, plan)
         if self.grid.kind != "midrise" or self.grid.group is not None:
             raise RecipeError(f"DoReFa's weights lie on the grid 'midrise' of a channel, not on {self.grid}")
-        self.half = self.grid.container == "Int4Weight"
+        self.as_half = self.grid.container == "Int4Weight"
 
     def _levels(self, weight: Tensor) -> Tensor:
         """-1 .. 1 in steps of 2/L."""
@@ -43,7 +43,7 @@ class TanhWeight(WeightRounding):
     def _scales(self, weight: Tensor, levels: Tensor) -> Tensor:
         factor = (weight * levels).sum(1, keepdim=True) / levels.square().sum(1, keepdim=True)
         scales = factor * 2 / self.grid.high
-        return scales.clamp(min=SMALLEST_NORMAL_HALF).half().float() if self.half else scales.clamp(min=TINY)
+        return scales.clamp(min=SMALLEST_NORMAL_HALF).half().float() if self.as_half else scales.clamp(min=TINY)
 
     def forward(self, weight: Tensor) -> Tensor:
         levels = self._levels(weight)

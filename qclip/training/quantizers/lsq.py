@@ -37,7 +37,7 @@ class LearnedWeight(WeightRounding):
         groups = -(-weight.shape[1] // self.group)
         self.shape = (weight.shape[0], groups)
         self.learned = LearnedScale(*((1, 1) if plan.weight_scale == "tensor" else self.shape))
-        self.half = self.grid.container == "Int4Weight"  # which holds scales as float16
+        self.as_half = self.grid.container == "Int4Weight"  # which holds scales as float16
         self.step = 1 / math.sqrt(self.group * max(self.grid.high, 1))  # of the scale's gradient
 
     def start(self, weight: Tensor) -> None:
@@ -46,7 +46,7 @@ class LearnedWeight(WeightRounding):
 
     def scales(self, weight: Tensor) -> Tensor:
         scales = self.learned().expand(self.shape)
-        if self.half:
+        if self.as_half:
             held = scales.detach().abs().clamp(min=SMALLEST_NORMAL_HALF).half().float() * scales.detach().sign()
             scales = straight_through(scales, held)
         return scales

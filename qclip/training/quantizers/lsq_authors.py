@@ -55,8 +55,8 @@ class LSQAuthors(STE):
     @classmethod
     def treatment(cls, plan: Treatment) -> Treatment:
         static = plan.activation_bits != FLOAT
-        observer = {"activation_observer": "ema"} if static else {}
-        return dataclasses.replace(plan, static=static, group=None, weight_grid=SYM, **observer)
+        observer = "ema" if static else plan.activation_observer
+        return dataclasses.replace(plan, static=static, group=None, weight_grid=SYM, activation_observer=observer)
 
     def static_input(self, plan: Treatment, values: int) -> InputRounding:
         return LinearInput(plan)

@@ -55,7 +55,7 @@ class StatisticWeight(WeightRounding):
         super().__init__(weight, plan)
         if self.grid.kind != "midrise" or self.grid.group is not None:
             raise RecipeError(f"OFQ's weights lie on the grid 'midrise' of a channel, not on {self.grid}")
-        self.half, self.options = self.grid.container == "Int4Weight", options
+        self.as_half, self.options = self.grid.container == "Int4Weight", options
         self.calms = self.grid.bits <= MOST_BITS
         for name in ("frozen", "codes", "mean", "direction", "hops") if self.calms else ():
             self.register_buffer(name, torch.zeros_like(weight, requires_grad=False))
@@ -71,7 +71,7 @@ class StatisticWeight(WeightRounding):
     @torch.no_grad()
     def scales(self, weight: Tensor) -> Tensor:
         scales = 2 * weight.abs().mean(1, keepdim=True) / 2 ** (self.grid.bits - 1)
-        return scales.clamp(min=SMALLEST_NORMAL_HALF).half().float() if self.half else scales.clamp(min=TINY)
+        return scales.clamp(min=SMALLEST_NORMAL_HALF).half().float() if self.as_half else scales.clamp(min=TINY)
 
     @torch.no_grad()
     def _codes(self, weight: Tensor) -> Tensor:
