@@ -103,6 +103,18 @@ def stirred(model: nn.Module, seed: int = 0) -> nn.Module:
     return model.eval()
 
 
+def settled(model: nn.Module, images: Tensor) -> None:
+    """Batch norms with the statistics of these images, as those of a trained model have them of its data."""
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.train().momentum = 1.0
+    if norms:
+        models.encoders(model).encode_image(images)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.eval().momentum = momentum
+
+
 def inputs(model: Any, samples: int = 2) -> tuple[Tensor, Tensor]:
     draw = torch.Generator().manual_seed(1)
     run, text = models.encoders(model), getattr(model, "text", model)
@@ -120,6 +132,7 @@ def sweep(name: str, whole: bool = False) -> Outcome:
         with contextlib.nullcontext() if whole else shallow_trunks():
             model = stirred(models.create_from_config(open_clip.get_model_config(name) if whole else shallow(name)))
         images, tokens = inputs(model)
+        settled(model, images)
         run = models.encoders(model)
         wanted = run.encode_image(images), run.encode_text(tokens)
         qclip.quantize_(model, "w8a8")
