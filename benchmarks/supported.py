@@ -1,6 +1,7 @@
 """Which of open_clip's names are quantized, looked at without memory: every model is built on the meta device.
 
     python -m benchmarks.supported write      # qclip/models/open_clip_names.json, and the table in README.md
+    python -m benchmarks.supported write NAME ...  # these names again, the others as the file has them
     python -m benchmarks.supported look NAME  # one name, printed
 
 `qclip models --supported` prints the file; `tests/test_supported.py` looks again at some names, with `--full` at all.
@@ -108,15 +109,15 @@ def readme(text: str, found: dict[str, names.Entry]) -> str:
     return re.sub(f"(?s){re.escape(BEGIN)}.*?{re.escape(END)}", lambda _: BEGIN + table(found) + END, text)
 
 
-def write() -> None:
-    found = everything()
+def write(only: list[str]) -> None:
+    found = names.supported()[0] | {name: look(name) for name in only} if only else everything()
     names.FILE.write_text(names.written(found, {"open_clip": open_clip.__version__, "timm": timm.__version__}))
     README.write_text(readme(README.read_text(), found))
 
 
 def main(arguments: list[str]) -> Any:
-    if arguments == ["write"]:
-        return write()
+    if arguments[:1] == ["write"]:
+        return write(arguments[1:])
     if len(arguments) == 2 and arguments[0] == "look":
         return print(json.dumps(look(arguments[1]).to_dict(), indent=1))
     raise SystemExit(__doc__)

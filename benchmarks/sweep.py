@@ -30,6 +30,7 @@ import qclip
 from qclip import models
 from qclip.errors import ModelError
 from qclip.models import open_clip_names as names
+from qclip.models.open_clip import architecture
 
 LEAST = 0.999
 BLOCKS, WORDS = 2, 1000  # of a tower; of a vocabulary that is larger than CLIP's
@@ -73,18 +74,20 @@ def shallow_trunks() -> Iterator[None]:
 
 
 def shallow(name: str) -> dict[str, Any]:
-    """open_clip's configuration of a name with few blocks and a small vocabulary."""
-    config = open_clip.get_model_config(name)
+    """The description of an open_clip name with few blocks and a small vocabulary."""
+    description = architecture(open_clip.get_model_config(name))
+    config = description["config"]
     vision, text = config["vision_cfg"], config["text_cfg"]
     if not vision.get("timm_model_name") and not isinstance(vision.get("layers"), list):
         vision["layers"] = BLOCKS
-    if not text.get("hf_model_name"):
-        text["layers"] = BLOCKS
-        if text.get("vocab_size", 0) > 60_000:
-            text["vocab_size"] = WORDS
+    words = text.get("hf_config") or text  # settings of Hugging Face have names of their own
+    named = [key for key in ("num_hidden_layers", "encoder_layers", "num_layers") if key in words]
+    words[named[0] if named else "layers"] = BLOCKS
+    if words.get("vocab_size", 0) > 60_000:
+        words["vocab_size"] = WORDS
     if "multimodal_cfg" in config:
         config["multimodal_cfg"]["layers"] = 1
-    return config
+    return description
 
 
 def stirred(model: nn.Module, seed: int = 0) -> nn.Module:
@@ -119,8 +122,9 @@ def inputs(model: Any, samples: int = 2) -> tuple[Tensor, Tensor]:
     draw = torch.Generator().manual_seed(1)
     run, text = models.encoders(model), getattr(model, "text", model)
     images = torch.randn(samples, 3, run.image_size, run.image_size, generator=draw)
-    tokens = torch.randint(1, text.vocab_size - 1, (samples, text.context_length), generator=draw)
-    tokens[:, -1] = text.vocab_size - 1  # where texts end
+    words = text.vocab_size or text.config.vocab_size
+    tokens = torch.randint(3, words - 1, (samples, min(text.context_length or 77, 77)), generator=draw)
+    tokens[:, -1] = words - 1  # where texts end
     return images, tokens
 
 
