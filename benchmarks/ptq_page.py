@@ -161,7 +161,7 @@ def _outliers() -> list[str]:
             for recipe in recipes:
                 (row,) = (r for r in found["rows"] if (r["kinds"], r["recipe"]) == (kind, recipe))
                 value, low, high = (100 * each for each in row["top1"])
-                text = f"{value:+.1f} [{low:+.1f}, {high:+.1f}]"
+                text = f"{value:+.1f} [{low:+.1f}, {high:+.1f}]".replace("-", "−")
                 cells.append(f"{1e3 * row['distance']:.3g}; " + (f"**{text}**" if low > 0 or high < 0 else text))
             rows.append([OUTLIERS.get(kind, kind).format(**found), *cells])
         head = ["outliers", *(f"`{recipe}`" for recipe in recipes)]
