@@ -21,6 +21,7 @@ from torch import nn
 
 from qclip import models, recipes, rewrite
 from qclip.errors import ModelError
+from qclip.files import write_atomic
 from qclip.models import open_clip_names as names
 from qclip.models.tower import Tower
 from qclip.ptq.driver import states
@@ -111,8 +112,9 @@ def readme(text: str, found: dict[str, names.Entry]) -> str:
 
 def write(only: list[str]) -> None:
     found = names.supported()[0] | {name: look(name) for name in only} if only else everything()
-    names.FILE.write_text(names.written(found, {"open_clip": open_clip.__version__, "timm": timm.__version__}))
-    README.write_text(readme(README.read_text(), found))
+    versions = {"open_clip": open_clip.__version__, "timm": timm.__version__}
+    write_atomic(names.FILE, names.written(found, versions).encode())
+    write_atomic(README, readme(README.read_text(), found).encode())
 
 
 def main(arguments: list[str]) -> Any:

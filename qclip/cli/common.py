@@ -127,9 +127,9 @@ def keep_input(output: Path, inputs: list[str]) -> None:
             raise InputError(f"--output {str(output)!r} is what is read; name another file")
 
 
-def finite(value: float) -> float:
+def finite(value: float | None) -> float | None:
     """For options that are real numbers: older versions of typer compare NaN with the bounds, and take it."""
-    if not math.isfinite(value):
+    if value is not None and not math.isfinite(value):
         raise typer.BadParameter(f"{value} is not a finite number")
     return value
 

@@ -19,6 +19,9 @@ EXAMPLES = (
 )
 
 
+MOST = 10**8  # steps, or pairs
+
+
 class Command(common.NamesInHelp):
     NAMED: ClassVar[dict[str, str]] = {
         "recipe": "qclip.recipes:QUANTIZERS",
@@ -46,17 +49,34 @@ def command(
     objective: Annotated[
         str | None, typer.Option("--objective", help="Terms with their weights, as in contrastive+10*mse.")
     ] = None,
-    steps: Annotated[int | None, typer.Option("--steps", min=1)] = None,
-    batch: Annotated[int | None, typer.Option("--batch", min=1, help="Pairs of a step, of all processes.")] = None,
-    micro: Annotated[
-        int | None, typer.Option("--micro", min=1, help="Pairs at a time; the step stays the same.")
+    steps: Annotated[int | None, typer.Option("--steps", min=1, max=MOST)] = None,
+    batch: Annotated[
+        int | None, typer.Option("--batch", min=1, max=MOST, help="Pairs of a step, of all processes.")
     ] = None,
-    rate: Annotated[float | None, typer.Option("--rate", help="Of weights, at its highest.")] = None,
-    scale_rate: Annotated[float | None, typer.Option("--scale-rate", help="Of quantizers' scales.")] = None,
-    decay: Annotated[float | None, typer.Option("--decay", help="Weight decay, of weights alone.")] = None,
-    warmup: Annotated[float | None, typer.Option("--warmup", help="Share of the steps in which rates rise.")] = None,
+    micro: Annotated[
+        int | None, typer.Option("--micro", min=1, max=MOST, help="Pairs at a time; the step stays the same.")
+    ] = None,
+    rate: Annotated[
+        float | None,
+        typer.Option("--rate", min=1e-12, max=10, callback=common.finite, help="Of weights, at its highest."),
+    ] = None,
+    scale_rate: Annotated[
+        float | None,
+        typer.Option("--scale-rate", min=1e-12, max=10, callback=common.finite, help="Of quantizers' scales."),
+    ] = None,
+    decay: Annotated[
+        float | None,
+        typer.Option("--decay", min=0, max=10, callback=common.finite, help="Weight decay, of weights alone."),
+    ] = None,
+    warmup: Annotated[
+        float | None,
+        typer.Option("--warmup", min=0, max=1, callback=common.finite, help="Share of the steps in which rates rise."),
+    ] = None,
     start: Annotated[
-        float | None, typer.Option("--start", help="Share of the steps before anything is rounded.")
+        float | None,
+        typer.Option(
+            "--start", min=0, max=1, callback=common.finite, help="Share of the steps before anything is rounded."
+        ),
     ] = None,
     logit_scale: Annotated[
         str | None, typer.Option("--logit-scale", help="frozen, learned, or tuned afterwards on held-out pairs.")
@@ -65,10 +85,20 @@ def command(
     checkpointing: Annotated[
         bool, typer.Option("--checkpointing", help="Blocks run again in backward: less memory, more time.")
     ] = False,
-    ema: Annotated[float | None, typer.Option("--ema", help="Decay of an average of the weights; 0: none.")] = None,
-    held_out: Annotated[float | None, typer.Option("--held-out", help="Share of the pairs not trained on.")] = None,
-    count: Annotated[int | None, typer.Option("--samples", min=2, help="Pairs drawn from DATA.")] = None,
-    save_every: Annotated[int | None, typer.Option("--save-every", min=1, help="Steps between checkpoints.")] = None,
+    ema: Annotated[
+        float | None,
+        typer.Option(
+            "--ema", min=0, max=1, callback=common.finite, help="Decay of an average of the weights; 0: none."
+        ),
+    ] = None,
+    held_out: Annotated[
+        float | None,
+        typer.Option("--held-out", min=0, max=1, callback=common.finite, help="Share of the pairs not trained on."),
+    ] = None,
+    count: Annotated[int | None, typer.Option("--samples", min=2, max=MOST, help="Pairs drawn from DATA.")] = None,
+    save_every: Annotated[
+        int | None, typer.Option("--save-every", min=1, max=MOST, help="Steps between checkpoints.")
+    ] = None,
     classes: common.Classes = None,
     arch: common.Arch = None,
     device: common.Device = "cpu",

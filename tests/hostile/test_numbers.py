@@ -20,7 +20,11 @@ NONSENSE = ["", "x", "1.5.2", "--", "nan", "inf", "-inf", "1e400", "-1", "-0.5",
 TOO_MUCH = [str(2**40), str(10**9)]  # of threads, images at once, seconds: more than any machine has
 NEEDED = {"quantize": ["x"], "evaluate": ["x", "--data=x"], "spectrum": ["x"], "report": ["x"], "bench": ["x"]}
 NEEDED["sensitivity"] = ["x", "--data=x"]
+NEEDED["train"] = ["x", "--recipe=w4a4-lsq", "--pairs=x", "--output=x"]
 NEEDED["verify"] = ["x", "--against=x", "--data=x", "--require=top1>=-1"]
+
+
+NOTHING = ("--decay", "--warmup", "--start", "--ema", "--held-out")  # of training: 0 is none of it
 
 
 def _hints(command: str) -> typing.Iterator[tuple[str, typing.Any, typer.models.OptionInfo]]:
@@ -59,7 +63,9 @@ def test_the_options_are_found() -> None:
 
 @pytest.mark.parametrize(("name", "flag"), OPTIONS)
 def test_nonsense_is_refused_by_name(name: str, flag: str, capsys: pytest.CaptureFixture) -> None:
-    more = [] if flag == "--seed" else ["0", *TOO_MUCH]  # a seed is the only number that may be 0, or any number
+    more = [] if flag == "--seed" else ["0", *TOO_MUCH]  # a seed is the only number that may be any number
+    if name == "train" and flag in NOTHING:
+        more.remove("0")
     for value in [*NONSENSE, *more]:
         assert main([name, *NEEDED.get(name, []), f"{flag}={value}"]) == 2, value
         out, err = capsys.readouterr()

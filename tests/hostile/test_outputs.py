@@ -28,8 +28,9 @@ LINES = {
     "sensitivity": ["sensitivity", "photos", "--data", "scenes:test?samples=20"],
     "report": ["report", "results.json"],
     "demo": ["demo"],
+    "train": ["train", "photos", "--recipe", "w4a4-lsq", "--pairs", "scenes:train?samples=12"],
 }
-FOLDERS = {"quantize", "evaluate", "verify", "sensitivity", "demo"}  # whose output is one
+FOLDERS = {"quantize", "evaluate", "verify", "sensitivity", "demo", "train"}  # whose output is one
 Place = Callable[[Path], str]
 
 
