@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -67,6 +68,9 @@ def name_of(model: nn.Module) -> str:
     """The known class that `model` is of. Raises ModelError for others."""
     names = class_names(model)
     if found := [name for name in KINDS if name in names]:
+        version = sys.modules["transformers"].__version__
+        if KINDS[found[0]].bert and version.startswith("4."):  # whose own calls of these models differ, or fail
+            raise ModelError(f"{found[0]} is supported with transformers 5 and newer, not {version}; update it")
         return found[0]
     if "AlignModel" in names:
         raise ModelError(f"ALIGN (AlignModel) is not supported: {ALIGN}; use a CLIP or SigLIP model")

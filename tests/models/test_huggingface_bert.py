@@ -1,5 +1,6 @@
 """AltCLIP and ChineseCLIP: CLIP's image tower beside a text tower of BERT's blocks."""
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -114,3 +115,10 @@ def test_hidden_states_come_from_the_librarys_own_code() -> None:
     models.towers(model)
     got = model.text_model(input_ids=ids, output_hidden_states=True).hidden_states
     torch.testing.assert_close(got, want, rtol=0, atol=1e-5)
+
+
+def test_transformers_4_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = build("AltCLIPModel")
+    monkeypatch.setattr(sys.modules["transformers"], "__version__", "4.57.6")
+    with pytest.raises(ModelError, match=r"AltCLIPModel is supported with transformers 5 and newer, not 4\.57\.6"):
+        models.towers(model)

@@ -80,9 +80,6 @@ def test_explicit_form_with_masks_and_without() -> None:
     assert names[0] == "vision.patch" and "vision.pool.mlp.fc2" in names and names[-1] == "text.projection"
 
 
-@pytest.mark.xfail(
-    transformers.__version__.startswith("4."), reason="with transformers 4: not yet looked into", strict=False
-)
 @torch.no_grad()
 def test_hidden_states_are_those_of_the_model() -> None:
     model = build()

@@ -17,7 +17,6 @@ from tests.models.architectures import images, perturb, tokens
 from tests.models.test_huggingface import TEXT, VISION
 
 transformers = pytest.importorskip("transformers", reason="needs transformers (extra hf)")
-FOUR = int(transformers.__version__.split(".")[0]) < 5
 
 NAMES = (
     "CLIPVisionModelWithProjection",
@@ -77,7 +76,6 @@ def test_artifacts(name: str, tmp_path: Path) -> None:
     families.artifact_gives_the_same_bits(build(name), calls(name), tmp_path / "a", "w8a8-static", calibration(name))
 
 
-@pytest.mark.xfail(FOUR, reason="CLIPTextModel with transformers 4: not yet looked into", strict=False)
 @pytest.mark.parametrize("name", ["CLIPVisionModelWithProjection", "CLIPTextModel", "SiglipVisionModel"])
 def test_programs_hooks_bfloat16_and_compile(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = build(name)
