@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import fnmatch
 import os
 import platform
+import warnings
 from pathlib import Path
 
 import torch
@@ -74,6 +76,21 @@ def refuse_trained(recipe: recipes.Recipe) -> None:
         )
 
 
+def _tell_unmatched(recipe: recipes.Recipe, towers: dict[str, models.Tower]) -> None:
+    """An exception for no site is a slip of the pen, but in a preset, which is for all kinds of models."""
+    if recipes.NAMED.get(recipe.name) == recipe:
+        return
+    names = [site.name for tower in towers.values() for site in tower]
+    names += [f"{block.name}.attn.scores" for tower in towers.values() for block in tower.blocks]
+    for pattern, _ in recipe.exceptions:
+        if not any(fnmatch.fnmatchcase(name, pattern) for name in names):
+            warnings.warn(
+                f"recipe {recipe.name!r}: the exception {pattern!r} fits no site of this model; `qclip quantize MODEL "
+                "--sites` shows their names",
+                stacklevel=4,
+            )
+
+
 def begin(
     model: nn.Module,
     recipe: recipes.Recipe,
@@ -99,6 +116,7 @@ def begin(
                 f"recipe {recipe.name!r} wants the {recipe.towers[0]} tower, but this model has only: "
                 f"{', '.join(towers)}"
             )
+        _tell_unmatched(recipe, towers)
         _check_finite(model, towers)
         encoders = models.encoders(model)
         data = samples(calibration, encoders, seed=seed, strict=strict) if recipe.needs_data else None

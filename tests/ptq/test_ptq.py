@@ -477,3 +477,12 @@ def test_a_refused_model_still_computes_the_same(model):
     assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(embed(mine), before, strict=True))
     core = getattr(*models.towers(mine)["vision"].blocks[0].attention)
     assert type(core) is Attention and not isinstance(core.q, Int8Linear)
+
+
+def test_an_exception_that_fits_no_site_is_told(model):
+    for pattern, told in (("vision.nothing.*", True), ("vision.*.fc1", False)):
+        recipe = recipes.Recipe("mine", exceptions=((pattern, None),))
+        with warnings.catch_warnings(record=True) as seen:
+            warnings.simplefilter("always")
+            qclip.quantize(model, recipe)
+        assert any(f"the exception {pattern!r} fits no site" in str(each.message) for each in seen) is told
