@@ -21,6 +21,7 @@ __all__ = [
     "Int4Weight",
     "Int8Weight",
     "Weight",
+    "grid_scales",
     "lay_side_by_side",
     "levels",
     "pack_bits",
@@ -314,6 +315,14 @@ def levels(weight: Weight, grid: Grid) -> Tensor:
     if ((found < 0) | (found > grid.high - grid.low)).any():
         raise ValueError(f"this weight was not made on {grid}: it has codes outside it")
     return found.to(torch.uint8)
+
+
+def grid_scales(weight: Weight, grid: Grid) -> Tensor:
+    """The scales of a weight that was made on `grid`, as `grid.fit` gives them: float32 `[N, groups]`."""
+    scales = weight.canonical().scales.float()
+    if isinstance(weight, Int4Weight):
+        return scales
+    return scales[:, None] * (2 if grid.kind == "midrise" else 1)  # whose codes are held as odd ones of half a step
 
 
 def weight_from_levels(levels: Tensor, grid: Grid, scales: Tensor, zeros: Tensor | None = None) -> Weight:

@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from qkernels import cpu
 
 from . import tiling
+from .limits import UnrecordableError
 from .memory import place, place_arenas
 from .steps import NativeStep, Pointer, Step, TorchStep, View, touching
 from .workspace import Workspace, use_huge_pages
@@ -113,6 +114,9 @@ class Program:
 
     def _place(self, pointer: Pointer) -> int:
         memory = pointer.memory
+        end, room = memory.place + (memory.arena or memory.size), self._arena_bytes if memory.arena else self._arenas
+        if end > room:  # a native call would write beyond it
+            raise UnrecordableError(f"a temporary ends at byte {end} of {room}")
         return (self._arenas if memory.arena else 0) + memory.place + pointer.offset
 
     def tensor(self, view: View) -> Tensor:

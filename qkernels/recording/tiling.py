@@ -173,7 +173,8 @@ def _rows_of(step: Any, native: Callable[[Any], bool]) -> int:
 def _cut(steps: list[Any], begin: int, end: int, rows: int, touching: dict, threads: int) -> FusedRegion:
     """Segments: cut wherever one temporary crosses."""
     crossing = [0] * (end - begin)  # temporaries alive between step begin + i and the next
-    seen: set[int] = set()
+    # A mask that was there before the region lets tiles wait for nothing.
+    seen = _masks(steps[begin:end])
     for step in steps[begin:end]:
         for memory, _ in step.touched():
             if memory.kind == "temporary" and id(memory) not in seen:
@@ -188,6 +189,17 @@ def _cut(steps: list[Any], begin: int, end: int, rows: int, touching: dict, thre
             segments.append(Segment(first, number + 1, items, _bounds(rows // items, items)))
             first = number + 1
     return FusedRegion(begin, end, segments)
+
+
+def _masks(steps: list[Any]) -> set[int]:
+    """The memories that these steps read as masks of attention, and touch as nothing else."""
+    as_mask: set[int] = set()
+    otherwise: set[int] = set()
+    for step in steps:
+        for name, value in step.arguments.items():
+            if step.kinds[name] in "rw" and value is not None:
+                (as_mask if name == "mask" else otherwise).add(id(value.memory))
+    return as_mask - otherwise
 
 
 def _bounds(items: int, rows: int) -> list[int]:
@@ -217,6 +229,8 @@ def _dying_residual(step: Any, memory: Any, touching: dict, number: int) -> Any:
     """The memory of a residual that ends with this linear op and whose values lie where those of the result will."""
     residual = step.arguments.get("residual")
     if residual is None or residual.memory.kind != "temporary" or residual.offset or step.arguments["out"].offset:
+        return None
+    if residual.memory.arena:  # the tile's own, which another tile takes
         return None
     same = step.arguments["residual_type"] == step.arguments["out_type"] and residual.memory.size == memory.size
     return residual.memory if same and touching[id(residual.memory)][-1][0] == number else None

@@ -6,7 +6,8 @@ from torch import Tensor
 
 import qkernels
 from qkernels import cpu
-from qkernels.recording import Program, record, tiling
+from qkernels.recording import Program, record, tape, tiling
+from qkernels.recording.limits import UnrecordableError
 from qkernels.recording.tape import _Tiled
 
 from .test_recording import Block, linear, weight
@@ -83,6 +84,45 @@ def test_pixels_are_cut_image_by_image() -> None:
     assert torch.equal(program(x), function(x))
     moved = torch.randn(7, 3, 12, 8)[2:]
     assert torch.equal(program(moved), function(moved))
+
+
+@pytest.mark.parametrize("made_within", [False, True])
+def test_a_residual_that_lives_in_a_tile_gives_its_place_to_nobody(made_within: bool) -> None:
+    """A block of NLLB's encoder from fc2 on, behind a ReLU of torch: the stream ends within the region, and a mask, or
+    what else crosses the middle of it, leaves it one segment."""
+    w, norm = weight(64, 64), torch.ones(64)
+
+    def function(x: Tensor, mask: Tensor) -> Tensor:
+        hidden, kept = torch.relu(x * 2), mask * 1.0
+        codes = qkernels.quantize_per_token(hidden)
+        stream = linear(*codes, w, residual=x)
+        y = qkernels.layer_norm_quantize(stream, norm, norm, 1e-5)
+        q, k, v = (linear(*y, w).unflatten(-1, (2, -1)) for _ in range(3))
+        seen = qkernels.attention(q, k, v, mask=kept, out_dynamic=True)
+        stream = linear(seen[0].flatten(-2), seen[1], w, residual=stream)
+        if made_within:  # `codes` cross
+            stream = linear(*codes, w, residual=stream)
+        return linear(*qkernels.layer_norm_quantize(stream, norm, norm, 1e-5), w, residual=stream)
+
+    torch.set_num_threads(2)
+    draw = torch.Generator().manual_seed(0)
+    x, mask = torch.randn(8, 5, 64, generator=draw), torch.randn(8, 1, 1, 5, generator=draw)
+    program = record(function, x, mask)
+    assert tiled(program)
+    for _ in range(3):
+        x, mask = torch.randn(8, 5, 64, generator=draw), torch.randn(8, 1, 1, 5, generator=draw)
+        assert torch.equal(program(x, mask), function(x, mask))
+
+
+def test_a_program_whose_temporaries_have_no_room_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    w, place = weight(64, 64), tape.place
+
+    def shrunk(*args: object) -> int:
+        return place(*args) - 64
+
+    monkeypatch.setattr(tape, "place", shrunk)
+    with pytest.raises(UnrecordableError, match="a temporary ends at byte"):
+        record(lambda x: linear(*qkernels.quantize_per_token(x * 2), w) * 2, torch.randn(40, 64))
 
 
 def test_a_residual_that_is_needed_later_keeps_its_place() -> None:
