@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -34,7 +35,8 @@ def told(entrants: Sequence[Contender], measured: Measured, batch: int, limits: 
 
 
 def row(who: Contender, times: list[float], batch: int) -> dict[str, Any]:
-    """Seconds per call: median and quartiles (least and most of fewer than four); per item; cosines to float32."""
+    """Seconds per call: median and quartiles (least and most of fewer than four); per item; cosines to float32, None
+    where outputs are NaN or Inf."""
     low, median, high = (
         statistics.quantiles(times, n=4) if len(times) > 3 else (min(times), statistics.median(times), max(times))
     )
@@ -45,11 +47,16 @@ def row(who: Contender, times: list[float], batch: int) -> dict[str, Any]:
         "high": high,
         "ms_per_item": 1000 * median / batch,
         "turns": len(times),
-        "cosine": who.cosine,
-        "least_cosine": who.least,
+        "cosine": _finite(who.cosine),
+        "least_cosine": _finite(who.least),
         "remark": who.remark,
         "instructions": who.instructions,
     }
+
+
+def _finite(cosine: float) -> float | None:
+    """None, which JSON can hold, for outputs that are NaN or Inf."""
+    return cosine if math.isfinite(cosine) else None
 
 
 def peer_rows(contenders: Iterable[Contender], measured: Measured, batch: int) -> dict[str, dict[str, Any]]:
@@ -68,16 +75,19 @@ def peer_rows(contenders: Iterable[Contender], measured: Measured, batch: int) -
 
 def warnings(ours: Contender, rows: dict[str, dict[str, Any]], limits: dict[str, float]) -> list[str]:
     """Sentences on whoever is not right. limits: the least cosine allowed, of "ours" and of "peers"."""
-    named = [("ours", ours.setting, ours.remark, ours.least)]
+    named = [("ours", ours.setting, ours.remark, _finite(ours.least))]
     named += [(p, s["setting"], s["remark"], s["least_cosine"]) for p, best in rows.items() for s in best["settings"]]
     found = []
     for peer, setting, remark, least in named:
         if remark == WRONG:
             limit = limits["ours" if peer == "ours" else "peers"]
-            found.append(
-                f"{peer} ({setting}) is wrong: the least cosine of its embeddings to float32 is {least:.4f}, and "
-                f"rounding them to half its bits would leave {limit:.4f}; its time is that of another computation"
+            why = (
+                "its embeddings hold NaN or Inf"
+                if least is None
+                else f"the least cosine of its embeddings to float32 is {least:.4f}, and rounding them to half its "
+                f"bits would leave {limit:.4f}"
             )
+            found.append(f"{peer} ({setting}) is wrong: {why}; its time is that of another computation")
     for peer, best in rows.items():
         unsafe = [each["setting"] for each in best["settings"] if each["remark"] == SATURATES]
         if unsafe:

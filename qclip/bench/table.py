@@ -25,7 +25,8 @@ def table(found: dict[str, Any]) -> tuple[str, list[str], list[list[Any]]]:
 
 
 def _row(who: str, each: dict[str, Any], setting: str, ratio: str) -> list[Any]:
-    cells = [f"{each['ms_per_item']:.3f}", ratio, f"{each['cosine']:.5f}", str(each["turns"])]
+    cosine = "no number" if each["cosine"] is None else f"{each['cosine']:.5f}"
+    cells = [f"{each['ms_per_item']:.3f}", ratio, cosine, str(each["turns"])]
     return [who, setting, *cells, each["remark"]]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
 import numpy as np
@@ -63,6 +64,11 @@ def test_a_peer_that_is_wrong_throughout_is_shown_as_such(cosine: float) -> None
     assert body["peers"]["bad"]["remark"] == "wrong" and body["peers"]["good"]["remark"] == ""
     assert [each.split()[0] for each in body["warnings"]] == ["bad", "bad"]
     assert "no setting that is right" in body["warnings"][1]
+    assert ("hold NaN or Inf" in body["warnings"][0]) == math.isnan(cosine)
+    text = json.loads(json.dumps(body, allow_nan=False))
+    assert (text["peers"]["bad"]["cosine"] is None) == math.isnan(cosine)
+    row = table._row("bad", body["peers"]["bad"], "only", "2.00x")
+    assert row[4] == ("no number" if math.isnan(cosine) else "0.99000")
 
 
 @pytest.mark.parametrize("saturates", [True, False])
