@@ -261,9 +261,10 @@ class Recipe:
         if self.attention is not None:
             raise RecipeError("operands of attention are not trained; drop 'attention'")
         for method, _ in self.steps:
-            if "weight" in self.decides(method):
+            if "weight" in self.decides(method) and not getattr(kind, "from_codes", False):
                 raise RecipeError(
-                    f"method {method!r} finds codes, which training with {quantizer!r} finds again; drop {method!r}"
+                    f"method {method!r} finds codes, and training with {quantizer!r} cannot begin with them: its "
+                    f"scales follow from the weights; drop {method!r}, or train with 'lsq'"
                 )
 
     def _check_order(self) -> None:

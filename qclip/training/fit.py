@@ -56,6 +56,7 @@ def train(
     if recipe.trained is None:
         return prepare(model, recipe)  # which says why not
     chosen = Settings.of(recipe, **settings)
+    _check_start(chosen, recipe)
     objective, processes = Objective(chosen.objective), Processes.of_environment()
     encoders = models.encoders(model)
     if len(encoders.towers) < 2:
@@ -111,6 +112,15 @@ def _class_tokens(objective: Objective, classes: Sequence[str] | None, encoders:
         raise InputError(f"objective {objective.name!r} asks for a list of class names; give classes (--classes FILE)")
     assert encoders.tokenizer is not None
     return encoders.tokenizer([PROMPT.format(name) for name in classes])
+
+
+def _check_start(settings: Settings, recipe: Recipe) -> None:
+    codes = [method for method, _ in recipe.steps if "weight" in recipe.decides(method)]
+    if codes and settings.first_rounded:
+        raise InputError(
+            f"rounding that begins late finds its scales then, and the codes of {codes[0]!r} would be lost; set start "
+            "to 0"
+        )
 
 
 def _check_batch(settings: Settings, objective: Objective, pairs: int, processes: Processes) -> None:

@@ -73,11 +73,14 @@ def _module(state: SiteState, quantizer: Quantizer, shared: dict[str, InputRound
     """What stands for the site while the model learns. `shared`: input roundings by `site.shared`."""
     if state.site.kind == "embedding":
         return build(state)
-    if state.branch is not None or state.weight is not None or state.negative_step is not None:
-        raise RecipeError(f"{state.site.name} has codes or a branch from a step of the recipe, which are not trained")
+    if state.branch is not None or state.negative_step is not None:
+        raise RecipeError(f"{state.site.name} has a branch or twin steps from a step of the recipe, which do not learn")
     plan, (weight, _) = state.plan, state.folded()
     rounding = quantizer.weight(weight, plan)
-    rounding.start(weight)
+    if state.weight is None:
+        rounding.start(weight)
+    else:
+        weight = rounding.start_at(weight, state.weight)
     input_rounding = None
     if plan.activation_bits != FLOAT:
         key = state.site.shared
@@ -86,7 +89,7 @@ def _module(state: SiteState, quantizer: Quantizer, shared: dict[str, InputRound
             if state.input_scale is not None:
                 shared[key].start(state.input_scale, state.input_zero)
         input_rounding = shared[key]
-    module = TrainedSite(state, rounding, input_rounding, state.transforms)
+    module = TrainedSite(state, weight, rounding, input_rounding)
     if isinstance(state.source, nn.Conv2d):
         return QuantizedPatch(module, tuple(state.source.kernel_size))  # type: ignore[arg-type]
     return module

@@ -82,6 +82,11 @@ class WeightRounding(Rounding):
     def start(self, weight: Tensor) -> None:
         """Find the scales of this weight, as training begins with them."""
 
+    def start_at(self, weight: Tensor, found: Weight) -> Tensor:
+        """Begin with the scales that `found` has, on the plan's grid. -> the weight next to `weight`, float32
+        `[N, K]`, that is rounded to the codes of `found`"""
+        raise NotImplementedError
+
     def scales(self, weight: Tensor) -> Tensor:
         """Float32 `[N, groups]`, as the container holds them."""
         raise NotImplementedError
@@ -126,6 +131,7 @@ class Quantizer:
     options: ClassVar[type] = NoOptions
     objective: ClassVar[str] = "contrastive+100*mse"
     settings: ClassVar[dict[str, Any]] = {}  # of `training.Settings`: values that differ from its defaults
+    from_codes: ClassVar[bool] = False  # whether a step of the recipe may have found codes: `WeightRounding.start_at`
 
     def __init__(self, options: Any) -> None:
         self.chosen = options

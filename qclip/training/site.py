@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -10,30 +9,31 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..layers.site import Description
-from ..layers.transforms import Transform, transformed, unfolded
+from ..layers.transforms import transformed, unfolded
 from ..ptq.base import SiteState
 from ..recipes import FLOAT, Treatment
 from .quantizer import InputRounding, WeightRounding
 
 
 class TrainedSite(nn.Module):
-    """`weight` `[N, K]` and `bias` act on the input behind `transforms`, which are not trained. `rounds`: whether
+    """`weight` `[N, K]`, which begins as given, and `bias` act on the input behind the state's transforms, which are
+    not trained. `rounds`: whether
     weight and input are rounded; a model may begin to learn without. `held`: the rounded weight of this step, where the
     trainer rounds once for several calls."""
 
     def __init__(
         self,
         state: SiteState,
+        weight: Tensor,
         rounding: WeightRounding,
         input_rounding: InputRounding | None,
-        transforms: Iterable[Transform] = (),
     ) -> None:
         super().__init__()
-        weight, bias = state.folded()
+        bias = state.folded()[1]
         learns = bool(state.source.weight.requires_grad)  # type: ignore[union-attr]
         self.weight = nn.Parameter(weight.clone(), requires_grad=learns)
         self.bias = None if bias is None else nn.Parameter(bias.float().clone(), requires_grad=learns)
-        self.transforms: Any = nn.ModuleList(transforms) if (transforms := list(transforms)) else ()
+        self.transforms: Any = nn.ModuleList(state.transforms) if state.transforms else ()
         self.rounding, self.input_rounding = rounding, input_rounding
         self.shape = (weight.shape[0], weight.shape[1])
         self.rounds = True

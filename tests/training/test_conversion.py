@@ -13,7 +13,8 @@ from torch import Tensor, nn
 import qclip
 from qclip import training
 from qclip.errors import GradientError, ModelError, NonFiniteError, RecipeError
-from qclip.recipes import QUANTIZERS
+from qclip.layers import QuantizedSite
+from qclip.recipes import QUANTIZERS, Recipe, Treatment, step
 from qclip.training import ConversionError
 from tests.small import IMAGES, TEXTS, small_clip
 from tests.training.world import parameters
@@ -42,7 +43,7 @@ def own_loop(student: nn.Module, teacher: nn.Module, steps: int = 5) -> list[flo
 #: Each quantizer once, on kernels or simulated, and what is particular.
 BITS = itertools.cycle(("w4a8", "w4a4", "w2a8"))
 RECIPES = [f"{bits}-{name}" for name, bits in zip(sorted(QUANTIZERS), BITS, strict=False)]
-RECIPES += ["w8a8-lsq", "w4a4-rotation+lsq", "w4a16-lsq", "w4a8-lsq-plus", "w8a8-static-ste"]
+RECIPES += ["w8a8-lsq", "w4a4-rotation+lsq", "w4a4-rotation+gptq+lsq", "w4a16-lsq", "w4a8-lsq-plus", "w8a8-static-ste"]
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
@@ -75,6 +76,19 @@ def test_a_loop_of_ones_own(recipe: str, tmp_path: Path) -> None:
     assert kept.name == recipe and kept.trained == qclip.recipes.get(recipe).trained
     share = qclip.coverage(deployed).share("simulated" if simulated else "real")
     assert share > 0.8
+
+
+def test_training_begins_where_the_steps_of_the_recipe_end() -> None:
+    """A model that is prepared and not trained is as near to float as the steps alone make it."""
+    teacher = small_clip()
+    found = qclip.convert(qclip.prepare(teacher, "w3a8-gptq+lsq", IMAGES), IMAGES)
+    plan = QUANTIZERS.get("lsq").treatment(Treatment(3, 8))
+    steps = qclip.quantize(teacher, Recipe("codes", plan, steps=(step("gptq"),)), IMAGES)
+    layers = [(a, b) for a, b in zip(found.modules(), steps.modules(), strict=True) if isinstance(a, QuantizedSite)]
+    assert layers
+    for a, b in layers:
+        assert torch.equal(a.quantized.canonical().codes, b.quantized.canonical().codes)
+        torch.testing.assert_close(a.quantized.dequantize(), b.quantized.dequantize())
 
 
 def test_what_was_given_is_not_changed() -> None:

@@ -14,6 +14,7 @@ from qclip.errors import RecipeError
 from qclip.recipes import QUANTIZERS, Treatment
 from qclip.training import InputRounding, LearnedScale, Quantizer, WeightRounding
 from qkernels.grids import Grid
+from qkernels.weights import levels, quantize_weight
 
 NAMES = sorted(QUANTIZERS)
 H = 1e-4
@@ -93,13 +94,32 @@ def test_lsq_learns_by_the_surrogate_of_a_weight(bits: int, grid: str) -> None:
     assert weight.grad is not None and rounding.learned.log.grad is not None
     wanted = slope(lambda w: surrogate(w, log), weight.detach().double(), along)
     torch.testing.assert_close((weight.grad.double() * along).sum(), wanted, rtol=1e-3, atol=1e-3)
-    if not rounding.half:  # rounding to float16 is passed straight through, and moves the scale
+    if not rounding.as_half:  # rounding to float16 is passed straight through, and moves the scale
         for i in range(len(log)):
             one = torch.zeros_like(log)
             one[i] = 1
             wanted = slope(lambda t: surrogate(weight.detach().double(), t), log, one)
             found = rounding.learned.log.grad[i].double() / rounding.step
             torch.testing.assert_close(found.sum(), wanted, rtol=2e-3, atol=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("bits", "grid", "group"), [(2, "symfull", None), (2, "midrise", None), (4, "symfull", 32), (8, "sym", None)]
+)
+def test_training_begins_with_codes_that_a_step_has_found(bits: int, grid: str, group: int | None) -> None:
+    generator = torch.Generator().manual_seed(bits)
+    weight = torch.randn(6, 64, generator=generator)
+    treatment = Treatment(bits, 8, group, weight_grid=grid)
+    found = quantize_weight(weight + 0.3 * torch.randn(6, 64, generator=generator), treatment.grid)
+    rounding = made("lsq").weight(weight, treatment)
+    start = rounding.start_at(weight, found)
+    torch.testing.assert_close(rounding(start).detach(), found.dequantize())
+    assert torch.equal(levels(rounding.quantized(start), treatment.grid), levels(found, treatment.grid))
+    center, near = found.dequantize(), quantize_weight(weight, treatment.grid, rounding.scales(weight)).dequantize()
+    assert ((start - weight).abs() <= (center - weight).abs() + 1e-6).all()  # as near to the float weight as may be
+    steps = rounding.scales(weight).abs().repeat_interleave(rounding.group, dim=1)
+    inner = (near == center) & ((weight - center).abs() < 0.44 * steps)
+    assert inner.any() and torch.allclose(start[inner], weight[inner], atol=1e-6)
 
 
 def test_learned_scales_are_positive_whatever_the_optimizer_does() -> None:
@@ -160,8 +180,10 @@ def test_names_are_recipes_of_training() -> None:
     assert [name for name, _ in recipe.steps] == ["rotation"] and recipe.method == "rotation+lsq"
     assert recipes.Recipe.from_dict(recipe.to_dict()) == recipe
     assert recipe.hash != recipes.get("w4a4-rotation").hash
-    with pytest.raises(RecipeError, match="'gptq' finds codes"):
-        recipes.get("w4a8-gptq+lsq")
+    for last in ("ste", "lsq-authors", "dorefa", "ofq"):  # whose scales follow from the weights
+        with pytest.raises(RecipeError, match=f"'gptq' finds codes, and training with '{last}' cannot begin with them"):
+            recipes.get(f"w4a8-gptq+{last}")
+    assert [name for name, _ in recipes.get("w4a4-rotation+gptq+lsq").steps] == ["rotation", "gptq"]
     with pytest.raises(RecipeError, match="unknown method"):
         recipes.get("w4a8-lsq+rotation")
 

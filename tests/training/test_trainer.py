@@ -269,6 +269,11 @@ def test_settings_that_are_none() -> None:
         Objective("contrast")
 
 
+def test_codes_that_a_step_has_found_are_not_lost_by_a_late_start() -> None:
+    with pytest.raises(InputError, match="the codes of 'gptq' would be lost; set start to 0"):
+        qclip.train(small_clip(), "w4a8-gptq+lsq", pairs(), **SETTINGS | {"start": 0.5})
+
+
 def test_the_logit_scale_is_frozen_learned_or_tuned() -> None:
     model = small_clip()
     before = float(model.logit_scale.detach())

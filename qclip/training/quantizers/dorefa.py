@@ -54,6 +54,7 @@ class DoReFa(LSQ):
     """Weights through tanh onto an even grid, its scale restored"""
 
     name = "dorefa"
+    from_codes = False
 
     @classmethod
     def treatment(cls, plan: Treatment) -> Treatment:

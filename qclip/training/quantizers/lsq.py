@@ -13,6 +13,7 @@ from torch import Tensor
 
 import qkernels
 from qkernels.contract import SMALLEST_NORMAL_HALF
+from qkernels.weights import Weight, grid_scales, levels
 
 from ...errors import RecipeError
 from ...layers.activations import code_range
@@ -20,6 +21,8 @@ from ...ptq.base import SiteState
 from ...recipes import FLOAT, Treatment
 from ..quantizer import InputRounding, LearnedScale, WeightRounding, fitted_scales, straight_through
 from .ste import ASYM, STE, SYM, decide_static
+
+INNER = 0.45  # steps from its code at which a weight may begin: half a step would be the next code's
 
 
 class LearnedWeight(WeightRounding):
@@ -43,6 +46,15 @@ class LearnedWeight(WeightRounding):
     def start(self, weight: Tensor) -> None:
         scales = fitted_scales(weight, self.plan)
         self.learned.start(scales[:1] if self.plan.weight_scale == "tensor" else scales)
+
+    @torch.no_grad()
+    def start_at(self, weight: Tensor, found: Weight) -> Tensor:
+        scales, grid = grid_scales(found, self.grid), self.grid
+        self.learned.start(scales[:1] if self.plan.weight_scale == "tensor" else scales)
+        steps = scales.repeat_interleave(self.group, dim=1)[:, : weight.shape[1]]
+        codes = levels(found, grid).float() + grid.low
+        off = weight / steps + (grid.zero or 0.0) - codes
+        return (codes - (grid.zero or 0.0) + off.clamp(-INNER, INNER)) * steps
 
     def scales(self, weight: Tensor) -> Tensor:
         scales = self.learned().expand(self.shape)
@@ -106,6 +118,7 @@ class LSQ(STE):
     """Learned scales of weights and static inputs, started at the least squared error"""
 
     name = "lsq"
+    from_codes = True
 
     @classmethod
     def treatment(cls, plan: Treatment) -> Treatment:

@@ -119,6 +119,7 @@ class OFQ(LSQ):
     """Weight scales from statistics, weights that hop between codes calmed"""
 
     name = "ofq"
+    from_codes = False
     options = Options
     chosen: Options
 
