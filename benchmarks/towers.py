@@ -53,6 +53,15 @@ PIECES = {
         *["ViT-B-16-SigLIP-256", "--recipe", "w8a8", "--batch", "8", "--peers", f"{FLOAT},openvino"],
     ],
 }
+#: One of each family of image towers, beside float32 alone. Text towers: `benchmarks.text_towers`.
+FAMILIES = [
+    *["EVA02-B-16", "PE-Core-B-16", "ViTamin-B", "MobileCLIP2-S0"],
+    *["vit_relpos_medium_patch16_cls_224", "swin_base_patch4_window7_224"],
+]
+for name in FAMILIES:
+    PIECES[f"{name.lower().replace('_', '-')}-image-8-w8a8"] = [
+        *[name, "--recipe", "w8a8", "--batch", "8", "--peers", FLOAT],
+    ]
 
 
 def processor_id(cpuinfo: str) -> str:
