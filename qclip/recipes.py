@@ -71,6 +71,7 @@ QUANTIZERS: Registry[Any] = Registry(
         "ewgs": "qclip.training.quantizers.ewgs:EWGS",
         "ofq": "qclip.training.quantizers.ofq:OFQ",
         "variation": "qclip.training.quantizers.variation:Variation",
+        "reliable": "qclip.training.quantizers.reliable:Reliable",
     },
     attributes=("options", "treatment", "weight", "input"),
     error=RecipeError,
