@@ -25,9 +25,11 @@ from .preparation import facts_of, prepare
 from .processes import Processes
 from .settings import Settings
 from .step import Gradient
+from .teacher import Teacher
 from .trainer import Trainer
 
 PROMPT = "a photo of a {}."
+LEAST_APART = 3  # pairs of which calibration says something
 
 
 def train(
@@ -66,6 +68,7 @@ def train(
         )
     data = Pairs.of(pairs, encoders, chosen.pairs, chosen.seed, strict)
     learned, held = data.split(chosen.held_out, chosen.seed)
+    learned, apart = _apart(learned, objective, chosen)
     tokens = _class_tokens(objective, classes, encoders)
     _check_batch(chosen, objective, len(learned), processes)
     student = prepare(model, recipe, learned.samples(), chosen.seed, progress=progress)
@@ -73,8 +76,8 @@ def train(
     if chosen.logit_scale == "learned":
         student.logit_scale.requires_grad_()  # type: ignore[operator, union-attr]
     with models.evaluating(model):
-        gradient = Gradient(student, model, learned, objective, chosen, processes, tokens)
-        teacher = None if held is None else gradient.teacher(model, held)
+        gradient = Gradient(student, model, learned, objective, chosen, processes, tokens, apart)
+        teacher = None if held is None else Teacher.of(model, held, objective.needs & {"consensus"})
     provenance = facts_of(student)["provenance"]
     made_of = {
         "recipe": f"{recipe.name} {recipe.hash}",
@@ -93,6 +96,7 @@ def train(
         "settings": dataclasses.asdict(chosen),
         "pairs": learned.description,
         "learned": len(learned),
+        **({} if apart is None else {"apart": len(apart)}),
     }
     if held is not None and teacher is not None:
         notes |= _finish(run, held, teacher)
@@ -123,6 +127,24 @@ def _check_start(settings: Settings, recipe: Recipe) -> None:
         )
 
 
+def _apart(pairs: Pairs, objective: Objective, settings: Settings) -> tuple[Pairs, Pairs | None]:
+    """Pairs to learn from, and those that only terms which ask for such see; None where none does."""
+    if "apart" not in objective.needs:
+        return pairs, None
+    if round(settings.batch * settings.beside) < LEAST_APART:
+        raise InputError(
+            f"objective {objective.name!r} judges pairs apart, and a share of {settings.beside:g} of a batch of "
+            f"{settings.batch} is fewer than {LEAST_APART}; set batch or beside higher"
+        )
+    learned, apart = pairs.split(settings.apart, settings.seed, "pairs apart")
+    if apart is None or len(apart) < LEAST_APART:
+        raise InputError(
+            f"objective {objective.name!r} asks for pairs apart, and a share of {settings.apart:g} of {len(pairs)} is "
+            f"fewer than {LEAST_APART}; set apart higher, or give more pairs"
+        )
+    return learned, apart
+
+
 def _check_batch(settings: Settings, objective: Objective, pairs: int, processes: Processes) -> None:
     if settings.batch > pairs:
         raise DataError(
@@ -139,7 +161,7 @@ def _check_batch(settings: Settings, objective: Objective, pairs: int, processes
 
 
 @torch.no_grad()
-def _finish(run: Trainer, held: Pairs, teacher: tuple[Tensor, Tensor]) -> dict[str, Any]:
+def _finish(run: Trainer, held: Pairs, teacher: Teacher) -> dict[str, Any]:
     """Which weights are deployed, and the logit scale, by the held-out pairs. -> notes"""
     loss, seen = run.gradient.held_out(held, teacher)
     notes: dict[str, Any] = {"held_out": {"pairs": len(held), "loss": loss}}

@@ -46,12 +46,12 @@ class Pairs:
             captions=[self.captions[row] for row in rows],
         )
 
-    def split(self, share: float, seed: int) -> tuple[Pairs, Pairs | None]:
-        """Those to learn from, and the `share` that is held out, drawn by `seed`; None: none are."""
+    def split(self, share: float, seed: int, what: str = "held-out pairs") -> tuple[Pairs, Pairs | None]:
+        """Those to learn from, and the `share` that is held out, drawn by `seed` and `what`; None: none are."""
         count = round(share * len(self))
         if count < 2:
             return self, None
-        order = seeds.generator(seed, "held-out pairs").permutation(len(self))
+        order = seeds.generator(seed, what).permutation(len(self))
         return self.select(np.sort(order[count:])), self.select(np.sort(order[:count]))
 
     def batch(self, step: int, size: int, seed: int) -> tuple[Rows, Rows]:

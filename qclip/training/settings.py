@@ -22,7 +22,8 @@ class Settings:
     of the gradient, of weights and of scales each. `start`: share of the steps before weights and inputs are rounded.
     `logit_scale`: "tuned" fits it on the held-out pairs when training is over. `held_out`: share of the pairs that is
     not trained on. `ema`: decay of an average of the weights, which is deployed where it does better on the held-out
-    pairs; 0: none. Raises InputError.
+    pairs; 0: none. `beside`: for terms that ask for altered images, negatives or pairs apart, how many of each a step
+    embeds, as a share of `batch`; `apart`: share of the pairs that only terms which ask for such see. Raises InputError.
     """
 
     objective: str = "contrastive+100*mse"
@@ -40,6 +41,8 @@ class Settings:
     checkpointing: bool = False
     ema: float = 0.0
     held_out: float = 0.1
+    beside: float = 0.25
+    apart: float = 0.2
     pairs: int = 1000
     save_every: int = 50
     seed: int = 0
@@ -54,9 +57,11 @@ class Settings:
             value = getattr(self, name)
             if not (math.isfinite(value) and value >= 0):
                 raise InputError(f"{name} must be a finite number of at least 0, not {value:g}")
-        for name in ("warmup", "start", "held_out", "ema"):
+        for name in ("warmup", "start", "held_out", "ema", "apart"):
             if not 0 <= getattr(self, name) < 1:
                 raise InputError(f"{name} must lie from 0 to below 1, not at {getattr(self, name):g}")
+        if not 0 < self.beside <= 1:
+            raise InputError(f"beside must lie above 0 and not above 1, not at {self.beside:g}")
         if self.logit_scale == "tuned" and self.held_out == 0:
             raise InputError("logit_scale 'tuned' is fitted on held-out pairs; set held_out above 0")
 

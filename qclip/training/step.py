@@ -8,87 +8,27 @@ weight, summed over parts and processes, goes through the quantizer once.
 
 from __future__ import annotations
 
-import contextlib
-import functools
-from collections.abc import Iterable, Iterator
+import dataclasses
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.checkpoint import checkpoint
 
 from .. import models
-from ..models import Encoders
-from .objectives import Features, Objective
+from .embedder import Embedder
+from .inputs import Batch, Inputs
+from .objectives import Apart, Features, Negatives, Objective, Views
 from .pairs import Pairs, Rows
 from .preparation import trained_sites
 from .processes import Processes
 from .settings import Settings
 from .site import TrainedSite
-
-AT_ONCE = 64  # images, or texts, that the teacher embeds at a time
-
-
-class Embedder:
-    """Unit embeddings of a model's towers, float32, as training wants them."""
-
-    def __init__(self, model: nn.Module, settings: Settings) -> None:
-        self.encoders: Encoders = models.encoders(model)
-        self.precision = settings.precision
-        towers = models.towers(model).values() if settings.checkpointing else ()
-        self.blocks = [block.module for tower in towers for block in tower.blocks]
-
-    def images(self, pixels: Tensor) -> Tensor:
-        with self._run():
-            return F.normalize(self.encoders.encode_image(pixels).float(), dim=-1)
-
-    def texts(self, tokens: Tensor) -> Tensor:
-        with self._run():
-            return F.normalize(self.encoders.encode_text(tokens).float(), dim=-1)
-
-    @torch.no_grad()
-    def all(self, pairs: Pairs) -> tuple[Tensor, Tensor]:
-        """Of every image, and of every caption."""
-        rows = np.array_split(np.arange(len(pairs)), -(-len(pairs) // AT_ONCE))
-        images = torch.cat([self.images(pairs.pixels(part)) for part in rows])
-        return images, torch.cat([self.texts(tokens) for tokens in pairs.tokens.split(AT_ONCE)])
-
-    @contextlib.contextmanager
-    def _run(self) -> Iterator[None]:
-        device = self.encoders.device.type
-        half = torch.autocast(device, torch.bfloat16, enabled=self.precision == "bfloat16")
-        with _plain(device), half, _recomputed(self.blocks if torch.is_grad_enabled() else (), device):
-            yield
-
-
-def _plain(device: str) -> contextlib.AbstractContextManager[None]:
-    """The fused attention's backward is slow on a CPU at the lengths of images."""
-    return sdpa_kernel(SDPBackend.MATH) if device == "cpu" else contextlib.nullcontext()
-
-
-@contextlib.contextmanager
-def _recomputed(blocks: Iterable[nn.Module], device: str) -> Iterator[None]:
-    """Blocks keep their inputs alone, and run again in backward."""
-    blocks = list(blocks)
-
-    def run(forward: Any, *args: Any, **kwargs: Any) -> Any:
-        with _plain(device):  # in backward, too
-            return forward(*args, **kwargs)
-
-    for block in blocks:
-        block.__dict__["forward"] = functools.partial(checkpoint, run, block.forward, use_reentrant=False)
-    try:
-        yield
-    finally:
-        for block in blocks:
-            del block.__dict__["forward"]
+from .teacher import Teacher
 
 
 class Gradient:
-    """Fills `grad` of a prepared model's parameters, step by step."""
+    """Fills `grad` of a prepared model's parameters, step by step. `apart`: pairs for terms that need such."""
 
     def __init__(
         self,
@@ -99,67 +39,41 @@ class Gradient:
         settings: Settings,
         processes: Processes,
         classes: Tensor | None = None,
+        apart: Pairs | None = None,
     ) -> None:
         self.objective, self.pairs, self.settings, self.processes = objective, pairs, settings, processes
         self.student = student
-        self.embedder, own = Embedder(student, settings), Embedder(teacher, Settings())
+        self.embedder = Embedder(student, settings)
         self.scale: nn.Parameter = student.logit_scale  # type: ignore[assignment]
         self.sites: list[TrainedSite] = [module for _, module in trained_sites(student)]
         self.classes = classes
-        self.teacher_images, self.teacher_texts = own.all(pairs)
-        with torch.no_grad():
-            self.teacher_classes = None if classes is None else own.texts(classes)
-        self.teacher_scale = teacher.logit_scale.detach().float().exp().reshape(())  # type: ignore[union-attr, operator]
+        self.inputs = Inputs(pairs, objective.needs, settings, processes.size, apart)
+        self.teacher = Teacher.of(teacher, pairs, objective.needs, classes, self.inputs)
         text = models.towers(student).get("text")
         learns = text is not None and any(p.requires_grad for p in text.module.parameters())
         self.text_learns = learns
 
-    def features(
-        self,
-        rows: Rows,
-        captions: Rows,
-        image: Tensor,
-        text: Tensor,
-        classes: Tensor | None = None,
-        teacher: tuple[Tensor, Tensor] | None = None,
-    ) -> Features:
-        """What the objective sees of pairs, of which these are the rows and captions; `teacher`: the float model's
-        embeddings of all their images and captions, by default those of the pairs that are learned from."""
-        images, texts = (self.teacher_images, self.teacher_texts) if teacher is None else teacher
-        return Features(
-            image,
-            text,
-            self.scale.float().exp().reshape(()),
-            images[rows],
-            texts[captions],
-            self.teacher_scale,
-            torch.from_numpy(captions).to(image.device),
-            classes,
-            self.teacher_classes,
-        )
-
     def __call__(self, step: int, done: float) -> dict[str, float]:
         """Of the batch of this step. -> the loss and its terms by name."""
-        rows, captions = self.pairs.batch(step, self.settings.batch, self.settings.seed)
-        mine = self.processes.part(len(rows))
-        own_rows, own_captions = rows[mine], captions[mine]
-        parts = self._parts(len(own_rows))
+        batch = self.inputs.of(step)
+        pieces = {name: self._pieces(each.count) for name, each in batch.images.items()}
+        pieces |= {name: self._pieces(len(each)) for name, each in batch.texts.items()}
         leaves = self._hold()
-        whole = len(parts) == 1
+        whole = all(len(each) == 1 for each in pieces.values())
         try:
             with torch.set_grad_enabled(whole):
-                found = [self._embed(own_rows[part], own_captions[part]) for part in parts]
-            image = self.processes.gathered(torch.cat([each[0] for each in found])).requires_grad_()
-            text = self.processes.gathered(torch.cat([each[1] for each in found])).requires_grad_()
+                found = {name: [self._embed(batch, name, at) for at in each] for name, each in pieces.items()}
+            seen = {n: self.processes.gathered(torch.cat(each)).requires_grad_() for n, each in found.items()}
             listed = None if self.classes is None else self.embedder.texts(self.classes)
             held = None if listed is None else listed.detach().requires_grad_()
-            loss, terms = self.objective(self.features(rows, captions, image, text, held))
+            loss, terms = self.objective(self._features(batch, seen, held))
             loss.backward()
             self._back(listed, None if held is None or not self.processes.first else held.grad)
-            for i, part in enumerate(parts):
-                one, other = found[i] if whole else self._embed(own_rows[part], own_captions[part])
-                self._back(one, _rows(image.grad, mine, part))
-                self._back(other, _rows(text.grad, mine, part))
+            for name, each in pieces.items():
+                for i, at in enumerate(each):
+                    gradient = seen[name].grad
+                    one = found[name][i] if whole else self._embed(batch, name, at)
+                    self._back(one, None if gradient is None else gradient[at])
             self._sum(leaves)
             terms |= self._through(leaves, done)
         finally:
@@ -167,29 +81,59 @@ class Gradient:
                 site.held = None
         return {"loss": float(loss.detach()), **{name: float(value.detach()) for name, value in terms.items()}}
 
-    @staticmethod
-    def teacher(model: nn.Module, pairs: Pairs) -> tuple[Tensor, Tensor]:
-        """What `held_out` compares with: a float model's embeddings of these pairs."""
-        return Embedder(model, Settings()).all(pairs)
+    def _features(self, batch: Batch, seen: dict[str, Tensor], classes: Tensor | None) -> Features:
+        """What the objective sees of a step, of which these are the embeddings by name."""
+        found = self._of_pairs(batch.rows, batch.captions, seen["image"], seen["text"], classes, self.teacher)
+        more: dict[str, Any] = {}
+        if "views" in seen:
+            more["views"] = Views(seen["views"], found.teacher_image[: len(seen["views"])])
+        if "negatives" in seen:
+            assert self.teacher.negatives is not None
+            more["negatives"] = Negatives(seen["negatives"], self.teacher.negatives)
+        if "apart" in seen:
+            captions = torch.from_numpy(batch.texts["apart text"]).to(found.captions.device)
+            more["apart"] = Apart(seen["apart"], seen["apart text"], captions)
+        return dataclasses.replace(found, **more)
+
+    def _of_pairs(
+        self, rows: Rows, captions: Rows, image: Tensor, text: Tensor, classes: Tensor | None, teacher: Teacher
+    ) -> Features:
+        return Features(
+            image,
+            text,
+            self.scale.float().exp().reshape(()),
+            teacher.images[rows],
+            teacher.texts[captions],
+            teacher.scale,
+            torch.from_numpy(captions).to(image.device),
+            classes,
+            self.teacher.classes,
+            basis=self.teacher.basis,
+            consensus=None if teacher.consensus is None else teacher.consensus[rows],
+        )
 
     @torch.no_grad()
-    def held_out(self, pairs: Pairs, teacher: tuple[Tensor, Tensor]) -> tuple[float, Features]:
-        """The objective of pairs that nobody learns from, each with its first caption, and their features."""
+    def held_out(self, pairs: Pairs, teacher: Teacher) -> tuple[float, Features]:
+        """The objective of pairs that nobody learns from, each with its first caption, without what it draws beside a
+        batch (where that is all, the distance to float); and their features. `teacher`: of these pairs."""
         rows, captions = pairs.firsts()
         images, texts = self.embedder.all(pairs)
         listed = None if self.classes is None else self.embedder.texts(self.classes)
-        seen = self.features(rows, captions, images[rows], texts[captions], listed, teacher)
-        return float(self.objective(seen)[0]), seen
+        seen = self._of_pairs(rows, captions, images[rows], texts[captions], listed, teacher)
+        judge = self.objective.of_pairs() or Objective("mse")
+        return float(judge(seen)[0]), seen
 
-    def _parts(self, count: int) -> list[slice]:
-        size = min(count, self.settings.micro or count)
-        return [slice(at, min(at + size, count)) for at in range(0, count, size)]
+    def _pieces(self, count: int) -> list[Rows]:
+        """Places of this process's part of so many inputs, those of each call."""
+        mine = np.arange(count)[self.processes.part(count)]
+        size = min(len(mine), self.settings.micro or len(mine))
+        return [mine[at : at + size] for at in range(0, len(mine), size)]
 
-    def _embed(self, rows: Rows, captions: Rows) -> tuple[Tensor, Tensor]:
-        image = self.embedder.images(self.pairs.pixels(rows))
-        if not self.text_learns:
-            return image, self.teacher_texts[captions]
-        return image, self.embedder.texts(self.pairs.tokens[captions])
+    def _embed(self, batch: Batch, name: str, at: Rows) -> Tensor:
+        if name in batch.images:
+            return self.embedder.images(batch.images[name].pixels(at))
+        places = batch.texts[name][at]
+        return self.embedder.texts(self.pairs.tokens[places]) if self.text_learns else self.teacher.texts[places]
 
     def _back(self, found: Tensor | None, gradient: Tensor | None) -> None:
         if found is not None and gradient is not None and found.requires_grad:
@@ -239,7 +183,3 @@ class Gradient:
         total = torch.stack(found).sum()
         total.backward()
         return {"penalty": total}
-
-
-def _rows(gradient: Tensor | None, mine: slice, part: slice) -> Tensor | None:
-    return None if gradient is None else gradient[mine][part]

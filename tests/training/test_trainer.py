@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -15,7 +16,7 @@ from torch import nn
 import qclip
 from qclip import files
 from qclip.errors import DataError, InputError, NonFiniteError, OutputError
-from qclip.training import CheckpointError, Pairs, Settings, TrainingError, checkpoint, fit, preparation, trainer
+from qclip.training import CheckpointError, Pairs, Settings, TrainingError, checkpoint, fit, inputs, preparation, trainer
 from qclip.training.objectives import Features, Objective
 from qclip.training.processes import Processes
 from qclip.training.step import Gradient
@@ -72,6 +73,7 @@ def test_it_learns_and_what_it_becomes_is_nearer_to_float_than_rounding(tmp_path
 def test_a_run_that_goes_on_is_the_run_that_never_stopped(tmp_path: Path) -> None:
     recipe = "w4a4-ofq"  # it keeps track of codes, too
     more = SETTINGS | {"ema": 0.9, "start": 0.34, "logit_scale": "learned"}
+    more |= {"objective": "contrastive+mse+noise+margin+esd", "beside": 0.4}  # which draw
     whole = qclip.train(small_clip(), recipe, pairs(), tmp_path / "a", **more)
     for step in (1, 5):  # before the first save, behind the last but one
         with pytest.raises(KilledError):
@@ -90,12 +92,16 @@ def test_a_run_that_is_over_is_not_trained_again(tmp_path: Path) -> None:
     same(state(again), state(first))
 
 
+#: Terms that ask for all that a step may embed.
+ALL = "contrastive+mse+consensus+noise+margin+0.1*energy+9*esd+mmce+spectral+tail"
+
+
 def gradient_of(processes: Processes | None = None, recipe: str = "w4a4-lsq", **settings) -> dict[str, torch.Tensor]:
     model = small_clip()
-    data = Pairs.of(pairs(), qclip.encoders(model))
+    chosen = Settings(**{**SETTINGS, "objective": ALL, "beside": 0.5, **settings})
+    data, apart = Pairs.of(pairs(), qclip.encoders(model)).split(0.25, 0)
     student = preparation.prepare(model, recipe, data.samples())
-    chosen = Settings(**{**SETTINGS, "objective": "contrastive+mse", **settings})
-    found = Gradient(student, model, data, Objective(chosen.objective), chosen, processes or Processes())
+    found = Gradient(student, model, data, Objective(chosen.objective), chosen, processes or Processes(), apart=apart)
     found(0, 0.0)
     return {name: p.grad for name, p in student.named_parameters() if p.grad is not None}
 
@@ -110,7 +116,8 @@ def test_a_batch_that_is_cut_or_run_again_gives_the_gradient_of_the_whole(change
 
 
 def test_bfloat16_gives_nearly_the_gradient() -> None:
-    wanted, found = gradient_of(recipe="w8a8-ste"), gradient_of(recipe="w8a8-ste", precision="bfloat16")
+    given = {"recipe": "w8a8-ste", "objective": "contrastive+mse"}
+    wanted, found = gradient_of(**given), gradient_of(**given, precision="bfloat16")
     flat = [torch.cat([each[name].flatten() for name in sorted(wanted)]) for each in (wanted, found)]
     assert torch.cosine_similarity(*flat, dim=0) > 0.95
 
@@ -304,6 +311,42 @@ def test_a_logit_scale_is_tuned_to_the_least_loss() -> None:
         )
 
     assert loss(1.0) < min(loss(0.9), loss(1.1))
+
+
+def test_what_a_step_embeds_follows_from_the_step_and_no_pair_apart_is_learned_from() -> None:
+    data = Pairs.of(pairs(), qclip.encoders(small_clip()))
+    learned, apart = data.split(0.25, 0, "pairs apart")
+    needs = frozenset({"views", "negatives", "apart"})
+    first, again = (inputs.Inputs(learned, needs, Settings(**SETTINGS), apart=apart) for _ in range(2))
+    for step in (0, 3):
+        batch, same = first.of(step), again.of(step)
+        assert {name: each.count for name, each in batch.images.items()} == {
+            "image": 8,
+            "views": 2,
+            "negatives": 2,
+            "apart": 2,
+        }
+        for name, each in batch.images.items():
+            whole = each.pixels(np.arange(each.count))
+            cut = torch.cat([same.images[name].pixels(np.array([at])) for at in range(each.count)])
+            assert torch.equal(whole, cut) and whole.shape[1:] == (3, 32, 32)
+        own = {int(c) for each in apart.captions for c in each}
+        assert set(batch.texts["apart text"]) <= own and not own & set(batch.texts["text"])
+        plain = learned.pixels(batch.rows)
+        assert not torch.equal(batch.images["views"].pixels(np.arange(2)), plain[:2])
+    a, b = (each.images["views"].pixels(np.arange(2)) for each in (first.of(0), first.of(3)))
+    assert not torch.equal(a, b)
+    assert torch.equal(first.sample(), again.sample()) and len(first.sample()) == 18
+    shared = inputs.Inputs(learned, needs, Settings(**SETTINGS | {"beside": 0.9}), 3, apart).of(0)
+    assert [shared.images[name].count for name in ("views", "negatives", "apart")] == [6, 6, 6]
+
+
+def test_calibration_of_too_few_pairs_is_refused() -> None:
+    given = {"objective": "contrastive+esd"}
+    refused(pairs(), InputError, "judges pairs apart, and a share of 0.25 of a batch of 8 is fewer than 3", **given)
+    given |= {"beside": 0.5, "apart": 0.05}
+    refused(pairs(), InputError, "asks for pairs apart, and a share of 0.05 of 19 is fewer than 3", **given)
+    refused(pairs(), InputError, "beside must lie above 0 and not above 1, not at 0", beside=0.0)
 
 
 def test_batches_are_epochs_in_random_order_and_follow_from_the_step() -> None:

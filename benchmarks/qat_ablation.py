@@ -1,0 +1,194 @@
+"""What each term of the reliable objective does: trained with it and without it, measured on splits for choices.
+
+    python -m benchmarks.qat_ablation shares --data DIR             # gradient norms of terms; DIR: the Parquet files
+    python -m benchmarks.qat_ablation measure --data DIR            # the arms below, one after the other
+    python -m benchmarks.qat_ablation measure --data DIR --only base --only all
+
+Every arm has the same steps, pairs and seed. No test is read: accuracy and calibration are of a part of `cifar10_dev`,
+temperatures of the rest of it; OOD sets are classes of Tiny ImageNet that CIFAR-10 has not, and drawn scenes; noise is
+speckle, of ImageNet-C's corruptions for such choices. `measure` writes benchmarks/results/qat/ablation.json after every
+arm and goes on where it was; training goes on from checkpoints in --work.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+import qclip
+from qclip import recipes
+from qclip.data import ImageSet, as_set
+from qclip.files import write_atomic
+from qclip.training import Pairs, Settings, prepare
+from qclip.training.objectives import Objective
+from qclip.training.processes import Processes
+from qclip.training.step import Gradient
+
+ROOT = Path(__file__).resolve().parents[1]
+KEPT = ROOT / "benchmarks" / "results" / "qat" / "ablation.json"
+MODEL, RECIPE, SEED = "photos", "w4a8-reliable", 0
+PAIRS = "parquet:{data}/flickr8k_train_64.parquet"
+STEPS = {"steps": 150, "batch": 64, "save_every": 25}
+BASE = "contrastive+100*mse"
+#: Terms with their weights: each gives 10 to 30 % of the gradient's norm (`shares`).
+TERMS = {"noise": 1.0, "consensus": 100.0, "margin": 1.0, "esd": 10.0, "spectral": 100.0}
+UNKNOWN = (  # classes of Tiny ImageNet, of nothing that CIFAR-10 or DTD's or MNIST's images show
+    *("banana", "beaker", "beer bottle", "bow tie", "candle", "comic book", "dumbbell", "espresso", "fountain", "guacamole"),
+    *("hourglass", "ice cream", "iPod", "lampshade", "lemon", "mashed potato", "meat loaf", "orange", "pizza", "pretzel"),
+    *("refrigerator", "sandal", "sock", "sunglasses", "syringe", "teapot", "teddy", "umbrella", "volleyball", "wok"),
+)
+METRICS = ("top1", "ece", "ece_ts", "nll", "nll_ts", "brier", "signed_gap", "mean_top1", "auroc", "cosine_mean")
+
+
+def weighted(terms: dict[str, float]) -> str:
+    return "+".join([BASE, *(f"{weight:g}*{name}" for name, weight in terms.items())])
+
+
+def arms() -> dict[str, str]:
+    """Objectives by name: base, base + each term, all, all but each."""
+    each = {f"+ {name}": weighted({name: weight}) for name, weight in TERMS.items()}
+    without = {f"all - {name}": weighted({k: v for k, v in TERMS.items() if k != name}) for name in TERMS}
+    return {"base": BASE, **each, "all": weighted(TERMS), **without}
+
+
+def dev_sets(data: str) -> dict[str, Any]:
+    """As `qclip.evaluate` takes them."""
+    dev = as_set(f"parquet:{data}/cifar10_dev.parquet")
+    assert isinstance(dev, ImageSet)
+    fitted = np.random.default_rng(0).permutation(len(dev)) < 1500
+    tiny = as_set(f"parquet:{data}/tiny_imagenet_train_32.parquet")
+    labels, classes = tiny.labelled()
+    names = [name.split(",")[0] for name in classes]
+    chosen = np.isin(labels, [names.index(name) for name in UNKNOWN])
+    rows = np.flatnonzero(chosen)[:800]
+    return {
+        "data": dev.select(~fitted),
+        "dev": dev.select(fitted),
+        "ood": {"near": tiny.select(rows), "far": as_set("scenes:test?samples=800")},
+        "corruptions": ("speckle_noise",),
+        "scores": ["mcm", "energy"],
+        "measurements": ["clean", "ood", "corrupted", "agreement"],
+    }
+
+
+def rows_of(found: qclip.Results, about: dict[str, Any], label: str) -> Iterator[dict[str, Any]]:
+    """Of one model: its values, and its paired differences to float (`reference`)."""
+    for row in found:
+        if row["model"] != label or row["metric"] not in METRICS or row["subset"] != "all" or row["axis"]:
+            continue
+        if row["corruption"] and row["metric"] != "mean_top1":
+            continue
+        where = {"split": row["set"], "metric": row["metric"], "value": row["value"]}
+        more = {name: row[name] for name in ("score", "corruption", "reference") if row[name]}
+        more |= {name: row[name] for name in ("low", "high") if np.isfinite(row[name])}
+        yield about | where | more
+
+
+def kept() -> list[dict[str, Any]]:
+    return json.loads(KEPT.read_text()) if KEPT.exists() else []
+
+
+def keep(rows: list[dict[str, Any]]) -> None:
+    KEPT.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(KEPT, ("[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n").encode())
+
+
+def measure(args: argparse.Namespace) -> None:
+    wanted = {name: objective for name, objective in arms().items() if args.only is None or name in args.only}
+    teacher = qclip.load_model(MODEL)
+    sets = dev_sets(args.data)
+    settings = STEPS | args.set
+    for name, objective in wanted.items():
+        about = {
+            "model": MODEL,
+            "arm": name + args.label,
+            "recipe": RECIPE,
+            "objective": objective,
+            "seed": SEED,
+            "steps": settings["steps"],
+        }
+        if any(about.items() <= row.items() for row in kept()):
+            continue
+        folder = Path(args.work) / (name + args.label).replace(" ", "")
+        trained = qclip.train(
+            teacher, RECIPE, PAIRS.format(data=args.data), folder, objective=objective, seed=SEED, **settings
+        )
+        found = qclip.evaluate({"float": teacher, "arm": trained}, **sets)
+        rows = [row for row in kept() if row["arm"] not in (about["arm"], "float")]
+        rows += rows_of(found, about | {"arm": "float", "recipe": "float", "objective": "", "steps": 0}, "float")
+        rows += rows_of(found, about | args.note, "arm")
+        keep(rows)
+        show([row for row in rows if row["arm"] == about["arm"]])
+
+
+def show(rows: list[dict[str, Any]]) -> None:
+    print(rows[0]["arm"], rows[0]["objective"])
+    for row in rows:
+        if row.get("reference"):
+            where = " ".join(str(row.get(k, "")) for k in ("split", "score", "corruption", "metric"))
+            print(f"   {where:60} {row['value']:+.4f} [{row.get('low', 0):+.4f}, {row.get('high', 0):+.4f}]")
+
+
+def norms(gradient: Gradient, student: nn.Module, objective: str, step: int) -> dict[str, float]:
+    """Of each term's gradient by the weights that learn, in one step."""
+    found = {}
+    for part in objective.split("+"):
+        student.zero_grad(set_to_none=True)
+        gradient.objective = Objective(part)
+        gradient(step, 0.0)
+        squares = [float(p.grad.square().sum()) for p in student.parameters() if p.grad is not None]
+        found[part] = sum(squares) ** 0.5
+    return found
+
+
+def shares(args: argparse.Namespace) -> None:
+    model = qclip.load_model(MODEL)
+    recipe = recipes.get(RECIPE)
+    objective = args.objective or weighted(TERMS)
+    settings = Settings.of(recipe, objective=objective, **args.set)
+    data = Pairs.of(PAIRS.format(data=args.data), qclip.encoders(model), settings.pairs, settings.seed)
+    learned, _ = data.split(settings.held_out, settings.seed)
+    learned, apart = learned.split(settings.apart, settings.seed, "pairs apart")
+    student = prepare(model, recipe, learned.samples(), settings.seed).eval()
+    gradient = Gradient(student, model, learned, Objective(objective), settings, Processes(), apart=apart)
+    optimizer = torch.optim.AdamW([p for p in student.parameters() if p.requires_grad], lr=settings.rate)
+    for step in range(args.steps):
+        found = norms(gradient, student, objective, step)
+        whole = sum(found.values())
+        print(step, "  ".join(f"{part} {norm:.3g} ({norm / whole:.0%})" for part, norm in found.items()), flush=True)
+        for more in range(args.between):  # towards what training makes of it
+            student.zero_grad(set_to_none=True)
+            gradient.objective = Objective(objective)
+            gradient(step * args.between + more, 0.0)
+            optimizer.step()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    sub = parser.add_subparsers(dest="what", required=True)
+    both = argparse.ArgumentParser(add_help=False)
+    both.add_argument("--data", required=True, help="folder of the Parquet files")
+    both.add_argument("--set", type=json.loads, default={}, help="settings that differ, as JSON")
+    one = sub.add_parser("measure", parents=[both])
+    one.add_argument("--only", action="append", help="an arm; again for more")
+    one.add_argument("--work", default="runs/qat", help="folder for checkpoints")
+    one.add_argument("--label", default="", help="behind the arm's name")
+    one.add_argument("--note", type=lambda text: {"note": text}, default={})
+    other = sub.add_parser("shares", parents=[both])
+    other.add_argument("--objective")
+    other.add_argument("--steps", type=int, default=3)
+    other.add_argument("--between", type=int, default=0, help="steps of training between two measured ones")
+    args = parser.parse_args()
+    {"measure": measure, "shares": shares}[args.what](args)
+
+
+if __name__ == "__main__":
+    main()
