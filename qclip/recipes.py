@@ -73,7 +73,7 @@ QUANTIZERS: Registry[Any] = Registry(
         "variation": "qclip.training.quantizers.variation:Variation",
         "reliable": "qclip.training.quantizers.reliable:Reliable",
     },
-    attributes=("options", "treatment", "weight", "input"),
+    attributes=("options", "treatment", "methods", "weight", "input"),
     error=RecipeError,
 )
 
@@ -510,12 +510,13 @@ def parse(name: str) -> Recipe:
         treatment = dataclasses.replace(Treatment.named(f"w{whole}{activation}"), static=static)
         *methods, last = ("-".join(parts[static:]) or RTN).split("+")
         trained = trained_by(last) if last in QUANTIZERS else None
-        names = methods if trained else [*methods, last]
+        names = [*methods] if trained else [*methods, last]
+        if trained is not None:
+            treatment = QUANTIZERS.get(last).treatment(treatment)
+            names = names or [*QUANTIZERS.get(last).methods(treatment)]
         steps = _steps("+".join(names)) if names else ()
         if fraction is not None:
             steps = _averaging(steps, float(whole + fraction))
-        if trained is not None:
-            treatment = QUANTIZERS.get(last).treatment(treatment)
     return Recipe(name, treatment, steps=steps, trained=trained)
 
 

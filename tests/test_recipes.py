@@ -290,3 +290,11 @@ def test_methods_that_contradict_each_other_are_refused():
     finally:
         for kind in made:
             METHODS.unregister(kind.name)
+
+
+def test_reliable_rotates_inputs_of_few_bits_first():
+    assert recipes.get("w4a4-reliable").method == "rotation+reliable"
+    assert recipes.get("w4a8-reliable").method == "reliable" == recipes.get("w8a8-reliable").method
+    assert recipes.get("w4a4-smoothquant+reliable").method == "smoothquant+reliable"
+    recipe = recipes.get("w4a4-reliable")
+    assert Recipe.from_json(recipe.to_json()) == recipe

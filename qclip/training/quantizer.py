@@ -141,6 +141,11 @@ class Quantizer:
         """What `wXaY` means in the name of a recipe of this quantizer."""
         return plan
 
+    @classmethod
+    def methods(cls, plan: Treatment) -> tuple[str, ...]:
+        """Post-training methods that come before it where the name of a recipe names none."""
+        return ()
+
     def weight(self, weight: Tensor, plan: Treatment) -> WeightRounding:
         """For a float weight `[N, K]`. Raises RecipeError where the plan's grid is none that it trains on."""
         raise NotImplementedError

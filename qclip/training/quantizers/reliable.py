@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+from ...recipes import Treatment
 from .lsq import LSQ
 
 
@@ -14,3 +15,8 @@ class Reliable(LSQ):
     name = "reliable"
     objective: ClassVar[str] = "contrastive+100*mse"
     settings: ClassVar[dict[str, Any]] = {}
+
+    @classmethod
+    def methods(cls, plan: Treatment) -> tuple[str, ...]:
+        """Inputs of few bits are rotated first: their outliers cost the most (docs/methods.md, Rotation)."""
+        return ("rotation",) if plan.activation_bits < 8 else ()
