@@ -13,7 +13,6 @@ arm and goes on where it was; training goes on from checkpoints in --work.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -41,8 +40,30 @@ BASE = "contrastive+100*mse"
 #: Terms with their weights: each gives 10 to 30 % of the gradient's norm (`shares`).
 TERMS = {"noise": 1.0, "consensus": 100.0, "margin": 1.0, "esd": 10.0, "spectral": 100.0}
 UNKNOWN = (  # classes of Tiny ImageNet, of nothing that CIFAR-10 or DTD's or MNIST's images show
-    *("banana", "beaker", "beer bottle", "bow tie", "candle", "comic book", "dumbbell", "espresso", "fountain", "guacamole"),
-    *("hourglass", "ice cream", "iPod", "lampshade", "lemon", "mashed potato", "meat loaf", "orange", "pizza", "pretzel"),
+    *(
+        "banana",
+        "beaker",
+        "beer bottle",
+        "bow tie",
+        "candle",
+        "comic book",
+        "dumbbell",
+        "espresso",
+        "fountain",
+        "guacamole",
+    ),
+    *(
+        "hourglass",
+        "ice cream",
+        "iPod",
+        "lampshade",
+        "lemon",
+        "mashed potato",
+        "meat loaf",
+        "orange",
+        "pizza",
+        "pretzel",
+    ),
     *("refrigerator", "sandal", "sock", "sunglasses", "syringe", "teapot", "teddy", "umbrella", "volleyball", "wok"),
 )
 METRICS = ("top1", "ece", "ece_ts", "nll", "nll_ts", "brier", "signed_gap", "mean_top1", "auroc", "cosine_mean")

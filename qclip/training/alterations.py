@@ -33,7 +33,7 @@ def _drawn(chance: Chance, x: Tensor, *shape: int) -> Tensor:
     return torch.from_numpy(chance.standard_normal(shape)).to(x.device, x.dtype)
 
 
-# -- views ---------------------------------------------------------------------------------------------------------------
+# -- views -------------------------------------------------------------------------------------------------------------
 
 
 def waves(x: Tensor, bounds: Bounds, chance: Chance) -> Tensor:
@@ -41,7 +41,10 @@ def waves(x: Tensor, bounds: Bounds, chance: Chance) -> Tensor:
     rows, columns = (torch.arange(n, device=x.device, dtype=x.dtype) for n in x.shape[1:])
     added = torch.zeros_like(x)
     for _ in range(chance.integers(1, 5)):
-        direction, cycles = chance.uniform(0, math.pi), chance.uniform(0.5 / x.shape[1], 0.5)  # a pixel: up to Nyquist's
+        direction, cycles = (
+            chance.uniform(0, math.pi),
+            chance.uniform(0.5 / x.shape[1], 0.5),
+        )  # a pixel: up to Nyquist's
         along = rows[:, None] * math.sin(direction) + columns * math.cos(direction)
         phase = torch.from_numpy(chance.uniform(0, 2 * math.pi, 3)).to(x.device, x.dtype)
         added += _drawn(chance, x, 3, 1, 1) * torch.sin(2 * math.pi * cycles * along + phase[:, None, None])
@@ -68,7 +71,7 @@ def levels(x: Tensor, bounds: Bounds, chance: Chance) -> Tensor:
 VIEWS: tuple[Alteration, ...] = (waves, spectrum, levels)
 
 
-# -- negatives -----------------------------------------------------------------------------------------------------------
+# -- negatives ---------------------------------------------------------------------------------------------------------
 
 
 def shuffled(x: Tensor, bounds: Bounds, chance: Chance) -> Tensor:
@@ -130,7 +133,7 @@ def cut(x: Tensor, other: Tensor, chance: Chance) -> Tensor:
     return out
 
 
-# -- what is drawn -------------------------------------------------------------------------------------------------------
+# -- what is drawn -----------------------------------------------------------------------------------------------------
 
 
 def view(x: Tensor, bounds: Bounds, chance: Chance) -> Tensor:
@@ -141,9 +144,7 @@ def view(x: Tensor, bounds: Bounds, chance: Chance) -> Tensor:
 def negative(x: Tensor, other: Tensor, bounds: Bounds, chance: Chance) -> Tensor:
     """One of `NEGATIVES`, or `cut`, within the bounds."""
     kind = int(chance.integers(len(NEGATIVES) + 1))
-    return _within(
-        cut(x, other, chance) if kind == len(NEGATIVES) else NEGATIVES[kind](x, bounds, chance), bounds
-    )
+    return _within(cut(x, other, chance) if kind == len(NEGATIVES) else NEGATIVES[kind](x, bounds, chance), bounds)
 
 
 def _within(x: Tensor, bounds: Bounds) -> Tensor:

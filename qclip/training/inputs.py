@@ -87,4 +87,6 @@ class Inputs:
     def _negatives(self, rows: Rows, others: Rows, name: str, at: Rows) -> Tensor:
         assert self.bounds is not None
         found = zip(self.pairs.pixels(rows), self.pairs.pixels(others), at, strict=True)
-        return torch.stack([alterations.negative(x, y, self.bounds, self._chance(name, place)) for x, y, place in found])
+        return torch.stack(
+            [alterations.negative(x, y, self.bounds, self._chance(name, place)) for x, y, place in found]
+        )

@@ -23,7 +23,7 @@ class Settings:
     `logit_scale`: "tuned" fits it on the held-out pairs when training is over. `held_out`: share of the pairs that is
     not trained on. `ema`: decay of an average of the weights, which is deployed where it does better on the held-out
     pairs; 0: none. `beside`: for terms that ask for altered images, negatives or pairs apart, how many of each a step
-    embeds, as a share of `batch`; `apart`: share of the pairs that only terms which ask for such see. Raises InputError.
+    embeds, as a share of `batch`; `apart`: share of the pairs that such terms alone see. Raises InputError.
     """
 
     objective: str = "contrastive+100*mse"

@@ -16,7 +16,17 @@ from torch import nn
 import qclip
 from qclip import files
 from qclip.errors import DataError, InputError, NonFiniteError, OutputError
-from qclip.training import CheckpointError, Pairs, Settings, TrainingError, checkpoint, fit, inputs, preparation, trainer
+from qclip.training import (
+    CheckpointError,
+    Pairs,
+    Settings,
+    TrainingError,
+    checkpoint,
+    fit,
+    inputs,
+    preparation,
+    trainer,
+)
 from qclip.training.objectives import Features, Objective
 from qclip.training.processes import Processes
 from qclip.training.step import Gradient

@@ -15,7 +15,7 @@ from .similarity import divergence
 
 
 class Noise:
-    """KL of the probabilities of each altered image over the batch's captions, from the float model's of the clean one"""
+    """KL of an altered image's probabilities over the batch's captions, from the float model's of the clean one"""
 
     name = "noise"
     needs = frozenset({"pairs", "views"})
