@@ -167,7 +167,7 @@ class Gradient:
 
     def _through(self, leaves: list[tuple[Tensor, Tensor]], done: float) -> dict[str, Tensor]:
         """The gradients of rounded weights, and penalties, to weights and scales."""
-        learned = [(rounded, leaf.grad) for rounded, leaf in leaves if leaf.requires_grad]
+        learned = [(rounded, leaf.grad) for rounded, leaf in leaves if leaf.grad is not None]
         if learned:
             torch.autograd.backward([each for each, _ in learned], [grad for _, grad in learned])
         penalties = []

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 import qclip
-from qclip import files
+from qclip import files, models
 from qclip.errors import DataError, InputError, NonFiniteError, OutputError
 from qclip.training import (
     CheckpointError,
@@ -349,6 +349,14 @@ def test_what_a_step_embeds_follows_from_the_step_and_no_pair_apart_is_learned_f
     assert torch.equal(first.sample(), again.sample()) and len(first.sample()) == 18
     shared = inputs.Inputs(learned, needs, Settings(**SETTINGS | {"beside": 0.9}), 3, apart).of(0)
     assert [shared.images[name].count for name in ("views", "negatives", "apart")] == [6, 6, 6]
+
+
+def test_an_objective_of_images_alone_leaves_the_texts(tmp_path: Path) -> None:
+    trained = qclip.train(small_clip(), "w8a8-lsq", pairs(), tmp_path, **SETTINGS | {"objective": "tail", "steps": 2})
+    assert log(tmp_path)[0][:3] == ["step", "loss", "tail"]
+    text = models.towers(trained)["text"].blocks[0].sites["fc1"].module
+    own = models.towers(small_clip())["text"].blocks[0].sites["fc1"].module
+    assert torch.cosine_similarity(text.dequantized_weight(), own.weight, dim=-1).min() > 0.999
 
 
 def test_calibration_of_too_few_pairs_is_refused() -> None:
