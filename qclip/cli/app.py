@@ -6,7 +6,21 @@ from typing import Annotated
 
 import typer
 
-from . import bench, demo, doctor, evaluate, models, quantize, recipes, report, sensitivity, spectrum, train, verify
+from . import (
+    bench,
+    demo,
+    doctor,
+    evaluate,
+    models,
+    quantize,
+    recipes,
+    report,
+    sensitivity,
+    spectrum,
+    study,
+    train,
+    verify,
+)
 
 app = typer.Typer(
     name="qclip",
@@ -44,3 +58,4 @@ def root(
 for module in (demo, quantize, train, evaluate, verify, spectrum, sensitivity, report, bench, doctor, models, recipes):
     name = module.__name__.rsplit(".", 1)[-1]
     app.command(name, cls=getattr(module, "Command", None), epilog=module.EXAMPLES)(module.command)
+app.add_typer(study.app, name="study")

@@ -64,16 +64,10 @@ def groups(
 
 def evaluate(group: dict[str, Any], spectra: bool, **settings: Any) -> Any:
     """`qclip.evaluate` of one group, with a progress bar, and its weight spectra."""
-    import qclip
+    from qclip.study.measure import with_spectra
 
     with common.progress() as progress:
-        results = qclip.evaluate(group, progress=progress, **settings)
-    if spectra:
-        try:
-            results = results.merge(results, spectrum(group))
-        except InputError as error:  # the models differ in shape: everything else can be compared
-            results.note(f"weight spectra were not compared: {error}")
-    return results
+        return with_spectra(group, spectra, progress, **settings)
 
 
 def spectrum(group: dict[str, Any], **settings: Any) -> Any:

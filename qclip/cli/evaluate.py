@@ -75,6 +75,10 @@ def command(
             "digital, validation; repeatable. Default: gaussian_noise.",
         ),
     ] = None,
+    severity: Annotated[
+        list[int] | None,
+        typer.Option("--severity", min=1, max=5, metavar="N", help="Of the corruptions; repeatable. Default: 1 to 5."),
+    ] = None,
     jpeg85: Annotated[
         bool,
         typer.Option("--jpeg85", help="Corrupted images go through JPEG of quality 85, as those of ImageNet-C did."),
@@ -153,6 +157,7 @@ def command(
         "negatives": negatives,
         "scores": score,
         "corruptions": corruption,
+        **({"severities": severity} if severity else {}),
         "jpeg85": jpeg85,
         "measurements": measure,
         "templates": prompts,

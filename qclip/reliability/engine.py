@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from qclip.data.corruptions import expand
+from qclip.data.corruptions import SEVERITIES, expand
 from qclip.errors import InputError, option
 from qclip.machine import environment
 from qclip.metrics.predictions import LABELLED
@@ -49,6 +49,7 @@ def evaluate(
     negatives: str | os.PathLike[str] | Sequence[str] | None = None,
     scores: Sequence[str] | None = None,
     corruptions: Sequence[str] | None = None,
+    severities: Sequence[int] = SEVERITIES,
     jpeg85: bool = False,
     measurements: Sequence[str] | None = None,
     batch: int = 64,
@@ -58,6 +59,7 @@ def evaluate(
     progress: Progress | None = None,
     samples: str | os.PathLike[str] | None = None,
     share: tuple[int, int] | None = None,
+    replicates: int | None = None,
 ) -> Results:
     """How reliable the models are, and what differs from the first of them.
 
@@ -85,6 +87,7 @@ def evaluate(
     full: corruptions on every image instead of a fixed seeded sample of 1,000.
     scores, corruptions, measurements: names (`SCORES`, `CORRUPTIONS` or groups of them, `MEASUREMENTS`). Default: every
         score that has what it needs, Gaussian noise, every measurement.
+    severities: of the corruptions, of 1 to 5; means over severities are over these.
     jpeg85: what is corrupted goes through JPEG of quality 85, as the published ImageNet-C did.
     strict: an unreadable image stops the run; else it is left out, counted and named in `notes`.
     cache: where embeddings are kept: None = the user's cache folder, a path, or False.
@@ -96,7 +99,9 @@ def evaluate(
         processes or machines that share the cache do this at once; the same call without `share` then finds everything
         there, if it runs on the same kind of device with as many threads.
 
-    Intervals are 95 %, from 1,000 paired bootstrap replicates (BCa for ECE); ID and OOD sets are drawn separately.
+    replicates: of the bootstrap; None: 1,000.
+
+    Intervals are 95 %, from so many paired bootstrap replicates (BCa for ECE); ID and OOD sets are drawn separately.
     Where a model gives NaN or Inf, all its numbers are undefined, and a note says where; of the reference it raises
     NonFiniteError. Raises InputError / DataError on unusable input.
     """
@@ -105,9 +110,13 @@ def evaluate(
         raise InputError("no model to evaluate; pass a model or a dict {label: model}")
     chosen = [MEASUREMENTS.made(name) for name in (MEASUREMENTS.names() if measurements is None else measurements)]
     named = expand(DEFAULT_CORRUPTIONS if corruptions is None else corruptions)
-    results = Results(meta=environment(seed=seed, batch=batch, replicates=REPLICATES, command="qclip.evaluate"))
-    sets = tuple(evaluated_sets(results, data, images, ood, shift, dev, proxy, train, captions, templates, progress))
     nearest = _counts(neighbours)
+    graded = _severities(severities)
+    replicates = REPLICATES if replicates is None else replicates
+    if type(replicates) is not int or replicates < 1:
+        raise InputError(f"replicates={replicates!r} is no number of resamples; give a whole number of 1 or more")
+    results = Results(meta=environment(seed=seed, batch=batch, replicates=replicates, command="qclip.evaluate"))
+    sets = tuple(evaluated_sets(results, data, images, ood, shift, dev, proxy, train, captions, templates, progress))
     store = Store.of(cache, "embeddings")
     embedder = Embedder(models, store, batch, strict, seed, device, progress, jpeg85)
     if jpeg85 and named:
@@ -116,6 +125,7 @@ def evaluate(
     request = dataclasses.replace(
         _request(results, models, sets, scores, negatives, models if ood else {}),
         corruptions=named,
+        severities=graded,
         full=full,
         seed=seed,
         biased={label: bias for label, bias in biases.items() if bias is not None},
@@ -141,7 +151,7 @@ def evaluate(
         return results
     embedded.prepare(wanted)
     request = _without(request, embedded.failed, results)
-    writer = Writer(results, request.models, seed, REPLICATES, store)
+    writer = Writer(results, request.models, seed, replicates, store)
     for each in chosen:
         each.rows(request, embedded, writer)
     if samples is not None:
@@ -221,3 +231,12 @@ def _counts(neighbours: Sequence[int]) -> tuple[int, ...]:
         if type(k) is not int or k < 1:
             raise InputError(f"neighbours={k!r} is no number of neighbours; give whole numbers of 1 or more")
     return tuple(dict.fromkeys(neighbours))
+
+
+def _severities(severities: Sequence[int]) -> tuple[int, ...]:
+    for severity in severities:
+        if type(severity) is not int or severity not in SEVERITIES:
+            raise InputError(f"{option('severity')} {severity!r} is none of a corruption's; give some of 1 to 5")
+    if not severities:
+        raise InputError("no severity of the corruptions is left; give some of 1 to 5")
+    return tuple(sorted(set(severities)))

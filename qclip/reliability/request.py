@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from qclip import data as qdata
+from qclip.data.corruptions import SEVERITIES
 from qclip.errors import InputError
 from qclip.models import class_names
 
@@ -75,6 +76,7 @@ class Request:
     sets: tuple[EvalSet, ...]
     scores: Mapping[str, Score]  # by name, not fitted yet
     corruptions: tuple[str, ...]
+    severities: tuple[int, ...] = SEVERITIES
     full: bool = False
     seed: int = 0
     negatives: tuple[str, ...] = ()  # words that are no class

@@ -14,6 +14,7 @@ from qclip.errors import InputError, NonFiniteError
 
 COMMANDS = ["demo", "quantize", "evaluate", "train", "verify", "spectrum", "sensitivity"]
 COMMANDS += ["report", "bench", "doctor", "models", "recipes"]
+STUDY = ["plan", "run", "status", "table", "choose", "correlations", "compact", "gc"]
 
 
 def raising(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
@@ -33,15 +34,18 @@ def test_version_is_the_package_s(capsys: pytest.CaptureFixture) -> None:
     assert capsys.readouterr().out == f"qclip {qclip.__version__}\n"
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", [*COMMANDS, *(f"study {name}" for name in STUDY)])
 def test_help_shows_examples(command: str, capsys: pytest.CaptureFixture) -> None:
-    assert main([command, "--help"]) == 0
+    assert main([*command.split(), "--help"]) == 0
     out = capsys.readouterr().out
     assert "Examples" in out and f"qclip {command}" in out.split("Examples")[1]
 
 
 def test_the_commands_are_these() -> None:
     assert {command.name for command in app.app.registered_commands} == set(COMMANDS)
+    (study,) = app.app.registered_groups
+    assert study.name == "study" and study.typer_instance is not None
+    assert [command.name for command in study.typer_instance.registered_commands] == STUDY
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,11 @@ from qclip.cli import common, main
 from qclip.cli.app import app
 
 COMMANDS = {command.name or "": command.callback for command in app.registered_commands}
+COMMANDS |= {
+    f"{group.name} {command.name}": command.callback
+    for group in app.registered_groups
+    for command in (group.typer_instance.registered_commands if group.typer_instance else [])
+}
 POWER = str(2**70)
 NONSENSE = ["", "x", "1.5.2", "--", "nan", "inf", "-inf", "1e400", "-1", "-0.5", POWER, f"-{POWER}", "9" * 5000]
 TOO_MUCH = [str(2**40), str(10**9)]  # of threads, images at once, seconds: more than any machine has
@@ -22,6 +27,8 @@ NEEDED = {"quantize": ["x"], "evaluate": ["x", "--data=x"], "spectrum": ["x"], "
 NEEDED["sensitivity"] = ["x", "--data=x"]
 NEEDED["train"] = ["x", "--recipe=w4a4-lsq", "--pairs=x", "--output=x"]
 NEEDED["verify"] = ["x", "--against=x", "--data=x", "--require=top1>=-1"]
+for name in ("plan", "run", "status", "table", "choose", "correlations", "compact", "gc"):
+    NEEDED[f"study {name}"] = ["x"]
 
 
 NOTHING = ("--decay", "--warmup", "--start", "--ema", "--held-out")  # of training: 0 is none of it
@@ -67,7 +74,7 @@ def test_nonsense_is_refused_by_name(name: str, flag: str, capsys: pytest.Captur
     if name == "train" and flag in NOTHING:
         more.remove("0")
     for value in [*NONSENSE, *more]:
-        assert main([name, *NEEDED.get(name, []), f"{flag}={value}"]) == 2, value
+        assert main([*name.split(), *NEEDED.get(name, []), f"{flag}={value}"]) == 2, value
         out, err = capsys.readouterr()
         assert out == "" and err.startswith("qclip: ") and err.count("\n") == 1, err
         assert flag in err and f"qclip {name} --help" in err

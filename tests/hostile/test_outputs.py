@@ -28,6 +28,7 @@ LINES = {
     "sensitivity": ["sensitivity", "photos", "--data", "scenes:test?samples=20"],
     "report": ["report", "results.json"],
     "demo": ["demo"],
+    "study table": ["study", "table", "plan.toml"],
     "train": ["train", "photos", "--recipe", "w4a4-lsq", "--pairs", "scenes:train?samples=12"],
 }
 FOLDERS = {"quantize", "evaluate", "verify", "sensitivity", "demo", "train"}  # whose output is one

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from qclip.data.corruptions import CORRUPTIONS
-from qclip.errors import DataError
+from qclip.errors import DataError, InputError
 from qclip.reliability import evaluate
 from qclip.reporting import html
 from tests.reliability.fakes import Tiny, pictures
@@ -83,6 +83,32 @@ def test_a_group_in_part_has_no_mean_and_no_error_has_no_ratio() -> None:
         assert found == pytest.approx(np.mean(own))  # ... and is in no mean of ours
     finally:
         CORRUPTIONS.unregister("calm")
+
+
+def test_means_are_over_the_severities_that_were_asked_for() -> None:
+    every, some = run(["gaussian_noise"]), run(["gaussian_noise"], severities=[4, 2])
+    assert [row["severity"] for row in some.where(metric="top1", model="worse", reference="")] == [0, 2, 4]
+    for metric in ("top1", "ece", "nll"):
+        own = {"model": "worse", "metric": metric, "corruption": "gaussian_noise"}
+        values = [every.value(severity=severity, **own) for severity in (2, 4)]
+        found = some.row(model="worse", metric=f"mean_{metric}", corruption="gaussian_noise")
+        assert found is not None and found["value"] == pytest.approx(np.mean(values))
+    assert any("are over 2, 4 alone" in note for note in some.notes)
+    assert not any("alone" in note for note in every.notes)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [({"severities": [0]}, "1 to 5"), ({"severities": []}, "no severity"), ({"replicates": 0}, "1 or more")],
+)
+def test_severities_and_replicates_that_cannot_be_are_refused(options: dict, said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        run(["gaussian_noise"], **options)
+
+
+def test_replicates_are_those_that_were_asked_for() -> None:
+    results = run(["gaussian_noise"], severities=[1], replicates=7)
+    assert results.meta["replicates"] == 7
 
 
 def test_unknown_names_are_refused_before_anything_is_read() -> None:

@@ -25,7 +25,7 @@ class Corrupted:
         out = []
         for each in request.of("id"):
             sample = each.take(request.sample(each))
-            out += [Condition(each), *(c for name in request.corruptions for c in _severities(sample, name))]
+            out += [Condition(each), *(c for name in request.corruptions for c in _graded(request, sample, name))]
         return out
 
     def rows(self, request: Request, embedded: Embeddings, out: Writer) -> None:
@@ -40,17 +40,20 @@ class Corrupted:
                     f"{each.name}: corruptions are on a fixed sample of {len(rows)} of {len(each.data)} images "
                     f"(seed {request.seed})"
                 )
+            if request.corruptions and request.severities != SEVERITIES:
+                shown = ", ".join(map(str, request.severities))
+                out.note(f"{each.name}: means over the severities of a corruption are over {shown} alone")
             means: dict[str, Means] = {}
             for name in request.corruptions:
                 found = {0: {model: o.take(there) for model, o in embedded.outputs(clean).items()}}
-                found |= {c.severity: embedded.outputs(c) for c in _severities(sample, name)}
+                found |= {c.severity: embedded.outputs(c) for c in _graded(request, sample, name)}
                 page = out.page(each.name, "corrupted", len(there), sample.data.digest, name)
                 drawn = {severity: page.draw(outputs) for severity, outputs in found.items()}
                 for severity, values in drawn.items():
                     page.labelled(values, severity=severity)
                 means[name] = {
                     metric: {
-                        model: np.mean([drawn[s][model][WHOLE, metric] for s in SEVERITIES], axis=0)
+                        model: np.mean([drawn[s][model][WHOLE, metric] for s in request.severities], axis=0)
                         for model in page.models
                     }
                     for metric in ("top1", "ece", "nll")
@@ -84,5 +87,5 @@ def _write(page: Page, means: Means) -> None:
         page.estimate(model, "error_ratio", errors[model] / against, reference=reference)
 
 
-def _severities(sample: EvalSet, corruption: str) -> list[Condition]:
-    return [Condition(sample, corruption, severity) for severity in SEVERITIES]
+def _graded(request: Request, sample: EvalSet, corruption: str) -> list[Condition]:
+    return [Condition(sample, corruption, severity) for severity in request.severities]

@@ -1,0 +1,156 @@
+"""A Ray cluster (extra `ray`): a task is a Ray task; what a lost node was at is done again elsewhere.
+
+All nodes must see the store's folder under one path (a local disk for one machine, NFS for several), and have the same
+version of the package.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from qclip.errors import InputError, OutputError, QclipError
+from qclip.machine import environment
+
+from ..facts import runtime_key, runtime_of
+from ..measure import Bench, Outcome
+from ..store import StudyStore
+from ..tasks import Queue, Task
+from . import WAIT, Told, Work, given_up
+
+LOST = 3  # nodes or workers that a task may cost
+ANSWER = 5.0  # seconds in which an address must answer
+_BENCHES: dict[Work, Bench] = {}  # of this worker process
+
+
+class RayCluster:
+    """An engine on the cluster at `address` ("auto": the one that this machine belongs to)."""
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+
+    def __call__(self, queue: Queue, work: Work, told: Told) -> None:
+        """Raises InputError where the cluster does not answer, or its nodes lack what they need, OutputError where the
+        store cannot be written."""
+        ray = _ray()
+        self._connect(ray)
+        try:
+            _check_nodes(ray, work)
+            _Driver(ray, queue, work, told).drive()
+        finally:
+            ray.shutdown()
+
+    def _connect(self, ray: Any) -> None:
+        if self.address != "auto":
+            host, _, port = self.address.rpartition(":")
+            if not host or not port.isdecimal():
+                raise InputError(f"--ray {self.address!r} is no address; give HOST:PORT, or auto")
+            try:
+                socket.create_connection((host, int(port)), ANSWER).close()
+            except OSError as why:
+                raise InputError(
+                    f"no Ray cluster answers at {self.address} ({why}); start one: ray start --head"
+                ) from None
+        try:
+            ray.init(address=self.address, log_to_driver=False, logging_level="error")
+        except (ConnectionError, RuntimeError, ValueError) as why:
+            first = str(why).splitlines()[0]
+            raise InputError(
+                f"no Ray cluster answers at {self.address} ({first}); start one: ray start --head"
+            ) from None
+
+
+def _ray() -> Any:
+    try:
+        import ray
+    except ImportError:
+        raise InputError("Ray is not installed; pip install 'qclip[ray]'") from None
+    return ray
+
+
+class _Driver:
+    """Gives ready tasks to the cluster, and takes what comes back."""
+
+    def __init__(self, ray: Any, queue: Queue, work: Work, told: Told) -> None:
+        self.ray, self.queue, self.work, self.told = ray, queue, work, told
+        self.remote = ray.remote(num_cpus=work.threads, max_retries=0)(_measure)
+        self.lost: Counter[str] = Counter()
+
+    def drive(self) -> None:
+        running: dict[Any, Task] = {}
+        while not self.queue.over:
+            while (task := self.queue.take()) is not None:
+                self.told.began(task, task.key[:8])
+                running[self.remote.remote(self.work, task)] = task
+            ended, _ = self.ray.wait(list(running), num_returns=1, timeout=WAIT)
+            for reference in ended:
+                self._take(reference, running.pop(reference))
+
+    def _take(self, reference: Any, task: Task) -> None:
+        name = task.key[:8]
+        try:
+            outcome = self.ray.get(reference)
+        except self.ray.exceptions.RayTaskError as error:
+            cause = error.cause if isinstance(error.cause, QclipError) else error
+            raise cause from None
+        except self.ray.exceptions.RayError as error:  # a worker or its node is gone
+            self.lost[task.key] += 1
+            if self.lost[task.key] < LOST:
+                self.queue.put_back(task, soon=True)
+                return
+            why = f"{LOST} workers were lost at it ({str(error).splitlines()[0]})"
+            outcome = given_up(task, self.work, why)
+        if outcome.busy:
+            self.queue.put_back(task)
+        else:
+            self.queue.finish(task)
+            self.told.ended(task, name, outcome)
+
+
+def _measure(work: Work, task: Task) -> Outcome:
+    """On a node: the bench stays with its process."""
+    import torch
+
+    torch.set_num_threads(work.threads)
+    if work not in _BENCHES:
+        store = StudyStore.open(Path(work.store))
+        facts = runtime_of(work.device, work.threads, task.measured.batch)
+        own = runtime_key(facts)  # of this node: its processor may be another
+        if own != work.runtime:
+            store.note_runtime(own, facts)
+        _BENCHES[work] = Bench(store, own, work.threads, work.device)
+    try:
+        return _BENCHES[work].run(task)
+    except OutputError as error:
+        raise OutputError(str(error)) from None  # without what cannot be pickled
+
+
+def _check_nodes(ray: Any, work: Work) -> None:
+    """Every node has our version, and sees the store. Raises InputError."""
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy as On
+
+    ours, asked = _version(work), {}
+    for node in ray.nodes():
+        if node["Alive"]:
+            strategy = On(node_id=node["NodeID"], soft=False)
+            remote = ray.remote(num_cpus=0, scheduling_strategy=strategy)(_version)
+            asked[remote.remote(work)] = node["NodeManagerAddress"]
+    for reference, address in asked.items():
+        try:
+            theirs = ray.get(reference)
+        except ray.exceptions.RayError as why:
+            last = str(why).strip().splitlines()[-1]
+            raise InputError(f"the node {address} cannot run qclip ({last}); install the same version there") from None
+        for name, value in ours.items():
+            if theirs[name] != value:
+                raise InputError(
+                    f"the node {address} has {name} {theirs[name]}, here it is {value}; make them the same"
+                )
+
+
+def _version(work: Work) -> dict[str, Any]:
+    found = environment()["versions"]
+    versions = {name: found.get(name, "none") for name in ("qclip", "torch", "numpy", "python")}
+    return versions | {"the store": Path(work.store).is_dir()}

@@ -1,0 +1,313 @@
+"""A task's cells, measured: load, calibrate and quantize, embed, score, compare, keep. The functions are those of
+`qclip quantize` and `qclip evaluate`; here is only what is kept of them, and what happens when one fails."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import re
+import tempfile
+import time
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from threadpoolctl import threadpool_limits
+from torch import nn
+
+from qclip import artifact, ptq, zoo
+from qclip import data as qdata
+from qclip.data import ImageSet
+from qclip.errors import InputError, ModelError, NonFiniteError, OutputError
+from qclip.machine import cpu_name
+from qclip.progress import Progress
+from qclip.reliability import evaluate
+from qclip.results import Results
+from qclip.spectral import weight_spectrum
+
+from .cells import CLEAN, Block, corruptions_of, measurements
+from .facts import model_key, set_key
+from .rows import table
+from .store import StudyStore
+from .tasks import Task
+from .variants import FLOAT
+
+
+@dataclasses.dataclass
+class Outcome:
+    """What came of a task. busy: another run has it, and it is to be asked for again. seconds: by stage."""
+
+    done: list[str] = dataclasses.field(default_factory=list)
+    failed: list[str] = dataclasses.field(default_factory=list)
+    busy: bool = False
+    images: int = 0
+    seconds: dict[str, float] = dataclasses.field(default_factory=dict)
+
+
+def with_spectra(
+    group: dict[str, nn.Module], spectra: bool, progress: Progress | None = None, **settings: Any
+) -> Results:
+    """`evaluate` of models, and where it is asked for the spectra of their weights."""
+    results = evaluate(group, progress=progress, **settings)
+    if spectra:
+        (label, first), *others = group.items()
+        try:
+            results = Results.merge(results, weight_spectrum(first, dict(others), label=label, progress=progress))
+        except InputError as error:  # the models differ in shape: everything else can be compared
+            results.note(f"weight spectra were not compared: {error}")
+    return results
+
+
+class Bench:
+    """Runs tasks one after the other, and keeps models and sets between them.
+
+    runtime: key of what decides the last bits, under which the store keeps what is measured here.
+    """
+
+    def __init__(
+        self, store: StudyStore, runtime: str, threads: int, device: str = "cpu", progress: Progress | None = None
+    ) -> None:
+        self.store, self.runtime, self.threads, self.device, self.progress = store, runtime, threads, device, progress
+        self._sets: dict[str, ImageSet] = {}
+        self._models: dict[str, nn.Module] = {}  # float, the last one alone
+        self._resident: dict[str, nn.Module] = {}  # variants of the last task by label
+
+    def run(self, task: Task) -> Outcome:
+        """Measure the cells of a task that nobody has measured since it was made. Raises OutputError where the store
+        cannot be written; whatever else goes wrong is kept as the failure of a cell."""
+        with self.store.lock(task.key, wait=False) as mine, threadpool_limits(self.threads, "blas"):
+            if not mine:
+                return Outcome(busy=True)
+            there = self.store.measured(self.runtime)
+            left = [_without(block, there) for block in task.blocks]
+            out = Outcome(done=[cell for cell in task.cells if cell in there])
+            with _timed(out, "load"):
+                group = self._group(task, left, out)
+            out.seconds["load"] -= out.seconds.get("quantize", 0.0)
+            if group:
+                self._measure(task, left, group, out)
+            return out
+
+    def _group(self, task: Task, left: list[Block], out: Outcome) -> dict[str, nn.Module]:
+        """Models by label, float first; a variant that cannot be made fails all its cells. Empty where none is left."""
+        wanted = [(block, key) for block, key in zip(left, task.artifacts, strict=True) if block.cells]
+        if not wanted:
+            return {}
+        try:
+            group = {FLOAT: self._model(task)}
+        except Exception as error:
+            for block, _ in wanted:
+                self._fail(block, list(block.cells), error, out)
+            return {}
+        names = {f"{task.model}\n{key}" for _, key in wanted}
+        self._resident = {name: model for name, model in self._resident.items() if name in names}
+        for block, key in wanted:
+            if block.variant.is_float:
+                continue
+            name = f"{task.model}\n{key}"
+            try:
+                if name not in self._resident:
+                    with _timed(out, "quantize"):
+                        self._resident[name] = self._variant(task, block, key, group[FLOAT])
+                group[block.variant.label] = self._resident[name]
+            except OutputError:
+                raise
+            except Exception as error:
+                self._fail(block, list(block.cells), error, out)
+        return group
+
+    def _model(self, task: Task) -> nn.Module:
+        if task.model not in self._models:
+            self._models.clear()
+            self._resident.clear()
+            self._say(f"loading {task.model}")
+            model = zoo.load_model(task.model, self.device)
+            if model_key(model) != task.facts[f"model {task.model}"]:
+                raise ModelError(f"{task.model!r} has changed since the plan was expanded; run it again")
+            self._models[task.model] = model
+        return self._models[task.model]
+
+    def _variant(self, task: Task, block: Block, key: str, model: nn.Module) -> nn.Module:
+        variant = block.variant
+        if variant.artifact is not None:
+            if artifact.description_hash(artifact.read_description(variant.artifact)) != key:
+                raise ModelError(f"{variant.artifact!r} has changed since the plan was expanded; run it again")
+            return artifact.load(variant.artifact, self.device)
+        folder = self.store.artifact(f"{key}-{self.runtime}")
+        with self.store.lock(folder.name):  # of evaluations that share a variant, one makes it
+            if not artifact.is_artifact(folder):
+                assert variant.recipe is not None
+                self._say(f"quantizing {task.model} with {variant.label}")
+                data = None if variant.calibration is None else self._set(task, variant.calibration)
+                small = ptq.quantize(
+                    model,
+                    variant.recipe,
+                    data,
+                    variant.seed,
+                    strict=task.measured.strict,
+                    progress=self.progress,
+                    resume=self.store.folder / "methods",
+                )
+                artifact.save(small, folder)
+        return artifact.load(folder, self.device)  # never the one just made: whoever comes later has only this
+
+    def _set(self, task: Task, name: str) -> ImageSet:
+        if name not in self._sets:
+            data = qdata.load(name)
+            if set_key(data) != task.facts[f"set {name}"]:
+                raise InputError(f"{name!r} has changed since the plan was expanded; run it again")
+            self._sets[name] = data
+        return self._sets[name]
+
+    def _measure(self, task: Task, left: list[Block], group: dict[str, nn.Module], out: Outcome) -> None:
+        """All conditions of all variants at once; where that fails, of each variant, then each condition."""
+        here = [block for block in left if block.cells and block.variant.label in group]
+        if not here:
+            return
+        wanted = list(dict.fromkeys(condition for block in here for condition in block.cells))
+        try:
+            self._together(task, here, wanted, group, out)
+        except OutputError:
+            raise
+        except Exception as error:
+            for part in _halves(here, wanted):
+                one = {FLOAT: group[FLOAT]} | {block.variant.label: group[block.variant.label] for block in part}
+                self._measure(task, part, one, out)
+            if len(here) == 1 and len(wanted) == 1:
+                self._fail(here[0], wanted, error, out)
+
+    def _together(
+        self, task: Task, blocks: list[Block], wanted: list[str], group: dict[str, nn.Module], out: Outcome
+    ) -> None:
+        began = time.perf_counter()
+        with _timed(out, "evaluate"), tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / "samples.parquet"
+            settings = self._settings(task, wanted) | {"samples": file}
+            spectra = task.measured.spectra and CLEAN in wanted
+            results = with_spectra(group, spectra, self.progress, **settings)
+            samples = pq.read_table(file)
+        cells = sum(len(block.cells) for block in blocks)
+        each = (time.perf_counter() - began) / cells
+        with _timed(out, "keep"):
+            for block in blocks:
+                for condition, cell in block.cells.items():
+                    label = block.variant.label
+                    part = _part(results, label, condition, list(group))
+                    if not part.rows:  # its embeddings are not finite, and a note says where
+                        whys = [note for note in part.notes if note.startswith(f"{label}: ")]
+                        self._fail(block, [condition], NonFiniteError(whys[0] if whys else "nothing was measured"), out)
+                        continue
+                    rows = table(part, label, block, cell, self.runtime, self.threads, each)
+                    details = Results(notes=part.notes, meta=part.meta, curves=part.curves).text()
+                    self.store.write(self.runtime, cell, rows, details, _samples(samples, label, condition))
+                    out.done.append(cell)
+
+    def _settings(self, task: Task, wanted: list[str]) -> dict[str, Any]:
+        """The arguments of `evaluate` for these conditions."""
+        sets, measured = task.sets, task.measured
+
+        def one(name: str | None) -> ImageSet | None:
+            return None if name is None else self._set(task, name)
+
+        def many(names: tuple[str, ...]) -> list[ImageSet]:
+            return [self._set(task, name) for name in names]
+
+        found: dict[str, Any] = {"data": one(sets.data), "dev": one(sets.dev), "proxy": one(sets.proxy)}
+        noise = tuple(dict.fromkeys(name for condition in wanted for name in corruptions_of(condition)))
+        names: list[str] | None = ["corrupted"]
+        if CLEAN in wanted:
+            found |= {
+                "ood": {kind: many(listed) for kind, listed in sets.ood},
+                "shift": many(sets.shift),
+                "captions": many(sets.captions),
+                "images": many(sets.images),
+                "train": one(sets.train),
+                "negatives": measured.negatives,
+                "scores": measured.scores,
+            }
+            named = measurements(measured) + (["corrupted"] if noise else [])
+            names = None if measured.measurements is None else named
+        return found | {
+            "measurements": names,
+            "corruptions": noise,
+            "severities": measured.severities,
+            "full": measured.full,
+            "jpeg85": measured.jpeg85,
+            "templates": measured.templates,
+            "replicates": measured.replicates,
+            "seed": measured.seed,
+            "batch": measured.batch,
+            "strict": measured.strict,
+            "cache": self.store.embeddings,
+        }
+
+    def _fail(self, block: Block, conditions: list[str], error: Exception, out: Outcome) -> None:
+        for condition in conditions:
+            cell = block.cells[condition]
+            facts = {
+                "model": block.variant.model,
+                "variant": block.variant.label,
+                "evaluation": block.sets.data,
+                "condition": condition,
+                "error": f"{type(error).__name__}: {error}",
+                "traceback": "".join(traceback.format_exception(error)),
+                "host": cpu_name(),
+            }
+            self.store.fail(self.runtime, cell, facts)
+            out.failed.append(cell)
+
+    def _say(self, what: str) -> None:
+        if self.progress is not None:
+            self.progress(what, 0, 0)
+
+
+def _without(block: Block, there: set[str]) -> Block:
+    left = {condition: cell for condition, cell in block.cells.items() if cell not in there}
+    return dataclasses.replace(block, cells=left)
+
+
+def _halves(blocks: list[Block], wanted: list[str]) -> Iterator[list[Block]]:
+    """Smaller parts of what failed: each variant, or each condition of the only one."""
+    if len(blocks) > 1:
+        yield from ([block] for block in blocks)
+    elif len(wanted) > 1:
+        for condition in wanted:
+            yield [dataclasses.replace(blocks[0], cells={condition: blocks[0].cells[condition]})]
+
+
+def _part(results: Results, label: str, condition: str, labels: list[str]) -> Results:
+    """What was measured of one model under one condition; what belongs to no model is float's, but for what counts the
+    models that happened to be measured together."""
+    owners = (label, "") if label == FLOAT else (label,)
+    rows = results.where(model=owners, corruption=condition)
+    others = [re.compile(rf"(?<![\w-]){re.escape(each)}(?![\w-])") for each in labels if each not in (label, FLOAT)]
+    notes = [note for note in results.notes if not any(other.search(note) for other in others)]
+    meta = dict(results.meta)
+    meta["models"] = {label: meta.get("models", {}).get(label, {})}
+    kept = [row for row in rows.rows if row["model"] or not row["metric"].startswith("wins")]
+    return Results(kept, notes, meta, rows.curves)
+
+
+def _samples(samples: pa.Table, label: str, condition: str) -> pa.Table | None:
+    """A group's mean has no images of its own."""
+    if condition != CLEAN and corruptions_of(condition) != (condition,):
+        return None
+    of = pc.and_(pc.equal(_text(samples, "model"), label), pc.equal(_text(samples, "corruption"), condition))
+    return samples.filter(of)
+
+
+def _text(samples: pa.Table, column: str) -> Any:
+    return pc.cast(samples[column], pa.string())
+
+
+@contextlib.contextmanager
+def _timed(out: Outcome, stage: str) -> Iterator[None]:
+    began = time.perf_counter()
+    try:
+        yield
+    finally:
+        out.seconds[stage] = out.seconds.get(stage, 0.0) + time.perf_counter() - began

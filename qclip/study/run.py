@@ -1,0 +1,173 @@
+"""A plan, run: what is missing in the store is measured; what is there is left alone."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from qclip.errors import InputError, option
+from qclip.files import read_text, write_atomic
+from qclip.store import key_of
+from qclip.untrusted import parse_json
+
+from .cells import Grid, expand, quantize_key
+from .engines import Engine, Told, Work
+from .engines.inprocess import run as in_process
+from .engines.processes import Processes
+from .facts import Facts, look, runtime_key, runtime_of
+from .plan import Plan
+from .store import StudyStore
+from .tasks import Queue, Task, tasks
+
+MOST_RESIDENT = 32
+SHOWN = 12  # impossible variants in a message
+OWN_BYTES = 64 << 20  # of a resident variant, beside its weights
+
+
+@dataclasses.dataclass(frozen=True)
+class Ready:
+    """A plan that can be run: its grid, what of it is in the store, and the tasks that are left."""
+
+    grid: Grid
+    store: StudyStore
+    work: Work
+    cached: set[str]
+    failed: dict[str, dict[str, Any]]  # in earlier runs, and not tried again
+    todo: list[Task]
+    runtime: dict[str, Any]
+    notes: list[str]
+
+
+def prepare(
+    plan: Plan,
+    store: StudyStore,
+    threads: int | None = None,
+    workers: int = 1,
+    resident: int | None = None,
+    skip_impossible: bool = False,
+    retry_failed: bool = False,
+    device: str = "cpu",
+    progress: Callable[[str], None] = lambda _: None,
+    apart: bool = False,
+) -> Ready:
+    """Look at models and sets, expand the plan, and see what is there.
+
+    threads: of each worker; None: those of the machine, divided (apart: 1, they are not of this machine). resident:
+    variants in memory at once; None: as many as fit into half of what is free. Raises InputError, also where variants
+    are impossible and `skip_impossible` is not given.
+    """
+    threads = threads or (1 if apart else max(1, torch.get_num_threads() // workers))
+    facts = look(plan, device, progress)
+    grid = expand(plan, facts)
+    if grid.impossible and not skip_impossible:
+        shown = "; ".join(f"{each.name}: {each.why}" for each in grid.impossible[:SHOWN])
+        more = f"; and {len(grid.impossible) - SHOWN} more" if len(grid.impossible) > SHOWN else ""
+        raise InputError(
+            f"{plan.path}: {len(grid.impossible)} variants are impossible ({shown}{more}); change the plan, or give "
+            f"{option('skip-impossible', True)} to drop them"
+        )
+    if all(block.variant.is_float for block in grid.blocks):
+        raise InputError(f"{plan.path}: no variant is left beside the float models")
+    runtime = runtime_of(device, threads, plan.measured.batch)
+    work = Work(str(store.folder), runtime_key(runtime), threads, device)
+    cells = grid.cells()
+    cached = store.measured(work.runtime) & cells
+    failed = {} if retry_failed else {c: why for c, why in store.failed(work.runtime).items() if c in cells - cached}
+    left = cached | failed.keys()
+    todo = tasks(grid, left, resident or fitting(facts, workers), artifacts(grid), alone=apart or workers > 1)
+    return Ready(grid, store, work, cached, failed, todo, runtime, changed(plan, store, facts))
+
+
+def run(ready: Ready, engine: Engine, told: Told) -> None:
+    """Measure what is left, by that engine. Raises OutputError where the store cannot be written."""
+    store = ready.store
+    with store.lock("store", shared=True):
+        store.note_runtime(ready.work.runtime, ready.runtime)
+        remember(ready.grid.plan, store, ready.grid.facts)
+        if ready.todo:
+            engine(Queue(ready.todo), ready.work, told)
+
+
+def engine_of(workers: int, ray: str | None = None) -> Engine:
+    """ray: the address of a cluster, or "auto"."""
+    if ray is not None:
+        from .engines.ray_cluster import RayCluster
+
+        return RayCluster(ray)
+    return in_process if workers == 1 else Processes(workers)
+
+
+def artifacts(grid: Grid) -> dict[str, str]:
+    """The key of the quantized model of every variant, "" of float."""
+    found = {f"{b.variant.model}\n{b.variant.label}": b.variant for b in grid.blocks}
+    return {name: quantize_key(each, grid.facts, grid.plan.measured.strict) for name, each in found.items()}
+
+
+def fitting(facts: Facts, workers: int) -> int:
+    """How many variants fit into half of the memory that is free, with the float model beside them."""
+    free = _available() // 2 // workers
+    each = max(facts.bytes.values()) + OWN_BYTES
+    return max(1, min(MOST_RESIDENT, free // each - 1))
+
+
+def _available() -> int:
+    """Bytes of memory that programs could take without others being swapped out."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return 1024 * int(line.split()[1])
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+# What a plan's cells depend on is kept when it is run, so that tables need no models.
+
+
+def remember(plan: Plan, store: StudyStore, facts: Facts) -> None:
+    path = _remembered(plan, store)
+    write_atomic(path, json.dumps({"path": plan.path, "facts": facts.to_dict()}, indent=1).encode())
+
+
+def recall(plan: Plan, store: StudyStore) -> Grid:
+    """The grid as it was when the plan was last run. Raises InputError where it never was."""
+    found = _recalled(_remembered(plan, store))
+    if found is None:
+        raise InputError(f"{plan.path} was never run with the store {str(store.folder)!r}; use `qclip study run`")
+    return expand(plan, found)
+
+
+def changed(plan: Plan, store: StudyStore, facts: Facts) -> list[str]:
+    """What is not what it was in the last run of any plan that named it."""
+    before: dict[str, str] = {}
+    files = sorted((store.folder / "plans").glob("*.json"), key=lambda path: path.stat().st_mtime_ns)
+    for path in files:
+        if known := _recalled(path):
+            for kind in ("models", "sets", "artifacts"):
+                before |= {f"{kind} {name}": key for name, key in getattr(known, kind).items()}
+    now = {f"{kind} {n}": k for kind in ("models", "sets", "artifacts") for n, k in getattr(facts, kind).items()}
+    return [
+        f"{name.partition(' ')[2]!r} is not what it was in an earlier run of this store: what depends on it is "
+        "measured again"
+        for name, key in now.items()
+        if before.get(name, key) != key
+    ]
+
+
+def _remembered(plan: Plan, store: StudyStore) -> Path:
+    return store.folder / "plans" / f"{key_of('plan', 1, text=plan.text)[:32]}.json"
+
+
+def _recalled(path: Path) -> Facts | None:
+    if not path.exists():
+        return None
+    content = parse_json(read_text(path, "plan of a store"), str(path), InputError)
+    try:
+        return Facts.from_dict(content["facts"])
+    except (TypeError, KeyError) as why:
+        raise InputError(f"{str(path)!r} is not what was stored ({why}); remove it, and run the plan again") from None

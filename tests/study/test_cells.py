@@ -1,0 +1,142 @@
+"""A cell's hash holds all that its value depends on, and nothing else: plans overlap."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qclip.errors import InputError
+from qclip.study.cells import CLEAN, Grid, conditions, expand
+from qclip.study.facts import Facts
+from qclip.study.plan import Measured, Plan
+from qclip.study.tasks import Queue, tasks
+from qclip.study.variants import evaluated_on
+from tests.study.small import DATA, OOD, TEXT, plan_of
+
+FACTS = Facts({"scenes-clean": "m"}, {DATA: "d", OOD: "o", "scenes:dev?samples=9": "v"}, {}, images={})
+
+
+def grid_of(folder: Path, text: str = TEXT, facts: Facts = FACTS, **changed: Any) -> Grid:
+    return expand(dataclasses.replace(plan_of(folder, text), **changed), facts)
+
+
+def cell(grid: Grid, variant: str = "w8a8", condition: str = CLEAN) -> str:
+    return next(block for block in grid.blocks if block.variant.label == variant).cells[condition]
+
+
+def test_every_variant_has_every_condition_once(tmp_path: Path) -> None:
+    grid = grid_of(tmp_path)
+    assert [(b.variant.label, condition) for b, condition, _ in grid] == [
+        (label, condition) for label in ("float", "w8a8", "w4a8") for condition in (CLEAN, "gaussian_noise")
+    ]
+    assert len(grid.cells()) == len(grid) == 6
+
+
+@pytest.mark.parametrize(
+    ("text", "same"),
+    [
+        (TEXT.replace("[3]", "[4]"), [CLEAN]),
+        (TEXT.replace("replicates = 50", "replicates = 60"), []),
+        (TEXT.replace("[ood]", '[ood]\nnear = ["scenes:dev?samples=9"]'), ["gaussian_noise"]),
+        (TEXT.replace('scores = ["mcm"]', 'scores = ["energy"]'), ["gaussian_noise"]),
+        (TEXT.replace('"gaussian_noise"', '"gaussian_noise", "fog"'), [CLEAN, "gaussian_noise"]),
+        (TEXT.replace('"w8a8", ', '"w8a8", "w6a8", '), [CLEAN, "gaussian_noise"]),
+        (TEXT.replace('data = ["', 'dev = "scenes:dev?samples=9"\ndata = ["'), []),
+    ],
+)
+def test_plans_overlap_in_what_they_have_in_common(text: str, same: list[str], tmp_path: Path) -> None:
+    before, after = grid_of(tmp_path), grid_of(tmp_path, text)
+    for condition in (CLEAN, "gaussian_noise"):
+        assert (cell(before, condition=condition) == cell(after, condition=condition)) == (condition in same)
+
+
+@pytest.mark.parametrize("facts", [{"models": {"scenes-clean": "n"}}, {"sets": FACTS.sets | {DATA: "e"}}])
+def test_other_weights_and_other_images_are_other_cells(facts: dict[str, Any], tmp_path: Path) -> None:
+    before, after = grid_of(tmp_path), grid_of(tmp_path, facts=dataclasses.replace(FACTS, **facts))
+    assert not before.cells() & after.cells()
+
+
+def test_an_ood_set_that_changed_leaves_what_it_does_not_touch(tmp_path: Path) -> None:
+    before = grid_of(tmp_path)
+    after = grid_of(tmp_path, facts=dataclasses.replace(FACTS, sets=FACTS.sets | {OOD: "p"}))
+    assert cell(before) != cell(after) and cell(before, "w8a8", "gaussian_noise") == cell(
+        after, "w8a8", "gaussian_noise"
+    )
+
+
+def test_a_recipe_is_its_content_not_its_name(tmp_path: Path) -> None:
+    named = grid_of(tmp_path, TEXT.replace('"w8a8", ', '{name = "mine", weight_bits = 8, activation_bits = 8}, '))
+    assert cell(named, "mine") == cell(grid_of(tmp_path))
+
+
+def test_a_version_of_a_metric_or_a_corruption_voids_its_cells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from qclip.data.corruptions import CORRUPTIONS
+
+    before = grid_of(tmp_path)
+    monkeypatch.setattr(CORRUPTIONS.get("gaussian_noise"), "version", 99)
+    after = grid_of(tmp_path)
+    assert cell(before) == cell(after)
+    assert cell(before, condition="gaussian_noise") != cell(after, condition="gaussian_noise")
+
+
+def test_a_group_that_is_whole_has_a_mean_of_its_own() -> None:
+    assert conditions(Measured(("gaussian_noise", "shot_noise"))) == [CLEAN, "gaussian_noise", "shot_noise"]
+    noise = ("gaussian_noise", "shot_noise", "impulse_noise")
+    assert [each for each in conditions(Measured(noise)) if each not in (CLEAN, *noise)] == ["noise"]
+
+
+def test_two_recipes_of_one_name_are_refused(tmp_path: Path) -> None:
+    text = TEXT.replace('"w4a8"]', '"w4a8", {name = "w8a8", weight_bits = 6, activation_bits = 8}]')
+    with pytest.raises(InputError, match="two recipes are named 'w8a8'"):
+        grid_of(tmp_path, text)
+
+
+def test_a_quantized_model_is_quantized_no_more(tmp_path: Path) -> None:
+    grid = grid_of(tmp_path, facts=dataclasses.replace(FACTS, quantized=frozenset({"scenes-clean"})))
+    assert {each.name for each in grid.impossible} == {"w8a8", "w4a8"}
+    assert [block.variant.label for block in grid.blocks] == ["float"]
+
+
+def test_models_go_to_the_sets_that_name_them() -> None:
+    assert evaluated_on(("scenes-*",), "scenes-clean") and not evaluated_on(("scenes-*",), "photos")
+
+
+def task_list(plan: Plan, done: set[str], resident: int, alone: bool = False) -> list[list[str]]:
+    grid = expand(plan, FACTS)
+    names = {f"scenes-clean\n{block.variant.label}": block.variant.label for block in grid.blocks}
+    found = tasks(grid, done, resident, names, alone)
+    queue, out = Queue(found), []
+    while (task := queue.take()) is not None:
+        out.append([block.variant.label for block in task.blocks])
+        queue.finish(task)
+    assert queue.over
+    return out
+
+
+def test_as_many_variants_as_may_be_resident_share_a_task(tmp_path: Path) -> None:
+    plan = plan_of(tmp_path, TEXT.replace('"w8a8", ', '"w8a8", "w6a8", '))
+    assert task_list(plan, set(), 2) == [["float", "w8a8", "w6a8"], ["w4a8"]]
+    assert task_list(plan, set(), 9) == [["float", "w8a8", "w6a8", "w4a8"]]
+    assert task_list(plan, set(), 1, alone=True) == [["float"], ["w8a8"], ["w6a8"], ["w4a8"]]
+
+
+def test_what_is_done_is_in_no_task(tmp_path: Path) -> None:
+    plan = plan_of(tmp_path)
+    grid = expand(plan, FACTS)
+    assert task_list(plan, grid.cells(), 2) == []
+    assert task_list(plan, set(grid.blocks[1].cells.values()), 2) == [["float", "w4a8"]]
+
+
+def test_others_wait_for_the_float_model_s_task_and_what_is_put_back_comes_again(tmp_path: Path) -> None:
+    grid = expand(plan_of(tmp_path), FACTS)
+    names = {f"scenes-clean\n{block.variant.label}": "" for block in grid.blocks}
+    queue = Queue(tasks(grid, set(), 1, names, alone=True))
+    first = queue.take()
+    assert first is not None and queue.take() is None and not queue.over
+    queue.put_back(first)
+    assert queue.take() is first
+    queue.finish(first)
+    assert {task.blocks[0].variant.label for task in (queue.take(), queue.take()) if task} == {"w8a8", "w4a8"}
