@@ -65,6 +65,7 @@ QUANTIZERS: Registry[Any] = Registry(
         "ste": "qclip.training.quantizers.ste:STE",
         "lsq": "qclip.training.quantizers.lsq:LSQ",
         "lsq-authors": "qclip.training.quantizers.lsq_authors:LSQAuthors",
+        "lsq-token": "qclip.training.quantizers.lsq_token:LSQToken",
         "lsq-plus": "qclip.training.quantizers.lsq_plus:LSQPlus",
         "pact": "qclip.training.quantizers.pact:PACT",
         "dorefa": "qclip.training.quantizers.dorefa:DoReFa",

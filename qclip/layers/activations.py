@@ -44,10 +44,16 @@ def quantize_twin(x: Tensor, bits: int, scale: Tensor, negative: float) -> Tenso
 
 
 def quantize_dequantize(
-    x: Tensor, bits: int, scale: Tensor | None = None, zero_point: Tensor | None = None, grid: str = SYM
+    x: Tensor,
+    bits: int,
+    scale: Tensor | None = None,
+    zero_point: Tensor | None = None,
+    grid: str = SYM,
+    share: float = 1.0,
 ) -> Tensor:
     """`x` on the grid of `bits`: dynamic per token (last axis), or with a static `scale`, and the `zero_point` that
-    makes the grid asym. They broadcast with x. Float32 inside."""
+    makes the grid asym. They broadcast with x. `share`: of a token's largest value that its sym codes cover. Float32
+    inside."""
     y = x.float()
     if scale is not None:
         least, most = code_range(bits, SYM if zero_point is None else ASYM)
@@ -56,6 +62,9 @@ def quantize_dequantize(
     low, high = torch.aminmax(y, dim=-1, keepdim=True)
     least, most = code_range(bits, grid)
     if grid == SYM:
+        if share != 1.0:
+            scale, inverse = dynamic_scales(share * torch.maximum(high, -low), most)
+            return (y * inverse).round_().clamp_(least, most).mul_(scale)
         scale, inverse = dynamic_scales(torch.maximum(high, -low), most)
         return (y * inverse).round_().mul_(scale)  # |y * inverse| rounds to the largest code at most
     low, high = low.clamp(max=0), high.clamp(min=0)

@@ -22,6 +22,7 @@ from qclip.layers import (
 )
 from qclip.layers.activations import quantize_dequantize, quantize_twin
 from qclip.models.tower import Attention, Mlp
+from qclip.untrusted.schema import Refused
 from qkernels import Int4Weight, Int8Weight, quantize_per_token
 
 N, K = 96, 160
@@ -339,6 +340,30 @@ def test_compute_in_bfloat16():
     fused = quantized(float_attention()).bfloat16()
     x = torch.randn(2, 9, 64).bfloat16()
     assert fused(x).dtype == torch.bfloat16
+
+
+def test_codes_that_cover_a_share_of_each_token():
+    """The file says so; a static, float or asym input has no such share."""
+    g = torch.Generator().manual_seed(0)
+    codes, bias = Int8Weight.quantize(torch.randn(N, K, generator=g)), torch.randn(N, generator=g)
+    layer = SimulatedLinear(codes, bias, activation_bits=4, input_share=0.8)
+    x = torch.randn(5, K, generator=g) * torch.rand(5, 1, generator=g)
+    scale = 0.8 * x.abs().amax(-1, keepdim=True) / 7
+    want = (x / scale).round().clamp(-7, 7) * scale @ codes.dequantize().T + bias
+    assert torch.allclose(layer(x), want, atol=1e-4)
+    assert (want - SimulatedLinear(codes, bias, activation_bits=4)(x)).abs().max() > 1e-2
+    again = from_facts(layer.facts()).to_empty(device="cpu")
+    again.load_state_dict(layer.state_dict())
+    assert torch.equal(again(x), layer(x))
+    assert "input_share" not in SimulatedLinear(codes, bias, activation_bits=4).facts()
+    for change in ({"input_scale": True}, {"activation_grid": "asym"}, {"activation_bits": None}):
+        with pytest.raises(ArtifactError, match="covers a share of each token, which takes a dynamic sym input"):
+            from_facts(layer.facts() | change)
+    check = SimulatedLinear.schema()
+    check(layer.facts(), "layer")
+    for share in (0.0, 1.1, float("nan"), "1", True):
+        with pytest.raises(Refused, match="must be a number from 0.001 to 1"):
+            check(layer.facts() | {"input_share": share}, "layer")
 
 
 @pytest.mark.parametrize("scaled", [False, True])

@@ -43,7 +43,15 @@ def own_loop(student: nn.Module, teacher: nn.Module, steps: int = 5) -> list[flo
 #: Each quantizer once, on kernels or simulated, and what is particular.
 BITS = itertools.cycle(("w4a8", "w4a4", "w2a8"))
 RECIPES = [f"{bits}-{name}" for name, bits in zip(sorted(QUANTIZERS), BITS, strict=False)]
-RECIPES += ["w8a8-lsq", "w4a4-rotation+lsq", "w4a4-rotation+gptq+lsq", "w4a16-lsq", "w4a8-lsq-plus", "w8a8-static-ste"]
+RECIPES += [
+    "w8a8-lsq",
+    "w4a4-rotation+lsq",
+    "w4a4-rotation+gptq+lsq",
+    "w4a4-rotation+lsq-token",
+    "w4a16-lsq",
+    "w4a8-lsq-plus",
+    "w8a8-static-ste",
+]
 
 
 @pytest.mark.parametrize("recipe", RECIPES)

@@ -11,8 +11,10 @@ from torch import Tensor
 
 from qclip import recipes
 from qclip.errors import RecipeError
+from qclip.layers.activations import quantize_dequantize
 from qclip.recipes import QUANTIZERS, Treatment
 from qclip.training import InputRounding, LearnedScale, Quantizer, WeightRounding
+from qclip.training.quantizers.ste import DynamicInput
 from qkernels.grids import Grid
 from qkernels.weights import levels, quantize_weight
 
@@ -159,12 +161,13 @@ def test_inputs_of_a_layer_are_those_of_training(name: str, bits: str) -> None:
         assert bits == "w8a8" and "bits" in str(why), why
         return
     x = torch.randn(5, 7, 64, generator=torch.Generator().manual_seed(2))
-    state = type("State", (), {"transforms": [], "input_scale": None, "input_zero": None})()
+    state = type("State", (), {"transforms": [], "input_scale": None, "input_zero": None, "input_share": 1.0})()
     state.site = type("Site", (), {"name": "x"})()
     rounding.decide(state, 64)
     seen = transformed(x, state.transforms)
     scale, zero = state.input_scale, state.input_zero
-    found = quantize_dequantize(seen, treatment.activation_bits, scale, zero, treatment.activation_grid)
+    grid, share = treatment.activation_grid, state.input_share
+    found = quantize_dequantize(seen, treatment.activation_bits, scale, zero, grid, share)
     back = x - seen  # what a shift takes away, the bias gives back
     torch.testing.assert_close(found + back, rounding(x).detach(), rtol=1e-5, atol=1e-5)
 
@@ -250,6 +253,57 @@ def test_inputs_learn_by_their_surrogates(name: str, bits: str) -> None:
         wanted = slope(moved, values[i], much)
         assert parameter.grad is not None
         torch.testing.assert_close(parameter.grad.double() * much / factor, wanted, rtol=3e-3, atol=3e-3)
+
+
+@pytest.mark.parametrize("bits", [2, 4, 6])
+def test_a_share_of_each_tokens_range_is_learned_by_its_surrogate(bits: int) -> None:
+    """The scale of a token is share * largest / high, and its largest value is held."""
+    treatment, generator = plan("lsq-token", f"w4a{bits}"), torch.Generator().manual_seed(bits)
+    rounding = made("lsq-token").input(treatment, 64)
+    x = torch.randn(5, 64, generator=generator).double()
+    x[2] = 0
+    top = x.abs().amax(-1, keepdim=True).float().double()
+    unit = torch.where(top > 0, top / rounding.high, 1.0)
+    steps = (rounding.share().detach().double() * unit).clamp(min=1e-30)
+    largest = x.abs() == x.abs().amax(-1, keepdim=True)
+    x = torch.where(largest, x, away(x / steps, rounding.low, rounding.high).clamp(-30, 30) * steps)
+    x = torch.where(x.abs() > top, 0.3 * steps, x).float().requires_grad_()  # the largest value stays the largest
+    towards = torch.randn(5, 64, generator=generator).double()
+    given = rounding(x)
+    (given * towards).sum().backward()
+    torch.testing.assert_close(
+        given.detach(), quantize_dequantize(x.detach(), bits, share=float(rounding.share())), rtol=1e-5, atol=1e-6
+    )
+    at, log = x.detach().double(), rounding.learned.log.detach().double()
+
+    def surrogate(log: Tensor) -> Tensor:
+        scale = log.exp() * unit
+        residual = (at / steps).clamp(rounding.low, rounding.high)
+        residual = residual.round() - residual
+        return (
+            (((at / scale).clamp(rounding.low, rounding.high) + residual) * scale)[top[:, 0] > 0]
+            * towards[top[:, 0] > 0]
+        ).sum()
+
+    assert rounding.learned.log.grad is not None and x.grad is not None
+    wanted = slope(surrogate, log, torch.tensor(1.0).double())
+    torch.testing.assert_close(rounding.learned.log.grad.double() / rounding.step, wanted, rtol=3e-3, atol=3e-3)
+    assert torch.equal(x.grad != 0, (at / steps).abs() <= rounding.high)  # a value that is clipped learns nothing
+    with torch.no_grad():
+        rounding.learned.log.fill_(1.0)
+    assert float(rounding.share()) == 1.0
+
+
+def test_the_first_share_is_the_best_for_normal_tokens() -> None:
+    x = torch.randn(256, 192, generator=torch.Generator().manual_seed(1))
+    for bits in (2, 4, 6):
+        rounding = made("lsq-token").input(plan("lsq-token", f"w4a{bits}"), 64)
+        error = {
+            share: float((quantize_dequantize(x, bits, share=share) - x).square().mean())
+            for share in (float(rounding.share()), *(s / 10 for s in range(2, 11)))
+        }
+        assert min(error.values()) > 0.97 * error[float(rounding.share())]
+    assert isinstance(made("lsq-token").input(plan("lsq-token", "w4a8"), 64), DynamicInput)  # which kernels run
 
 
 def test_ewgs_scales_gradients_by_the_distance_to_the_code() -> None:
