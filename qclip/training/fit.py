@@ -36,6 +36,7 @@ def train(
     model: nn.Module,
     recipe: str | Path | dict | Recipe,
     pairs: object,
+    /,
     output: str | os.PathLike[str] | None = None,
     *,
     classes: Sequence[str] | None = None,

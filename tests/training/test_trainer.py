@@ -96,6 +96,12 @@ def test_a_run_that_goes_on_is_the_run_that_never_stopped(tmp_path: Path) -> Non
     assert len(list((tmp_path / "b").glob("*.safetensors"))) == 2
 
 
+def test_so_many_pairs_are_drawn_as_are_asked_for() -> None:
+    trained = qclip.train(small_clip(), "w8a8-ste", "scenes:train?samples=40", **SETTINGS | {"steps": 1, "pairs": 20})
+    notes = trained.qclip_quantization.provenance["training"]
+    assert notes["learned"] == 16 and notes["pairs"]["pairs"] == 20
+
+
 def test_a_run_that_is_over_is_not_trained_again(tmp_path: Path) -> None:
     first = qclip.train(small_clip(), "w8a8-ste", pairs(), tmp_path, **SETTINGS)
     again = qclip.train(small_clip(), "w8a8-ste", pairs(), tmp_path, progress=killed_at(6), **SETTINGS)
