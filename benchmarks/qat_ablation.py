@@ -110,25 +110,26 @@ def dev_sets(data: str) -> list[dict[str, Any]]:
 
 
 def rows_of(found: qclip.Results, about: dict[str, Any], label: str) -> Iterator[dict[str, Any]]:
-    """Of one model: its values, and its paired differences to float (`reference`)."""
+    """Of one model: its values, and its paired differences to float."""
     for row in found:
         if row["model"] != label or row["metric"] not in METRICS or row["subset"] != "all" or row["axis"]:
             continue
-        if row["corruption"] and row["metric"] != "mean_top1":
+        if (row["corruption"] and row["metric"] != "mean_top1") or not np.isfinite(row["value"]):
             continue
-        where = {"split": row["set"], "metric": row["metric"], "value": row["value"]}
-        more = {name: row[name] for name in ("score", "corruption", "reference") if row[name]}
-        more |= {name: row[name] for name in ("low", "high") if np.isfinite(row[name])}
-        yield about | where | more
+        where = f" {row['role'].removeprefix('ood-')} {row['score']}" if row["score"] else ""
+        split = "dev, difference to float" if row["reference"] else "dev"
+        more = {name: row[name] for name in ("low", "high") if np.isfinite(row[name])}
+        yield about | {"split": split, "metric": row["metric"] + where, "value": row["value"], **more}
 
 
 def kept() -> list[dict[str, Any]]:
-    return json.loads(KEPT.read_text()) if KEPT.exists() else []
+    return json.loads(KEPT.read_text())["rows"] if KEPT.exists() else []
 
 
 def keep(rows: list[dict[str, Any]]) -> None:
     KEPT.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(KEPT, ("[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n").encode())
+    lines = ",\n".join(json.dumps(row) for row in rows)
+    write_atomic(KEPT, f'{{"command": "python -m benchmarks.qat_ablation measure", "rows": [\n{lines}\n]}}\n'.encode())
 
 
 def measure(args: argparse.Namespace) -> None:
@@ -154,7 +155,7 @@ def measure(args: argparse.Namespace) -> None:
         rows = [row for row in kept() if row["arm"] not in (about["arm"], "float")]
         for each in sets:
             found = qclip.evaluate({"float": teacher, "arm": trained}, **each)
-            rows += rows_of(found, about | {"arm": "float", "recipe": "float", "objective": "", "steps": 0}, "float")
+            rows += rows_of(found, about | {"arm": "float", "objective": "float", "steps": 0}, "float")
             rows += rows_of(found, about | args.note, "arm")
         keep(rows)
         show([row for row in rows if row["arm"] == about["arm"]])
@@ -163,9 +164,9 @@ def measure(args: argparse.Namespace) -> None:
 def show(rows: list[dict[str, Any]]) -> None:
     print(rows[0]["arm"], rows[0]["objective"])
     for row in rows:
-        if row.get("reference"):
-            where = " ".join(str(row.get(k, "")) for k in ("split", "score", "corruption", "metric"))
-            print(f"   {where:60} {row['value']:+.4f} [{row.get('low', 0):+.4f}, {row.get('high', 0):+.4f}]")
+        if row["split"] != "dev":
+            low, high = row.get("low", np.nan), row.get("high", np.nan)
+            print(f"   {row['metric']:30} {row['value']:+.4f} [{low:+.4f}, {high:+.4f}]", flush=True)
 
 
 def norms(gradient: Gradient, student: nn.Module, objective: str, step: int) -> dict[str, float]:

@@ -13,8 +13,8 @@ class Reliable(LSQ):
     """LSQ with an objective that aims at calibration, detection of what is unknown, and robustness"""
 
     name = "reliable"
-    objective: ClassVar[str] = "contrastive+100*mse"
-    settings: ClassVar[dict[str, Any]] = {}
+    objective: ClassVar[str] = "contrastive+100*mse+100*consensus+2*noise+margin"
+    settings: ClassVar[dict[str, Any]] = {"rate": 2e-4}
 
     @classmethod
     def methods(cls, plan: Treatment) -> tuple[str, ...]:
