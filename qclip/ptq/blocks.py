@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import inspect
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -25,12 +26,33 @@ from ..models.tower import Block, Tower
 @dataclasses.dataclass
 class Call:
     """What a block is called with on one batch; `positions` bool `[B, S]` is what counts of it (None: everything), and
-    `read` what counts of its output, where that is less: of a tower's last block often the pooled row alone."""
+    `read` what counts of its output, where that is less: of a tower's last block often the pooled row alone. `name`:
+    that of the input, which goes from block to block; None: it is the first argument by position."""
 
     args: tuple
     kwargs: dict
     positions: Tensor | None = None
     read: Tensor | None = None
+    name: str | None = None
+
+    @classmethod
+    def of(cls, module: nn.Module, args: tuple, kwargs: dict, positions: Tensor | None = None) -> Call:
+        """As `module`, a block, is called; its first parameter is the input, whatever the order of keywords."""
+        name = None
+        if not args:
+            parameters = inspect.signature(type(module).forward.__get__(module)).parameters
+            name = next(key for key in (*parameters, *kwargs) if key in kwargs)
+        return cls(args, kwargs, positions, name=name)
+
+    @property
+    def x(self) -> Any:
+        return self.args[0] if self.name is None else self.kwargs[self.name]
+
+    def having(self, x: Any) -> Call:
+        """The same call with another input."""
+        if self.name is None:
+            return dataclasses.replace(self, args=(x, *self.args[1:]))
+        return dataclasses.replace(self, kwargs=self.kwargs | {self.name: x})
 
     def run(self, module: nn.Module) -> Any:
         return module(*self.args, **self.kwargs)
@@ -77,10 +99,7 @@ def walk(
             return
         outputs = [call.run(step.block.module) for call in calls]
         if not last and steps[at + 1].handed_over:
-            calls = [
-                Call((first(output), *call.args[1:]), call.kwargs, call.positions)
-                for call, output in zip(calls, outputs, strict=True)
-            ]
+            calls = [call.having(first(output)) for call, output in zip(calls, outputs, strict=True)]
         else:
             for kept, output in zip(given, outputs, strict=True):
                 kept[step.block.module] = output
@@ -103,19 +122,19 @@ class _Step:
 def _order(tower: Tower, batch: calibration.Batch) -> list[_Step]:
     """One run of the tower: which blocks come after which, and how."""
     steps: list[_Step] = []
-    before: tuple[tuple, dict, Any] | None = None  # the last block's call and what it gave
+    before: tuple[Call, Any] | None = None  # the last block's call and what it gave
     by_module = {block.module: block for block in tower.blocks}
 
     def enters(module: nn.Module, args: tuple, kwargs: dict) -> None:
-        over = before is not None and bool(args) and args[0] is first(before[2])
-        over = over and _same((args[1:], kwargs), (before[0][1:], before[1]))  # type: ignore[index]
+        call = Call.of(module, args, kwargs)
+        over = before is not None and call.x is first(before[1]) and _same_besides(call, before[0])
         steps.append(_Step(by_module[module], over))
 
     def leaves(module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
         nonlocal before
-        before = args, kwargs, output
+        before = Call.of(module, args, kwargs), output
         steps[-1].in_tuple = isinstance(output, tuple)
-        steps[-1].keeps_shape = bool(args) and args[0].shape == first(output).shape
+        steps[-1].keeps_shape = before[0].x.shape == first(output).shape
 
     with contextlib.ExitStack() as hooks:
         for module in by_module:
@@ -128,8 +147,14 @@ def _order(tower: Tower, batch: calibration.Batch) -> list[_Step]:
     return steps
 
 
+def _same_besides(call: Call, before: Call) -> bool:
+    """Whether two blocks are told the same besides their input."""
+    one, other = call.having(None), before.having(None)
+    return _same((one.args, one.kwargs), (other.args, other.kwargs))
+
+
 def _same(a: Any, b: Any) -> bool:
-    """Whether two blocks are told the same besides their input: the same tensors, equal settings."""
+    """Whether arguments are the same tensors, equal settings."""
     if type(a) is not type(b):
         return False
     if isinstance(a, dict):
@@ -140,16 +165,16 @@ def _same(a: Any, b: Any) -> bool:
 
 
 class _ReachedError(Exception):
-    def __init__(self, args: tuple, kwargs: dict) -> None:
+    def __init__(self, call: Call) -> None:
         super().__init__()
-        self.call = args, kwargs
+        self.call = call
 
 
 def _reach(step: _Step, batch: calibration.Batch, skipped: list[_Step], given: dict[nn.Module, Any]) -> Call:
     """The call of a block: the tower runs up to it."""
 
-    def stop(_: nn.Module, args: tuple, kwargs: dict) -> None:
-        raise _ReachedError(args, kwargs)
+    def stop(module: nn.Module, args: tuple, kwargs: dict) -> None:
+        raise _ReachedError(Call.of(module, args, kwargs, batch.positions))
 
     with contextlib.ExitStack() as undo:
         for earlier in skipped:
@@ -158,7 +183,7 @@ def _reach(step: _Step, batch: calibration.Batch, skipped: list[_Step], given: d
         try:
             batch.run()
         except _ReachedError as reached:
-            return Call(*reached.call, batch.positions)
+            return reached.call
     raise AssertionError(f"the tower ran without {step.block.name}, which it ran a moment ago")
 
 
@@ -181,7 +206,7 @@ def _note_what_is_read(
     for call, batch in zip(calls, batches, strict=True):
         tokens = batch.samples if isinstance(batch.samples, Tensor) and batch.samples.ndim == 2 else None
         ends = None if tokens is None else int(encoders.text_ends(tokens[:1]))
-        key = (*first(call.args).shape[1:2], ends)
+        key = (*call.x.shape[1:2], ends)
         if key not in known:
             known[key] = _read(call, batch, steps)
         if (read := known[key]) is not None:
@@ -194,7 +219,7 @@ def _read(call: Call, batch: calibration.Batch, steps: list[_Step]) -> Tensor | 
     Found by trying: copies of one sample, each with NaN at another position, and a look at whose embedding is NaN. It
     stands for the batch, whose captions end at one position (`Samples.token_batches`).
     """
-    x = first(call.args)
+    x = call.x
     if x.ndim != 3 or x.shape[0] != len(batch):
         return None
     length, found = x.shape[1], []
@@ -213,9 +238,10 @@ def _skipping(step: _Step, given: dict[nn.Module, Any]) -> Iterator[None]:
     """Inside, the block computes nothing."""
     module = step.block.module
 
-    def forward(x: Tensor, *_: object, **__: object) -> Any:
+    def forward(*args: Any, **kwargs: Any) -> Any:
         if module in given:
             return given[module]
+        x = Call.of(module, args, kwargs).x
         return (x,) if step.in_tuple else x
 
     own = module.__dict__.get("forward")

@@ -5,6 +5,7 @@ import dataclasses
 from collections import Counter
 from typing import ClassVar
 
+import open_clip
 import pytest
 import torch
 from torch import nn
@@ -128,6 +129,31 @@ def test_hugging_face_blocks_are_carried(kind: str) -> None:
         found = {block.name: [(c.args, c.kwargs) for c in taken] for block, taken in walk(tower, encoders, data)}
         assert list(found) == list(want) == [block.name for block in tower.blocks]
         assert all(alike(found[name], want[name]) for name in want)
+
+
+def by_name(self: nn.Module, x: torch.Tensor, attn_mask: object = None) -> torch.Tensor:
+    """The transformer of a tower that calls its blocks with keywords, their input in any place."""
+    for block in self.resblocks:
+        x = block(attn_mask=attn_mask, q_x=x)
+    return x
+
+
+def test_blocks_that_are_called_with_keywords(monkeypatch) -> None:
+    want = qclip.quantize(small_clip(), "w8a8-static-smoothquant", IMAGES)
+    monkeypatch.setattr(open_clip.transformer.Transformer, "forward", by_name)
+    model = small_clip()
+    towers, encoders = models.towers(model), models.encoders(model)
+    for tower in towers.values():
+        data = calibration.Samples(IMAGES, model.tokenizer(["a dog", "two birds", "red"]), {})
+        seen = seen_in_one_pass(tower, encoders, data)
+        found = {block.name: [(c.args, c.kwargs) for c in taken] for block, taken in walk(tower, encoders, data)}
+        assert list(found) == list(seen) == [block.name for block in tower.blocks]
+        assert all(alike(found[name], seen[name]) for name in seen)
+        assert {"q_x", "attn_mask"} == found["vision.blocks.1" if tower.name == "vision" else "text.blocks.1"][0][
+            1
+        ].keys()
+    done = qclip.quantize(small_clip(), "w8a8-static-smoothquant", IMAGES)
+    assert all(torch.equal(a, b) for a, b in zip(done.state_dict().values(), want.state_dict().values(), strict=True))
 
 
 @pytest.mark.filterwarnings("ignore")
