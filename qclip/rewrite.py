@@ -188,7 +188,8 @@ def _tower_rows(model: nn.Module, tower: Tower) -> list[SiteCoverage]:
     for block in tower.blocks:
         if block.attention is not None:
             core = getattr(*block.attention)
-            width = _described(block.sites["q"]).shape[0] if "q" in block.sites else 0
+            key = block.sites.get("k", block.sites.get("pool_k"))
+            width = 0 if key is None else _described(key).shape[0]
             pairs = tower.tokens**2 if block.pairs is None else block.pairs
             name, macs = f"{block.name}.attn.scores", 2 * pairs * width
             state, bits, backend = "float", None, _attention_backend(core)

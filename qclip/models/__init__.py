@@ -12,7 +12,7 @@ from torch import nn
 
 from .allowed import check_architecture
 from .encoders import Encoders, encoders
-from .explicit import unsupported
+from .explicit import telling_where, unsupported
 from .family import (
     DEFAULT,
     FAMILIES,
@@ -36,11 +36,11 @@ def towers(model: nn.Module) -> dict[str, Tower]:
 
     Brings the model into explicit form in place: every site a module of its own, attention and MLP as the cores of
     `tower`. Its outputs change by rounding only. Calling it again describes the model as it is then; whoever only looks
-    uses `explicit_form`. Raises ModelError naming the class that no adapter knows, or the module with code, hooks or
-    weights of its own that would be lost; the model is as before then.
+    uses `explicit_form`. Raises ModelError naming the module, and its class, that no adapter knows, or the module with
+    code, hooks or weights of its own that would be lost; the model is as before then.
     """
     family, before = _owner(model), Structure(model)
-    with before.kept_on_error():
+    with before.kept_on_error(), telling_where(before.names):
         found = family.towers(model)
         before.refuse_losses(family.libraries)
         for site in (site for tower in found.values() for site in tower):
@@ -102,7 +102,8 @@ def create_from_config(config: dict[str, Any], device: str | torch.device = "cpu
 
 def config_of(model: nn.Module) -> dict[str, Any]:
     """The JSON-able description from which `create_from_config` builds this architecture again. Raises ModelError."""
-    return _owner(model).config_of(model)
+    with telling_where({module: name for name, module in model.named_modules()}):
+        return _owner(model).config_of(model)
 
 
 def preprocess_config(model: nn.Module) -> dict[str, Any] | None:

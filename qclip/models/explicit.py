@@ -3,8 +3,10 @@ activations known by their values, and blocks described by their sites."""
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import warnings
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -107,20 +109,45 @@ def activation_name(module: nn.Module, unfused: bool = False) -> str:
     for name in known:  # exact and tanh GELU are 5e-4 apart, QuickGELU 2e-2
         if torch.allclose(y, activate(x, name), rtol=0, atol=1e-5):
             return name
-    raise ModelError(f"activation {_of(module)} is not supported; known are {', '.join(known)}")
+    raise UnsupportedError(module, f"activation {_of(module)} is not supported; known are {', '.join(known)}")
+
+
+class UnsupportedError(ModelError):
+    """A module that no adapter knows. Who made it does not know where in the model it stands: see `telling_where`."""
+
+    def __init__(self, module: nn.Module, message: str) -> None:
+        super().__init__(message)
+        self.module = module
+
+
+@contextlib.contextmanager
+def telling_where(names: Mapping[nn.Module, str]) -> Iterator[None]:
+    """An UnsupportedError raised inside begins with the module's name, of those that a model had before. A module that
+    lacks what those of its kind have is one, too."""
+    try:
+        yield
+    except (UnsupportedError, AttributeError) as error:
+        if not isinstance(error, UnsupportedError):
+            if not isinstance(error.obj, nn.Module) or error.obj not in names:
+                raise
+            error = unsupported(error.obj, f"it has no {error.name!r}")
+        if name := names.get(error.module):
+            raise ModelError(f"{name}: {error}") from error
+        raise error
 
 
 def _of(module: nn.Module) -> str:
     return f"{type(module).__module__}.{type(module).__name__}"
 
 
-def unsupported(module: nn.Module, why: str = "") -> ModelError:
+def unsupported(module: nn.Module, why: str = "") -> UnsupportedError:
     """The error for a class that no adapter knows, or one of its settings."""
     reason = f": {why}" if why else ""
-    return ModelError(
+    return UnsupportedError(
+        module,
         f"{_of(module)} is not supported{reason}; supported are open_clip's CLIP, CustomTextCLIP and "
         "CoCa with ViT towers, timm's VisionTransformer, Eva, FastVit, SwinTransformer and ConvNeXt, Hugging Face's "
-        "CLIPModel and SiglipModel; 'qclip models --supported' lists names"
+        "CLIPModel and SiglipModel; 'qclip models --supported' lists names",
     )
 
 

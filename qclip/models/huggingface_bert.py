@@ -10,7 +10,7 @@ from torch import Tensor
 from .explicit import become, by_name, embedding_site, projection_site
 from .huggingface_form import ExplicitModel
 from .huggingface_kinds import inner, kind_of
-from .text_bert import ExplicitBert, bert_blocks
+from .text_bert import ExplicitBert, bert_blocks, bert_positions
 from .tower import Site, Tower
 
 
@@ -20,10 +20,15 @@ def encoder_of(model: Any) -> Any:
     return getattr(text, "roberta", text)
 
 
+def context_of(model: Any) -> int:
+    """How many tokens a text has: no more than the model was trained with, or has positions for."""
+    return min(kind_of(model).bert, bert_positions(encoder_of(model)))
+
+
 def text_tower(model: Any, whole: Any) -> Tower:
     """In explicit form, in place; `whole` is what encodes."""
     text, encoder = inner(model, "text"), encoder_of(model)
-    length = min(kind_of(model).bert, encoder.config.max_position_embeddings)
+    length = context_of(model)
     blocks = bert_blocks(encoder.encoder, length)
     if encoder is not text:
         become(text, ExplicitModel)

@@ -6,7 +6,7 @@ import math
 from copy import deepcopy
 from typing import Any
 
-from . import huggingface_settings
+from . import huggingface_bert, huggingface_settings
 from .allowed import pair
 from .huggingface_kinds import kind_of, name_of, settings_of
 from .inputs import Preprocess
@@ -52,8 +52,8 @@ def tokenizer_config(model: Any) -> dict[str, Any] | None:
     """The description of the model's tokenizer; unknown where it was not loaded with one, None without a text tower."""
     if "text" not in kind_of(model).towers:
         return None
-    config, bert = settings_of(model, "text"), kind_of(model).bert
-    if bert:
-        return {"kind": "unknown", "context_length": min(bert, config.max_position_embeddings)}
+    if kind_of(model).bert:
+        return {"kind": "unknown", "context_length": huggingface_bert.context_of(model)}
+    config = settings_of(model, "text")
     clip = kind_of(model).clip and config.vocab_size == 49408
     return {"kind": "clip-bpe" if clip else "unknown", "context_length": config.max_position_embeddings}

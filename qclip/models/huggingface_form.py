@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ..errors import ModelError
@@ -35,6 +37,8 @@ LAYERS, ATTENTIONS, MLPS = (
         ("MLP", "ChineseCLIPVisionMLP"),
     )
 )
+
+HEADS = frozenset({"SiglipMultiheadAttentionPoolingHead", "Siglip2MultiheadAttentionPoolingHead"})
 
 
 class ExplicitModel(Form):
@@ -125,7 +129,30 @@ class ExplicitTower(ExplicitModel):
         simple = all(isinstance(value, bool | None) for value in rest.values())
         if not isinstance(inputs, Tensor) or len(args) > 1 or not simple:
             return whole(*args, **kwargs)
-        return replay.run(self, lambda x: whole(x, **rest), inputs, settings=tuple(sorted(rest.items())))
+        return replay.run(self, lambda x: self.encode(whole, x, rest), inputs, settings=tuple(sorted(rest.items())))
+
+    def encode(self, whole: Callable[..., Any], x: Tensor, rest: dict[str, bool | None]) -> Any:
+        return whole(x, **rest)
+
+
+class ExplicitCausalTower(ExplicitTower):
+    """CLIP's text transformer. To the cores causal attention is a word; the library's version 4 makes a mask in place,
+    which no program can."""
+
+    def encode(self, whole: Callable[..., Any], x: Tensor, rest: dict[str, bool | None]) -> Any:
+        plain = x.ndim == 2 and not any(value for key, value in rest.items() if key != "return_dict")
+        if not plain or rest.get("return_dict") is False or watched(self.encoder):
+            return whole(x, **rest)
+        from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+        hidden = self.embeddings(input_ids=x)
+        for layer in self.encoder.layers:
+            hidden = layer(hidden, is_causal=True)
+            hidden = hidden[0] if isinstance(hidden, tuple) else hidden
+        hidden, eos = self.final_layer_norm(hidden), self.eos_token_id
+        ends = (x if eos == 2 else x == eos).int().argmax(-1)
+        pooled = hidden[torch.arange(len(hidden), device=hidden.device), ends.to(hidden.device)]
+        return BaseModelOutputWithPooling(last_hidden_state=hidden, pooler_output=pooled)
 
 
 def asks(config: Any, what: str, kwargs: dict[str, Any]) -> bool:
@@ -205,11 +232,12 @@ def blocks_of(tower: str, encoder: Any, rows: int) -> list[Block]:
 
 
 def pool_of(head: Any, rows: int) -> Block:
-    if isinstance(head.attention, nn.MultiheadAttention):
+    if not isinstance(head, ExplicitPoolingHead):
+        known(head, HEADS)
         mlp = _mlp(head.mlp)
         head.attention, head.mlp = from_multihead_attention(head.attention), mlp
         become(head, ExplicitPoolingHead)
     sites = attention_sites("vision.pool", head.attention, None, rows, "pool_", 1)
     place = (head, "layernorm")
     sites |= mlp_sites("vision.pool.mlp", head.mlp, place, 1)
-    return Block("vision.pool", head, (head, "attention"), None, (head, "mlp"), place, sites)
+    return Block("vision.pool", head, (head, "attention"), None, (head, "mlp"), place, sites, rows)

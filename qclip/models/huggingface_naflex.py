@@ -30,7 +30,7 @@ class ExplicitNaflexTower(ExplicitModel):
         pixels: Any = given.get("pixel_values")
         shapes: Any = given.get("spatial_shapes")
         mask: Any = given.get("attention_mask" if "attention_mask" in given else "pixel_attention_mask")  # of version 4
-        full = _check(pixels, mask, shapes)
+        full = _check(pixels, mask, shapes, self.embeddings.patch_embedding.weight.shape[1])
         rest = [value for key, value in given.items() if key not in (*NAMES, "attention_mask")]
         simple = not any(isinstance(value, Tensor) or value for value in rest) and given.get("return_dict") is not False
         if not simple or asks(self.config, "output_hidden_states", kwargs) or watched(self.embeddings):
@@ -58,17 +58,18 @@ class ExplicitNaflexTower(ExplicitModel):
         return (x, self.head(x, mask)) if hasattr(self, "head") else x
 
 
-def _check(pixels: Any, mask: Any, shapes: Any) -> bool:
-    """Whether no patch is padding. Raises ModelError for inputs that contradict each other."""
-    if pixels is None or shapes is None:
+def _check(pixels: Any, mask: Any, shapes: Any, values: int) -> bool:
+    """Whether no patch is padding. `values`: of a patch. Raises ModelError for inputs that contradict each other."""
+    if not isinstance(pixels, Tensor) or not isinstance(shapes, Tensor) or not isinstance(mask, Tensor | None):
         raise ModelError(
             "SigLIP 2 takes patches: pixel_values [B, N, C * patch * patch], pixel_attention_mask [B, N] and "
             "spatial_shapes [B, 2], as its processor gives them (qclip.encoders(model).encode_image takes images)"
         )
-    if pixels.ndim != 3 or shapes.ndim != 2 or shapes.shape[1] != 2 or len(shapes) != len(pixels):
+    whole = not (shapes.is_floating_point() or shapes.is_complex())
+    if pixels.ndim != 3 or pixels.shape[2] != values or tuple(shapes.shape) != (len(pixels), 2) or not whole:
         raise ModelError(
             f"pixel_values {list(pixels.shape)} and spatial_shapes {list(shapes.shape)} must be [B, N, C * patch * "
-            "patch] and [B, 2]"
+            f"patch = {values}] and whole numbers [B, 2]"
         )
     count, grids = pixels.shape[1], shapes.tolist()
     for row, (down, across) in enumerate(grids):

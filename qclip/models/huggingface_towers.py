@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from . import huggingface_bert
 from .explicit import become, by_name, embedding_site, patch_site, projection_site
 from .huggingface_calls import image_features, text_features
-from .huggingface_form import ExplicitModel, ExplicitTower, blocks_of, pool_of
+from .huggingface_form import ExplicitCausalTower, ExplicitModel, ExplicitTower, blocks_of, pool_of
 from .huggingface_kinds import inner, kind_of, nested
 from .huggingface_naflex import ExplicitNaflexTower
 from .tower import Block, Site, Tower
@@ -40,7 +40,7 @@ def _text(model: Any) -> Tower:
     if kind.bert:
         become(model, ExplicitModel)
         return huggingface_bert.text_tower(model, _whole(model, "text"))
-    text = _wrapped(model, "text", ExplicitTower)
+    text = _wrapped(model, "text", ExplicitCausalTower if kind.clip else ExplicitTower)
     length = text.embeddings.position_embedding.weight.shape[0]
     blocks = blocks_of("text", text.encoder, length)
     sites = [embedding_site(text.embeddings, "token_embedding", length), _of_blocks(blocks)]

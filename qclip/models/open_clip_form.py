@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from open_clip.transformer import Attention as OpenClipAttention
 from open_clip.transformer import (
+    AttentionalPooler,
     CustomResidualAttentionBlock,
     ResidualAttentionBlock,
     TextTransformer,
@@ -198,6 +199,8 @@ def vision_tower(visual: Any) -> Tower:
     pools = [name for name in ("attn_pool", "attn_pool_contrastive") if getattr(visual, name, None) is not None]
     for name in pools:
         pooler = getattr(visual, name)
+        if not isinstance(pooler, AttentionalPooler):
+            raise unsupported(pooler)
         if isinstance(pooler.attn, nn.MultiheadAttention):
             pooler.attn = from_multihead_attention(pooler.attn)
         become(pooler, ExplicitPooler)
@@ -214,8 +217,9 @@ def vision_tower(visual: Any) -> Tower:
         pooler = getattr(visual, name)
         label = "vision.pool" if name == "attn_pool" else "vision.pool_contrastive"
         norm = (pooler, "ln_k")
-        sites = attention_sites(label, pooler.attn, norm, patches + 1, "pool_", pooler.query.shape[0])
-        pooled.append(Block(label, pooler, (pooler, "attn"), norm, None, None, sites))
+        queries = pooler.query.shape[0]
+        sites = attention_sites(label, pooler.attn, norm, patches + 1, "pool_", queries)
+        pooled.append(Block(label, pooler, (pooler, "attn"), norm, None, None, sites, queries * (patches + 1)))
     # Without further pooling every query of the last pool goes through the projection.
     rows = getattr(visual, pools[-1]).query.shape[0] if pools and visual.pool_type == "none" else 1
     sites = by_name(

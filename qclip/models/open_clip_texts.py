@@ -162,6 +162,8 @@ def text_tower(text: Any) -> Tower:
     blocks = blocks_of(encoder.encoder if form is ExplicitBert else encoder, length)
     become(encoder, form)
     if isinstance(text.proj, nn.Sequential):
+        if len(text.proj) != 3:
+            raise unsupported(text.proj, f"a projection of {len(text.proj)} layers")
         first, activation, second = text.proj
         text.proj = succeed(text.proj, Mlp(first, second, activation_name(activation)))
     become(text, ExplicitHFText)

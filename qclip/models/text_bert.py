@@ -67,16 +67,20 @@ class ExplicitEncoder(ExplicitModel):
 # ---- BERT ------------------------------------------------------------------------------------------------------------
 
 
+def bert_positions(encoder: Any) -> int:
+    """How many tokens BERT has positions for; RoBERTa's begin behind the row of padding."""
+    rows: int = encoder.embeddings.position_embeddings.weight.shape[0]
+    begins = getattr(encoder.embeddings, "padding_idx", None)
+    return rows if begins is None else rows - begins - 1
+
+
 class ExplicitBert(ExplicitEncoder):
     """BERT, RoBERTa and XLM-RoBERTa."""
 
     FALLS_BACK = True
 
     def positions(self) -> int:
-        rows: int = self.embeddings.position_embeddings.weight.shape[0]
-        # RoBERTa's begin behind the row of padding.
-        begins = getattr(self.embeddings, "padding_idx", None)
-        return rows if begins is None else rows - begins - 1
+        return bert_positions(self)
 
     def encode(self, tokens: Tensor, mask: Tensor | None = None) -> Any:
         from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAttentions

@@ -28,21 +28,23 @@ class ExplicitConvBlock(Form):
 
 
 def convnext(trunk: Any, size: tuple[int, int]) -> Parts:
-    side, stem, first = size[0], trunk.stem[0], list[Site]()
-    side //= 4 if len(trunk.stem) > 2 else _stride(stem)
-    tokens = side * side
+    first = list[Site]()
     if len(trunk.stem) == 2:  # the patch stem; the others are overlapping convolutions and stay as they are
-        first = patch_site("vision", trunk.stem, "0", tokens)
+        height, width = (side // _stride(trunk.stem[0]) for side in size)
+        first = patch_site("vision", trunk.stem, "0", height * width)
+    else:
+        height, width = (-(-side // 4) for side in size)
+    tokens = height * width
     blocks: list[Block] = []
     for stage in trunk.stages:
         down = {}
         if isinstance(stage.downsample, nn.Sequential):
-            side //= _stride(stage.downsample[1])
+            stride = _stride(stage.downsample[1])
+            height, width = height // stride, width // stride
             name = f"vision.blocks.{len(blocks)}.downsample"
             smooth = affine(stage.downsample[0])
-            down = {
-                "downsample": Site(name, "downsample", "norm", f"{name}.in", stage.downsample, "1", smooth, side * side)
-            }
+            place = stage.downsample, "1"
+            down = {"downsample": Site(name, "downsample", "norm", f"{name}.in", *place, smooth, height * width)}
         for block in stage.blocks:
             name = f"vision.blocks.{len(blocks)}"
             if not isinstance(block, ExplicitConvBlock):
@@ -52,9 +54,8 @@ def convnext(trunk: Any, size: tuple[int, int]) -> Parts:
                 become(block, ExplicitConvBlock)
             # With 1x1 convolutions the norm runs on [B, C, H, W], so that it cannot move into the core.
             norm = None if block.use_conv_mlp else (block, "norm")
-            found = down | mlp_sites(
-                f"{name}.mlp", block.mlp, norm, side * side, affine(block.norm) if block.use_conv_mlp else None
-            )
+            foldable = affine(block.norm) if block.use_conv_mlp else None
+            found = down | mlp_sites(f"{name}.mlp", block.mlp, norm, height * width, foldable)
             blocks.append(Block(name, block, None, None, (block, "mlp"), norm, found))
             down = {}
     return Parts(blocks, first, tokens)

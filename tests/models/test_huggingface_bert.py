@@ -82,20 +82,6 @@ def test_explicit_form_sites_and_encoders(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_presets_artifacts_programs_hooks_bfloat16_compile(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    model = build(name)
-    if name == "AltCLIPModel":
-        families.every_preset(build(name, 1), calls(name), images(6))
-    families.artifact_gives_the_same_bits(model, calls(name), tmp_path / "a", "w8a8-static", images(6))
-    families.programs_give_the_same_bits(model, calls(name), monkeypatch)
-    families.hooks_see(model, calls(name))
-    families.works_in_bfloat16(model, calls(name))
-    families.compiles(model, calls(name))
-
-
-@pytest.mark.parametrize("name", NAMES)
 @torch.no_grad()
 def test_folders(name: str, tmp_path: Path) -> None:
     model = build(name)

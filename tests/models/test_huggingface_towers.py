@@ -66,25 +66,6 @@ def test_explicit_form_and_sites(name: str) -> None:
     assert names[-1] == (last or projection)
 
 
-@pytest.mark.parametrize("name", NAMES[:2])
-def test_methods(name: str) -> None:
-    families.every_preset(build(name), calls(name), calibration(name), ("w8a8-smoothquant", "w4a8-gptq"))
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_artifacts(name: str, tmp_path: Path) -> None:
-    families.artifact_gives_the_same_bits(build(name), calls(name), tmp_path / "a", "w8a8-static", calibration(name))
-
-
-@pytest.mark.parametrize("name", ["CLIPVisionModelWithProjection", "CLIPTextModel", "SiglipVisionModel"])
-def test_programs_hooks_bfloat16_and_compile(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = build(name)
-    families.programs_give_the_same_bits(model, calls(name), monkeypatch, (torch.float32, torch.bfloat16))
-    families.hooks_see(model, calls(name))
-    families.works_in_bfloat16(model, calls(name))
-    families.compiles(model, calls(name))
-
-
 @torch.no_grad()
 def test_encoders_have_one_tower() -> None:
     model = build("CLIPVisionModelWithProjection")

@@ -150,27 +150,6 @@ def test_explicit_form_and_sites(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["xlm-roberta", "m2m_100", "mt5"])
-def test_presets(name: str) -> None:
-    some = ("w8a8-static", "w8a8-smoothquant", "w4a8-gptq") if name != "mt5" else None
-    families.every_preset(with_tokenizer(build(name, layers=1), name), calls(name), images(6), some)
-
-
-@pytest.mark.parametrize("name", TOWERS)
-def test_artifacts(name: str, tmp_path: Path) -> None:
-    model = with_tokenizer(build(name), name)
-    families.artifact_gives_the_same_bits(model, calls(name), tmp_path / "a", "w8a8-static", images(6))
-
-
-@pytest.mark.parametrize("name", ["xlm-roberta", "m2m_100", "mt5"])
-def test_programs_hooks_bfloat16_and_compile(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = build(name)
-    families.programs_give_the_same_bits(model, calls(name), monkeypatch, (torch.float32, torch.bfloat16))
-    families.hooks_see(model, calls(name))
-    families.works_in_bfloat16(model, calls(name))
-    families.compiles(model, calls(name))
-
-
-@pytest.mark.parametrize("name", ["xlm-roberta", "m2m_100", "mt5"])
 @torch.no_grad()
 def test_padding_changes_nothing_and_is_cut_off(name: str) -> None:
     model = build(name)
@@ -308,12 +287,61 @@ def test_texts_longer_than_positions_are_refused() -> None:
     assert done.encode_text(tokens("mt5", (200,), 200)).isfinite().all()
 
 
-def test_a_part_of_another_kind_is_refused_by_its_name() -> None:
-    model = build("roberta")
-    model.text.transformer.encoder.layer[1].output = nn.Identity()
-    with pytest.raises(ModelError, match="Identity is not supported"):
-        qclip.quantize_(model, "w8a8")
-    assert hasattr(model.text.transformer.encoder.layer[0], "intermediate")
+def test_settings_without_an_explicit_form_are_named() -> None:
+    decoder, positions, crossed = build("roberta"), build("roberta"), build("mt5")
+    decoder.text.transformer.encoder.layer[1].is_decoder = True
+    positions.text.transformer.encoder.layer[1].attention.self.position_embedding_type = "relative_key"
+    crossed.text.transformer.block[1].layer.append(nn.Identity())
+    for model, why in (
+        (decoder, r"layer\.1: .* a decoder, or cross attention"),
+        (positions, r"layer\.1\.attention\.self: .* relative_key positions"),
+        (crossed, r"block\.1: .* cross attention"),
+    ):
+        with pytest.raises(ModelError, match=rf"^text\.transformer\..*{why}"):
+            models.towers(model)
+
+
+@pytest.mark.parametrize("name", ["roberta", "m2m_100", "mt5"])
+def test_dropout_that_is_left_out_is_told(name: str) -> None:
+    model = build(name)
+    for module in model.text.modules():
+        if isinstance(getattr(module, "dropout", None), float):
+            module.dropout = 0.1
+        if isinstance(module, nn.Dropout):
+            module.p = 0.1
+    with pytest.warns(UserWarning, match="has dropout inside attention or MLP"):
+        models.towers(model)
+
+
+@pytest.mark.parametrize("name", ["m2m_100", "mt5"])
+@torch.no_grad()
+def test_float16_stays_finite_as_in_transformers(name: str) -> None:
+    model, ids = build(name), tokens(name)
+    for part, layer in model.text.transformer.named_modules():
+        if part.endswith(("fc2", "wo")):
+            layer.weight.fill_(3e4)
+    model.text.half()
+    want = model.text.transformer(input_ids=ids).last_hidden_state
+    models.towers(model)
+    got = model.text.transformer(input_ids=ids).last_hidden_state
+    assert got.isfinite().all()
+    torch.testing.assert_close(got, want, rtol=0, atol=1e-2)
+
+
+@torch.no_grad()
+def test_what_an_encoder_in_explicit_form_cannot_give_is_refused() -> None:
+    ids = tokens("mt5")
+    for name in ("m2m_100", "mt5"):
+        model = build(name)
+        models.towers(model)
+        for more in ({"output_hidden_states": True}, {"inputs_embeds": torch.zeros(3, 16, 32)}):
+            with pytest.raises(ModelError, match="takes input_ids and attention_mask alone, not .*ask the float model"):
+                model.text.transformer(input_ids=ids, **more)
+        with pytest.raises(ModelError, match="output_attentions"):
+            model.text.transformer(input_ids=ids, output_attentions=True)
+
+
+def test_another_encoder_is_refused_by_its_name() -> None:
     with torch.device("meta"):
         other = transformers.DistilBertModel(
             transformers.DistilBertConfig(n_layers=1, dim=32, hidden_dim=32, n_heads=2)

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import functools
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 import torch
 from timm.layers import apply_rot_embed_cat
 from torch import Tensor, nn
 
 import qclip
-from qclip import models, recipes
+from qclip import models
 from qclip.errors import ModelError
 from qclip.layers import QuantizedAttention, QuantizedMlp
 from qclip.models import replay
@@ -23,7 +22,9 @@ from qclip.models.tower import Rotary
 from qkernels import cpu
 
 from ..small import IMAGES, TEXTS, small_clip
-from .small_timm import SMALL, build, trunk
+from . import families
+from .architectures import SMALL_CONVNEXT, TIMM, perturb
+from .small_timm import CONVOLUTIONAL, SMALL, build, trunk
 
 ALL = list(SMALL)
 needs_kernels = pytest.mark.skipif(cpu.native is None, reason=f"needs the native kernels: {cpu.missing}")
@@ -96,48 +97,19 @@ def test_every_site_is_quantized_and_what_stays_float_is_counted(name: str) -> N
     assert all(core.shares_input for core in cores if isinstance(core, QuantizedAttention) and "pool" not in name)
 
 
-@pytest.mark.parametrize("name", ["eva02", "fastvit", "swin"])
-@pytest.mark.parametrize("recipe", [name for name in recipes.presets() if name != "w8a8"])
-def test_presets(name: str, recipe: str) -> None:
-    model, wanted = kept(name), dataclasses.replace(recipes.parse(recipe), towers=("vision",))
-    done = qclip.quantize(model, wanted, calibration=IMAGES)
-    before, after = embed(model), embed(done)
-    least = 0.5 if recipe in ("w4a4", "w3.3a8-raana") else 0.98 if wanted.default.weight_bits > 4 else 0.8
-    assert nearest(after[0], before[0]) > least and not torch.equal(after[0], before[0])
-    torch.testing.assert_close(after[1], before[1], rtol=1e-4, atol=1e-5)  # the text tower stays float
-
-
 @needs_kernels
-@pytest.mark.parametrize(
-    ("name", "dtype"),
-    [(name, torch.float32) for name in ALL]
-    + [(name, torch.bfloat16) for name in ("eva02", "pe", "vitamin", "fastvit", "relpos", "swin")],
-)
-def test_replay_and_artifact_have_the_bits_of_the_modules(
-    name: str, dtype: torch.dtype, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("name", ["eva02", "relpos", "swin"])
+def test_tables_that_no_file_holds_come_back_in_bfloat16(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    done = qclip.quantize(kept(name), "w8a8").to(dtype)
+    done, x = qclip.quantize(kept(name), "w8a8").to(torch.bfloat16), IMAGES.bfloat16()
     for _ in range(3):
-        replayed = embed(done, IMAGES.to(dtype))
+        replayed = embed(done, x)
     assert replay.counts(done.visual)["replayed"] >= 1 and replay.counts(done.visual)["why"] is None
     monkeypatch.setenv("QKERNELS_PROGRAM", "0")
-    by_modules = embed(done, IMAGES.to(dtype))
-    again = embed(qclip.load(qclip.save(done, tmp_path / "artifact")), IMAGES.to(dtype))
-    for one, two, three in zip(replayed, by_modules, again, strict=True):
-        assert one.dtype == dtype and torch.equal(one, two) and torch.equal(two, three)
-    assert nearest(by_modules[0], embed(kept(name))[0]) > 0.98
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["eva02", "vitamin", "fastvit", "swin"])
-@torch.no_grad()
-def test_compiles_without_a_graph_break(name: str) -> None:
-    model = copy.deepcopy(kept(name))
-    wanted = model.visual(IMAGES)
-    models.towers(model)
-    torch.compiler.reset()  # of other towers: it compiles only so many versions of one method
-    whole = torch.compile(model.visual, backend="eager", fullgraph=True)
-    torch.testing.assert_close(whole(IMAGES), wanted, rtol=1e-4, atol=1e-5)
+    again = embed(qclip.load(qclip.save(done, tmp_path / "artifact")), x)
+    for one, two in zip(replayed, again, strict=True):
+        assert one.dtype == torch.bfloat16 and torch.equal(one, two)
 
 
 @pytest.mark.parametrize("name", ["eva02", "vitamin", "fastvit", "swin"])
@@ -175,46 +147,78 @@ def test_rotary_positions_are_those_of_timm(halves: bool, heads: str) -> None:
     assert Rotary(2, halves)(q.bfloat16(), k.bfloat16(), rope)[0].dtype == torch.bfloat16
 
 
-# ---- refused ---------------------------------------------------------------------------------------------------------
-
-
-class Other(nn.Module):
-    def forward(self, x: Tensor, *_: Any, **__: Any) -> Tensor:
-        return x
-
-
-def _attention(model: Any) -> None:
-    model.visual.trunk.blocks[1].attn = Other()
-
-
-def _mlp(model: Any) -> None:
-    model.visual.trunk.blocks[1].mlp = Other()
-
-
-def _last_block(model: Any) -> None:
-    stages = getattr(model.visual.trunk, "stages", None) or model.visual.trunk.layers
-    stages[-1].blocks[0] = Other()
-
-
-ALMOST: dict[str, tuple[str, Callable[[Any], None]]] = {
-    "attention of EVA": ("eva02", _attention),
-    "MLP of EVA": ("eva02", _mlp),
-    "MLP of ViTamin": ("vitamin", _mlp),
-    "attention of relative positions": ("relpos", _attention),
-    "block of FastViT": ("fastvit", _last_block),
-    "block of Swin": ("swin", _last_block),
+#: What else timm's classes can be made with: the trunk, its settings.
+OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
+    "angles of halves": ("eva02", {"rope_rotate_half": True}),
+    "mean pooling": ("eva02", {"global_pool": "avg"}),
+    "positions that blocks share": ("relpos", {"shared_rel_pos": True}),
+    "positions from a table": ("relpos", {"rel_pos_type": "bias"}),
+    "windows with padding": ("swin", {"img_size": 40}),
 }
 
 
-@pytest.mark.parametrize("what", ALMOST)
-def test_a_model_that_is_almost_known_is_refused_by_the_module_that_differs(what: str) -> None:
-    name, spoil = ALMOST[what]
+@pytest.mark.parametrize("what", OPTIONS)
+@torch.no_grad()
+def test_options_of_trunks(what: str) -> None:
+    name, settings = OPTIONS[what]
+    tower, side = perturb(trunk(name, **settings)), settings.get("img_size", 32)
+    call = {"vision": lambda m: m(torch.nn.functional.interpolate(IMAGES, side))}
+    families.explicit_form_equals(tower, call)
+    families.rows_and_pairs_are_those_that_run(tower, call, len(IMAGES))
+
+
+@pytest.mark.parametrize("name", ["fastvit_mci0", "convnext_tiny", "convnext_atto"])
+def test_rows_and_pairs_of_images_that_are_no_squares(name: str) -> None:
+    small = CONVOLUTIONAL if name.startswith("fastvit") else SMALL_CONVNEXT
+    tower = timm.create_model(name, **small | {"pretrained_cfg_overlay": {"input_size": (3, 40, 68)}}).eval()
+    families.rows_and_pairs_are_those_that_run(tower, {"vision": lambda m: m(torch.zeros(2, 3, 40, 68))}, 2)
+
+
+@pytest.mark.parametrize("name", ["eva02", "eva_post_norm", "vit_clip"])
+@torch.no_grad()
+def test_blocks_take_masks(name: str) -> None:
+    tower = perturb(TIMM[name]() if name in TIMM else trunk(name))
+    x, mask = torch.randn(2, 5, 24), torch.zeros(5, 5).masked_fill(torch.rand(5, 5) > 0.6, -torch.inf).fill_diagonal_(0)
+    settings = ({"attn_mask": mask}, {"is_causal": True})
+    wants = [tower.blocks[0](x, **each) for each in settings]
+    with models.explicit_form(tower):
+        for each, want in zip(settings, wants, strict=True):
+            torch.testing.assert_close(tower.blocks[0](x, **each), want, rtol=0, atol=1e-5)
+
+
+@torch.no_grad()
+def test_an_attention_pool_takes_masks() -> None:
+    tower = perturb(trunk("pe"))
+    x, mask = torch.randn(2, 5, 24), torch.tensor([0.0, 0.0, -torch.inf, 0.0, -torch.inf]).expand(2, 1, 1, 5)
+    want = tower.attn_pool(x, attn_mask=mask)
+    with models.explicit_form(tower):
+        torch.testing.assert_close(tower.attn_pool(x, attn_mask=mask), want, rtol=0, atol=1e-5)
+
+
+def test_the_post_norm_block_reads_the_residual_stream() -> None:
+    with models.explicit_form(copy.deepcopy(kept("eva_post_norm"))) as towers:
+        sites = towers["vision"].blocks[0].sites
+        assert {sites[kind].feed for kind in ("q", "k", "v", "fc1")} == {"raw"}
+        assert not any(sites[kind].smoothable for kind in ("q", "fc1"))
+
+
+@pytest.mark.parametrize(
+    ("name", "part"),
+    [
+        ("eva02", "blocks.1.attn.attn_drop"),
+        ("relpos", "blocks.0.mlp.drop1"),
+        ("vitamin", "blocks.1.mlp.drop2"),
+        ("swin", "layers.0.blocks.1.attn.proj_drop"),
+    ],
+)
+def test_dropout_that_is_left_out_is_told(name: str, part: str) -> None:
     model = copy.deepcopy(kept(name))
-    spoil(model)
-    before = [type(module) for module in model.modules()]
-    with pytest.raises(ModelError, match=r"test_timm_families\.Other is not supported"):
-        qclip.quantize_(model, "w8a8")
-    assert [type(module) for module in model.modules()] == before
+    model.visual.trunk.get_submodule(part).p = 0.1
+    with pytest.warns(UserWarning, match="has dropout inside attention or MLP"):
+        models.towers(model)
+
+
+# ---- refused ---------------------------------------------------------------------------------------------------------
 
 
 def test_settings_without_an_explicit_form_are_named() -> None:
@@ -222,7 +226,12 @@ def test_settings_without_an_explicit_form_are_named() -> None:
     gated.visual.trunk.blocks[1].attn.gate = nn.Linear(24, 24)
     grouped.visual.trunk.blocks = trunk("eva02", num_kv_heads=1, attn_type="rope").blocks
     for model, why in ((gated, "gated attention"), (grouped, "grouped-query attention")):
-        with pytest.raises(ModelError, match=why):
+        with pytest.raises(ModelError, match=f"trunk.blocks.[01].attn: .*{why}"):
+            models.towers(model)
+    swin, fastvit = copy.deepcopy(kept("swin")), copy.deepcopy(kept("fastvit"))
+    swin.visual.trunk.dynamic_img_size, fastvit.visual.trunk.fork_feat = True, True
+    for model, why in ((swin, "dynamic_img_size"), (fastvit, "the features of its stages")):
+        with pytest.raises(ModelError, match=f"visual.trunk: .*{why}"):
             models.towers(model)
 
 
