@@ -52,8 +52,7 @@ def quantize_dequantize(
     share: float = 1.0,
 ) -> Tensor:
     """`x` on the grid of `bits`: dynamic per token (last axis), or with a static `scale`, and the `zero_point` that
-    makes the grid asym. They broadcast with x. `share`: of a token's largest value that its sym codes cover. Float32
-    inside."""
+    makes the grid asym. They broadcast with x. `share`: of a token's range that its codes cover. Float32 inside."""
     y = x.float()
     if scale is not None:
         least, most = code_range(bits, SYM if zero_point is None else ASYM)
@@ -67,7 +66,7 @@ def quantize_dequantize(
             return (y * inverse).round_().clamp_(least, most).mul_(scale)
         scale, inverse = dynamic_scales(torch.maximum(high, -low), most)
         return (y * inverse).round_().mul_(scale)  # |y * inverse| rounds to the largest code at most
-    low, high = low.clamp(max=0), high.clamp(min=0)
+    low, high = share * low.clamp(max=0), share * high.clamp(min=0)
     scale, inverse = dynamic_scales(high - low, most - least)
     zero = least - (low * inverse).round_()
     return ((y * inverse).round_() + zero).clamp_(least, most).sub_(zero).mul_(scale)

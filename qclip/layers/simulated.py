@@ -21,7 +21,7 @@ class SimulatedLinear(QuantizedSite):
     """Weight codes as in a real site (6-bit codes in an `Int8Weight`, 4-bit in an `Int4Weight`), computed in float.
     `activation_bits`: None leaves the input float. `activation_grid`: what the input is rounded to where it is dynamic;
     a static one has a zero point or none. `negative_step`: its step below 0, of a twin input (`quantize_twin`).
-    `input_share`: of a token's largest value that its codes cover, of a dynamic sym input."""
+    `input_share`: of a token's range that its codes cover, of a dynamic input."""
 
     packs = False
     SETTINGS = {
@@ -50,10 +50,9 @@ class SimulatedLinear(QuantizedSite):
         twin = facts.get("negative_step") is not None
         if twin and (facts["activation_bits"] is None or not facts["input_scale"] or facts["input_zero"]):
             raise ArtifactError(f"{cls.__name__} has a twin input, which takes a static scale and no zero point")
-        grid = facts.get("activation_grid", SYM)
-        dynamic = facts["activation_bits"] is not None and not facts["input_scale"] and grid == SYM
+        dynamic = facts["activation_bits"] is not None and not facts["input_scale"]
         if facts.get("input_share", 1.0) != 1.0 and not dynamic:
-            raise ArtifactError(f"{cls.__name__} covers a share of each token, which takes a dynamic sym input")
+            raise ArtifactError(f"{cls.__name__} covers a share of each token, which takes a dynamic input")
         return super().from_facts(facts)
 
     def describe(self) -> Description:

@@ -50,7 +50,7 @@ class SiteState:
     input_scale: Tensor | None = None  # float32 []: static scale of the transformed input
     input_zero: Tensor | None = None  # int32 []: zero point of the static codes; None: 0
     negative_step: float | None = None  # of a static twin input, which is simulated: its step below 0
-    input_share: float = 1.0  # of each token's largest value that dynamic sym codes cover; below 1 it is simulated
+    input_share: float = 1.0  # of each token's range that dynamic codes cover; below 1 it is simulated
     branch: Branch | None = None  # of the transformed input: what it adds, the codes need not stand for
     weight: Weight | None = None  # of the transformed input, on the plan's grid; None: round to nearest
     bias: Tensor | None = None  # float [N], in place of the float module's own

@@ -2,7 +2,8 @@
 
 `VIEWS` are what a model learns to see through. Pixel noise, blur, weather and what else `qclip.data.corruptions` has is
 not among them, so that robustness to those is never robustness to what was trained on.
-`NEGATIVES` keep the colours or the spectrum of photographs and lose their objects.
+`NEGATIVES` keep the colours or the spectrum of photographs and lose their objects. A `mixture` is another image,
+of which the float model says what it shows.
 
 Each function takes one image `[3, H, W]` within `bounds` and a generator, its only source of chance; numbers are
 in units of the bounds' range.
@@ -133,12 +134,35 @@ def cut(x: Tensor, other: Tensor, chance: Chance) -> Tensor:
     return out
 
 
+def crop(x: Tensor, chance: Chance) -> Tensor:
+    """A rectangle of a quarter of the image to all of it, sides up to 4 : 3, at its size again, flipped or not."""
+    height, width = x.shape[1:]
+    area, aspect = chance.uniform(0.25, 1.0), math.exp(chance.uniform(-1, 1) * math.log(4 / 3) / 2)
+    tall = min(height, max(1, round(height * math.sqrt(area) / aspect)))
+    wide = min(width, max(1, round(width * math.sqrt(area) * aspect)))
+    top, left = chance.integers(0, height - tall + 1), chance.integers(0, width - wide + 1)
+    part = x[None, :, top : top + tall, left : left + wide]
+    found = F.interpolate(part, size=(height, width), mode="bilinear", align_corners=False, antialias=True)[0]
+    return found.flip(-1) if chance.random() < 0.5 else found
+
+
 # -- what is drawn -----------------------------------------------------------------------------------------------------
 
 
 def view(x: Tensor, bounds: Bounds, chance: Chance) -> Tensor:
     """One of `VIEWS`, within the bounds."""
     return _within(VIEWS[chance.integers(len(VIEWS))](x, bounds, chance), bounds)
+
+
+def mixture(x: Tensor, other: Tensor, bounds: Bounds, chance: Chance) -> Tensor:
+    """A crop of one image; in one of three, of another one besides, blended (mixup, Zhang et al. 2018, arXiv
+    1710.09412) or cut in."""
+    one, kind = crop(x, chance), chance.integers(6)
+    if kind == 0:
+        one = torch.lerp(one, crop(other, chance), float(chance.uniform(0.1, 0.5)))
+    elif kind == 1:
+        one = cut(one, crop(other, chance), chance)
+    return _within(one, bounds)
 
 
 def negative(x: Tensor, other: Tensor, bounds: Bounds, chance: Chance) -> Tensor:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -50,7 +51,7 @@ class Inputs:
         self.pairs, self.needs, self.settings, self.processes = pairs, needs, settings, processes
         self.apart = apart if "apart" in needs else None
         self.beside = max(1, round(settings.batch * settings.beside / processes)) * processes
-        drawn = needs & {"views", "negatives"}
+        drawn = needs & {"views", "negatives", "mixtures"}
         self.bounds = alterations.bounds_of(pairs.pixels(np.arange(min(len(pairs), 64)))) if drawn else None
 
     def of(self, step: int) -> Batch:
@@ -63,6 +64,10 @@ class Inputs:
             images["negatives"] = Images(
                 self.beside,
                 lambda at: self._negatives(rows[-1 - at], rows[(-2 - at) % len(rows)], f"negative {step}", at),
+            )
+        if "mixtures" in self.needs:
+            images["mixtures"] = Images(
+                self.beside, lambda at: self._mixtures(rows[at], rows[at - 1], f"mixture {step}", at)
             )
         if self.apart is not None:
             apart, count = self.apart, min(self.beside, len(self.apart) // self.processes * self.processes)
@@ -85,8 +90,14 @@ class Inputs:
         return torch.stack([alterations.view(x, self.bounds, self._chance(name, place)) for x, place in found])
 
     def _negatives(self, rows: Rows, others: Rows, name: str, at: Rows) -> Tensor:
+        return self._of_two(alterations.negative, rows, others, name, at)
+
+    def _mixtures(self, rows: Rows, others: Rows, name: str, at: Rows) -> Tensor:
+        return self._of_two(alterations.mixture, rows, others, name, at)
+
+    def _of_two(
+        self, made: Callable[[Tensor, Tensor, Any, Any], Tensor], rows: Rows, others: Rows, name: str, at: Rows
+    ) -> Tensor:
         assert self.bounds is not None
         found = zip(self.pairs.pixels(rows), self.pairs.pixels(others), at, strict=True)
-        return torch.stack(
-            [alterations.negative(x, y, self.bounds, self._chance(name, place)) for x, y, place in found]
-        )
+        return torch.stack([made(x, y, self.bounds, self._chance(name, place)) for x, y, place in found])

@@ -9,21 +9,19 @@ weight, summed over parts and processes, goes through the quantizer once.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .. import models, seeds
+from .. import models
 from .embedder import Embedder
 from .inputs import Batch, Inputs
-from .objectives import Apart, Features, Negatives, Objective, Views
+from .objectives import Apart, Features, Mixtures, Negatives, Objective, Views
 from .pairs import Pairs, Rows
 from .preparation import trained_sites
 from .processes import Processes
-from .quantizer import Rounding
 from .settings import Settings
 from .site import TrainedSite
 from .teacher import Teacher
@@ -48,11 +46,9 @@ class Gradient:
         self.embedder = Embedder(student, settings)
         self.scale: nn.Parameter = student.logit_scale  # type: ignore[assignment]
         self.sites: list[TrainedSite] = [module for _, module in trained_sites(student)]
-        self.weights = [site.rounding for site in self.sites]
-        of_inputs = [site.input_rounding for site in self.sites if site.input_rounding is not None]
-        self.of_inputs = list(dict.fromkeys(of_inputs))  # shared by q, k and v
         self.classes = classes
         self.inputs = Inputs(pairs, objective.needs, settings, processes.size, apart)
+        self.float_model = teacher
         self.teacher = Teacher.of(teacher, pairs, objective.needs, classes, self.inputs)
         text = models.towers(student).get("text")
         learns = text is not None and any(p.requires_grad for p in text.module.parameters())
@@ -63,23 +59,22 @@ class Gradient:
         batch = self.inputs.of(step)
         pieces = {name: self._pieces(each.count) for name, each in batch.images.items()}
         pieces |= {name: self._pieces(len(each)) for name, each in batch.texts.items()}
-        self._begin(self.weights, f"step {step} weights")
         leaves = self._hold()
         whole = all(len(each) == 1 for each in pieces.values())
         try:
             with torch.set_grad_enabled(whole):
-                found = {n: [self._embed(step, batch, n, i, at) for i, at in enumerate(p)] for n, p in pieces.items()}
+                found = {name: [self._embed(batch, name, at) for at in each] for name, each in pieces.items()}
             seen = {n: self.processes.gathered(torch.cat(each)).requires_grad_() for n, each in found.items()}
             listed = None if self.classes is None else self.embedder.texts(self.classes)
             held = None if listed is None else listed.detach().requires_grad_()
-            loss, terms = self.objective(self._features(batch, seen, held))
+            answers = self._answers(batch, pieces["mixtures"]) if "mixtures" in pieces else None
+            loss, terms = self.objective(self._features(batch, seen, held, answers))
             loss.backward()
             self._back(listed, None if held is None or not self.processes.first else held.grad)
             for name, each in pieces.items():
                 for i, at in enumerate(each):
                     gradient = seen[name].grad
-                    one = found[name][i] if whole else self._embed(step, batch, name, i, at)
-                    self._begin_piece(step, name, i)  # blocks that run again in backward draw what they have drawn
+                    one = found[name][i] if whole else self._embed(batch, name, at)
                     self._back(one, None if gradient is None else gradient[at])
             self._sum(leaves)
             terms |= self._through(leaves, done)
@@ -88,8 +83,18 @@ class Gradient:
                 site.held = None
         return {"loss": float(loss.detach()), **{name: float(value.detach()) for name, value in terms.items()}}
 
-    def _features(self, batch: Batch, seen: dict[str, Tensor], classes: Tensor | None) -> Features:
-        """What the objective sees of a step, of which these are the embeddings by name."""
+    @torch.no_grad()
+    def _answers(self, batch: Batch, pieces: list[Rows]) -> Tensor:
+        """What the float model says of a step's mixtures."""
+        embedder, pixels = Embedder(self.float_model, Settings()), batch.images["mixtures"].pixels
+        with models.evaluating(self.float_model):
+            return self.processes.gathered(torch.cat([embedder.images(pixels(at)) for at in pieces]))
+
+    def _features(
+        self, batch: Batch, seen: dict[str, Tensor], classes: Tensor | None, answers: Tensor | None = None
+    ) -> Features:
+        """What the objective sees of a step, of which these are the embeddings by name; `answers`: the float model's of
+        its mixtures."""
         found = self._of_pairs(batch.rows, batch.captions, seen["image"], seen["text"], classes, self.teacher)
         more: dict[str, Any] = {}
         if "views" in seen:
@@ -97,6 +102,8 @@ class Gradient:
         if "negatives" in seen:
             assert self.teacher.negatives is not None
             more["negatives"] = Negatives(seen["negatives"], self.teacher.negatives)
+        if answers is not None:
+            more["mixtures"] = Mixtures(seen["mixtures"], answers)
         if "apart" in seen:
             captions = torch.from_numpy(batch.texts["apart text"]).to(found.captions.device)
             more["apart"] = Apart(seen["apart"], seen["apart text"], captions)
@@ -130,23 +137,13 @@ class Gradient:
         judge = self.objective.of_pairs() or Objective("mse")
         return float(judge(seen)[0]), seen
 
-    def _begin(self, roundings: Sequence[Rounding], what: str) -> None:
-        """Give each of them a number of its own for what it draws at random."""
-        numbers = seeds.generator(self.settings.seed, what).integers(1 << 62, size=len(roundings))
-        for rounding, number in zip(roundings, numbers, strict=True):
-            rounding.begin(int(number))
-
-    def _begin_piece(self, step: int, name: str, piece: int) -> None:
-        self._begin(self.of_inputs, f"step {step} {name} {self.processes.rank} {piece}")
-
     def _pieces(self, count: int) -> list[Rows]:
         """Places of this process's part of so many inputs, those of each call."""
         mine = np.arange(count)[self.processes.part(count)]
         size = min(len(mine), self.settings.micro or len(mine))
         return [mine[at : at + size] for at in range(0, len(mine), size)]
 
-    def _embed(self, step: int, batch: Batch, name: str, piece: int, at: Rows) -> Tensor:
-        self._begin_piece(step, name, piece)
+    def _embed(self, batch: Batch, name: str, at: Rows) -> Tensor:
         if name in batch.images:
             return self.embedder.images(batch.images[name].pixels(at))
         places = batch.texts[name][at]

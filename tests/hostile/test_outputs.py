@@ -30,10 +30,8 @@ LINES = {
     "demo": ["demo"],
     "study table": ["study", "table", "plan.toml"],
     "train": ["train", "photos", "--recipe", "w4a4-lsq", "--pairs", "scenes:train?samples=12"],
-    "controls": ["controls", "photos", "--recipe", "w4a4-lsq", "--pairs", "scenes:train?samples=12"]
-    + ["--data", "scenes:test?samples=20", "--dev", "scenes:dev?samples=20"],
 }
-FOLDERS = {"quantize", "evaluate", "verify", "sensitivity", "demo", "train", "controls"}  # whose output is one
+FOLDERS = {"quantize", "evaluate", "verify", "sensitivity", "demo", "train"}  # whose output is one
 Place = Callable[[Path], str]
 
 

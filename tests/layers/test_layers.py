@@ -356,8 +356,14 @@ def test_codes_that_cover_a_share_of_each_token():
     again.load_state_dict(layer.state_dict())
     assert torch.equal(again(x), layer(x))
     assert "input_share" not in SimulatedLinear(codes, bias, activation_bits=4).facts()
-    for change in ({"input_scale": True}, {"activation_grid": "asym"}, {"activation_bits": None}):
-        with pytest.raises(ArtifactError, match="covers a share of each token, which takes a dynamic sym input"):
+    low, high = x.amin(-1, keepdim=True), x.amax(-1, keepdim=True)
+    scale = 0.8 * (high - low) / 15
+    zero = -8 - (0.8 * low / scale).round()
+    want = (((x / scale).round() + zero).clamp(-8, 7) - zero) * scale @ codes.dequantize().T + bias
+    asym = SimulatedLinear(codes, bias, activation_bits=4, activation_grid="asym", input_share=0.8)
+    assert torch.allclose(asym(x), want, atol=1e-4)
+    for change in ({"input_scale": True}, {"activation_bits": None}):
+        with pytest.raises(ArtifactError, match="covers a share of each token, which takes a dynamic input"):
             from_facts(layer.facts() | change)
     check = SimulatedLinear.schema()
     check(layer.facts(), "layer")

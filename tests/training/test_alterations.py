@@ -94,6 +94,34 @@ def test_cut_is_half_of_each() -> None:
         assert 0.35 < other.double().mean() < 0.6
 
 
+def test_a_crop_shows_a_part_of_its_image_at_its_size() -> None:
+    rows, columns = torch.arange(32.0)[:, None], torch.arange(32.0)
+    place = torch.stack([rows.expand(32, 32), columns.expand(32, 32), rows + columns])  # what a pixel says of itself
+    flipped, areas = set(), []
+    for seed in range(30):
+        found = alterations.crop(place, chance(seed))
+        assert found.shape == place.shape and found.isfinite().all()
+        down, along = found[0].diff(dim=0)[4:-4, 4:-4], found[1].diff(dim=1)[4:-4, 4:-4]  # pixels of it per pixel
+        assert down.std() < 0.2 and (down > 0.3).all() and (down < 1.05).all()
+        assert (along.abs() > 0.3).all() and (along.abs() < 1.05).all()
+        flipped.add(bool(along.mean() < 0))
+        areas.append(float(down.mean() * along.mean().abs()))
+        torch.testing.assert_close(found[0] + found[1], found[2])  # all channels alike
+    assert flipped == {True, False} and min(areas) > 0.2 and min(areas) < 0.45 and max(areas) > 0.8
+
+
+def test_a_mixture_is_a_crop_or_holds_another_image_too() -> None:
+    dark, bright = torch.zeros(3, 32, 32), torch.ones(3, 32, 32)
+    bounds = bounds_of(torch.stack([dark, bright]))
+    shares = [alterations.mixture(dark, bright, bounds, chance(seed)) for seed in range(60)]
+    plain = [x for x in shares if not x.any()]
+    blended = [x for x in shares if x.std() < 1e-6 and x.any()]
+    cut = [x for x in shares if x.std() > 0.1]
+    assert 25 <= len(plain) <= 50 and len(blended) >= 4 and len(cut) >= 4
+    assert len(plain) + len(blended) + len(cut) == 60
+    assert all(0.1 <= float(x.mean()) <= 0.5 for x in blended)
+
+
 def test_what_is_drawn_stays_within_the_bounds_and_is_of_every_kind(monkeypatch: pytest.MonkeyPatch) -> None:
     low, high = BOUNDS
     seen = []

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from qclip.errors import InputError
-from qclip.training.objectives import OBJECTIVES, Apart, Basis, Features, Negatives, Objective, Views
+from qclip.training.objectives import OBJECTIVES, Apart, Basis, Features, Mixtures, Negatives, Objective, Views
 from qclip.training.objectives.esd import answers, esd
 from qclip.training.objectives.mmce import mmce
 
@@ -124,6 +124,7 @@ def everything(seed: int = 0) -> Features:
         some(3),
         Views(some(4), some(4)),
         Negatives(known, some(9)),
+        Mixtures(some(6), some(6)),
         Apart(some(7), some(7), torch.arange(7)),
         Basis(some(1)[0] / 3, vectors),
         some(5),
@@ -139,6 +140,10 @@ LEARNED: dict[str, tuple[Callable[[Features], Tensor], Callable[[Features, Tenso
         lambda f: f.negatives.image,
         lambda f, x: dataclasses.replace(f, negatives=f.negatives._replace(image=x)),
     ),
+    "mixtures": (
+        lambda f: f.mixtures.image,
+        lambda f, x: dataclasses.replace(f, mixtures=f.mixtures._replace(image=x)),
+    ),
     "apart": (lambda f: f.apart.image, lambda f, x: dataclasses.replace(f, apart=f.apart._replace(image=x))),
     "apart text": (lambda f: f.apart.text, lambda f, x: dataclasses.replace(f, apart=f.apart._replace(text=x))),
     "classes": (lambda f: f.classes, lambda f, x: dataclasses.replace(f, classes=x)),
@@ -149,6 +154,7 @@ USED = {
     "similarity": {"image", "text"},
     "zero-shot": {"image", "classes"},
     "consensus": {"image", "text"},
+    "imitation": {"mixtures"},
     "noise": {"views", "text"},
     "esd": {"apart", "apart text"},
     "mmce": {"apart", "apart text"},

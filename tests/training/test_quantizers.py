@@ -3,6 +3,7 @@ is held as it is; and codes that mean what was trained."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 
 import pytest
@@ -18,7 +19,7 @@ from qclip.training.quantizers.ste import DynamicInput
 from qkernels.grids import Grid
 from qkernels.weights import levels, quantize_weight
 
-NAMES = sorted(name for name, kind in QUANTIZERS.items() if kind.rounds)
+NAMES = sorted(QUANTIZERS)
 H = 1e-4
 
 
@@ -255,40 +256,41 @@ def test_inputs_learn_by_their_surrogates(name: str, bits: str) -> None:
         torch.testing.assert_close(parameter.grad.double() * much / factor, wanted, rtol=3e-3, atol=3e-3)
 
 
+@pytest.mark.parametrize("grid", ["sym", "asym"])
 @pytest.mark.parametrize("bits", [2, 4, 6])
-def test_a_share_of_each_tokens_range_is_learned_by_its_surrogate(bits: int) -> None:
-    """The scale of a token is share * largest / high, and its largest value is held."""
-    treatment, generator = plan("lsq-token", f"w4a{bits}"), torch.Generator().manual_seed(bits)
+def test_a_share_of_each_tokens_range_is_learned_by_its_surrogate(bits: int, grid: str) -> None:
+    """The range of a token, and its zero point, are held."""
+    treatment = dataclasses.replace(plan("lsq-token", f"w4a{bits}"), activation_grid=grid)
+    generator = torch.Generator().manual_seed(bits)
     rounding = made("lsq-token").input(treatment, 64)
-    x = torch.randn(5, 64, generator=generator).double()
+    x = torch.randn(5, 64, generator=generator) + 0.3
     x[2] = 0
-    top = x.abs().amax(-1, keepdim=True).float().double()
-    unit = torch.where(top > 0, top / rounding.high, 1.0)
-    steps = (rounding.share().detach().double() * unit).clamp(min=1e-30)
-    largest = x.abs() == x.abs().amax(-1, keepdim=True)
-    x = torch.where(largest, x, away(x / steps, rounding.low, rounding.high).clamp(-30, 30) * steps)
-    x = torch.where(x.abs() > top, 0.3 * steps, x).float().requires_grad_()  # the largest value stays the largest
+    unit, zero = rounding.scales(x)
+    ends = (x == x.amin(-1, keepdim=True)) | (x == x.amax(-1, keepdim=True))
+    unit, zero = unit.double(), 0 if zero is None else zero.double()
+    steps = rounding.share().detach().double() * unit
+    inner = away(x.double() / steps + zero, rounding.low, rounding.high) - zero
+    x = torch.where(ends, x, (inner * steps).float().clamp(x.amin(-1, keepdim=True), x.amax(-1, keepdim=True)))
     towards = torch.randn(5, 64, generator=generator).double()
+    x.requires_grad_()
     given = rounding(x)
     (given * towards).sum().backward()
-    torch.testing.assert_close(
-        given.detach(), quantize_dequantize(x.detach(), bits, share=float(rounding.share())), rtol=1e-5, atol=1e-6
-    )
+    deployed = quantize_dequantize(x.detach(), bits, grid=grid, share=float(rounding.share()))
+    torch.testing.assert_close(given.detach(), deployed, rtol=1e-5, atol=1e-6)
     at, log = x.detach().double(), rounding.learned.log.detach().double()
+    codes = (at / steps + zero).clamp(rounding.low, rounding.high)
+    residual, some = codes.round() - codes, at.abs().amax(-1) > 0
 
     def surrogate(log: Tensor) -> Tensor:
         scale = log.exp() * unit
-        residual = (at / steps).clamp(rounding.low, rounding.high)
-        residual = residual.round() - residual
-        return (
-            (((at / scale).clamp(rounding.low, rounding.high) + residual) * scale)[top[:, 0] > 0]
-            * towards[top[:, 0] > 0]
-        ).sum()
+        y = ((at / scale + zero).clamp(rounding.low, rounding.high) + residual - zero) * scale
+        return (y * towards)[some].sum()
 
     assert rounding.learned.log.grad is not None and x.grad is not None
     wanted = slope(surrogate, log, torch.tensor(1.0).double())
     torch.testing.assert_close(rounding.learned.log.grad.double() / rounding.step, wanted, rtol=3e-3, atol=3e-3)
-    assert torch.equal(x.grad != 0, (at / steps).abs() <= rounding.high)  # a value that is clipped learns nothing
+    inside = (at / steps + zero >= rounding.low) & (at / steps + zero <= rounding.high)
+    assert torch.equal(x.grad != 0, inside) and not inside.all()  # a value that is clipped learns nothing
     with torch.no_grad():
         rounding.learned.log.fill_(1.0)
     assert float(rounding.share()) == 1.0
@@ -298,8 +300,9 @@ def test_the_first_share_is_the_best_for_normal_tokens() -> None:
     x = torch.randn(256, 192, generator=torch.Generator().manual_seed(1))
     for bits in (2, 4, 6):
         rounding = made("lsq-token").input(plan("lsq-token", f"w4a{bits}"), 64)
+        assert rounding.plan.activation_grid == "asym"
         error = {
-            share: float((quantize_dequantize(x, bits, share=share) - x).square().mean())
+            share: float((quantize_dequantize(x, bits, grid="asym", share=share) - x).square().mean())
             for share in (float(rounding.share()), *(s / 10 for s in range(2, 11)))
         }
         assert min(error.values()) > 0.97 * error[float(rounding.share())]

@@ -83,7 +83,7 @@ def test_it_learns_and_what_it_becomes_is_nearer_to_float_than_rounding(tmp_path
 def test_a_run_that_goes_on_is_the_run_that_never_stopped(tmp_path: Path) -> None:
     recipe = "w4a4-ofq"  # it keeps track of codes, too
     more = SETTINGS | {"ema": 0.9, "start": 0.34, "logit_scale": "learned"}
-    more |= {"objective": "contrastive+mse+noise+margin+esd", "beside": 0.4}  # which draw
+    more |= {"objective": "contrastive+mse+imitation+noise+margin+esd", "beside": 0.4}  # which draw
     whole = qclip.train(small_clip(), recipe, pairs(), tmp_path / "a", **more)
     for step in (1, 5):  # before the first save, behind the last but one
         with pytest.raises(KilledError):
@@ -109,7 +109,7 @@ def test_a_run_that_is_over_is_not_trained_again(tmp_path: Path) -> None:
 
 
 #: Terms that ask for all that a step may embed.
-ALL = "contrastive+mse+consensus+noise+margin+0.1*energy+9*esd+mmce+spectral+tail"
+ALL = "contrastive+mse+imitation+consensus+noise+margin+0.1*energy+9*esd+mmce+spectral+tail"
 
 
 def gradient_of(processes: Processes | None = None, recipe: str = "w4a4-lsq", **settings) -> dict[str, torch.Tensor]:
@@ -274,7 +274,7 @@ def test_a_set_without_captions(tmp_path: Path) -> None:
 
 def test_settings_that_are_none() -> None:
     for given, told in (
-        ({"steps": -1}, "steps must be at least 0"),
+        ({"steps": 0}, "steps must be at least 1"),
         ({"rate": -1.0}, "rate must be a finite number"),
         ({"start": 1.0}, "start must lie from 0 to below 1"),
         ({"held_out": 0.0, "logit_scale": "tuned"}, "fitted on held-out pairs"),
@@ -332,7 +332,7 @@ def test_a_logit_scale_is_tuned_to_the_least_loss() -> None:
 def test_what_a_step_embeds_follows_from_the_step_and_no_pair_apart_is_learned_from() -> None:
     data = Pairs.of(pairs(), qclip.encoders(small_clip()))
     learned, apart = data.split(0.25, 0, "pairs apart")
-    needs = frozenset({"views", "negatives", "apart"})
+    needs = frozenset({"views", "negatives", "mixtures", "apart"})
     first, again = (inputs.Inputs(learned, needs, Settings(**SETTINGS), apart=apart) for _ in range(2))
     for step in (0, 3):
         batch, same = first.of(step), again.of(step)
@@ -340,6 +340,7 @@ def test_what_a_step_embeds_follows_from_the_step_and_no_pair_apart_is_learned_f
             "image": 8,
             "views": 2,
             "negatives": 2,
+            "mixtures": 2,
             "apart": 2,
         }
         for name, each in batch.images.items():
@@ -354,7 +355,7 @@ def test_what_a_step_embeds_follows_from_the_step_and_no_pair_apart_is_learned_f
     assert not torch.equal(a, b)
     assert torch.equal(first.sample(), again.sample()) and len(first.sample()) == 18
     shared = inputs.Inputs(learned, needs, Settings(**SETTINGS | {"beside": 0.9}), 3, apart).of(0)
-    assert [shared.images[name].count for name in ("views", "negatives", "apart")] == [6, 6, 6]
+    assert [shared.images[name].count for name in ("views", "negatives", "mixtures", "apart")] == [6, 6, 6, 6]
 
 
 def test_an_objective_of_images_alone_leaves_the_texts(tmp_path: Path) -> None:

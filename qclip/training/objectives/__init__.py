@@ -28,6 +28,13 @@ class Negatives(NamedTuple):
     teacher: Tensor  # [M, E]
 
 
+class Mixtures(NamedTuple):
+    """Images made of the pairs' (`inputs.Inputs`), and the float model's embeddings of the same ones."""
+
+    image: Tensor  # [M, E]
+    teacher: Tensor  # [M, E]
+
+
 class Apart(NamedTuple):
     """Pairs that no term but those that need "apart" ever sees: image i belongs to text i."""
 
@@ -59,12 +66,13 @@ class Features:
     teacher_classes: Tensor | None = None
     views: Views | None = None
     negatives: Negatives | None = None
+    mixtures: Mixtures | None = None
     apart: Apart | None = None
     basis: Basis | None = None
     consensus: Tensor | None = None  # [B, E]: unit mean of the float model's embeddings of flipped and shifted images
 
 
-NEEDS = ("pairs", "classes", "views", "negatives", "apart", "basis", "consensus")
+NEEDS = ("pairs", "classes", "views", "negatives", "mixtures", "apart", "basis", "consensus")
 
 
 class Term(Protocol):
@@ -88,6 +96,7 @@ OBJECTIVES: Registry[type[Term]] = Registry(
         "mse": f"{_HERE}.feature_mse:FeatureMSE",
         "similarity": f"{_HERE}.similarity:Similarity",
         "zero-shot": f"{_HERE}.zero_shot:ZeroShot",
+        "imitation": f"{_HERE}.imitation:Imitation",
         "consensus": f"{_HERE}.consensus:Consensus",
         "noise": f"{_HERE}.noise:Noise",
         "esd": f"{_HERE}.esd:ESD",
@@ -130,7 +139,7 @@ class Objective:
 
     def of_pairs(self) -> Objective | None:
         """Its terms that held-out pairs can be judged by: those that read nothing that is drawn beside a batch."""
-        drawn = {"views", "negatives", "apart"}
+        drawn = {"views", "negatives", "mixtures", "apart"}
         kept = copy.copy(self)
         kept.terms = [(weight, term) for weight, term in self.terms if not term.needs & drawn]
         return kept if kept.terms else None
