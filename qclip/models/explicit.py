@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ModelError
-from .hooks import carry
+from .hooks import carry, forward_of_its_class
 from .tower import ACTIVATIONS, UNFUSED, Attention, Block, Mlp, Site, activate
 
 Place = tuple[nn.Module, str]  # getattr(*place) is the module
@@ -59,6 +59,8 @@ def become(module: nn.Module, form: type) -> None:
     """Lay the methods of `form` over those of the object's own class: the object stays itself (`isinstance`, hooks,
     `deepcopy`), only what it computes with is explicit."""
     if not isinstance(module, form):
+        if forward_of_its_class(module):
+            del module.__dict__["forward"]
         module.__class__ = _subclass(form, type(module))
 
 

@@ -31,7 +31,7 @@ class Guards:
             tensors = [t for group in (m._parameters, m._buffers) for t in group.values() if t is not None]
             self.versions += [(t, t._version) for t in tensors if not t.is_inference()]
             self.places += [(t, t.data_ptr()) for t in tensors]
-        self.plain = not any(m.training or "forward" in m.__dict__ for m in found)
+        self.plain = not any(m.training or hooks.forward_set(m) for m in found)
 
     def watched(self) -> bool:
         """Whether a module is in training, replaced in part or looked at now, so that each must be called by itself."""

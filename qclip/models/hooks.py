@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import MethodType
 from typing import Any
 
 from torch import Tensor, nn
@@ -99,8 +100,20 @@ def _foreign_method(kind: type, method: str, libraries: tuple[str, ...]) -> str 
     return None
 
 
+def forward_of_its_class(module: nn.Module) -> bool:
+    """Whether the `forward` on this object is that of its class: transformers 4 leaves it there after a call with
+    `output_hidden_states`."""
+    held = module.__dict__.get("forward")
+    return isinstance(held, MethodType) and held.__self__ is module and held.__func__ is type(module).forward
+
+
+def forward_set(module: nn.Module) -> bool:
+    """Whether `module` computes by a `forward` that stands on the object, not by that of its class."""
+    return "forward" in module.__dict__ and not forward_of_its_class(module)
+
+
 def _set_on_object(module: nn.Module) -> str | None:
-    return next((name for name in ("forward", *CALLS) if name in module.__dict__), None)
+    return "forward" if forward_set(module) else next((name for name in CALLS if name in module.__dict__), None)
 
 
 def refuse_foreign_code(

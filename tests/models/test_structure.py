@@ -12,9 +12,10 @@ from torch import nn
 
 import qclip
 from qclip import models, rewrite
-from qclip.errors import QclipError
+from qclip.errors import ModelError, QclipError
 from qclip.ptq import base
 from qclip.spectral import weight_spectrum
+from qkernels import cpu
 
 from ..small import IMAGES, small_clip
 from .architectures import OPEN_CLIP, TIMM, perturb, with_trunk
@@ -182,3 +183,25 @@ def test_modes_of_single_modules_outlive_quantization() -> None:
     assert model.training and not model.visual.ln_post.training
     first, second = model.visual.transformer.resblocks
     assert all(m.training for m in first.modules()) and not any(m.training for m in second.modules())
+
+
+@torch.no_grad()
+def test_a_forward_of_its_own_class_on_an_object_is_no_code_of_the_users() -> None:
+    """transformers 4 leaves it on layers that have given hidden states."""
+    model = small_clip()
+    block = model.visual.transformer.resblocks[0]
+    block.forward = block.forward
+    want = model.encode_image(IMAGES)
+    with models.explicit_form(model):
+        assert "forward" not in block.__dict__
+        torch.testing.assert_close(model.encode_image(IMAGES), want)
+    assert block.__dict__["forward"].__func__ is type(block).forward
+    done = qclip.quantize(model, "w8a8")
+    done.visual.transformer.resblocks[1].forward = done.visual.transformer.resblocks[1].forward
+    for _ in range(12):
+        done.encode_image(IMAGES)
+    if cpu.native is not None:
+        assert qclip.program_counts(done)["visual"]["replayed"] >= 1
+    block.forward = small_clip().visual.transformer.resblocks[0].forward
+    with pytest.raises(ModelError, match="resblocks.0 has a forward of its own"):
+        qclip.quantize(model, "w8a8")
