@@ -3,6 +3,7 @@
     python -m benchmarks.qat_ablation shares --data DIR             # gradient norms of terms; DIR: the Parquet files
     python -m benchmarks.qat_ablation measure --data DIR            # the arms below, one after the other
     python -m benchmarks.qat_ablation measure --data DIR --only base --only all
+    python -m benchmarks.qat_ablation artifact --data DIR PATH --arm NAME   # one that was trained elsewhere
 
 Every arm has the same steps, pairs and seed. No test is read: accuracy and calibration are of a part of `cifar10_dev`,
 temperatures of the rest of it; OOD sets are classes of Tiny ImageNet that CIFAR-10 has not, and drawn scenes; noise is
@@ -34,12 +35,12 @@ from qclip.training.step import Gradient
 ROOT = Path(__file__).resolve().parents[1]
 KEPT = ROOT / "benchmarks" / "results" / "qat" / "ablation.json"
 MODEL, RECIPE, SEED = "photos", "w4a8-reliable", 0
-PAIRS = "parquet:{data}/flickr8k_train_64.parquet?samples=400"
+PAIRS = "parquet:{data}/flickr8k_train_64.parquet?samples=320"
 STEPS = {
-    "steps": 80,
+    "steps": 60,
     "batch": 48,
     "beside": 1 / 3,
-    "rate": 2e-4,
+    "rate": 3e-4,
     "precision": "bfloat16",
     "save_every": 20,
 }
@@ -93,15 +94,15 @@ def dev_sets(data: str) -> list[dict[str, Any]]:
     """What is measured, as `qclip.evaluate` takes it: accuracy, calibration and detection; noise on fewer images."""
     dev = as_set(f"parquet:{data}/cifar10_dev.parquet")
     order = np.random.default_rng(0).permutation(len(dev))
-    fitted, told, noisy = np.split(order[:4000], [1000, 3500])
+    fitted, told, noisy = np.split(order[:3200], [800, 2800])
     tiny = as_set(f"parquet:{data}/tiny_imagenet_train_32.parquet")
     labels, classes = tiny.labelled()
     names = [name.split(",")[0] for name in classes]
-    rows = np.flatnonzero(np.isin(labels, [names.index(name) for name in UNKNOWN]))[:500]
+    rows = np.flatnonzero(np.isin(labels, [names.index(name) for name in UNKNOWN]))[:400]
     clean = {
         "data": dev.select(np.sort(told)),
         "dev": dev.select(np.sort(fitted)),
-        "ood": {"near": tiny.select(rows), "far": as_set("scenes:test?samples=500")},
+        "ood": {"near": tiny.select(rows), "far": as_set("scenes:test?samples=400")},
         "scores": ["mcm", "energy"],
         "measurements": ["clean", "ood"],
     }
@@ -135,30 +136,34 @@ def keep(rows: list[dict[str, Any]]) -> None:
 def measure(args: argparse.Namespace) -> None:
     wanted = {name: objective for name, objective in arms().items() if args.only is None or name in args.only}
     teacher = qclip.load_model(MODEL)
-    sets = dev_sets(args.data)
     settings = STEPS | args.set
     for name, objective in wanted.items():
-        about = {
-            "model": MODEL,
-            "arm": name + args.label,
-            "recipe": RECIPE,
-            "objective": objective,
-            "seed": SEED,
-            "steps": settings["steps"],
-        }
+        about = {"arm": name + args.label, "objective": objective, "seed": SEED, "steps": settings["steps"]}
         if any(about.items() <= row.items() for row in kept()):
             continue
         folder = Path(args.work) / (name + args.label).replace(" ", "")
-        trained = qclip.train(
-            teacher, RECIPE, PAIRS.format(data=args.data), folder, objective=objective, seed=SEED, **settings
-        )
-        rows = [row for row in kept() if row["arm"] not in (about["arm"], "float")]
-        for each in sets:
-            found = qclip.evaluate({"float": teacher, "arm": trained}, **each)
-            rows += rows_of(found, about | {"arm": "float", "objective": "float", "steps": 0}, "float")
-            rows += rows_of(found, about | args.note, "arm")
-        keep(rows)
-        show([row for row in rows if row["arm"] == about["arm"]])
+        pairs = PAIRS.format(data=args.data)
+        trained = qclip.train(teacher, RECIPE, pairs, folder, objective=objective, seed=SEED, **settings)
+        judge(trained, about, args.data)
+
+
+def artifact(args: argparse.Namespace) -> None:
+    """What was trained elsewhere, on the same splits."""
+    trained = qclip.load_model(args.path)
+    notes = trained.qclip_quantization.provenance["training"]["settings"]
+    about = {"objective": notes["objective"], "seed": notes["seed"], "steps": notes["steps"]}
+    judge(trained, {"arm": args.arm, **about, "note": args.note}, args.data)
+
+
+def judge(model: nn.Module, about: dict[str, Any], data: str) -> None:
+    rows = [row for row in kept() if row["arm"] not in (about["arm"], "float")]
+    about = {"model": MODEL, "recipe": RECIPE, **about}
+    plain = about | {"arm": "float", "objective": "float", "steps": 0, "note": ""}
+    for each in dev_sets(data):
+        found = qclip.evaluate({"float": qclip.load_model(MODEL), "arm": model}, **each)
+        rows += [*rows_of(found, plain, "float"), *rows_of(found, about, "arm")]
+    keep(rows)
+    show([row for row in rows if row["arm"] == about["arm"]])
 
 
 def show(rows: list[dict[str, Any]]) -> None:
@@ -213,13 +218,16 @@ def main() -> None:
     one.add_argument("--only", action="append", help="an arm; again for more")
     one.add_argument("--work", default="runs/qat", help="folder for checkpoints")
     one.add_argument("--label", default="", help="behind the arm's name")
-    one.add_argument("--note", type=lambda text: {"note": text}, default={})
+    third = sub.add_parser("artifact", parents=[both])
+    third.add_argument("path")
+    third.add_argument("--arm", required=True, help="its name in the table")
+    third.add_argument("--note", default="")
     other = sub.add_parser("shares", parents=[both])
     other.add_argument("--objective")
     other.add_argument("--steps", type=int, default=3)
     other.add_argument("--between", type=int, default=0, help="steps of training between two measured ones")
     args = parser.parse_args()
-    {"measure": measure, "shares": shares}[args.what](args)
+    {"measure": measure, "artifact": artifact, "shares": shares}[args.what](args)
 
 
 if __name__ == "__main__":
