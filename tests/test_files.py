@@ -317,6 +317,8 @@ IN_PLACE = {
     ("qclip/zoo.py", "part / "): "into a part of `whole_folder`",
     ("qclip/artifact.py", "fresh / "): "into a part of `whole_folder`",
     ("qclip/reporting/exports/__init__.py", "part / "): "into a part of `whole_folder`",
+    ("benchmarks/study_scale.py", "file.write_text("): "into a temporary folder",
+    ("qclip/study/page.py", "part / "): "into a part of `whole_folder`",
     ("qclip/models/tokenizer.py", "target / SETTINGS"): "into a temporary folder",
     ("qclip/cli/process.py", "open(number"): "a standard stream",
     ("qclip/bench/seat.py", "torch.save("): "into a temporary folder",

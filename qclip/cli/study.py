@@ -336,6 +336,36 @@ def correlations_command(
     print(f"\np by permutation; Holm's family is these {len(found)} tests")
 
 
+@app.command(
+    "report",
+    epilog="[bold]Examples[/]\n\nqclip study report mine.toml --output out\n\n"
+    "qclip study report mine.toml --output out --metric top1 --metric nll --no-pages",
+)
+def report_command(
+    plan: Plan,
+    output: Annotated[
+        Path, typer.Option("--output", metavar="DIR", parser=common.output_path, help="Write index.html here.")
+    ],
+    store: Folder = None,
+    metric: Annotated[
+        list[str] | None, typer.Option("--metric", metavar="NAME", help="Repeatable. Default: top1, ece, auroc.")
+    ] = None,
+    score: Annotated[str, typer.Option("--score", metavar="NAME", help="OOD score.")] = "mcm",
+    pages: Annotated[
+        bool, typer.Option("--pages/--no-pages", help="And the reliability page of each variant beside it.")
+    ] = True,
+    force: common.Force = False,
+) -> None:
+    """Write heat maps of method by bits and size against each metric; each variant leads to its reliability page."""
+    from qclip.study import page, tables
+
+    page.check_output(output, force)
+    _, known, grid = _recalled(plan, store)
+    with known.lock("store", shared=True):
+        _, count = page.write(grid, known, output, tables.Asked(tuple(metric or tables.DEFAULT), score), pages)
+    print(f"report: {output / page.FILE} ({count} variants with a page of their own)")
+
+
 @app.command("compact", epilog="[bold]Examples[/]\n\nqclip study compact mine.study")
 def compact_command(
     store: Annotated[Path, typer.Argument(metavar="STORE", help="The folder of a store.")], json: common.Json = False

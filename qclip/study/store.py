@@ -18,7 +18,7 @@ import io
 import json
 import os
 import shutil
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -115,30 +115,37 @@ class StudyStore:
     def rows(
         self, cells: Collection[str] | None = None, columns: Iterable[str] | None = None, runtime: str | None = None
     ) -> pa.Table:
-        """Rows of these cells (None: of all), each cell once per runtime. Raises InputError where a file was edited."""
-        wanted = list(SCHEMA.names if columns is None else dict.fromkeys(["cell", "runtime", *columns]))
+        """Rows of these cells (None: of all), each cell once per runtime; texts come as dictionaries. Raises InputError
+        where a file was edited."""
+        wanted = SCHEMA.names if columns is None else list(dict.fromkeys(columns))
         parts: list[pa.Table] = []
-        chosen = None if cells is None else pa.array(list(cells), pa.string())
         for where in [runtime] if runtime else sorted(path.name for path in (self.folder / "results").glob("*")):
-            files = [
-                (cell, path)
-                for cell, path in self._files("results", where)
-                if cells is None or cell == MANY or cell in cells
-            ]
-            seen: set[str] = set()
+            there = self._files("results", where)
+            files = [(c, path) for c, path in there if cells is None or c == MANY or c in cells]
+            seen: set[str] = set()  # two runs may have written a cell, on a file system without locks
             for cell, path in files:
-                part = pq.read_table(self._checked(path), columns=wanted)
-                if chosen is not None and cell == MANY:
-                    part = part.filter(pc.is_in(part["cell"], value_set=chosen))
-                if len(files) > 1:  # two runs may have written a cell, on a file system without locks
-                    here = {cell} if cell != MANY else set(pc.unique(part["cell"]).to_pylist())
+                if cell in seen:
+                    continue
+                part = self._part(path, wanted, cells if cell == MANY else None, len(files) > 1 and cell == MANY)
+                if len(files) > 1 and cell == MANY:
+                    here = set(pc.unique(part["cell"]).to_pylist())
                     if twice := here & seen:
-                        part = part.filter(
-                            pc.invert(pc.is_in(part["cell"], value_set=pa.array(list(twice), pa.string())))
-                        )
+                        known = pc.is_in(part["cell"], value_set=pa.array(list(twice), pa.string()))
+                        part = part.filter(pc.invert(known))
                     seen |= here
-                parts.append(part)
+                else:
+                    seen.add(cell)
+                parts.append(part.select(wanted))
         return pa.concat_tables(parts) if parts else pa.schema([SCHEMA.field(n) for n in wanted]).empty_table()
+
+    def _part(self, path: Path, wanted: Sequence[str], cells: Collection[str] | None, named: bool) -> pa.Table:
+        """The columns of a file, and with `named` that of the cells, of these cells alone."""
+        names = list(dict.fromkeys([*wanted, *(["cell"] if named or cells is not None else [])]))
+        texts = [name for name in names if name in TEXTS]  # of a few distinct ones, and many times
+        part = pq.read_table(self._checked(path), columns=names, read_dictionary=texts)
+        if cells is not None:
+            part = part.filter(pc.is_in(part["cell"], value_set=pa.array(list(cells), pa.string())))
+        return part
 
     def details(self, runtime: str, cell: str) -> str | None:
         """The curves and notes of a cell, as `Results` writes them."""
@@ -176,7 +183,9 @@ class StudyStore:
                 rows = self.rows(runtime=folder.name)
                 if len(old) > 1:
                     order = [("variant", "ascending"), ("cell", "ascending")]
-                    kept = self._put("results", folder.name, MANY, _parquet(rows.sort_by(order)), ".parquet")
+                    kept = self._put(
+                        "results", folder.name, MANY, _parquet(rows.cast(SCHEMA).sort_by(order)), ".parquet"
+                    )
                     for path in old:
                         if path != kept:
                             path.unlink()

@@ -33,21 +33,9 @@ COLUMNS = ("model", "evaluation", "variant", "recipe", "method", "bits", "calibr
 COLUMNS += ("severity", "score", "metric", "value", "low", "high", "difference", "difference_low", "difference_high")
 COLUMNS += ("n", "reason")
 WHERE = ("host", "threads", "seconds")
-_READ = (
-    "variant",
-    "evaluation",
-    "calibration",
-    "threads",
-    "model",
-    "recipe",
-    "method",
-    "bits",
-    "set",
-    "role",
-    "subset",
-)
-_READ += ("axis", "at", "corruption", "severity", "score", "metric", "value", "low", "high", "reference", "n", "seed")
-_READ += ("seconds", "host", "reason")
+_READ = ["cell", "runtime", "variant", "evaluation", "calibration", "threads", "model", "recipe", "method", "bits"]
+_READ += ["set", "role", "subset", "axis", "at", "corruption", "severity", "score", "metric", "value", "low", "high"]
+_READ += ["reference", "n", "seed", "seconds", "host", "reason"]
 
 
 @dataclasses.dataclass(frozen=True)

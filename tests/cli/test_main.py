@@ -14,7 +14,7 @@ from qclip.errors import InputError, NonFiniteError
 
 COMMANDS = ["demo", "quantize", "evaluate", "train", "verify", "spectrum", "sensitivity"]
 COMMANDS += ["report", "bench", "doctor", "models", "recipes"]
-STUDY = ["plan", "run", "status", "table", "choose", "correlations", "compact", "gc"]
+STUDY = ["plan", "run", "status", "table", "choose", "correlations", "report", "compact", "gc"]
 
 
 def raising(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:

@@ -29,6 +29,7 @@ NEEDED["train"] = ["x", "--recipe=w4a4-lsq", "--pairs=x", "--output=x"]
 NEEDED["verify"] = ["x", "--against=x", "--data=x", "--require=top1>=-1"]
 for name in ("plan", "run", "status", "table", "choose", "correlations", "compact", "gc"):
     NEEDED[f"study {name}"] = ["x"]
+NEEDED["study report"] = ["x", "--output=x"]
 
 
 NOTHING = ("--decay", "--warmup", "--start", "--ema", "--held-out")  # of training: 0 is none of it

@@ -29,9 +29,11 @@ LINES = {
     "report": ["report", "results.json"],
     "demo": ["demo"],
     "study table": ["study", "table", "plan.toml"],
+    "study report": ["study", "report", "plan.toml"],
     "train": ["train", "photos", "--recipe", "w4a4-lsq", "--pairs", "scenes:train?samples=12"],
 }
 FOLDERS = {"quantize", "evaluate", "verify", "sensitivity", "demo", "train"}  # whose output is one
+FOLDERS |= {"study report"}
 Place = Callable[[Path], str]
 
 

@@ -143,6 +143,8 @@ def _check_nodes(ray: Any, work: Work) -> None:
         except ray.exceptions.RayError as why:
             last = str(why).strip().splitlines()[-1]
             raise InputError(f"the node {address} cannot run qclip ({last}); install the same version there") from None
+        if not theirs["the store"]:
+            raise InputError(f"the node {address} does not see the store {work.store!r}; share that folder with it")
         for name, value in ours.items():
             if theirs[name] != value:
                 raise InputError(
