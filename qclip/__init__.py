@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .artifact import load, save
     from .choosing import choose
+    from .controls import controlled
     from .models import towers
     from .models.encoders import encoders
     from .models.replay import program_counts
@@ -59,6 +60,7 @@ _PUBLIC = {
     "prepare": "training",
     "convert": "training",
     "train": "training",
+    "controlled": "controls",
 }
 
 __all__ = [
@@ -81,6 +83,7 @@ __all__ = [
     "report",
     "save",
     "sensitivity",
+    "controlled",
     "table",
     "towers",
     "train",

@@ -8,11 +8,12 @@ tensor at a time, looking at its values, so that two forms of a weight never coe
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,7 @@ def save(model: nn.Module, path: str | Path, force: bool = False) -> Path:
     check_output(path, force)
     with whole_folder(path, last=DESCRIPTION, alone=True) as fresh:
         try:
-            save_file(_unshared(_tensors(model)), fresh / TENSORS, metadata={"format": "pt"})
+            save_file(_unshared(tensors_of(model)), fresh / TENSORS, metadata={"format": "pt"})
         except SafetensorError as error:  # its name for a full disk
             raise OSError(str(error)) from None
         tokenizer, tokenizer_file = models.carried_tokenizer(model)
@@ -117,8 +118,8 @@ def check_output(path: str | Path, force: bool = False) -> None:
     check_folder(path, (TENSORS, DESCRIPTION, TOKENIZER), force, alone=True)
 
 
-def _tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Everything that is saved, in the form that the file holds."""
+def tensors_of(model: nn.Module) -> dict[str, Tensor]:
+    """Everything that is saved of a model in explicit form, as the file holds it."""
     tensors = {name: t.detach().cpu().contiguous() for name, t in model.state_dict().items()}
     for prefix, module in model.named_modules(remove_duplicate=False):
         if isinstance(module, QuantizedSite):
@@ -162,7 +163,6 @@ def read_description(path: str | Path) -> dict[str, Any]:
     return content
 
 
-@torch.no_grad()
 def load(path: str | Path, device: str | torch.device = "cpu") -> nn.Module:
     """A model from an artifact folder, in eval mode, with `preprocess` and `tokenizer`.
 
@@ -171,9 +171,16 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> nn.Module:
     """
     path = Path(path)
     content = read_description(path)
-    file = inside(path, TENSORS, ArtifactError)
+    file, tensors = checked_file(path, TENSORS, content)
+    description.check_tensors(content, tensors, str(file))
+    return assemble(content, file, tensors, functools.partial(_read, file, tensors), device)
+
+
+def checked_file(path: Path, name: str, content: dict[str, Any]) -> tuple[Path, TensorFile]:
+    """The file of tensors in the folder and its header, held to the description's size and checksum."""
+    file = inside(path, name, ArtifactError)
     if not is_file(file, ArtifactError):
-        raise ArtifactError(f"{str(path)!r} lacks {TENSORS}")
+        raise ArtifactError(f"{str(path)!r} lacks {name}")
     size = file.stat().st_size
     if size != content["tensors_bytes"]:
         raise ArtifactError(
@@ -181,9 +188,22 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> nn.Module:
             "it is truncated or from another artifact"
         )
     tensors = read_header(file, ArtifactError)
-    description.check_tensors(content, tensors, str(file))
     if file_hash(file) != content["tensors_sha256"]:
         raise ArtifactError(f"{str(file)!r} does not match its checksum; it was changed after it was saved")
+    return file, tensors
+
+
+#: Tensors by name; of those named the memory may be the next one's.
+Reader = Callable[[set[str]], Iterable[tuple[str, Tensor]]]
+
+
+@torch.no_grad()
+def assemble(
+    content: dict[str, Any], file: Path, tensors: TensorFile, read: Reader, device: str | torch.device
+) -> nn.Module:
+    """The model of a checked description and its tensors, which `file`, beside the description, holds or completes.
+    Raises as `load`."""
+    path = file.parent
     tokenizer = _read_tokenizer(path, content["tokenizer"])
     try:
         model, plans, recipe = _skeleton(content, tokenizer)
@@ -194,7 +214,7 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> nn.Module:
             f"{str(path / DESCRIPTION)!r} describes no model that can be built ({reason(error)}); "
             "it is edited or foreign"
         ) from None
-    _fill(model, file, tensors, plans, torch.device(device))
+    _fill(model, file, tensors, read, plans, torch.device(device))
     models.materialize_buffers(model)
     if torch.device(device).type != "cpu":
         model.to(device)
@@ -234,13 +254,21 @@ def _skeleton(content: dict[str, Any], tokenizer: bytes | None) -> tuple[nn.Modu
         core = getattr(*blocks[name].attention) if name in blocks and blocks[name].attention else None  # type: ignore[misc]
         if core is None or len(each.q_scale) not in (1, core.heads):  # type: ignore[arg-type]
             raise ArtifactError(f"the artifact's attention {name!r} does not fit its architecture")
-    rewrite.write(towers, built, operands, recipe.trained is not None)
+    if built or operands:  # a float model that was trained on stays as it was built
+        rewrite.write(towers, built, operands, recipe.trained is not None)
     models.attach(model, content["preprocess"], content["tokenizer"], source=content["source"], file=tokenizer)
     return model, plans, recipe
 
 
-def _fill(model: nn.Module, path: Path, tensors: TensorFile, plans: dict[str, Treatment], device: torch.device) -> None:
-    """Move the file's tensors into the skeleton, module by module, looking at the values of each and packing each
+def _fill(
+    model: nn.Module,
+    path: Path,
+    tensors: TensorFile,
+    read: Reader,
+    plans: dict[str, Treatment],
+    device: torch.device,
+) -> None:
+    """Move the tensors into the skeleton, module by module, looking at the values of each and packing each
     weight as soon as it is there.
 
     Codes that will be packed pass through one memory: in memories of their own, freed beside their packed copies, they
@@ -251,7 +279,7 @@ def _fill(model: nn.Module, path: Path, tensors: TensorFile, plans: dict[str, Tr
         odd = sorted(set(tensors) ^ set(slots))[0]
         raise ArtifactError(f"{str(path)!r} does not fit its description (first difference: {odd!r})")
     for name, (owner, attribute) in slots.items():
-        have, dtype = getattr(owner, attribute), _TYPES[tensors[name].dtype]
+        have, dtype = getattr(owner, attribute), TYPES[tensors[name].dtype]
         # A float tensor comes back in its own dtype (`.half()` before saving); codes, scales and zeros have but one.
         free = attribute not in getattr(owner, "FIXED", ()) and dtype.is_floating_point and have.is_floating_point()
         dense = owner.disk_form(attribute) if isinstance(owner, QuantizedSite) else None
@@ -275,7 +303,7 @@ def _fill(model: nn.Module, path: Path, tensors: TensorFile, plans: dict[str, Tr
     }
     own = Counter(id(owner) for owner, _ in slots.values())  # tensors of each module
     done: dict[int, int] = {}
-    for name, tensor in _read(path, tensors, passing):
+    for name, tensor in read(passing):
         owner, attribute = slots[name]
         if isinstance(owner, QuantizedSite):
             tensor = owner.from_disk(attribute, tensor)
@@ -303,7 +331,7 @@ def _slot(model: nn.Module, name: str) -> tuple[nn.Module, str]:
     return model.get_submodule(owner), attribute
 
 
-_TYPES = {
+TYPES = {  # as safetensors names them
     "F64": torch.float64,
     "F32": torch.float32,
     "F16": torch.float16,
@@ -329,9 +357,9 @@ def _read(path: Path, tensors: TensorFile, passing: set[str]) -> Iterator[tuple[
         shared = torch.empty(largest, dtype=torch.uint8)
         for name, facts in tensors.items():
             if name in passing:
-                tensor = shared[: facts.end - facts.start].view(_TYPES[facts.dtype]).view(facts.shape)
+                tensor = shared[: facts.end - facts.start].view(TYPES[facts.dtype]).view(facts.shape)
             else:
-                tensor = torch.empty(facts.shape, dtype=_TYPES[facts.dtype])
+                tensor = torch.empty(facts.shape, dtype=TYPES[facts.dtype])
             file.seek(facts.start)
             if tensor.numel():
                 read = file.readinto(tensor.reshape(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]

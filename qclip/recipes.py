@@ -3,8 +3,8 @@
 Names compose: `wXaY[-static][-METHOD[+METHOD]]`, X weight bits (a fraction is an average over sites, where a method
 gives them widths), Y activation bits (16 = float). `wXaY` alone is round to nearest with min-max weights: per output
 channel, or groups of 128 at 4 bits. A name that ends in a quantizer of training (`w4a8-lsq`, `w4a4-rotation+lsq`) is a
-recipe that `qclip train` fulfils and nothing else. `NAMED` are recipes that no
-such name says in full.
+recipe that `qclip train` fulfils and nothing else; `float-continued` is the one that rounds nothing. `NAMED` are
+recipes that no such name says in full.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ SOFTMAX = ("uniform", "log-sqrt2", "twin")
 ACTIVATION_OBSERVERS = ("min-max", "ema", "percentile", "mse")
 NEEDS = ("inputs", "gradients")  # what a method may need calibration data for
 DECIDES = ("input", "weight")  # what a method may decide: transforms and scales of inputs, codes of weights
+CONTINUED = "float-continued"  # the control of every trained recipe: the same steps, and nothing is rounded
 RTN = "rtn"  # round to nearest: what is done where no method says otherwise, so it is no step
 
 #: Post-training methods, classes like `ptq.Method`: ours, those of entry points "qclip.methods", and registered ones.
@@ -73,8 +74,11 @@ QUANTIZERS: Registry[Any] = Registry(
         "ofq": "qclip.training.quantizers.ofq:OFQ",
         "variation": "qclip.training.quantizers.variation:Variation",
         "reliable": "qclip.training.quantizers.reliable:Reliable",
+        "continued": "qclip.training.quantizers.continued:Continued",
+        "noise": "qclip.training.quantizers.noise:Noise",
+        "noise-measured": "qclip.training.quantizers.noise:MeasuredNoise",
     },
-    attributes=("options", "treatment", "methods", "weight", "input"),
+    attributes=("options", "treatment", "methods", "weight", "input", "rounds"),
     error=RecipeError,
 )
 
@@ -310,7 +314,9 @@ class Recipe:
 
     @property
     def bits(self) -> str:
-        """For tables: "8/8", "4/float", "3.3/8"."""
+        """For tables: "8/8", "4/float", "3.3/8"; "float" where training rounds nothing in the end."""
+        if self.trained is not None and not QUANTIZERS.get(self.trained[0]).rounds:
+            return "float"
         activation = "float" if self.default.activation_bits == FLOAT else str(self.default.activation_bits)
         averages = [average for _, o in self.steps if (average := getattr(o, "average", None)) is not None]
         return f"{(averages or [self.default.weight_bits])[0]:g}/{activation}"
@@ -499,6 +505,8 @@ def parse(name: str) -> Recipe:
     """`"w8a8"`, `"w4a8-smoothquant"`, `"w8a8-static-smoothquant"` ... -> Recipe. Raises RecipeError."""
     if name in NAMED:
         return NAMED[name]
+    if name == CONTINUED:
+        return Recipe(name, Treatment(8, FLOAT), trained=trained_by("continued"))
     bits, *parts = name.split("-")
     match = re.fullmatch(r"w(\d{1,3})(\.\d{1,6})?(a\d+)", bits)
     if match is None or "" in parts:

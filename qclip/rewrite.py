@@ -79,8 +79,14 @@ class Quantization:
 
 
 def quantization(model: nn.Module) -> Quantization | None:
-    """What was done to `model`, or None for a float model."""
+    """What was done to `model`, or None for a float model as it was loaded."""
     return model.__dict__.get("qclip_quantization")
+
+
+def is_quantized(model: nn.Module) -> bool:
+    """Whether any site is: a float model that was trained on by a recipe has a record, too."""
+    done = quantization(model)
+    return done is not None and bool(done.plans)
 
 
 def mark(model: nn.Module, recipe: Recipe, plans: dict[str, Treatment], provenance: dict, source: str) -> nn.Module:

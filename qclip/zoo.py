@@ -1,7 +1,8 @@
 """`load_model`: every kind of name a user may give, and the checkpoints that ship with the package.
 
 A shipped checkpoint is a folder of package data: `model.safetensors` (float16, the token embedding row-wise INT8) and
-`card.json` (architecture, preprocessing, tokenizer, how it was trained, what was measured), and `README.md`.
+`card.json` (architecture, preprocessing, tokenizer, how it was trained, what was measured), and `README.md`. A
+folder within it is a variant, `photos:w4a8-lsq`: a model trained from it, as the difference to it (`variants.py`).
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from qkernels.contract import TINY
 
 from . import artifact, models
+from . import variants as variant_files
 from .errors import ArtifactError, InputError, ModelError, nearest
 from .files import whole_folder
 from .untrusted import expand, is_folder
@@ -35,6 +37,12 @@ def checkpoints() -> dict[str, dict[str, Any]]:
     return {card.parent.name: json.loads(card.read_text()) for card in cards}
 
 
+def variants() -> dict[str, dict[str, Any]]:
+    """Trained models that ship as differences to a checkpoint: "CHECKPOINT:VARIANT" -> card."""
+    cards = [(card, json.loads(card.read_text())) for card in sorted(_root().glob("*/*/card.json"))]
+    return {f"{card.parent.parent.name}:{card.parent.name}": content for card, content in cards}
+
+
 def _root() -> Path:
     return Path(str(files(__package__) / "checkpoints"))
 
@@ -42,9 +50,10 @@ def _root() -> Path:
 def load_model(name: str | Path | nn.Module, device: str | torch.device = "cpu", arch: str | None = None) -> nn.Module:
     """A model in eval mode with `encode_image`, `encode_text`, `preprocess` and `tokenizer`.
 
-    `name`: a shipped checkpoint (`"photos"`), an artifact folder, an open_clip name (`"ViT-B-32:laion2b_s34b_b79k"`,
-    `"ViT-B-32"` for random weights), `"local-dir:PATH"`, `"hf:ID_OR_DIR"`, a checkpoint file (`arch` names its
-    architecture where the file does not), or an `nn.Module`, which comes back as it is.
+    `name`: a shipped checkpoint (`"photos"`), a variant of it (`"photos:float-continued"`), an artifact folder, an
+    open_clip name (`"ViT-B-32:laion2b_s34b_b79k"`, `"ViT-B-32"` for random weights), `"local-dir:PATH"`,
+    `"hf:ID_OR_DIR"`, a checkpoint file (`arch` names its architecture where the file does not), or an `nn.Module`,
+    which comes back as it is.
     Raises ModelError or ArtifactError; an unknown name lists the nearest ones. InputError for a device that is not
     there.
     """
@@ -54,6 +63,9 @@ def load_model(name: str | Path | nn.Module, device: str | torch.device = "cpu",
     text = str(name)
     if text in checkpoints():
         return _load_checkpoint(_root() / text).to(device)
+    if text in variants():
+        of, _, name = text.partition(":")
+        return variant_files.load(_root() / of / name, _load_checkpoint(_root() / of), device)
     path = expand(text, ModelError)
     if is_folder(path, ModelError) and artifact.is_artifact(path):
         return artifact.load(path, device)
@@ -67,7 +79,10 @@ def load_model(name: str | Path | nn.Module, device: str | torch.device = "cpu",
     except models.UnknownModelError:
         if arch is not None and arch not in models.names():
             raise  # it is the architecture that nobody knows
-        near = nearest(text.split(":")[0], [*checkpoints(), *models.names()])
+        of = text.split(":")[0]
+        near = (
+            nearest(text, [*variants(), of]) if of in checkpoints() else nearest(of, [*checkpoints(), *models.names()])
+        )
         raise ModelError(f"unknown model {text!r}; {near} (`qclip models` lists all)") from None
 
 

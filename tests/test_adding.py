@@ -16,13 +16,14 @@ import torch
 from typer.testing import CliRunner
 
 import qclip
-from qclip import metrics, models, recipes
+from qclip import controls, metrics, models, recipes
 from qclip.bench.peers import PEERS, peer_names
 from qclip.data import corruptions
 from qclip.errors import RecipeError
 from qclip.reliability import evaluate, measurements, scores
 from qclip.reporting import html, sections
 from qclip.spectral import CONTROLS
+from qclip.training.objectives import OBJECTIVES
 
 PAGE = Path(__file__).parent.parent / "docs" / "adding.md"
 #: name of a file -> its text
@@ -36,6 +37,8 @@ REGISTRIES = {
     registry.group: registry
     for registry in (
         recipes.METHODS,
+        recipes.QUANTIZERS,
+        OBJECTIVES,
         scores.SCORES,
         CONTROLS,
         corruptions.CORRUPTIONS,
@@ -87,7 +90,7 @@ def test_the_page_is_whole() -> None:
     assert set(points) == set(REGISTRIES)
     for group in points:
         assert f"| `{group}` |" in text, group
-    assert len(MODULES) == 9 and TESTS == sorted(f"test_{name}" for name in MODULES if name != "my_model.py")
+    assert len(MODULES) == 11 and TESTS == sorted(f"test_{name}" for name in MODULES if name != "my_model.py")
     for name, content in FILES.items():
         assert len(content.splitlines()) <= 80 and max(map(len, content.splitlines())) <= 120, name
         if name.endswith(".py"):
@@ -121,6 +124,16 @@ def test_the_method_is_in_names_lists_and_artifacts(two_towers: torch.nn.Module,
     assert not torch.equal(_embed(done), _embed(qclip.quantize(two_towers, "w8a8")))
     with pytest.raises(RecipeError, match="share must lie between 0 and 1, not at 2"):
         recipes.get(recipe | {"steps": [{"method": "biascorrection", "share": 2.0}]})
+
+
+def test_quantizer_and_objective_train_and_are_controlled() -> None:
+    shown = CliRunner().invoke(_app(), ["train", "--help"], env={"COLUMNS": "300", "TERMINAL_WIDTH": "300"}).output
+    assert "stochastic" in shown and "hardest" in shown
+    settings = {"objective": "contrastive+0.5*hardest", "steps": 1, "batch": 4, "pairs": 4, "held_out": 0.0}
+    trained = qclip.train(qclip.load_model("scenes-clean"), "w4a8-stochastic", "scenes:train", **settings)
+    assert trained.qclip_quantization.recipe.method == "stochastic"
+    found = controls.arms(recipes.get("w4a8-stochastic"), ["noise"], steps=3)
+    assert [arm.recipe.method for arm in found] == ["stochastic", "noise"]
 
 
 def test_the_family_is_listed_and_loaded() -> None:

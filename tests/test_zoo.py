@@ -74,3 +74,23 @@ def test_a_card_says_what_was_measured_and_the_sign_of_the_gap_on_a_dev_split(na
     sign = "overconfident" if name == "scenes-clean" else "underconfident"
     assert f"{sign} on {gap['set']} ({100 * gap['value']:+.1f} points)" in pack.readme(card)
     assert gap["low"] > 0 or gap["high"] < 0
+
+
+def packing(name: str):
+    spec = importlib.util.spec_from_file_location(name, ROOT / "dev" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("name", zoo.variants())
+def test_a_variant_is_loaded_and_its_card_says_how_it_was_trained_and_what_was_measured(name):
+    card, (base, _, variant) = zoo.variants()[name], name.partition(":")
+    folder = ROOT / "qclip" / "checkpoints" / base / variant
+    assert (folder / "README.md").read_text() == packing("pack_variant").readme(card)
+    assert card["name"] == name and card["base"] == base and card["training"]["settings"]["steps"] > 0
+    assert {"top1", "ece", "nll"} <= {row["metric"] for row in card["measured"]}
+    assert sum(file.stat().st_size for file in folder.iterdir()) < 3 << 20
+    model = qclip.load_model(name)
+    assert model.qclip_quantization.recipe.name == card["recipe"]
+    assert model.encode_image(torch.zeros(1, 3, 32, 32)).isfinite().all()

@@ -8,6 +8,7 @@ import typer
 
 from . import (
     bench,
+    controls,
     demo,
     doctor,
     evaluate,
@@ -55,7 +56,21 @@ def root(
     pass
 
 
-for module in (demo, quantize, train, evaluate, verify, spectrum, sensitivity, report, bench, doctor, models, recipes):
+for module in (
+    demo,
+    quantize,
+    train,
+    controls,
+    evaluate,
+    verify,
+    spectrum,
+    sensitivity,
+    report,
+    bench,
+    doctor,
+    models,
+    recipes,
+):
     name = module.__name__.rsplit(".", 1)[-1]
     app.command(name, cls=getattr(module, "Command", None), epilog=module.EXAMPLES)(module.command)
 app.add_typer(study.app, name="study")

@@ -150,13 +150,13 @@ def check_output(folder: Any, force: bool) -> None:
     files.check_folder(folder, (RESULTS, PAGE), force)
 
 
-def write(results: Any, folder: Any) -> None:
-    """results.json and report.html, both or neither."""
+def write(results: Any, folder: Any, shown: Any = None) -> None:
+    """results.json and report.html, both or neither. `shown`: what of the results is on the page; None: all."""
     import qclip
 
     with files.whole_folder(folder, last=PAGE) as part:
         results.to_json(part / RESULTS)
-        qclip.report(results, part / PAGE)
+        qclip.report(results if shown is None else shown, part / PAGE)
 
 
 def _distinct(names: list[str]) -> list[str]:

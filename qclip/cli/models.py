@@ -64,7 +64,7 @@ def command(
     from qclip import models, zoo
     from qclip.errors import ModelError, nearest
 
-    cards = zoo.checkpoints()
+    cards = zoo.checkpoints() | zoo.variants()
     names = {family.name: known for family in models.families() if (known := family.names())}
     if search is not None:
         cards_found = {name: card for name, card in cards.items() if search.lower() in name.lower()}

@@ -1,41 +1,33 @@
-"""`qclip train`: a float model and pairs in, the artifact of a trained quantized model out."""
+"""`qclip train`: a float model and pairs in, the artifact of a trained model out."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, ClassVar
 
 import typer
 
 from qclip.errors import InputError
 
-from . import common
+from . import common, training
 
 EXAMPLES = (
     "[bold]Examples[/]\n\n"
     "qclip train photos --recipe w4a4-lsq --pairs parquet:flickr8k_train.parquet --output photos-w4a4\n\n"
     "qclip train photos --recipe w2a8-lsq --pairs parquet:pairs.parquet --output small --steps 800 --rate 2e-4\n\n"
+    "qclip train photos --recipe float-continued --pairs parquet:pairs.parquet --output control --steps 800\n\n"
     "torchrun --nproc-per-node 8 -m qclip train ViT-B-32:openai --recipe w4a8-lsq --pairs tar:shards --output vit"
 )
 
 
-MOST = 10**8  # steps, or pairs
-
-
 class Command(common.NamesInHelp):
-    NAMED: ClassVar[dict[str, str]] = {
-        "recipe": "qclip.recipes:QUANTIZERS",
-        "objective": "qclip.training.objectives:OBJECTIVES",
-    }
+    NAMED: ClassVar[dict[str, str]] = training.NAMED
 
 
 def command(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="Name, file, hf:ID ... See `qclip models`.")],
-    recipe: Annotated[
-        str,
-        typer.Option("--recipe", help="wXaY-[METHOD+]QUANTIZER, as in w4a8-lsq and w4a4-rotation+lsq, or a JSON file."),
-    ],
-    pairs: Annotated[str, typer.Option("--pairs", metavar="DATA", help="Images with captions: KIND:PATH.")],
+    recipe: training.Recipe,
+    pairs: training.Pairs,
     output: Annotated[
         Path,
         typer.Option(
@@ -46,59 +38,22 @@ def command(
             "what a killed one left there.",
         ),
     ],
-    objective: Annotated[
-        str | None, typer.Option("--objective", help="Terms with their weights, as in contrastive+10*mse.")
-    ] = None,
-    steps: Annotated[int | None, typer.Option("--steps", min=1, max=MOST)] = None,
-    batch: Annotated[
-        int | None, typer.Option("--batch", min=1, max=MOST, help="Pairs of a step, of all processes.")
-    ] = None,
-    micro: Annotated[
-        int | None, typer.Option("--micro", min=1, max=MOST, help="Pairs at a time; the step stays the same.")
-    ] = None,
-    rate: Annotated[
-        float | None,
-        typer.Option("--rate", min=1e-12, max=10, callback=common.finite, help="Of weights, at its highest."),
-    ] = None,
-    scale_rate: Annotated[
-        float | None,
-        typer.Option("--scale-rate", min=1e-12, max=10, callback=common.finite, help="Of quantizers' scales."),
-    ] = None,
-    decay: Annotated[
-        float | None,
-        typer.Option("--decay", min=0, max=10, callback=common.finite, help="Weight decay, of weights alone."),
-    ] = None,
-    warmup: Annotated[
-        float | None,
-        typer.Option("--warmup", min=0, max=1, callback=common.finite, help="Share of the steps in which rates rise."),
-    ] = None,
-    start: Annotated[
-        float | None,
-        typer.Option(
-            "--start", min=0, max=1, callback=common.finite, help="Share of the steps before anything is rounded."
-        ),
-    ] = None,
-    logit_scale: Annotated[
-        str | None, typer.Option("--logit-scale", help="frozen, learned, or tuned afterwards on held-out pairs.")
-    ] = None,
-    precision: Annotated[str | None, typer.Option("--precision", help="float32 or bfloat16 (autocast).")] = None,
-    checkpointing: Annotated[
-        bool, typer.Option("--checkpointing", help="Blocks run again in backward: less memory, more time.")
-    ] = False,
-    ema: Annotated[
-        float | None,
-        typer.Option(
-            "--ema", min=0, max=1, callback=common.finite, help="Decay of an average of the weights; 0: none."
-        ),
-    ] = None,
-    held_out: Annotated[
-        float | None,
-        typer.Option("--held-out", min=0, max=1, callback=common.finite, help="Share of the pairs not trained on."),
-    ] = None,
-    count: Annotated[int | None, typer.Option("--samples", min=2, max=MOST, help="Pairs drawn from DATA.")] = None,
-    save_every: Annotated[
-        int | None, typer.Option("--save-every", min=1, max=MOST, help="Steps between checkpoints.")
-    ] = None,
+    objective: training.Objective = None,
+    steps: training.Steps = None,
+    batch: training.Batch = None,
+    micro: training.Micro = None,
+    rate: training.Rate = None,
+    scale_rate: training.ScaleRate = None,
+    decay: training.Decay = None,
+    warmup: training.Warmup = None,
+    start: training.Start = None,
+    logit_scale: training.LogitScale = None,
+    precision: training.Precision = None,
+    checkpointing: training.Checkpointing = False,
+    ema: training.Ema = None,
+    held_out: training.HeldOut = None,
+    count: training.Samples = None,
+    save_every: training.SaveEvery = None,
     classes: common.Classes = None,
     arch: common.Arch = None,
     device: common.Device = "cpu",
@@ -122,26 +77,24 @@ def command(
             f"recipe {chosen.name!r} is computed, not trained: use `qclip quantize`, or name a quantizer of training, "
             f"as in {chosen.default.name}-lsq"
         )
-    given: dict[str, Any] = {
-        "objective": objective,
-        "steps": steps,
-        "batch": batch,
-        "micro": micro,
-        "rate": rate,
-        "scale_rate": scale_rate,
-        "decay": decay,
-        "warmup": warmup,
-        "start": start,
-        "logit_scale": logit_scale,
-        "precision": precision,
-        "checkpointing": checkpointing or None,
-        "ema": ema,
-        "held_out": held_out,
-        "pairs": count,
-        "save_every": save_every,
-        "seed": seed,
-    }
-    settings = {name: value for name, value in given.items() if value is not None}
+    settings = training.settings(
+        objective=objective,
+        steps=steps,
+        batch=batch,
+        micro=micro,
+        rate=rate,
+        scale_rate=scale_rate,
+        decay=decay,
+        warmup=warmup,
+        start=start,
+        logit_scale=logit_scale,
+        precision=precision,
+        checkpointing=checkpointing,
+        ema=ema,
+        held_out=held_out,
+        pairs=count,
+        save_every=save_every,
+    ) | {"seed": seed}
     Objective(Settings.of(chosen, **settings).objective)
     processes = Processes.of_environment()
     if processes.first:

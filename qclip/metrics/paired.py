@@ -22,6 +22,8 @@ FLIPS_WON = Metric("flips_won", "Won: wrong to right", 1, "count", 0)
 FLIPS_ALL = Metric("flips_all", "Predictions that changed", -1, "count", 0)
 MCNEMAR_P = Metric("mcnemar_p", "McNemar, mid-p", digits=3)
 MCNEMAR_EXACT_P = Metric("mcnemar_exact_p", "McNemar, exact", digits=3)
+DIFFERENCE_P = Metric("difference_p", "Difference of means over runs, p", digits=3, undefined="nothing varies")
+DIFFERENCE_HOLM_P = Metric("difference_holm_p", "Difference of means over runs, p by Holm", digits=3)
 DELONG_P = Metric(
     "delong_p", "DeLong", digits=3, undefined="a side has fewer than two images, or a difference has no variance"
 )

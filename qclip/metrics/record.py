@@ -40,6 +40,7 @@ OWN = {
     "agreement": ("agreement", "cosine_mean", "cosine_min", "kl")
     + tuple(f"sensitivity{of}" for of in ("", "_kl", "_top1", "_ece")),
     "paired": ("flips_lost", "flips_won", "flips_all", "mcnemar_p", "mcnemar_exact_p", "delong_p")
+    + ("difference_p", "difference_holm_p")
     + tuple(f"{name}_{p}" for name in ("top1", "ece", "nll", "auroc") for p in ("wilcoxon_p", "wilcoxon_holm_p")),
     "wins": ("wins", "wins_clear", "wins_expected", "wins_p"),
     "neighbours": ("index_recall", "index_recall_reverse", "text_recall", "text_recall_reverse"),

@@ -102,7 +102,7 @@ def begin(
 ) -> Context:
     """What the methods of a recipe work on: the model, brought into explicit form in place, checked, with the state of
     every site and the samples that the recipe needs. Raises as `quantize_`."""
-    if (done := rewrite.quantization(model)) is not None:
+    if (done := rewrite.quantization(model)) is not None and done.plans:
         raise ModelError(
             f"the model is quantized already (recipe {done.recipe.name!r}); quantize the float model instead"
         )

@@ -22,6 +22,7 @@ from .embed import Embedder, Progress
 from .embedded import Embeddings
 from .measurements import MEASUREMENTS
 from .request import NEIGHBOURS, Condition, EvalSet, Request
+from .runs import Runs, checked_runs, correct
 from .samples import write as write_samples
 from .sets import evaluated_sets
 from .wanted_scores import enough_to_learn_from, negative_words, wanted_scores, what_is_given
@@ -60,6 +61,7 @@ def evaluate(
     samples: str | os.PathLike[str] | None = None,
     share: tuple[int, int] | None = None,
     replicates: int | None = None,
+    runs: Runs | None = None,
 ) -> Results:
     """How reliable the models are, and what differs from the first of them.
 
@@ -98,6 +100,10 @@ def evaluate(
     share: (i, n): only embed the i-th of n parts (from 1) of the images into the cache, and measure nothing. n
         processes or machines that share the cache do this at once; the same call without `share` then finds everything
         there, if it runs on the same kind of device with as many threads.
+    runs: name -> labels of models that are runs of one thing, as {"w4a8-lsq": ["seed 0", "seed 1", "seed 2"]}, in the
+        same order of seeds for all. Their means get rows under that name, with paired differences to the reference,
+        and of the first of these names to each other one; the intervals hold images and runs (`runs.over_runs`), and
+        `difference_p` is the p of each, `difference_holm_p` that corrected by Holm (`runs.correct`).
 
     replicates: of the bootstrap; None: 1,000.
 
@@ -118,6 +124,7 @@ def evaluate(
     results = Results(meta=environment(seed=seed, batch=batch, replicates=replicates, command="qclip.evaluate"))
     sets = tuple(evaluated_sets(results, data, images, ood, shift, dev, proxy, train, captions, templates, progress))
     store = Store.of(cache, "embeddings")
+    several = checked_runs(runs, models)
     embedder = Embedder(models, store, batch, strict, seed, device, progress, jpeg85)
     if jpeg85 and named:
         results.note("corrupted images went through JPEG of quality 85, as those of ImageNet-C did")
@@ -134,6 +141,8 @@ def evaluate(
     )
     for label, view in embedder.views.items():
         about_model(results, label, view.model)
+    described = results.meta["models"]
+    described |= {what: described[labels[0]] for what, labels in several.items()}
     embedded = Embeddings(embedder, request, results)
     wanted = [Condition(each) for each in request.of("proxy")] + ([request.dev] if request.dev else [])
     if any("train" in score.needs for score in request.scores.values()):
@@ -151,9 +160,11 @@ def evaluate(
         return results
     embedded.prepare(wanted)
     request = _without(request, embedded.failed, results)
-    writer = Writer(results, request.models, seed, replicates, store)
+    left = {what: labels for what, labels in several.items() if not set(labels) - set(request.models)}
+    writer = Writer(results, request.models, seed, replicates, store, left)
     for each in chosen:
         each.rows(request, embedded, writer)
+    correct(results)
     if samples is not None:
         write_samples(request, embedded, samples)
     store.tell_of_the_others()

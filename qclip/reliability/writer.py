@@ -19,6 +19,7 @@ from qclip.store import Store
 
 from .outputs import Outputs, statistics
 from .resampled import Kept, array_digest
+from .runs import Runs, over_runs
 from .statistics import BLOCKS, INTERVALS, Estimate, Resampling
 
 REPLICATES = 1000
@@ -42,7 +43,8 @@ Drawn = dict[str, dict[tuple[Part, str], np.ndarray]]  # model -> (part, metric)
 
 
 class Writer:
-    """Opens pages of one table of results. `models[0]` is the reference of the differences."""
+    """Opens pages of one table of results. `models[0]` is the reference of the differences. `runs`: models that are
+    runs of one thing; the first of these is compared with the others, too."""
 
     def __init__(
         self,
@@ -51,8 +53,10 @@ class Writer:
         seed: int,
         replicates: int = REPLICATES,
         store: Store | None = None,
+        runs: Runs | None = None,
     ) -> None:
         self.results, self.models, self.seed, self.replicates = results, models, seed, replicates
+        self.runs = runs or {}
         self.kept = Kept(store or Store(None), seed, replicates)
         self._resamplings: dict[tuple[str, int], Resampling] = {}
 
@@ -135,12 +139,28 @@ class Page:
         self.add(model, name, value=found.value, low=found.low, high=found.high, **fields)
 
     def estimates(self, name: str, drawn: Mapping[str, np.ndarray], **fields: Any) -> None:
-        """Rows of a metric for all models, and of the paired differences to the first."""
+        """Rows of a metric for all models, and of the paired differences to the first; for runs of one thing, of their
+        means."""
         reference, *others = self.models
         for model in self.models:
             self.estimate(model, name, drawn[model], **fields)
         for model in others:
             self.estimate(model, name, drawn[model] - drawn[reference], reference=reference, **fields)
+        judged = next(iter(self.writer.runs), None)
+        for what, labels in self.writer.runs.items():
+            mine = [drawn[label] for label in labels]
+            self._over_runs(what, name, mine, **fields)
+            self._over_runs(what, name, [each - drawn[reference] for each in mine], reference=reference, **fields)
+            if judged is not None and what != judged:
+                theirs = [drawn[label] - each for label, each in zip(self.writer.runs[judged], mine, strict=True)]
+                self._over_runs(judged, name, theirs, reference=what, **fields)
+
+    def _over_runs(self, what: str, name: str, drawn: Sequence[np.ndarray], **fields: Any) -> None:
+        """The row of a mean over runs, and the p of a difference."""
+        found = over_runs(drawn, self.writer.replicates)
+        self.add(what, name, value=found.value, low=found.low, high=found.high, **fields)
+        if fields.get("reference") and not fields.get("axis"):
+            self.add(what, "difference_p", value=found.p, **fields, axis="metric", at=name)
 
     def draw(
         self,

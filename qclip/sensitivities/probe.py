@@ -45,7 +45,7 @@ class Probe:
         classes: Sequence[str] = (),
         templates: str | Sequence[str] = (),
     ) -> None:
-        if rewrite.quantization(model) is not None:
+        if rewrite.is_quantized(model):
             raise InputError("the model is quantized already; sensitivities are those of a float model")
         self.model = copy.deepcopy(model).eval()
         self.encoders = models.encoders(self.model)

@@ -44,6 +44,12 @@ def write(folder: Path, step: int, tensors: dict[str, Tensor], facts: dict[str, 
     return path
 
 
+def forget(folder: Path) -> None:
+    """Remove the checkpoints of a run that is over; its log stays."""
+    for path in _found(folder):
+        path.unlink(missing_ok=True)
+
+
 def latest(folder: Path) -> Path | None:
     found = _found(folder)
     return found[-1] if found else None

@@ -16,6 +16,7 @@ from ..calibration.captions import CAPTIONS
 from ..errors import NonFiniteError, QclipError
 from ..ptq.base import SiteState
 from ..ptq.blocks import first
+from ..recipes import QUANTIZERS
 from .preparation import PREPARED, facts_of, trained_sites
 from .site import TrainedSite
 
@@ -34,7 +35,8 @@ def convert(
     model: nn.Module, images: Tensor | None = None, tokens: Tensor | None = None, notes: dict | None = None
 ) -> nn.Module:
     """The quantized model of a prepared and trained one: the same object, with the layers inside that `qclip.quantize`
-    makes, ready to run, save and measure. `notes` go into its provenance.
+    makes, ready to run, save and measure; of a quantizer that rounds nothing (`continued`, `noise`) a float model.
+    `notes` go into its provenance.
 
     On `images` (preprocessed `[n, 3, H, W]`; None: noise) and `tokens` (None: some sentences) each of its layers, and
     what each of its blocks adds, must be the trained one's for the same input: cosine at least 0.99999. From block to
@@ -44,18 +46,19 @@ def convert(
     Raises ConversionError otherwise, NonFiniteError for weights that hold NaN or Inf; the model is then as before.
     """
     facts = facts_of(model)
+    rounds = QUANTIZERS.get(facts["recipe"].trained[0]).rounds
     images, tokens = _samples(model, images, tokens)
     structure = models.Structure(model)
     with structure.kept_on_error(), models.evaluating(model):
         found = list(trained_sites(model))
-        built = {site.name: _layer(site, module) for site, module in found}
+        built = {site.name: _layer(site, module, rounds) for site, module in found}
         for _, module in found:
             module.rounds = True
         with _watched(model, built) as blocks:
             wanted = _embeddings(model, images, tokens)
         with _nudged(model):
             near = _embeddings(model, images, tokens)
-        rewrite.write(models.towers(model), built, trained=True)
+        _write(model, built, rounds)
         source = str(getattr(model, "qclip_source", type(model).__name__))
         provenance = {**facts["provenance"], **(notes or {})}
         rewrite.mark(model, facts["recipe"], facts["plans"], provenance, source)
@@ -67,11 +70,25 @@ def convert(
     return model
 
 
-def _layer(site: models.Site, module: TrainedSite) -> nn.Module:
+def _write(model: nn.Module, built: dict[str, nn.Module], rounds: bool) -> None:
+    towers = models.towers(model)
+    if rounds:
+        rewrite.write(towers, built, trained=True)
+        return
+    for tower in towers.values():
+        for site in tower:
+            if site.name in built:
+                tower.write(site, built[site.name].train(site.module.training))
+
+
+def _layer(site: models.Site, module: TrainedSite, rounds: bool) -> nn.Module:
     for name, parameter in module.named_parameters():
         if not parameter.isfinite().all():
             raise NonFiniteError(f"{site.name} holds NaN or Inf in {name!r}; go back to a checkpoint before that")
-    state = SiteState(site, site.module.dequantized(), module.plan, list(module.transforms))  # type: ignore[operator]
+    source: nn.Module = site.module.dequantized()  # type: ignore[operator]
+    if not rounds:
+        return source
+    state = SiteState(site, source, module.plan, list(module.transforms))
     module.decide(state)
     layer = ptq.build(state)
     rewrite.pack(layer)

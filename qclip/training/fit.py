@@ -98,6 +98,7 @@ def train(
         "pairs": learned.description,
         "learned": len(learned),
         **({} if apart is None else {"apart": len(apart)}),
+        **({} if classes is None else {"classes": list(classes)}),
     }
     if held is not None and teacher is not None:
         notes |= _finish(run, held, teacher)

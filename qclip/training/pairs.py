@@ -78,12 +78,15 @@ class Pairs:
 
     @classmethod
     def of(cls, data: object, encoders: Encoders, count: int = 1000, seed: int = 0, strict: bool = False) -> Pairs:
-        """From what a user may give: a data name, an `ImageSet` or a `datasets.Dataset` with captions, of which `count`
-        images are drawn; or (images `[n, 3, H, W]`, preprocessed; a caption, or a list of them, for each).
+        """From what a user may give: `Pairs`, which come back as they are; a data name, an `ImageSet` or a
+        `datasets.Dataset` with captions, of which `count` images are drawn; or (images `[n, 3, H, W]`,
+        preprocessed; a caption, or a list of them, for each).
 
         An image without a caption, or that cannot be read, is left out with a warning; with `strict` the latter raises.
         Raises DataError where captions are missing or fewer than two pairs are left.
         """
+        if isinstance(data, Pairs):
+            return data
         if encoders.tokenizer is None:
             raise DataError("the model has no tokenizer, so captions cannot be read; set model.tokenizer")
         if isinstance(data, tuple) and len(data) == 2 and isinstance(data[0], Tensor):

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from .. import calibration as calibrating
 from .. import models, ptq, recipes
+from ..calibration import stream
 from ..errors import ModelError, RecipeError, option
 from ..layers import QuantizedPatch
 from ..models.tower import Site
@@ -55,18 +57,29 @@ def prepare(
     with models.evaluating(student):
         ptq.decide(context)
         shared: dict[str, InputRounding] = {}
-        built = {each.site.name: _module(each, quantizer, shared) for each in context.states.values()}
+        states = {name: each for name, each in context.states.items() if _learns(each, quantizer)}
+        built = {name: _module(each, quantizer, shared) for name, each in states.items()}
     for tower in context.towers.values():
         for site in tower:
             if site.name in built:
                 tower.write(site, built[site.name].train(site.module.training))
+    _show_inputs(student, context.samples, progress)
     scale = getattr(student, "logit_scale", None)
     if isinstance(scale, nn.Parameter):
         scale.requires_grad_(False)  # of few pairs it learns to be too sure
-    plans = {each.site.name: each.plan for each in context.states.values()}
+    plans = {name: each.plan for name, each in states.items()} if quantizer.rounds else {}
     facts = {"recipe": recipe, "plans": plans, "provenance": {**context.provenance, **context.notes}}
     student.__dict__[PREPARED] = facts
     return student
+
+
+def _learns(state: SiteState, quantizer: Quantizer) -> bool:
+    """Whether the site gets a module of ours. Lookups of tokens are rounded and stay; where nothing is rounded they
+    stay as they are."""
+    if state.site.kind == "embedding" and not quantizer.rounds:
+        state.source.requires_grad_(False)
+        return False
+    return True
 
 
 def _module(state: SiteState, quantizer: Quantizer, shared: dict[str, InputRounding]) -> nn.Module:
@@ -144,3 +157,27 @@ def restart(model: nn.Module, samples: calibrating.Samples, progress: Progress |
         rounding = found[site].input_rounding
         assert rounding is not None
         rounding.start(*scales[site.name])
+    _show_inputs(model, samples, progress)
+
+
+def _show_inputs(model: nn.Module, samples: calibrating.Samples | None, progress: Progress | None) -> None:
+    """A pass over the samples for roundings that want to see what they will round, of the float model."""
+    wanted = {id(m.input_rounding): m for _, m in trained_sites(model) if m.input_rounding and m.input_rounding.watches}
+    if not wanted or samples is None:
+        return
+    towers, before = models.towers(model), {module: module.rounds for _, module in trained_sites(model)}
+    try:
+        with stream.Hooks() as hooks, models.evaluating(model):
+            for module in before:
+                module.rounds = False
+            for module in wanted.values():
+                hooks.add(module, functools.partial(_show, module))
+            stream.run(models.encoders(model), samples, towers, hooks, progress)
+    finally:
+        for module, rounds in before.items():
+            module.rounds = rounds
+
+
+def _show(module: TrainedSite, x: Tensor) -> None:
+    assert module.input_rounding is not None
+    module.input_rounding.watch(module.input(x).float())

@@ -22,11 +22,18 @@ FARTHEST = 100.0  # a scale that has left [start / 100, 100 start] is no scale a
 
 
 class Rounding(nn.Module):
-    """Rounds one tensor in float and lets gradients through, each in its own way."""
+    """Rounds one tensor in float and lets gradients through, each in its own way. `training` is set while a model
+    learns; rounding is the same without, or a deployed model would be another one."""
 
     def __init__(self, plan: Treatment) -> None:
         super().__init__()
         self.plan = plan
+        self.number: int | None = None  # None: in a loop of somebody's own
+
+    def begin(self, number: int) -> None:
+        """Called by the trainer before each part of a step, with a number that follows from the seed, the step and the
+        part: what is drawn at random in it follows from that."""
+        self.number = number
 
     def penalty(self, x: Tensor, done: float) -> Tensor | None:
         """What is added to the loss, once per step: of the float weight, or of nothing for an input. `done`: share of
@@ -96,6 +103,11 @@ class WeightRounding(Rounding):
         raise NotImplementedError
 
     @torch.no_grad()
+    def deployed(self, weight: Tensor) -> Tensor:
+        """What the deployed layer multiplies by, float32 `[N, K]`."""
+        return self.quantized(weight).dequantize()
+
+    @torch.no_grad()
     def quantized(self, weight: Tensor) -> Weight:
         """The codes of what `forward` gives."""
         scales = self.scales(weight)
@@ -106,7 +118,13 @@ class WeightRounding(Rounding):
 
 
 class InputRounding(Rounding):
-    """Of an input `[..., K]` behind the site's transforms. Sites that read one input share the instance."""
+    """Of an input `[..., K]` behind the site's transforms. Sites that read one input share the instance. `watches`:
+    calibration samples are shown to it before training, behind `start`."""
+
+    watches = False
+
+    def watch(self, x: Tensor) -> None:
+        """An input `[..., K]` of the float model, behind the transforms."""
 
     def start(self, scale: Tensor, zero: Tensor | None) -> None:
         """Begin with a static scale float32 [] and zero point int32 [] (None: 0), found by the plan's observer. Not
@@ -124,11 +142,12 @@ class Quantizer:
     "qclip.quantizers"; its name is then the end of recipes' names.
 
     `options`: a frozen dataclass, as of `ptq.Method`. `objective` and `settings`: what the trainer does where nobody
-    says otherwise.
+    says otherwise. `rounds`: whether what comes out is a quantized model; without, a float one.
     """
 
     name: ClassVar[str]
     options: ClassVar[type] = NoOptions
+    rounds: ClassVar[bool] = True
     objective: ClassVar[str] = "contrastive+100*mse"
     settings: ClassVar[dict[str, Any]] = {}  # of `training.Settings`: values that differ from its defaults
     from_codes: ClassVar[bool] = False  # whether a step of the recipe may have found codes: `WeightRounding.start_at`

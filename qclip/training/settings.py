@@ -16,7 +16,8 @@ Precision = Literal["float32", "bfloat16"]
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """`batch` images with a caption each are one step, of all processes together, `micro` of them at a time (None: all
+    """`steps`: with 0 nothing is trained, only scales are found, and the logit scale where it is tuned. `batch` images
+    with a caption each are one step, of all processes together, `micro` of them at a time (None: all
     of a process's part). Rates rise over the share `warmup` of the steps and fall to 0 by a cosine; AdamW with betas
     0.9 and 0.98. `scale_rate`: of quantizers' scales, a relative step where they are logarithms. `clip`: largest norm
     of the gradient, of weights and of scales each. `start`: share of the steps before weights and inputs are rounded.
@@ -49,8 +50,8 @@ class Settings:
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch", "pairs", "save_every"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} must be at least 1, not {getattr(self, name)}")
+            if getattr(self, name) < (least := 0 if name == "steps" else 1):
+                raise InputError(f"{name} must be at least {least}, not {getattr(self, name)}")
         if self.micro is not None and self.micro < 1:
             raise InputError(f"micro must be at least 1, not {self.micro}")
         for name in ("rate", "scale_rate", "decay", "clip"):

@@ -74,12 +74,12 @@ class TrainedSite(nn.Module):
     @torch.no_grad()
     def dequantized_weight(self) -> Tensor:
         """The rounded weight to the input as it comes, before the transforms."""
-        return unfolded(self.rounding.quantized(self.weight).dequantize(), self.bias, self.transforms)[0]
+        return unfolded(self.rounding.deployed(self.weight), self.bias, self.transforms)[0]
 
     @torch.no_grad()
     def dequantized(self) -> nn.Module:
         """The float module that computes with that weight."""
-        weight, bias = unfolded(self.rounding.quantized(self.weight).dequantize(), self.bias, self.transforms)
+        weight, bias = unfolded(self.rounding.deployed(self.weight), self.bias, self.transforms)
         module = nn.Linear(weight.shape[1], weight.shape[0], bias is not None, device="meta")
         module.weight = nn.Parameter(weight.clone())
         if bias is not None:

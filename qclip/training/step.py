@@ -9,19 +9,21 @@ weight, summed over parts and processes, goes through the quantizer once.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .. import models
+from .. import models, seeds
 from .embedder import Embedder
 from .inputs import Batch, Inputs
 from .objectives import Apart, Features, Mixtures, Negatives, Objective, Views
 from .pairs import Pairs, Rows
 from .preparation import trained_sites
 from .processes import Processes
+from .quantizer import Rounding
 from .settings import Settings
 from .site import TrainedSite
 from .teacher import Teacher
@@ -46,6 +48,9 @@ class Gradient:
         self.embedder = Embedder(student, settings)
         self.scale: nn.Parameter = student.logit_scale  # type: ignore[assignment]
         self.sites: list[TrainedSite] = [module for _, module in trained_sites(student)]
+        self.weights = [site.rounding for site in self.sites]
+        of_inputs = [site.input_rounding for site in self.sites if site.input_rounding is not None]
+        self.of_inputs = list(dict.fromkeys(of_inputs))  # shared by q, k and v
         self.classes = classes
         self.inputs = Inputs(pairs, objective.needs, settings, processes.size, apart)
         self.float_model = teacher
@@ -59,11 +64,12 @@ class Gradient:
         batch = self.inputs.of(step)
         pieces = {name: self._pieces(each.count) for name, each in batch.images.items()}
         pieces |= {name: self._pieces(len(each)) for name, each in batch.texts.items()}
+        self._begin(self.weights, f"step {step} weights")
         leaves = self._hold()
         whole = all(len(each) == 1 for each in pieces.values())
         try:
             with torch.set_grad_enabled(whole):
-                found = {name: [self._embed(batch, name, at) for at in each] for name, each in pieces.items()}
+                found = {n: [self._embed(step, batch, n, i, at) for i, at in enumerate(p)] for n, p in pieces.items()}
             seen = {n: self.processes.gathered(torch.cat(each)).requires_grad_() for n, each in found.items()}
             listed = None if self.classes is None else self.embedder.texts(self.classes)
             held = None if listed is None else listed.detach().requires_grad_()
@@ -74,7 +80,8 @@ class Gradient:
             for name, each in pieces.items():
                 for i, at in enumerate(each):
                     gradient = seen[name].grad
-                    one = found[name][i] if whole else self._embed(batch, name, at)
+                    one = found[name][i] if whole else self._embed(step, batch, name, i, at)
+                    self._begin_piece(step, name, i)  # blocks that run again in backward draw what they have drawn
                     self._back(one, None if gradient is None else gradient[at])
             self._sum(leaves)
             terms |= self._through(leaves, done)
@@ -137,13 +144,23 @@ class Gradient:
         judge = self.objective.of_pairs() or Objective("mse")
         return float(judge(seen)[0]), seen
 
+    def _begin(self, roundings: Sequence[Rounding], what: str) -> None:
+        """Give each of them a number of its own for what it draws at random."""
+        numbers = seeds.generator(self.settings.seed, what).integers(1 << 62, size=len(roundings))
+        for rounding, number in zip(roundings, numbers, strict=True):
+            rounding.begin(int(number))
+
+    def _begin_piece(self, step: int, name: str, piece: int) -> None:
+        self._begin(self.of_inputs, f"step {step} {name} {self.processes.rank} {piece}")
+
     def _pieces(self, count: int) -> list[Rows]:
         """Places of this process's part of so many inputs, those of each call."""
         mine = np.arange(count)[self.processes.part(count)]
         size = min(len(mine), self.settings.micro or len(mine))
         return [mine[at : at + size] for at in range(0, len(mine), size)]
 
-    def _embed(self, batch: Batch, name: str, at: Rows) -> Tensor:
+    def _embed(self, step: int, batch: Batch, name: str, piece: int, at: Rows) -> Tensor:
+        self._begin_piece(step, name, piece)
         if name in batch.images:
             return self.embedder.images(batch.images[name].pixels(at))
         places = batch.texts[name][at]

@@ -53,9 +53,16 @@ class Trainer:
 
     def run(self, progress: Progress | None = None) -> None:
         """To the last step, from the last checkpoint where there is one. Raises TrainingError, and NonFiniteError."""
-        settings = self.settings
         self._go_on()
         self.student.eval()  # dropout of a few hundred steps is noise
+        self._learning(True)
+        try:
+            self._steps(progress)
+        finally:
+            self._learning(False)
+
+    def _steps(self, progress: Progress | None) -> None:
+        settings = self.settings
         while self.done < settings.steps:
             if self.done == settings.first_rounded > 0:
                 restart(self.student, self.gradient.pairs.samples())
@@ -103,6 +110,12 @@ class Trainer:
             scale.clamp_(max=float(np.log(100)))
         for name, average in self.average.items():
             average.lerp_(self.parameters[name], 1 - self.settings.ema)
+
+    def _learning(self, learning: bool) -> None:
+        """Whether roundings are those of training: noise is none afterwards."""
+        for module in self.student.modules():
+            if isinstance(module, Rounding):
+                module.train(learning)
 
     def _round(self, rounds: bool) -> None:
         for _, module in self.sites:

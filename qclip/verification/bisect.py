@@ -45,7 +45,7 @@ def blame(
     their sites (a trained model): then no site is to blame.
     """
     done = rewrite.quantization(quantized)
-    if done is None or rewrite.quantization(against) is not None:
+    if done is None or rewrite.is_quantized(against):
         raise InputError("sites can be blamed for the difference of a quantized model to a float one only")
     whole, mixed = quantized.state_dict(), hybrid(quantized, against, ()).state_dict()
     if odd := [name for name in whole if name not in mixed or not torch.equal(whole[name], mixed[name])]:

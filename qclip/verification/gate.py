@@ -182,7 +182,7 @@ def check_source(model: nn.Module, against: nn.Module) -> None:
         raise InputError("the model to verify is not quantized; give an artifact, made by `qclip quantize`")
     made_from = done.provenance.get("source_sha256")
     other = rewrite.quantization(against)
-    if other is not None:
+    if other is not None and other.plans:
         found = other.provenance.get("source_sha256")
     else:
         with models.explicit_form(against):

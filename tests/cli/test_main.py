@@ -12,7 +12,7 @@ import pytest
 from qclip.cli import app, main
 from qclip.errors import InputError, NonFiniteError
 
-COMMANDS = ["demo", "quantize", "evaluate", "train", "verify", "spectrum", "sensitivity"]
+COMMANDS = ["demo", "quantize", "evaluate", "train", "controls", "verify", "spectrum", "sensitivity"]
 COMMANDS += ["report", "bench", "doctor", "models", "recipes"]
 STUDY = ["plan", "run", "status", "table", "choose", "correlations", "report", "compact", "gc"]
 

@@ -47,6 +47,13 @@ def test_an_artifact_comes_out_and_a_second_call_goes_on(tmp_path: Path, capsys:
     assert main([*line, "--force"]) == 0
 
 
+def test_fewer_pairs_may_be_drawn(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    line = [*TRAIN, "--recipe", "float-continued", "--output", str(tmp_path / "small"), "--json", "--samples", "6"]
+    assert main([*line, "--steps", "0"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["training"]["learned"] == 6 and found["coverage"]["float"]["macs"] == 1
+
+
 def test_recipes_of_training_are_refused_where_nothing_is_trained(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:

@@ -26,13 +26,14 @@ TOO_MUCH = [str(2**40), str(10**9)]  # of threads, images at once, seconds: more
 NEEDED = {"quantize": ["x"], "evaluate": ["x", "--data=x"], "spectrum": ["x"], "report": ["x"], "bench": ["x"]}
 NEEDED["sensitivity"] = ["x", "--data=x"]
 NEEDED["train"] = ["x", "--recipe=w4a4-lsq", "--pairs=x", "--output=x"]
+NEEDED["controls"] = ["x", "--recipe=w4a4-lsq", "--pairs=x", "--data=x", "--dev=x", "--output=x"]
 NEEDED["verify"] = ["x", "--against=x", "--data=x", "--require=top1>=-1"]
 for name in ("plan", "run", "status", "table", "choose", "correlations", "compact", "gc"):
     NEEDED[f"study {name}"] = ["x"]
 NEEDED["study report"] = ["x", "--output=x"]
 
 
-NOTHING = ("--decay", "--warmup", "--start", "--ema", "--held-out")  # of training: 0 is none of it
+NOTHING = ("--steps", "--decay", "--warmup", "--start", "--ema", "--held-out")  # of training: 0 is none of it
 
 
 def _hints(command: str) -> typing.Iterator[tuple[str, typing.Any, typer.models.OptionInfo]]:
@@ -72,7 +73,7 @@ def test_the_options_are_found() -> None:
 @pytest.mark.parametrize(("name", "flag"), OPTIONS)
 def test_nonsense_is_refused_by_name(name: str, flag: str, capsys: pytest.CaptureFixture) -> None:
     more = [] if flag == "--seed" else ["0", *TOO_MUCH]  # a seed is the only number that may be any number
-    if name == "train" and flag in NOTHING:
+    if name in ("train", "controls") and flag in NOTHING:
         more.remove("0")
     for value in [*NONSENSE, *more]:
         assert main([*name.split(), *NEEDED.get(name, []), f"{flag}={value}"]) == 2, value

@@ -31,8 +31,10 @@ LINES = {
     "study table": ["study", "table", "plan.toml"],
     "study report": ["study", "report", "plan.toml"],
     "train": ["train", "photos", "--recipe", "w4a4-lsq", "--pairs", "scenes:train?samples=12"],
+    "controls": ["controls", "photos", "--recipe", "w4a4-lsq", "--pairs", "scenes:train?samples=12"]
+    + ["--data", "scenes:test?samples=20", "--dev", "scenes:dev?samples=20"],
 }
-FOLDERS = {"quantize", "evaluate", "verify", "sensitivity", "demo", "train"}  # whose output is one
+FOLDERS = {"quantize", "evaluate", "verify", "sensitivity", "demo", "train", "controls"}  # whose output is one
 FOLDERS |= {"study report"}
 Place = Callable[[Path], str]
 

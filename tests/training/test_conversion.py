@@ -41,8 +41,9 @@ def own_loop(student: nn.Module, teacher: nn.Module, steps: int = 5) -> list[flo
 
 
 #: Each quantizer once, on kernels or simulated, and what is particular.
+ROUND = sorted(name for name, kind in QUANTIZERS.items() if kind.rounds)
 BITS = itertools.cycle(("w4a8", "w4a4", "w2a8"))
-RECIPES = [f"{bits}-{name}" for name, bits in zip(sorted(QUANTIZERS), BITS, strict=False)]
+RECIPES = [f"{bits}-{name}" for name, bits in zip(ROUND, BITS, strict=False)]
 RECIPES += [
     "w8a8-lsq",
     "w4a4-rotation+lsq",

@@ -19,7 +19,7 @@ from qclip.training.quantizers.ste import DynamicInput
 from qkernels.grids import Grid
 from qkernels.weights import levels, quantize_weight
 
-NAMES = sorted(QUANTIZERS)
+NAMES = sorted(name for name, kind in QUANTIZERS.items() if kind.rounds)
 H = 1e-4
 
 

@@ -274,7 +274,7 @@ def test_a_set_without_captions(tmp_path: Path) -> None:
 
 def test_settings_that_are_none() -> None:
     for given, told in (
-        ({"steps": 0}, "steps must be at least 1"),
+        ({"steps": -1}, "steps must be at least 0"),
         ({"rate": -1.0}, "rate must be a finite number"),
         ({"start": 1.0}, "start must lie from 0 to below 1"),
         ({"held_out": 0.0, "logit_scale": "tuned"}, "fitted on held-out pairs"),

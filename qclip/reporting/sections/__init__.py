@@ -57,6 +57,7 @@ SECTIONS: Registry[type[Section]] = Registry(
     "report section",
     "qclip.sections",
     {
+        "controls": f"{_HERE}.controls:ControlsSection",
         "accuracy": f"{_HERE}.accuracy:AccuracySection",
         "selective": f"{_HERE}.selective:SelectiveSection",
         "ood": f"{_HERE}.ood:OodSection",
