@@ -204,23 +204,32 @@ def _ablation(found: Mapping[str, Any]) -> list[str]:
     for (model, recipe, split), rows in grouped(found["rows"], "model", "recipe", "split").items():
         metrics = list(dict.fromkeys(row["metric"] for row in rows))
         body = []
-        for (objective,), mine in grouped(rows, "objective").items():
-            cells = [_mean([row for row in mine if row["metric"] == metric]) for metric in metrics]
+        signed = "difference" in split
+        for (arm, objective), mine in grouped(rows, "arm", "objective").items():
+            cells = [_mean([row for row in mine if row["metric"] == metric], signed) for metric in metrics]
             notes = list(dict.fromkeys(row["note"] for row in mine if row.get("note")))
-            body.append([f"`{objective}`", *cells, "; ".join(notes)])
+            body.append([arm, f"`{objective}`", *cells, "; ".join(notes)])
         steps = "/".join(dict.fromkeys(str(row.get("steps", "")) for row in rows))
-        head = ["objective", *metrics, "note"]
+        head = ["arm", "objective", *metrics, "note"]
         title = f"### `{model}`, `{recipe}`, {split}" + (f", {steps} steps" if steps else "")
         parts.append(f"{title}\n" + "\n".join(table(head, body)))
     return parts
 
 
-def _mean(rows: Sequence[Row]) -> str:
-    values = [float(row["value"]) for row in rows if row["value"] is not None]
-    if not values:
+def _mean(rows: Sequence[Row], signed: bool) -> str:
+    """A mean over seeds with the extremes; of one seed the interval where there is one."""
+    found = [row for row in rows if row["value"] is not None]
+    if not found:
         return ""
-    text = f"{sum(values) / len(values):.4f}"
-    return text + (f" ({min(values):.4f}-{max(values):.4f})" if len(values) > 1 else "")
+    values, form = [float(row["value"]) for row in found], "+.4f" if signed else ".4f"
+    text = f"{sum(values) / len(values):{form}}"
+    if len(found) > 1:
+        return f"{text} ({min(values):{form}} to {max(values):{form}})"
+    low, high = found[0].get("low"), found[0].get("high")
+    if low is None or high is None:
+        return text
+    text = f"{text} [{low:{form}}, {high:{form}}]"
+    return f"**{text}**" if signed and not low <= 0 <= high else text
 
 
 COST = {

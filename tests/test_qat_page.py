@@ -85,13 +85,17 @@ def test_targets_of_reliability() -> None:
 
 def test_the_ablation_and_the_cost_stand_there() -> None:
     rows = [
-        {"model": "m", "recipe": "w4a8-lsq", "objective": o, "seed": s, "split": "dev", "metric": "ece", "value": v}
+        {"model": "m", "recipe": "w4a8-lsq", "arm": o[:4], "objective": o, "seed": s, "split": "dev", "metric": "ece"}
+        | {"value": v}
         for o, s, v in (("contrastive", 0, 0.1), ("contrastive", 1, 0.2), ("mse", 0, 0.05))
     ]
+    ends = {"split": "dev, difference to float", "low": -0.3, "high": -0.1}
+    rows += [row | ends | {"value": -0.2} for row in rows[2:]]
     cost = [{"model": "m", "recipe": "w4a8-lsq", "batch": 64, "float_step_s": 0.5, "rounded_step_s": 0.9}]
     cost[0] |= {"step_ratio": 1.8, "float_peak_mb": 10, "rounded_peak_mb": 20, "memory_ratio": 2.0}
     text = page({}, {"ablation": {"rows": rows}, "cost": cost})
-    assert "| `contrastive` | 0.1500 (0.1000-0.2000) |  |" in text and "| `mse` | 0.0500 |  |" in text
+    assert "| cont | `contrastive` | 0.1500 (0.1000 to 0.2000) |  |" in text and "| mse | `mse` | 0.0500 |  |" in text
+    assert "| mse | `mse` | **-0.2000 [-0.3000, -0.1000]** |  |" in text
     assert "| `m` | `w4a8-lsq` | 64 | 0.5 | 0.9 | 1.8 | 10 | 20 | 2.0 |" in text
     assert "- **missed**: a step of `w4a8-lsq` on `m` costs 1.80 times" in text
     assert "- reached: memory of `w4a8-lsq`" in text
