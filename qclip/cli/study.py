@@ -226,7 +226,7 @@ def choose_command(
     plan: Plan,
     store: Folder = None,
     max_size: Annotated[
-        str | None, typer.Option("--max-size", metavar="SIZE", help="Of the model, as in 60MB.")
+        str | None, typer.Option("--max-size", metavar="SIZE", help="Of the model in memory, as in 60MB.")
     ] = None,
     max_latency: Annotated[
         str | None, typer.Option("--max-latency", metavar="TIME", help="Per image, as the study noted it in passing.")

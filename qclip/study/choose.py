@@ -18,6 +18,7 @@ from .tables import SCORE, Asked, find
 from .variants import FLOAT
 
 SIZE, LATENCY = "model_bytes", "ms_per_image"
+ROUNDING = 1e-9  # 100 x 0.02 is a little more than 2
 FACTORS = {"kb": 1e3, "mb": 1e6, "gb": 1e9, "b": 1.0, "": 1.0}
 
 
@@ -103,7 +104,8 @@ def _candidate(model: str, variant: str, lines: Sequence[Mapping[str, Any]], lim
                 if gap is None or math.isnan(gap):
                     continue
                 worst = ends[0] if side > 0 else ends[1]
-                lost = (-side * gap * scale, None if worst is None else -side * worst * scale)
+                # + 0.0: no loss is 0, not -0
+                lost = (-side * gap * scale + 0.0, None if worst is None else -side * worst * scale + 0.0)
                 if name not in losses or lost[0] > losses[name][0]:  # of several sets the one that loses most
                     losses[name] = lost
     return Candidate(model, variant, value(SIZE), value(LATENCY), value(limits.prefer), losses)
@@ -121,7 +123,7 @@ def _broken(each: Candidate, limits: Limits) -> list[str]:
     for name, most in limits.max_loss.items():
         if name not in each.losses:
             out.append(f"its loss of {name} is undefined or was not measured")
-        elif each.losses[name][0] > most:
+        elif each.losses[name][0] > most + ROUNDING:
             out.append(f"loses {each.losses[name][0]:.2f} of {name}")
     return out
 

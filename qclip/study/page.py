@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+from markupsafe import Markup
 
 from qclip import files
 from qclip.metrics import metric
@@ -45,7 +46,6 @@ class Shade:
 @dataclasses.dataclass(frozen=True)
 class Heat:
     title: str
-    unit: str
     columns: list[str]
     rows: list[tuple[str, list[list[Shade]]]]
 
@@ -58,6 +58,7 @@ class Part:
     title: str
     heats: list[Heat]
     pareto: list[Figure]
+    legend: list[tuple[Markup, str]]  # of its marks: methods
 
 
 def check_output(folder: Path, force: bool = False) -> None:
@@ -113,14 +114,16 @@ def _index(found: Found, asked: Asked, names: dict[int, str], written: set[str])
         pages = {block.variant.label: name for block in mine if (name := names[id(block)]) in written}
         places = dict.fromkeys((line["metric"], line["set"]) for line in lines if _shown(line, asked))
         heats = [heat for place in places if (heat := _heat(place, mine, lines, pages))]
-        pareto = [figure for place in places if (figure := _pareto(model, place, lines))]
-        parts.append(Part(f"part-{at}", f"{model} on {evaluation}", heats, pareto))
+        methods = list(dict.fromkeys(line["method"] or line["recipe"] for line in lines))
+        pareto = [figure for place in places if (figure := _pareto(model, place, lines, methods))]
+        legend = [(svg.key(series), name or FLOAT) for series, name in enumerate(methods)]
+        parts.append(Part(f"part-{at}", f"{model} on {evaluation}", heats, pareto, legend))
     measured = len(found.grid) - len(found.missing) - len(found.failed)
     lead = f"{measured} of {len(found.grid)} cells were measured" + (
         f", {len(found.failed)} failed" if found.failed else ""
     )
     title = Path(found.grid.plan.path).stem
-    return _template().render(title=title, lead=lead, parts=parts, notes=found.notes)
+    return _template().render(title=title, lead=lead, parts=parts, notes=found.notes, linked=bool(written))
 
 
 def _template() -> jinja2.Template:
@@ -159,9 +162,7 @@ def _heat(place: tuple[str, str], blocks: Sequence[Block], lines: Sequence[Line]
         shade = _shade(line, reach, pages.get(variant.label, ""))
         table.setdefault(line["method"] or variant.label, {}).setdefault(bits, []).append(shade)
     rows = [(method, [row.get(bits, []) for bits in columns]) for method, row in table.items()]
-    measure = units.metric(name)
-    unit = f", in {measure.unit}" if measure.unit else ""
-    return Heat(f"{metric(name).label} on {of}", unit, list(columns), rows)
+    return Heat(f"{metric(name).label} on {of}", list(columns), rows)
 
 
 def _shade(line: Line, reach: float, page: str) -> Shade:
@@ -179,7 +180,7 @@ def _shade(line: Line, reach: float, page: str) -> Shade:
     )
 
 
-def _pareto(model: str, place: tuple[str, str], lines: Sequence[Line]) -> Figure | None:
+def _pareto(model: str, place: tuple[str, str], lines: Sequence[Line], methods: list[str]) -> Figure | None:
     """Size against a metric; a series per method."""
     name, of = place
     sizes = {line["variant"]: line["value"] / 1e6 for line in lines if line["metric"] == SIZE}
@@ -208,8 +209,7 @@ def _pareto(model: str, place: tuple[str, str], lines: Sequence[Line]) -> Figure
             best = side * value
             front.append((size, value))
     axes.line(front, 1)
-    methods = list(dict.fromkeys(point[2]["method"] for point in points))
     for size, value, line in points:
         tip = f"{line['variant']}: {size:.1f} MB, {measure.value(value / scale)}"
-        axes.mark(size, value, methods.index(line["method"]), tip)
+        axes.mark(size, value, methods.index(line["method"] or line["recipe"]), tip)
     return Figure(title, axes.render())

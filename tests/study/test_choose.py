@@ -24,6 +24,7 @@ def test_one_beats_another_only_where_it_is_nowhere_worse() -> None:
 def test_limits_are_kept() -> None:
     limits = choose.Limits("top1", max_size=10, max_loss={"top1": 0.5})
     assert _broken(candidate("a", 10, 0.9, 0.5), limits) == []
+    assert _broken(candidate("a", 10, 0.9, 0.5 + 1e-15), limits) == []
     assert _broken(candidate("a", 11, 0.9, 0.6), limits) == ["too large: 11 B", "loses 0.60 of top1"]
     assert _broken(candidate("a", 1, None), limits) == ["top1 is undefined or was not measured"]
     broken = choose.Limits("top1", max_latency=5, max_loss={"ece": 1})

@@ -32,7 +32,8 @@ def test_each_variant_stands_under_its_bits_and_leads_to_its_page(written: Path,
     for line in find(small[0].grid, small[0].store).lines:
         if line["variant"] != "float" and not line["corruption"] and line["metric"] in ("top1", "ece", "auroc"):
             assert f">{units.metric(line['metric']).difference(line['difference'])}</a>" in text
-    assert '<th scope="col">8/8</th><th scope="col">4/8</th>' in text and text.count("<svg") == 3
+    assert '<th scope="col">8/8</th><th scope="col">4/8</th>' in text and text.count("<figure>") == 3
+    assert "<span>float</span>" in text and "<span>rtn</span>" in text  # what the marks mean
 
 
 def test_a_variant_s_page_is_that_of_evaluate(small: tuple[Ready, Told]) -> None:
