@@ -37,7 +37,7 @@ def imported(*folders: str) -> set[str]:
 
 
 def test_every_import_is_declared():
-    extras = [r for name in ("hf", "bench") for r in PROJECT["optional-dependencies"][name]]
+    extras = [r for name in ("hf", "bench", "ray") for r in PROJECT["optional-dependencies"][name]]
     declared = {name_of(r) for r in [*PROJECT["dependencies"], *extras]}
     assert imported(*OURS) - declared - {"markupsafe", "click"} == set()  # jinja2 and typer are made of these two
 
