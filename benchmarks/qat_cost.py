@@ -4,7 +4,8 @@
     python -m benchmarks.qat_cost --model photos --recipe w4a8-lsq --batch 64 --rounds 7
 
 A float step is the same one with every site's rounding switched off. Steps take turns, the ratio is that of medians.
-Memory is the largest resident size of a process that trains two steps, less what it has before it prepares the model.
+Memory is the largest resident size of a process that trains two steps; the ratio of steps is without what it has before
+the first.
 """
 
 from __future__ import annotations

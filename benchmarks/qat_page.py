@@ -240,6 +240,7 @@ COST = {
     "float_peak_mb": "float, MB",
     "rounded_peak_mb": "rounded, MB",
     "memory_ratio": "times the memory",
+    "memory_ratio_of_steps": "times that of the steps",
 }
 
 
@@ -248,7 +249,7 @@ def _cost(found: Sequence[Row]) -> list[str]:
         return []
     body = [[f"`{row['model']}`", f"`{row['recipe']}`", *(str(row[key]) for key in COST)] for row in found]
     about = "A step with rounding beside the same step without (`python -m benchmarks.qat_cost`)"
-    about += "; memory is that of the process, less what it has before the model is prepared.\n"
+    about += "; memory is the most that a process of two steps held, and the last column without what it held before.\n"
     return [f"## What training costs\n{about}" + "\n".join(table(["model", "recipe", *COST.values()], body))]
 
 
