@@ -92,7 +92,13 @@ def test_the_ablation_and_the_cost_stand_there() -> None:
     ends = {"split": "dev, difference to float", "low": -0.3, "high": -0.1}
     rows += [row | ends | {"value": -0.2} for row in rows[2:]]
     cost = [{"model": "m", "recipe": "w4a8-lsq", "batch": 64, "float_step_s": 0.5, "rounded_step_s": 0.9}]
-    cost[0] |= {"step_ratio": 1.8, "float_peak_mb": 10, "rounded_peak_mb": 20, "memory_ratio": 2.0}
+    cost[0] |= {
+        "step_ratio": 1.8,
+        "float_peak_mb": 10,
+        "rounded_peak_mb": 20,
+        "memory_ratio": 2.0,
+        "memory_ratio_of_steps": 1.9,
+    }
     text = page({}, {"ablation": {"rows": rows}, "cost": cost})
     assert "| cont | `contrastive` | 0.1500 (0.1000 to 0.2000) |  |" in text and "| mse | `mse` | 0.0500 |  |" in text
     assert "| mse | `mse` | **-0.2000 [-0.3000, -0.1000]** |  |" in text
