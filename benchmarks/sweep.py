@@ -189,10 +189,10 @@ def sweep(name: str, whole: bool = False) -> Outcome:
         qclip.quantize_(model, "w8a8")
         found = run.encode_image(images), run.encode_text(tokens)
     except ModelError as error:
-        return Outcome(name, None, str(error), time.perf_counter() - start)
+        return Outcome(name, None, str(error), round(time.perf_counter() - start, 1))
     pairs = zip(found, wanted, strict=True)
-    image, text = (float(torch.cosine_similarity(a.double(), b.double()).min()) for a, b in pairs)
-    return Outcome(name, (image, text), None, time.perf_counter() - start)
+    image, text = (round(float(torch.cosine_similarity(a.double(), b.double()).min()), 7) for a, b in pairs)
+    return Outcome(name, (image, text), None, round(time.perf_counter() - start, 1))
 
 
 def alone(name: str) -> Outcome:
@@ -203,7 +203,7 @@ def alone(name: str) -> Outcome:
 
 def _with_peak(name: str) -> Outcome:
     outcome = sweep(name, whole=True)
-    return dataclasses.replace(outcome, peak_gb=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6)
+    return dataclasses.replace(outcome, peak_gb=round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6, 2))
 
 
 def kept(file: Path | None) -> dict[str, Outcome]:
@@ -211,6 +211,12 @@ def kept(file: Path | None) -> dict[str, Outcome]:
     if file is None or not file.is_file():
         return {}
     return {name: Outcome(**fields) for name, fields in json.loads(file.read_text())["names"].items()}
+
+
+def written(found: dict[str, Outcome]) -> str:
+    """JSON: where it was measured, and a line for each name."""
+    lines = [f"  {json.dumps(name)}: {json.dumps(dataclasses.asdict(outcome))}" for name, outcome in found.items()]
+    return json.dumps(environment(), indent=1)[:-2] + ',\n "names": {\n' + ",\n".join(lines) + "\n }\n}\n"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -226,8 +232,7 @@ def main(arguments: list[str] | None = None) -> int:
         found[name] = alone(name) if given.whole else sweep(name)
         print(found[name], flush=True)
         if given.json is not None:
-            names = {each: dataclasses.asdict(outcome) for each, outcome in found.items()}
-            write_atomic(given.json, f"{json.dumps(environment(names=names), indent=1)}\n".encode())
+            write_atomic(given.json, written(found).encode())
         gc.collect()
     failed = [name for name, outcome in found.items() if not outcome.passes]
     print(f"{len(failed)} failed: {', '.join(failed)}" if failed else f"all {len(found)} pass")

@@ -67,14 +67,20 @@ for each in SMALL:
     _register(each)
 
 
+@torch.no_grad()
+def strong(tower: nn.Module) -> nn.Module:
+    """With weights by which every part changes the output: timm's begin smaller, those of heads a thousand times."""
+    for layer in tower.modules():
+        if isinstance(layer, nn.Linear | nn.Conv2d):
+            layer.weight.normal_(0, layer.weight[0].numel() ** -0.5)
+    return tower
+
+
 def build(name: str, seed: int = 0) -> Any:
     """A CustomTextCLIP with that image tower, which has preprocessing, a tokenizer and a description."""
     torch.manual_seed(seed)
     vision = {"timm_model_name": f"small_{name}", "image_size": 32, **SMALL[name][2]}
     config = {"embed_dim": 24, "vision_cfg": vision, "text_cfg": CONFIG["text_cfg"], "custom_text": True}
     model = perturb(models.create_from_config(config), seed)
-    with torch.no_grad():
-        for layer in model.visual.modules():
-            if isinstance(layer, nn.Linear | nn.Conv2d):  # timm's heads begin a thousand times smaller than this
-                layer.weight.normal_(0, layer.weight[0].numel() ** -0.5)
+    strong(model.visual)
     return models.attach(model, {"image_size": 32}, {"kind": "clip-bpe", "context_length": 16}, source=name)

@@ -337,8 +337,11 @@ def test_what_an_encoder_in_explicit_form_cannot_give_is_refused() -> None:
         for more in ({"output_hidden_states": True}, {"inputs_embeds": torch.zeros(3, 16, 32)}):
             with pytest.raises(ModelError, match="takes input_ids and attention_mask alone, not .*ask the float model"):
                 model.text.transformer(input_ids=ids, **more)
-        with pytest.raises(ModelError, match="output_attentions"):
+        with pytest.raises(ModelError, match="attention weights are never formed"):
             model.text.transformer(input_ids=ids, output_attentions=True)
+        model.text.transformer.config.output_hidden_states = True
+        with pytest.raises(ModelError, match="ask the float model"):
+            model.text.transformer(input_ids=ids)
 
 
 def test_another_encoder_is_refused_by_its_name() -> None:

@@ -18,13 +18,14 @@ from qclip import models
 from qclip.errors import ModelError
 from qclip.layers import QuantizedAttention, QuantizedMlp
 from qclip.models import replay
+from qclip.models.timm_vit import _is_patch
 from qclip.models.tower import Rotary
 from qkernels import cpu
 
 from ..small import IMAGES, TEXTS, small_clip
 from . import families
-from .architectures import SMALL_CONVNEXT, TIMM, perturb
-from .small_timm import CONVOLUTIONAL, SMALL, build, trunk
+from .architectures import SMALL_CONVNEXT, SMALL_VIT, TIMM, perturb
+from .small_timm import CONVOLUTIONAL, SMALL, build, strong, trunk
 
 ALL = list(SMALL)
 needs_kernels = pytest.mark.skipif(cpu.native is None, reason=f"needs the native kernels: {cpu.missing}")
@@ -161,7 +162,7 @@ OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
 @torch.no_grad()
 def test_options_of_trunks(what: str) -> None:
     name, settings = OPTIONS[what]
-    tower, side = perturb(trunk(name, **settings)), settings.get("img_size", 32)
+    tower, side = strong(perturb(trunk(name, **settings))), settings.get("img_size", 32)
     call = {"vision": lambda m: m(torch.nn.functional.interpolate(IMAGES, side))}
     families.explicit_form_equals(tower, call)
     families.rows_and_pairs_are_those_that_run(tower, call, len(IMAGES))
@@ -177,7 +178,7 @@ def test_rows_and_pairs_of_images_that_are_no_squares(name: str) -> None:
 @pytest.mark.parametrize("name", ["eva02", "eva_post_norm", "vit_clip"])
 @torch.no_grad()
 def test_blocks_take_masks(name: str) -> None:
-    tower = perturb(TIMM[name]() if name in TIMM else trunk(name))
+    tower = strong(perturb(TIMM[name]() if name in TIMM else trunk(name)))
     x, mask = torch.randn(2, 5, 24), torch.zeros(5, 5).masked_fill(torch.rand(5, 5) > 0.6, -torch.inf).fill_diagonal_(0)
     settings = ({"attn_mask": mask}, {"is_causal": True})
     wants = [tower.blocks[0](x, **each) for each in settings]
@@ -188,11 +189,32 @@ def test_blocks_take_masks(name: str) -> None:
 
 @torch.no_grad()
 def test_an_attention_pool_takes_masks() -> None:
-    tower = perturb(trunk("pe"))
+    tower = strong(perturb(trunk("pe")))
     x, mask = torch.randn(2, 5, 24), torch.tensor([0.0, 0.0, -torch.inf, 0.0, -torch.inf]).expand(2, 1, 1, 5)
     want = tower.attn_pool(x, attn_mask=mask)
     with models.explicit_form(tower):
         torch.testing.assert_close(tower.attn_pool(x, attn_mask=mask), want, rtol=0, atol=1e-5)
+
+
+def test_what_may_be_scaled() -> None:
+    """Keys and values of a pool, where nothing stands between them and the norm; what a batch norm feeds."""
+    pe, other = copy.deepcopy(kept("pe")), TIMM["vit_other_pool"]()
+    with models.explicit_form(pe) as of_pe, models.explicit_form(other) as of_other:
+        for towers, between in ((of_pe, False), (of_other, True)):
+            pool = towers["vision"].blocks[-1].sites
+            assert [pool[f"pool_{kind}"].smoothable for kind in "qkv"] == [False, not between, not between]
+    with models.explicit_form(copy.deepcopy(kept("fastvit"))) as towers:
+        assert all(block.sites["fc1"].smoothable for block in towers["vision"].blocks)
+
+
+def test_registers_are_no_rows_of_a_pool_that_leaves_them_out() -> None:
+    tower = timm.create_model("vit_base_patch16_siglip_224", **SMALL_VIT, num_classes=0, reg_tokens=4).eval()
+    tower.pool_include_prefix = False
+    families.rows_and_pairs_are_those_that_run(tower, {"vision": lambda m: m(IMAGES)}, len(IMAGES))
+
+
+def test_an_overlapping_convolution_is_no_patch_embedding() -> None:
+    assert _is_patch(nn.Conv2d(3, 8, 4, 4)) and not _is_patch(nn.Conv2d(3, 8, 3, 2)) and not _is_patch(nn.Identity())
 
 
 def test_the_post_norm_block_reads_the_residual_stream() -> None:
@@ -228,6 +250,10 @@ def test_settings_without_an_explicit_form_are_named() -> None:
     for model, why in ((gated, "gated attention"), (grouped, "grouped-query attention")):
         with pytest.raises(ModelError, match=f"trunk.blocks.[01].attn: .*{why}"):
             models.towers(model)
+    pooled = copy.deepcopy(kept("relpos"))
+    pooled.visual.head.add_module("pool", nn.Identity())
+    with pytest.raises(ModelError, match="visual.head.pool: .*attention pooling over a feature map"):
+        models.towers(pooled)
     swin, fastvit = copy.deepcopy(kept("swin")), copy.deepcopy(kept("fastvit"))
     swin.visual.trunk.dynamic_img_size, fastvit.visual.trunk.fork_feat = True, True
     for model, why in ((swin, "dynamic_img_size"), (fastvit, "the features of its stages")):
