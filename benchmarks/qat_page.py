@@ -33,7 +33,7 @@ LOSS = 0.003  # of top-1
 
 def page(studies: Mapping[str, Results], rows: Mapping[str, Any]) -> str:
     hosts = ", ".join(dict.fromkeys(str(r.meta.get("cpu", "unknown processor")) for r in studies.values()))
-    parts = [HEAD.format(hosts=hosts or "nothing of them is measured yet")]
+    parts = [HEAD.format(hosts=hosts or "no comparison is there yet")]
     told = [each for each in studies.items() if Controlled(Index(each[1]))]
     parts += ["## What is reached\n" + "\n".join(_targets(dict(told), rows)) + "\n"]
     parts += _accuracy(rows.get("accuracy", {}))

@@ -10,14 +10,18 @@ What is measured is the variant as it is loaded. `--measured` are files of `qcli
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import shlex
 from pathlib import Path
 from typing import Any
 
 import qclip
-from qclip import artifact, variants, zoo
+from qclip import artifact, recipes, variants, zoo
 from qclip.results import Results
+from qclip.training import Settings
 
 WANTED = ("top1", "balanced_accuracy", "nll", "ece", "nll_ts", "ece_ts", "signed_gap", "auroc", "mean_top1")
+OPTIONS = {"pairs": "samples"}  # of `qclip train`, where they are called otherwise than the setting
 COLUMNS = ("set", "subset", "corruption", "score", "metric", "value", "low", "high", "n")
 
 
@@ -43,7 +47,9 @@ def made(folder: Path, base: str, name: str, rows: list[dict[str, Any]]) -> dict
     source = pairs["source"].partition("?")[0].rsplit("/", 1)[-1]
     data = zoo.checkpoints()[base]["data"]
     settings = training["settings"]
-    options = [f"--{key.replace('_', '-')} {settings[key]}" for key in ("steps", "batch", "seed")]
+    usual = dataclasses.asdict(Settings.of(recipes.get(recipe)))
+    differ = [key for key, value in settings.items() if value != usual.get(key) or key == "seed"]
+    options = [f"--{OPTIONS.get(key, key).replace('_', '-')} {shlex.quote(str(settings[key]))}" for key in differ]
     command = f"qclip train {base} --recipe {recipe} --pairs {source} {' '.join(options)} --output DIR"
     return {
         "name": f"{base}:{name}",
