@@ -88,6 +88,21 @@ def test_a_group_that_is_whole_has_a_mean_of_its_own() -> None:
     assert [each for each in conditions(Measured(noise)) if each not in (CLEAN, *noise)] == ["noise"]
 
 
+def test_seeds_and_calibration_sets_are_cells_of_their_own(tmp_path: Path) -> None:
+    data = f'calibration = ["scenes:dev?samples=9", "{OOD}"]\nseeds = [0, 1]\n'
+    grid = grid_of(tmp_path, data + TEXT.replace('"w4a8"', '"w4a8-gptq"'))
+    assert len(grid.cells()) == len(grid) == 2 * (2 + 4)
+    other = grid_of(tmp_path, data.replace("[0, 1]", "[1, 2]") + TEXT.replace('"w4a8"', '"w4a8-gptq"'))
+    assert len(grid.cells() & other.cells()) == 2 * (2 + 2)  # float and w8a8 draw nothing, and seed 1 is in both
+
+
+@pytest.mark.parametrize("said", ["full = true", "jpeg85 = true"])
+def test_how_images_are_corrupted_is_in_the_hash_of_corrupted_cells(said: str, tmp_path: Path) -> None:
+    before, after = grid_of(tmp_path), grid_of(tmp_path, TEXT.replace("severities = [3]", f"severities = [3]\n{said}"))
+    assert cell(before) == cell(after)
+    assert cell(before, condition="gaussian_noise") != cell(after, condition="gaussian_noise")
+
+
 def test_two_recipes_of_one_name_are_refused(tmp_path: Path) -> None:
     text = TEXT.replace('"w4a8"]', '"w4a8", {name = "w8a8", weight_bits = 6, activation_bits = 8}]')
     with pytest.raises(InputError, match="two recipes are named 'w8a8'"):
