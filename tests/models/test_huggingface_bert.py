@@ -83,6 +83,16 @@ def test_explicit_form_sites_and_encoders(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 @torch.no_grad()
+def test_columns_of_padding_are_cut_off(name: str) -> None:
+    model, seen = build(name), []
+    block = models.towers(model)["text"].blocks[0].module
+    block.register_forward_pre_hook(lambda _, args: seen.append(args[0].shape[1]))
+    models.encoders(model).encode_text(tokens(name))
+    assert seen == [9]
+
+
+@pytest.mark.parametrize("name", NAMES)
+@torch.no_grad()
 def test_folders(name: str, tmp_path: Path) -> None:
     model = build(name)
     model.save_pretrained(tmp_path)

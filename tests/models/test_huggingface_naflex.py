@@ -114,6 +114,18 @@ def test_a_program_serves_other_grids_and_masks() -> None:
 
 
 @torch.no_grad()
+def test_hooks_on_the_embeddings_are_called() -> None:
+    model = qclip.quantize(build(), "w8a8")
+    want, seen = naflex(model), []
+    embeddings = next(m for m in model.modules() if type(m).__name__ == "Siglip2VisionEmbeddings")
+    handle = embeddings.register_forward_hook(lambda *_: seen.append("embeddings"))
+    torch.testing.assert_close(naflex(model), want, rtol=0, atol=1e-5)
+    assert seen == ["embeddings"]
+    handle.remove()
+    assert torch.equal(naflex(model), want)
+
+
+@torch.no_grad()
 def test_padding_changes_nothing() -> None:
     model = qclip.quantize(build(), "w8a8")
     given = inputs()

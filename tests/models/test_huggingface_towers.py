@@ -157,6 +157,13 @@ def test_a_part_of_another_kind_is_refused_by_its_name() -> None:
         assert model.state_dict().keys() == before.keys()
 
 
+def test_dropout_that_is_left_out_is_told() -> None:
+    model = build("CLIPVisionModel")
+    next(module for module in model.modules() if type(module).__name__ == "CLIPAttention").dropout = 0.1
+    with pytest.warns(UserWarning, match="has dropout inside attention or MLP"):
+        models.towers(model)
+
+
 def test_token_embeddings_are_resized_before() -> None:
     model = build("CLIPTextModelWithProjection")
     model.resize_token_embeddings(108, mean_resizing=False)

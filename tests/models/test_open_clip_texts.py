@@ -301,6 +301,14 @@ def test_settings_without_an_explicit_form_are_named() -> None:
             models.towers(model)
 
 
+def test_inputs_of_berts_sites_may_be_scaled() -> None:
+    with models.explicit_form(build("roberta")) as towers:
+        sites = towers["text"].blocks[0].sites
+        assert {kind: site.smoothable for kind, site in sites.items()} == dict.fromkeys(
+            ("q", "k", "v", "out", "fc1"), True
+        ) | {"fc2": False}
+
+
 @pytest.mark.parametrize("name", ["roberta", "m2m_100", "mt5"])
 def test_dropout_that_is_left_out_is_told(name: str) -> None:
     model = build(name)
