@@ -14,7 +14,7 @@ import pytest
 from qclip.errors import InputError
 from qclip.study.rows import SCHEMA
 from qclip.study.run import Ready, artifacts
-from qclip.study.store import ABOUT, StudyStore
+from qclip.study.store import ABOUT, MANY, StudyStore, _parquet
 from tests.study.small import Told
 
 
@@ -84,6 +84,9 @@ def test_a_cell_that_two_runs_wrote_counts_once(tmp_path: Path) -> None:
     assert len(list((store.folder / "results").rglob("*.parquet"))) == 2 and len(store.rows()) == 1
     store.compact()
     assert len(store.rows()) == 1
+    both = pa.concat_tables([rows_of("a" * 32), rows_of("b" * 32)])
+    store._put("results", "r", MANY, _parquet(both), ".parquet")  # of another run, compacted too
+    assert sorted(store.rows(columns=["cell"])["cell"].to_pylist()) == ["a" * 32, "b" * 32]
 
 
 def test_gc_keeps_what_is_named(copy: StudyStore, small: tuple[Ready, Told]) -> None:
