@@ -150,15 +150,15 @@ def measure(args: argparse.Namespace) -> None:
 def artifact(args: argparse.Namespace) -> None:
     """What was trained elsewhere, on the same splits."""
     trained = qclip.load_model(args.path)
-    notes = trained.qclip_quantization.provenance["training"]["settings"]
-    about = {"objective": notes["objective"], "seed": notes["seed"], "steps": notes["steps"]}
-    judge(trained, {"arm": args.arm, **about, "note": args.note}, args.data)
+    done = trained.qclip_quantization
+    about = {name: done.provenance["training"]["settings"][name] for name in ("objective", "seed", "steps")}
+    judge(trained, {"arm": args.arm, "recipe": done.recipe.name, **about, "note": args.note}, args.data)
 
 
 def judge(model: nn.Module, about: dict[str, Any], data: str) -> None:
     rows = [row for row in kept() if row["arm"] not in (about["arm"], "float")]
     about = {"model": MODEL, "recipe": RECIPE, **about}
-    plain = about | {"arm": "float", "objective": "float", "steps": 0, "note": ""}
+    plain = about | {"arm": "float", "recipe": RECIPE, "objective": "float", "steps": 0, "note": ""}
     for each in dev_sets(data):
         found = qclip.evaluate({"float": qclip.load_model(MODEL), "arm": model}, **each)
         rows += [*rows_of(found, plain, "float"), *rows_of(found, about, "arm")]
