@@ -157,6 +157,14 @@ def test_a_part_of_another_kind_is_refused_by_its_name() -> None:
         assert model.state_dict().keys() == before.keys()
 
 
+@torch.no_grad()
+def test_hidden_states_are_there_in_every_call() -> None:
+    for name, given in (("CLIPTextModel", {"input_ids": TOKENS}), ("SiglipVisionModel", {"pixel_values": IMAGES})):
+        model = qclip.quantize(build(name), "w8a8")
+        for _ in range(6):  # no program takes over
+            assert len(model(**given, output_hidden_states=True).hidden_states) == 3
+
+
 def test_dropout_that_is_left_out_is_told() -> None:
     model = build("CLIPVisionModel")
     next(module for module in model.modules() if type(module).__name__ == "CLIPAttention").dropout = 0.1

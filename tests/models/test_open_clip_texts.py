@@ -165,6 +165,15 @@ def test_padding_changes_nothing_and_is_cut_off(name: str) -> None:
     assert run.text_positions(tokens(name, (5, 5))) is None  # what is left after the cut is all read
 
 
+@pytest.mark.parametrize("name", ["roberta", "m2m_100"])
+@torch.no_grad()
+def test_tokens_beside_the_embedding(name: str) -> None:
+    model, ids = perturb(models.create_from_config(config(name, output_tokens=True))), tokens(name)
+    want = model.text(ids)
+    with models.explicit_form(model):
+        torch.testing.assert_close(model.text(ids), want, rtol=0, atol=1e-5)
+
+
 @torch.no_grad()
 def test_coca() -> None:
     torch.manual_seed(0)
