@@ -89,6 +89,9 @@ def test_columns_of_padding_are_cut_off(name: str) -> None:
     block.register_forward_pre_hook(lambda _, args: seen.append(args[0].shape[1]))
     models.encoders(model).encode_text(tokens(name))
     assert seen == [9]
+    inside = tokens(name)
+    inside[1, 3] = inside[1, -1]  # padding in the middle ends no text
+    assert models.encoders(model).text_ends(inside).tolist() == [4, 8, 6]
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -146,8 +146,9 @@ def test_images_are_cut_as_the_processor_cuts_them() -> None:
     torch.testing.assert_close(ours["pixel_values"], theirs["pixel_values"], rtol=0, atol=1e-5)
     run = models.encoders(model)
     assert run.image_size == 32 and run.preprocess(Image.fromarray(picture)).shape == (3, 32, 32)
-    with pytest.raises(ModelError, match="cut into patches of 8 x 8"):
-        run.encode_image(torch.zeros(1, 3, 4, 4))
+    for shape in ((1, 3, 4, 4), (0, 3, 32, 32)):
+        with pytest.raises(ModelError, match="cut into patches of 8 x 8"):
+            run.encode_image(torch.zeros(shape))
 
 
 def _mask(given: dict, row: int, marked: int) -> None:
