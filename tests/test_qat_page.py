@@ -85,7 +85,7 @@ def test_targets_of_reliability() -> None:
 
 def test_the_ablation_and_the_cost_stand_there() -> None:
     rows = [
-        {"model": "m", "recipe": "w4a8-lsq", "arm": o[:4], "objective": o, "seed": s, "split": "dev", "metric": "ece"}
+        {"model": "m", "recipe": "w4a8-lsq", "arm": o[:4], "objective": o, "seed": s, "split": "dev", "metric": "nll"}
         | {"value": v}
         for o, s, v in (("contrastive", 0, 0.1), ("contrastive", 1, 0.2), ("mse", 0, 0.05))
     ]
