@@ -121,6 +121,9 @@ class UnsupportedError(ModelError):
         super().__init__(message)
         self.module = module
 
+    def __reduce__(self) -> tuple[Any, ...]:  # a model that keeps it can be copied
+        return type(self), (self.module, str(self))
+
 
 @contextlib.contextmanager
 def telling_where(names: Mapping[nn.Module, str]) -> Iterator[None]:

@@ -50,7 +50,7 @@ class SiteState:
     input_scale: Tensor | None = None  # float32 []: static scale of the transformed input
     input_zero: Tensor | None = None  # int32 []: zero point of the static codes; None: 0
     negative_step: float | None = None  # of a static twin input, which is simulated: its step below 0
-    input_share: float = 1.0  # of each token's range that dynamic codes cover; below 1 it is simulated
+    input_share: float | None = None  # of each token's range that dynamic codes cover, simulated; None: all of it
     branch: Branch | None = None  # of the transformed input: what it adds, the codes need not stand for
     weight: Weight | None = None  # of the transformed input, on the plan's grid; None: round to nearest
     bias: Tensor | None = None  # float [N], in place of the float module's own
@@ -222,7 +222,7 @@ def build(state: SiteState) -> nn.Module:
         return QuantizedEmbedding(quantized, dtype=dtype, grid=plan.grid)
     # Codes of 1 to 8 bits per channel fit the INT8 product; float inputs have a kernel beside 4-bit weights only, and
     # a zero point has one where it is static.
-    runs = (plan.activation_grid == "sym" or plan.static) and state.negative_step is None and state.input_share == 1
+    runs = (plan.activation_grid == "sym" or plan.static) and state.negative_step is None and state.input_share is None
     if isinstance(quantized, Int4Weight) and bits in (8, None) and runs:
         layer = Int4Linear(quantized, bias, **settings, float_input=bits is None)
     elif isinstance(quantized, Int8Weight) and bits == 8 and runs:
@@ -232,7 +232,7 @@ def build(state: SiteState) -> nn.Module:
         rest: dict[str, Any] = {
             "activation_grid": grid,
             "negative_step": state.negative_step,
-            "input_share": state.input_share,
+            "input_share": state.input_share or 1.0,
         }
         layer = SimulatedLinear(quantized, bias, **settings, activation_bits=bits, **rest)
     if isinstance(source, nn.Conv2d):

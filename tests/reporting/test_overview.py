@@ -180,6 +180,8 @@ def test_every_section_without_its_data_says_so_or_has_no_line() -> None:
 def test_every_section_with_its_data_shows_it(make_twenty) -> None:
     page = html(make_twenty())
     for section in all_sections():
+        if section.name == "controls":  # which needs trained models: test_controlled.py
+            continue
         body = page.split(f'<section id="{section.name}">')[1].split("</section>")[0]
         assert section.absent not in body and ("<figure" in body or "<table" in body), section.name
 

@@ -162,12 +162,12 @@ def test_inputs_of_a_layer_are_those_of_training(name: str, bits: str) -> None:
         assert bits == "w8a8" and "bits" in str(why), why
         return
     x = torch.randn(5, 7, 64, generator=torch.Generator().manual_seed(2))
-    state = type("State", (), {"transforms": [], "input_scale": None, "input_zero": None, "input_share": 1.0})()
+    state = type("State", (), {"transforms": [], "input_scale": None, "input_zero": None, "input_share": None})()
     state.site = type("Site", (), {"name": "x"})()
     rounding.decide(state, 64)
     seen = transformed(x, state.transforms)
     scale, zero = state.input_scale, state.input_zero
-    grid, share = treatment.activation_grid, state.input_share
+    grid, share = treatment.activation_grid, state.input_share or 1.0
     found = quantize_dequantize(seen, treatment.activation_bits, scale, zero, grid, share)
     back = x - seen  # what a shift takes away, the bias gives back
     torch.testing.assert_close(found + back, rounding(x).detach(), rtol=1e-5, atol=1e-5)
