@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ def save(source: str | Path, base: nn.Module, path: str | Path, card: dict[str, 
     of 8 bits, so that a float model comes back nearly as it was; codes and scales of layers come back bit for bit.
     Raises ModelError where `source` was not trained from `base`."""
     source = Path(source)
-    content = artifact.read_description(source)
+    content = _without_folders(artifact.read_description(source))
     trained = artifact.load(source)
     own = _base(base, content)
     if own is None:
@@ -63,6 +64,18 @@ def save(source: str | Path, base: nn.Module, path: str | Path, card: dict[str, 
         (fresh / "README.md").write_text(readme, encoding="utf-8")
         (fresh / artifact.DESCRIPTION).write_text(json.dumps(content, indent=1) + "\n")
     return Path(path)
+
+
+def _without_folders(value: Any) -> Any:
+    """A description whose data names end in a file's name: where it lay concerns nobody else."""
+    if isinstance(value, dict):
+        return {
+            key: re.sub(r"(?<=:)/[^:?]*/", "", found)
+            if key == "source" and isinstance(found, str)
+            else _without_folders(found)
+            for key, found in value.items()
+        }
+    return [_without_folders(each) for each in value] if isinstance(value, list) else value
 
 
 def load(path: str | Path, base: nn.Module, device: str | torch.device = "cpu") -> nn.Module:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from tests.hostile.artifacts import read
 from tests.small import IMAGES, TEXTS, small_clip
 from tests.training.world import SETTINGS, pairs
 
+CHECKPOINTS = Path(zoo.__file__).parent / "checkpoints"
 CARD = {"name": "small:x", "data": "noise"}
 
 
@@ -126,3 +128,16 @@ def test_names_of_variants(saved: tuple[str, Path, Path], tmp_path: Path, monkey
     assert qclip.load_model("small:one").qclip_quantization.recipe.name == recipe
     with pytest.raises(errors.ModelError, match="unknown model 'small:two'; did you mean 'small:one'"):
         qclip.load_model("small:two")
+
+
+def test_nothing_that_is_shipped_says_where_it_was_made() -> None:
+    files = [each for each in CHECKPOINTS.rglob("*") if each.suffix in (".json", ".md")]
+    assert len(files) > 8
+    for file in files:
+        found = re.search(r"""[:"' (]/\w+/""", file.read_text(encoding="utf-8"))
+        assert found is None, (file, found)
+    content = {"a": [{"source": "parquet:/home/me/x.parquet?samples=3"}, {"source": "scenes:train"}], "source": "M:a/b"}
+    assert variants._without_folders(content) == {
+        "a": [{"source": "parquet:x.parquet?samples=3"}, {"source": "scenes:train"}],
+        "source": "M:a/b",
+    }
