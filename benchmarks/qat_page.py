@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -55,7 +56,8 @@ def page(studies: Mapping[str, Results], rows: Mapping[str, Any]) -> str:
 
 ABOUT = (
     "Each arm was trained with the same pairs in the same order, for the same steps; differences are means over seeds, "
-    "in percentage points for shares, with 95 % intervals that hold images and seeds (`qclip/reliability/runs.py`), "
+    "in percentage points for shares, with 95 % intervals that hold images and seeds (`qclip/reliability/runs.py`; of "
+    "one seed images alone), "
     "**bold** where they exclude 0; *p* is Holm's, over one table. The temperature of every arm is refitted on the dev "
     "split for *ECE, temperature fitted* and *NLL, temperature fitted*.\n\n"
     + "\n".join(f"- `{name}`: {about}." for name, about in CONTROLS.items())
@@ -183,7 +185,8 @@ def _study(name: str, results: Results) -> list[str]:
         [f"{q.name}, {q.place}", *(_cell(study.difference(q, study.recipe, other)) for other in against)]
         for q in study.questions
     ]
-    lines = [f"- {said}." for question in study.questions if (said := study.sentence(question))]
+    lines = [f"{note}.\n" for note in results.notes if re.match(r"\d+ arms", note)]
+    lines += [f"- {said}." for question in study.questions if (said := study.sentence(question))]
     head = ["metric", *(f"to {other}" for other in against)]
     return [
         f"### `{study.recipe}` of `{model}`\n" + "\n".join(lines) + "\n",
