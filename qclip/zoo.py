@@ -50,7 +50,7 @@ def _root() -> Path:
 def load_model(name: str | Path | nn.Module, device: str | torch.device = "cpu", arch: str | None = None) -> nn.Module:
     """A model in eval mode with `encode_image`, `encode_text`, `preprocess` and `tokenizer`.
 
-    `name`: a shipped checkpoint (`"photos"`), a variant of it (`"photos:float-continued"`), an artifact folder, an
+    `name`: a shipped checkpoint (`"photos"`), a variant of it (`"photos:w4a8-reliable"`), an artifact folder, an
     open_clip name (`"ViT-B-32:laion2b_s34b_b79k"`, `"ViT-B-32"` for random weights), `"local-dir:PATH"`,
     `"hf:ID_OR_DIR"`, a checkpoint file (`arch` names its architecture where the file does not), or an `nn.Module`,
     which comes back as it is.
