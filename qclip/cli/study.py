@@ -25,6 +25,10 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True, help="A grid of models, recipes and sets, declared in a file, measured once.")
 
 Plan = Annotated[Path, typer.Argument(metavar="PLAN", help="A TOML file; docs/study.md shows what may stand in it.")]
+Metrics = Annotated[
+    list[str] | None, typer.Option("--metric", metavar="NAME", help="Repeatable. Default: top1, ece, auroc.")
+]
+Score = Annotated[str, typer.Option("--score", metavar="NAME", help="OOD score.")]
 Folder = Annotated[
     Path | None,
     typer.Option("--store", metavar="DIR", parser=common.output_path, help="The store; default: PLAN's name + .study."),
@@ -177,10 +181,8 @@ def status_command(plan: Plan, store: Folder = None, json: common.Json = False) 
 def table_command(
     plan: Plan,
     store: Folder = None,
-    metric: Annotated[
-        list[str] | None, typer.Option("--metric", metavar="NAME", help="Repeatable. Default: top1, ece, auroc.")
-    ] = None,
-    score: Annotated[str, typer.Option("--score", metavar="NAME", help="OOD score.")] = "mcm",
+    metric: Metrics = None,
+    score: Score = "mcm",
     corruption: Annotated[
         str | None, typer.Option("--corruption", metavar="NAME", help="At each severity, under this one alone.")
     ] = None,
@@ -239,7 +241,7 @@ def choose_command(
     data: Annotated[
         str | None, typer.Option("--data", metavar="DATA", help="Which evaluation; default: the plan's first.")
     ] = None,
-    score: Annotated[str, typer.Option("--score", metavar="NAME", help="OOD score.")] = "mcm",
+    score: Score = "mcm",
     json: common.Json = False,
 ) -> None:
     """Name the variants that no other beats in everything, and pick one, with reasons."""
@@ -300,10 +302,8 @@ def choose_command(
 def correlations_command(
     plan: Plan,
     store: Folder = None,
-    metric: Annotated[
-        list[str] | None, typer.Option("--metric", metavar="NAME", help="Repeatable. Default: top1, ece, auroc.")
-    ] = None,
-    score: Annotated[str, typer.Option("--score", metavar="NAME", help="OOD score.")] = "mcm",
+    metric: Metrics = None,
+    score: Score = "mcm",
     json: common.Json = False,
 ) -> None:
     """Whether variants whose spectra changed more also changed more in reliability (`spectra = true` in the plan)."""
@@ -347,10 +347,8 @@ def report_command(
         Path, typer.Option("--output", metavar="DIR", parser=common.output_path, help="Write index.html here.")
     ],
     store: Folder = None,
-    metric: Annotated[
-        list[str] | None, typer.Option("--metric", metavar="NAME", help="Repeatable. Default: top1, ece, auroc.")
-    ] = None,
-    score: Annotated[str, typer.Option("--score", metavar="NAME", help="OOD score.")] = "mcm",
+    metric: Metrics = None,
+    score: Score = "mcm",
     pages: Annotated[
         bool, typer.Option("--pages/--no-pages", help="And the reliability page of each variant beside it.")
     ] = True,
