@@ -50,7 +50,7 @@ def plan_of_many(folder: Path) -> dict[str, Any]:
     plan = read(file)
     facts = Facts(dict.fromkeys("abc", "m"), {f"scenes:{name}": name for name in ("test", "dev", "train")}, {})
     grid = expand(plan, facts)
-    found = tasks(grid, set(), 8, artifacts(grid), alone=True)
+    found = tasks(grid, set(), 8, artifacts(grid), 1)
     queue = Queue(found)
     while (task := queue.take()) is not None:
         queue.finish(task)

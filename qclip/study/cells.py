@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 
 from qclip.data import read_lines
 from qclip.data.corruptions import CORRUPTIONS, GROUPS, PUBLISHED, members
@@ -34,6 +34,11 @@ class Block:
     variant: Variant
     sets: Sets
     cells: Mapping[str, str]
+
+    def under(self, conditions: Collection[str]) -> Block:
+        """With the cells of these conditions alone."""
+        left = {condition: cell for condition, cell in self.cells.items() if condition in conditions}
+        return dataclasses.replace(self, cells=left)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -83,7 +83,7 @@ class Bench:
             if not mine:
                 return Outcome(busy=True)
             there = self.store.measured(self.runtime)
-            left = [_without(block, there) for block in task.blocks]
+            left = [block.under(block.cells.keys() - there) for block in task.blocks]
             out = Outcome(done=[cell for cell in task.cells if cell in there])
             with _timed(out, "load"):
                 group = self._group(task, left, out)
@@ -105,19 +105,21 @@ class Bench:
             return {}
         names = {f"{task.model}\n{key}" for _, key in wanted}
         self._resident = {name: model for name, model in self._resident.items() if name in names}
-        for block, key in wanted:
-            if block.variant.is_float:
-                continue
-            name = f"{task.model}\n{key}"
-            try:
-                if name not in self._resident:
+        left_to_make = [(block, key) for block, key in wanted if not block.variant.is_float]
+        for wait in (False, True):  # what another worker is making comes last: meanwhile it is made
+            for block, key in tuple(left_to_make):
+                try:
                     with _timed(out, "quantize"):
-                        self._resident[name] = self._variant(task, block, key, group[FLOAT])
-                group[block.variant.label] = self._resident[name]
-            except OutputError:
-                raise
-            except Exception as error:
-                self._fail(block, list(block.cells), error, out)
+                        found = self._variant(task, block, key, group[FLOAT], wait)
+                except OutputError:
+                    raise
+                except Exception as error:
+                    self._fail(block, list(block.cells), error, out)
+                    left_to_make.remove((block, key))
+                    continue
+                if found is not None:
+                    group[block.variant.label] = found
+                    left_to_make.remove((block, key))
         return group
 
     def _model(self, task: Task) -> nn.Module:
@@ -131,14 +133,23 @@ class Bench:
             self._models[task.model] = model
         return self._models[task.model]
 
-    def _variant(self, task: Task, block: Block, key: str, model: nn.Module) -> nn.Module:
+    def _variant(self, task: Task, block: Block, key: str, model: nn.Module, wait: bool) -> nn.Module | None:
+        """The quantized model, which stays resident; None where another worker makes it and this one is not to wait."""
+        name = f"{task.model}\n{key}"
+        if name not in self._resident and (found := self._made(task, block, key, model, wait)) is not None:
+            self._resident[name] = found
+        return self._resident.get(name)
+
+    def _made(self, task: Task, block: Block, key: str, model: nn.Module, wait: bool) -> nn.Module | None:
         variant = block.variant
         if variant.artifact is not None:
             if artifact.description_hash(artifact.read_description(variant.artifact)) != key:
                 raise ModelError(f"{variant.artifact!r} has changed since the plan was expanded; run it again")
             return artifact.load(variant.artifact, self.device)
         folder = self.store.artifact(f"{key}-{self.runtime}")
-        with self.store.lock(folder.name):  # of evaluations that share a variant, one makes it
+        with self.store.lock(folder.name, wait=wait) as mine:  # of evaluations that share a variant, one makes it
+            if not mine:
+                return None
             if not artifact.is_artifact(folder):
                 assert variant.recipe is not None
                 self._say(f"quantizing {task.model} with {variant.label}")
@@ -265,18 +276,12 @@ class Bench:
             self.progress(what, 0, 0)
 
 
-def _without(block: Block, there: set[str]) -> Block:
-    left = {condition: cell for condition, cell in block.cells.items() if cell not in there}
-    return dataclasses.replace(block, cells=left)
-
-
 def _halves(blocks: list[Block], wanted: list[str]) -> Iterator[list[Block]]:
     """Smaller parts of what failed: each variant, or each condition of the only one."""
     if len(blocks) > 1:
         yield from ([block] for block in blocks)
     elif len(wanted) > 1:
-        for condition in wanted:
-            yield [dataclasses.replace(blocks[0], cells={condition: blocks[0].cells[condition]})]
+        yield from ([blocks[0].under({condition})] for condition in wanted)
 
 
 def _part(results: Results, label: str, condition: str, labels: list[str]) -> Results:

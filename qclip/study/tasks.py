@@ -1,26 +1,27 @@
 """Tasks: cells of one model on one evaluation that are measured together, and the order in which they may run.
 
 An image is decoded and corrupted once for all variants of a task, so that a task has as many variants as may be
-resident at once. The float model's own cells come first, in a task of their own where several processes work: the
-others find its embeddings then.
+resident at once. Several workers share an evaluation by its conditions, so that no two of them corrupt the same image.
+Of the tasks of a condition the one with the float model's own cells is first: the others find its embeddings then. A
+group's mean comes after the corruptions that it is made of, for the same reason.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections import deque
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 
 from qclip.store import key_of
 
-from .cells import Block, Grid
+from .cells import Block, Grid, corruptions_of
 from .plan import Measured, Sets
 
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """blocks: variants of one model on one evaluation, each with the cells that are wanted of it. after: the key of the
-    task that comes before it. keys: of the facts that it builds on: of the model, the sets, and the artifacts."""
+    """blocks: variants of one model on one evaluation, each with the cells that are wanted of it. facts: keys of what
+    it builds on: of the model, and of the sets. after: the keys of the tasks that come before it."""
 
     key: str
     model: str
@@ -29,7 +30,7 @@ class Task:
     blocks: tuple[Block, ...]
     artifacts: tuple[str, ...]  # key of each block's quantized model, "" of float
     facts: Mapping[str, str]
-    after: str | None = None
+    after: frozenset[str] = frozenset()
 
     @property
     def cells(self) -> list[str]:
@@ -37,40 +38,50 @@ class Task:
 
 
 def tasks(
-    grid: Grid, done: Collection[str], resident: int, artifacts: Mapping[str, str], alone: bool = False
+    grid: Grid, done: Collection[str], resident: int, artifacts: Mapping[str, str], together: int | None = None
 ) -> list[Task]:
     """What is to be done: the cells that are not among `done`, `resident` variants at once beside float.
 
-    artifacts: key of the quantized model of each variant, by `model` and `label` joined by a newline. alone: the float
-    model's cells are a task of their own, after which the others come.
+    artifacts: key of the quantized model of each variant, by `model` and `label` joined by a newline. together: how
+    many corruptions a task has at most (None: a task has all conditions).
     """
     out: list[Task] = []
     for (model, sets), blocks in _by_evaluation(grid.blocks, done).items():
         facts = {f"model {model}": grid.facts.models[model]}
         facts |= {f"set {name}": grid.facts.sets[name] for name in sets.names()}
-        floats = [block for block in blocks if block.variant.is_float]
-        others = [block for block in blocks if not block.variant.is_float]
-        if alone or not others:
-            parts = [floats] if floats else []
-            first = bool(parts)
-        else:
-            parts, first = [floats + others[: max(1, resident)]], False
-            others = others[max(1, resident) :]
-        parts += [others[at : at + resident] for at in range(0, len(others), max(1, resident))]
-        before: str | None = None
-        for part in parts:
-            used = {
-                f"set {b.variant.calibration}": grid.facts.sets[b.variant.calibration]
-                for b in part
-                if b.variant.calibration
-            }
-            keys = tuple(artifacts[f"{block.variant.model}\n{block.variant.label}"] for block in part)
-            cells = [cell for block in part for cell in block.cells.values()]
-            key = key_of("task", 1, cells=cells)[:32]
-            out.append(Task(key, model, sets, grid.plan.measured, tuple(part), keys, facts | used, before))
-            if first and before is None:
-                before = key
+        before: list[Task] = []
+        for conditions in _parts(blocks, together):
+            narrowed = [block for each in blocks if (block := each.under(conditions)).cells]
+            floats = [block for block in narrowed if block.variant.is_float]
+            others = [block for block in narrowed if not block.variant.is_float]
+            groups = any(len(corruptions_of(each)) > 1 for each in conditions)
+            after = frozenset(task.key for task in before) if groups else frozenset()
+            for at in range(0, max(1, len(others)), resident):
+                part = [*(floats if at == 0 else ()), *others[at : at + resident]]
+                used = [b.variant.calibration for b in part if b.variant.calibration]
+                known = facts | {f"set {name}": grid.facts.sets[name] for name in used}
+                keys = tuple(artifacts[f"{block.variant.model}\n{block.variant.label}"] for block in part)
+                cells = [cell for block in part for cell in block.cells.values()]
+                key = key_of("task", 1, cells=cells)[:32]
+                before.append(Task(key, model, sets, grid.plan.measured, tuple(part), keys, known, after))
+                if at == 0 and floats:
+                    after = after | {key}
+        out += before
     return out
+
+
+def _parts(blocks: Iterable[Block], together: int | None) -> Iterator[list[str]]:
+    """The conditions of an evaluation as tasks have them: the sets as they are, `together` corruptions each, and the
+    means of groups, which are made of these."""
+    wanted = list(dict.fromkeys(condition for block in blocks for condition in block.cells))
+    if together is None:
+        yield wanted
+        return
+    kinds: tuple[list[str], list[str], list[str]] = ([], [], [])
+    for each in wanted:
+        kinds[min(len(corruptions_of(each)), 2)].append(each)
+    clean, single, groups = kinds
+    yield from filter(None, [clean, *(single[at : at + together] for at in range(0, len(single), together)), groups])
 
 
 def _by_evaluation(blocks: Iterable[Block], done: Collection[str]) -> dict[tuple[str, Sets], list[Block]]:
@@ -84,19 +95,18 @@ def _by_evaluation(blocks: Iterable[Block], done: Collection[str]) -> dict[tuple
 
 
 class Queue:
-    """Tasks in an order in which each comes after the one that it needs. One may be put back: somebody else has it."""
+    """Tasks in an order in which each comes after those that it needs. One may be put back: somebody else has it."""
 
     def __init__(self, todo: Iterable[Task]) -> None:
-        self._ready: deque[Task] = deque()
-        self._waiting: dict[str, list[Task]] = {}
-        self._running = 0
         todo = list(todo)
         known = {task.key for task in todo}
+        self._needs = {task.key: set(task.after & known) for task in todo}
+        self._ready = deque(task for task in todo if not self._needs[task.key])
+        self._waiting: dict[str, list[Task]] = {}  # by what they wait for
         for task in todo:
-            if task.after in known and task.after is not None:
-                self._waiting.setdefault(task.after, []).append(task)
-            else:
-                self._ready.append(task)
+            for key in self._needs[task.key]:
+                self._waiting.setdefault(key, []).append(task)
+        self._running = 0
 
     def take(self) -> Task | None:
         """A task that can run now; None where there is none, or none yet."""
@@ -108,7 +118,10 @@ class Queue:
     def finish(self, task: Task) -> None:
         """The task is done, or has failed: those that waited for it can run."""
         self._running -= 1
-        self._ready.extend(self._waiting.pop(task.key, []))
+        for other in self._waiting.pop(task.key, []):
+            self._needs[other.key].discard(task.key)
+            if not self._needs[other.key]:
+                self._ready.append(other)
 
     def put_back(self, task: Task, soon: bool = False) -> None:
         """The task did not run; soon: it is the next to be taken."""

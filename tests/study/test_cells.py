@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 
+from qclip.data.corruptions import members
 from qclip.errors import InputError
 from qclip.study.cells import CLEAN, Grid, conditions, expand
 from qclip.study.facts import Facts
 from qclip.study.plan import Measured, Plan
-from qclip.study.tasks import Queue, tasks
+from qclip.study.tasks import Queue, Task, tasks
 from qclip.study.variants import evaluated_on
 from tests.study.small import DATA, OOD, TEXT, plan_of
 
@@ -119,39 +120,61 @@ def test_models_go_to_the_sets_that_name_them() -> None:
     assert evaluated_on(("scenes-*",), "scenes-clean") and not evaluated_on(("scenes-*",), "photos")
 
 
-def task_list(plan: Plan, done: set[str], resident: int, alone: bool = False) -> list[list[str]]:
-    grid = expand(plan, FACTS)
-    names = {f"scenes-clean\n{block.variant.label}": block.variant.label for block in grid.blocks}
-    found = tasks(grid, done, resident, names, alone)
-    queue, out = Queue(found), []
+def task_list(plan: Plan, done: set[str], resident: int, together: int | None = None) -> list[list[str]]:
+    """Labels and conditions of each task, in the order of one worker."""
+    queue, out = Queue(tasks_of(plan, done, resident, together)), []
     while (task := queue.take()) is not None:
-        out.append([block.variant.label for block in task.blocks])
+        conditions = dict.fromkeys(condition for block in task.blocks for condition in block.cells)
+        out.append([*(block.variant.label for block in task.blocks), "|".join(conditions)])
         queue.finish(task)
     assert queue.over
     return out
 
 
+def tasks_of(plan: Plan, done: set[str], resident: int, together: int | None = None) -> list[Task]:
+    grid = expand(plan, FACTS)
+    names = {f"scenes-clean\n{block.variant.label}": block.variant.label for block in grid.blocks}
+    return tasks(grid, done, resident, names, together)
+
+
 def test_as_many_variants_as_may_be_resident_share_a_task(tmp_path: Path) -> None:
     plan = plan_of(tmp_path, TEXT.replace('"w8a8", ', '"w8a8", "w6a8", '))
-    assert task_list(plan, set(), 2) == [["float", "w8a8", "w6a8"], ["w4a8"]]
-    assert task_list(plan, set(), 9) == [["float", "w8a8", "w6a8", "w4a8"]]
-    assert task_list(plan, set(), 1, alone=True) == [["float"], ["w8a8"], ["w6a8"], ["w4a8"]]
+    all_ = "|gaussian_noise"
+    assert task_list(plan, set(), 2) == [["float", "w8a8", "w6a8", all_], ["w4a8", all_]]
+    assert task_list(plan, set(), 9) == [["float", "w8a8", "w6a8", "w4a8", all_]]
+
+
+def test_several_workers_share_an_evaluation_by_its_conditions(tmp_path: Path) -> None:
+    noises = members("noise")
+    names = ", ".join(f'"{each}"' for each in noises)
+    plan = plan_of(tmp_path, TEXT.replace('names = ["gaussian_noise"]', f"names = [{names}]"))
+    assert conditions(plan.measured) == [CLEAN, *noises, "noise"], "a group, whose mean is a condition"
+    found = tasks_of(plan, set(), 1, 2)
+    said = {task.key: (task.blocks[-1].variant.label, "|".join(task.blocks[-1].cells)) for task in found}
+    waits = {said[task.key]: {said[key] for key in task.after} for task in found}
+    parts = [CLEAN, *("|".join(noises[at : at + 2]) for at in range(0, len(noises), 2)), "noise"]
+    variants = "w8a8", "w4a8"
+    assert list(waits) == [(variant, part) for part in parts for variant in variants]
+    singles = {(variant, part) for part in parts[:-1] for variant in variants}
+    for (variant, part), others in waits.items():
+        wanted = singles if part == "noise" else set()
+        assert others == wanted | ({("w8a8", part)} if variant == "w4a8" else set()), "whose task has float's cells"
+    assert {cell for task in found for cell in task.cells} == expand(plan, FACTS).cells()
 
 
 def test_what_is_done_is_in_no_task(tmp_path: Path) -> None:
     plan = plan_of(tmp_path)
     grid = expand(plan, FACTS)
     assert task_list(plan, grid.cells(), 2) == []
-    assert task_list(plan, set(grid.blocks[1].cells.values()), 2) == [["float", "w4a8"]]
+    assert task_list(plan, set(grid.blocks[1].cells.values()), 2) == [["float", "w4a8", "|gaussian_noise"]]
 
 
 def test_others_wait_for_the_float_model_s_task_and_what_is_put_back_comes_again(tmp_path: Path) -> None:
-    grid = expand(plan_of(tmp_path), FACTS)
-    names = {f"scenes-clean\n{block.variant.label}": "" for block in grid.blocks}
-    queue = Queue(tasks(grid, set(), 1, names, alone=True))
+    plan = plan_of(tmp_path, TEXT.replace('"w8a8", ', '"w8a8", "w6a8", '))
+    queue = Queue(tasks_of(plan, set(), 1))
     first = queue.take()
     assert first is not None and queue.take() is None and not queue.over
     queue.put_back(first)
     assert queue.take() is first
     queue.finish(first)
-    assert {task.blocks[0].variant.label for task in (queue.take(), queue.take()) if task} == {"w8a8", "w4a8"}
+    assert {task.blocks[0].variant.label for task in (queue.take(), queue.take()) if task} == {"w6a8", "w4a8"}
