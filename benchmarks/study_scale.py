@@ -73,7 +73,8 @@ def store_of_many(folder: Path) -> dict[str, Any]:
     for field in SCHEMA:
         plain = texts[field.name] if pa.types.is_string(field.type) else pa.nulls(ROWS, field.type)
         columns.append(values.get(field.name, plain))
-    path = store._put("results", "r", MANY, _parquet(pa.table(columns, schema=SCHEMA)), ".parquet")
+    name = store._put("results", "r", MANY, _parquet(pa.table(columns, schema=SCHEMA)), ".parquet")
+    path = store.folder / name
     began = time.perf_counter()
     rows = store.rows(columns=["variant", "metric", "value"])
     pivot = rows.group_by(["variant", "metric"]).aggregate([("value", "mean")])

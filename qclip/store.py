@@ -66,8 +66,11 @@ class Store:
         self._faults: dict[str, list[str]] = {}  # by kind: the keys of entries
 
     @classmethod
-    def of(cls, where: bool | str | os.PathLike[str] | None, kind: str) -> Store:
-        """None or True: the user's cache folder for this kind of entry. False: nothing is kept. Else: that folder."""
+    def of(cls, where: Store | bool | str | os.PathLike[str] | None, kind: str) -> Store:
+        """None or True: the user's cache folder for this kind of entry. False: nothing is kept. Else: that folder, or
+        that store."""
+        if isinstance(where, Store):
+            return where
         if where is False:
             return cls(None)
         if where is not None and where is not True:

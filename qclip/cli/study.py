@@ -29,9 +29,23 @@ Metrics = Annotated[
     list[str] | None, typer.Option("--metric", metavar="NAME", help="Repeatable. Default: top1, ece, auroc.")
 ]
 Score = Annotated[str, typer.Option("--score", metavar="NAME", help="OOD score.")]
-Folder = Annotated[
-    Path | None,
-    typer.Option("--store", metavar="DIR", parser=common.output_path, help="The store; default: PLAN's name + .study."),
+
+
+def store_place(text: str) -> str:
+    """A folder, or a URL as it is."""
+    if not text:
+        raise typer.BadParameter("the name is empty; name a folder or a URL")
+    return text
+
+
+Where = Annotated[
+    str | None,
+    typer.Option(
+        "--store",
+        metavar="DIR|URL",
+        parser=store_place,
+        help="The store, a folder or an fsspec URL (s3://...); default: PLAN's name + .study.",
+    ),
 ]
 Workers = Annotated[int, typer.Option("--workers", min=1, max=256, help="Processes that share the threads.")]
 Resident = Annotated[
@@ -52,7 +66,7 @@ class Format(enum.StrEnum):
 )
 def plan_command(
     plan: Plan,
-    store: Folder = None,
+    store: Where = None,
     workers: Workers = 1,
     resident: Resident = None,
     skip_impossible: Skip = False,
@@ -69,7 +83,7 @@ def plan_command(
 
     found = read(plan)
     where = _store_of(plan, store)
-    known = StudyStore.open(where) if where.exists() and any(where.iterdir()) else StudyStore(where)
+    known = StudyStore.look(where)
     ready = prepare(found, known, threads, workers, resident, skip_impossible, False, device, common.say)
     for note in ready.notes:
         common.say(f"warning: {note}")
@@ -97,7 +111,7 @@ def plan_command(
 )
 def run_command(
     plan: Plan,
-    store: Folder = None,
+    store: Where = None,
     workers: Workers = 1,
     resident: Resident = None,
     skip_impossible: Skip = False,
@@ -141,7 +155,7 @@ def run_command(
     else:
         print(
             f"{state['cells']} cells: {state['cached']} were there, {state['done']} measured, {state['failed']} failed"
-            f" ({state['elapsed']:.1f} s)\nstore: {where}\ntables: qclip study table {plan}"
+            f" ({state['elapsed']:.1f} s)\nstore: {known.where}\ntables: qclip study table {plan}"
         )
     if state["failed"]:
         raise typer.Exit(1)
@@ -150,14 +164,14 @@ def run_command(
 @app.command(
     "status", epilog="[bold]Examples[/]\n\nqclip study status mine.toml\n\nqclip study status mine.toml --json"
 )
-def status_command(plan: Plan, store: Folder = None, json: common.Json = False) -> None:
+def status_command(plan: Plan, store: Where = None, json: common.Json = False) -> None:
     """Show how far a plan is, and which runs are at it, from any shell."""
     from qclip.study.progress import running
 
     found, known, grid = _recalled(plan, store)
     cells = grid.cells()
     with known.lock("store", shared=True):
-        runtimes = sorted(path.name for path in (known.folder / "results").glob("*"))
+        runtimes = known.runtimes()
         done = set().union(*(known.measured(runtime) for runtime in runtimes)) & cells
         failed = (set().union(*(known.failed(runtime) for runtime in runtimes)) & cells) - done
     content = {"cells": len(cells), "measured": len(done), "failed": len(failed), "runs": running(known)}
@@ -180,7 +194,7 @@ def status_command(plan: Plan, store: Folder = None, json: common.Json = False) 
 )
 def table_command(
     plan: Plan,
-    store: Folder = None,
+    store: Where = None,
     metric: Metrics = None,
     score: Score = "mcm",
     corruption: Annotated[
@@ -226,7 +240,7 @@ def table_command(
 )
 def choose_command(
     plan: Plan,
-    store: Folder = None,
+    store: Where = None,
     max_size: Annotated[
         str | None, typer.Option("--max-size", metavar="SIZE", help="Of the model in memory, as in 60MB.")
     ] = None,
@@ -301,7 +315,7 @@ def choose_command(
 )
 def correlations_command(
     plan: Plan,
-    store: Folder = None,
+    store: Where = None,
     metric: Metrics = None,
     score: Score = "mcm",
     json: common.Json = False,
@@ -346,7 +360,7 @@ def report_command(
     output: Annotated[
         Path, typer.Option("--output", metavar="DIR", parser=common.output_path, help="Write index.html here.")
     ],
-    store: Folder = None,
+    store: Where = None,
     metric: Metrics = None,
     score: Score = "mcm",
     pages: Annotated[
@@ -366,7 +380,8 @@ def report_command(
 
 @app.command("compact", epilog="[bold]Examples[/]\n\nqclip study compact mine.study")
 def compact_command(
-    store: Annotated[Path, typer.Argument(metavar="STORE", help="The folder of a store.")], json: common.Json = False
+    store: Annotated[str, typer.Argument(metavar="STORE", parser=store_place, help="The folder or URL of a store.")],
+    json: common.Json = False,
 ) -> None:
     """Put the rows of many cells into one file, which opens faster."""
     from qclip.study.store import StudyStore
@@ -381,7 +396,7 @@ def compact_command(
 @app.command("gc", epilog="[bold]Examples[/]\n\nqclip study gc mine.toml other.toml --store shared.study")
 def gc_command(
     plans: Annotated[list[Path], typer.Argument(metavar="PLAN...", help="Plans whose cells are kept.")],
-    store: Folder = None,
+    store: Where = None,
     json: common.Json = False,
 ) -> None:
     """Remove what belongs to none of these plans, and all embeddings, which can be computed again."""
@@ -402,11 +417,11 @@ def gc_command(
         print(f"{removed} files removed, {size / 1e6:.1f} MB")
 
 
-def _store_of(plan: Path, store: Path | None) -> Path:
-    return plan.with_suffix(".study") if store is None else store
+def _store_of(plan: Path, store: str | None) -> str:
+    return str(plan.with_suffix(".study")) if store is None else store
 
 
-def _recalled(plan: Path, store: Path | None) -> tuple[TPlan, StudyStore, Grid]:
+def _recalled(plan: Path, store: str | None) -> tuple[TPlan, StudyStore, Grid]:
     """A plan as it was run last: without models and images."""
     from qclip.study.plan import read
     from qclip.study.run import recall

@@ -55,7 +55,7 @@ def evaluate(
     measurements: Sequence[str] | None = None,
     batch: int = 64,
     strict: bool = False,
-    cache: bool | str | os.PathLike[str] | None = None,
+    cache: Store | bool | str | os.PathLike[str] | None = None,
     device: str | torch.device | None = None,
     progress: Progress | None = None,
     samples: str | os.PathLike[str] | None = None,
@@ -92,7 +92,7 @@ def evaluate(
     severities: of the corruptions, of 1 to 5; means over severities are over these.
     jpeg85: what is corrupted goes through JPEG of quality 85, as the published ImageNet-C did.
     strict: an unreadable image stops the run; else it is left out, counted and named in `notes`.
-    cache: where embeddings are kept: None = the user's cache folder, a path, or False.
+    cache: where embeddings are kept: None = the user's cache folder, a path, a `qclip.store.Store`, or False.
     device: the models are moved there; default: where they are.
     progress: called as (what, images done, images in all) while images are embedded.
     samples: a Parquet file that gets a row per model, condition and image: prediction, rank of the label, confidence,

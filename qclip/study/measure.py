@@ -82,6 +82,7 @@ class Bench:
         with self.store.lock(task.key, wait=False) as mine, threadpool_limits(self.threads, "blas"):
             if not mine:
                 return Outcome(busy=True)
+            self.store.refresh()
             there = self.store.measured(self.runtime)
             left = [block.under(block.cells.keys() - there) for block in task.blocks]
             out = Outcome(done=[cell for cell in task.cells if cell in there])
@@ -146,25 +147,26 @@ class Bench:
             if artifact.description_hash(artifact.read_description(variant.artifact)) != key:
                 raise ModelError(f"{variant.artifact!r} has changed since the plan was expanded; run it again")
             return artifact.load(variant.artifact, self.device)
-        folder = self.store.artifact(f"{key}-{self.runtime}")
-        with self.store.lock(folder.name, wait=wait) as mine:  # of evaluations that share a variant, one makes it
-            if not mine:
-                return None
-            if not artifact.is_artifact(folder):
-                assert variant.recipe is not None
-                self._say(f"quantizing {task.model} with {variant.label}")
-                data = None if variant.calibration is None else self._set(task, variant.calibration)
-                small = ptq.quantize(
-                    model,
-                    variant.recipe,
-                    data,
-                    variant.seed,
-                    strict=task.measured.strict,
-                    progress=self.progress,
-                    resume=self.store.folder / "methods",
-                )
-                artifact.save(small, folder)
-        return artifact.load(folder, self.device)  # never the one just made: whoever comes later has only this
+
+        def make(folder: Path) -> None:
+            assert variant.recipe is not None
+            self._say(f"quantizing {task.model} with {variant.label}")
+            data = None if variant.calibration is None else self._set(task, variant.calibration)
+            small = ptq.quantize(
+                model,
+                variant.recipe,
+                data,
+                variant.seed,
+                strict=task.measured.strict,
+                progress=self.progress,
+                resume=self.store.folder / "methods",
+            )
+            artifact.save(small, folder)
+
+        folder = self.store.quantized(f"{key}-{self.runtime}", make, wait)
+        return (
+            None if folder is None else artifact.load(folder, self.device)
+        )  # never the one just made: whoever comes later has only this
 
     def _set(self, task: Task, name: str) -> ImageSet:
         if name not in self._sets:

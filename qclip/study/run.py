@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,7 @@ from typing import Any
 import torch
 
 from qclip.errors import InputError, option
-from qclip.files import read_text, write_atomic
 from qclip.store import key_of
-from qclip.untrusted import parse_json
 
 from .cells import Grid, expand, quantize_key
 from .engines import Engine, Told, Work
@@ -77,7 +76,7 @@ def prepare(
     if all(block.variant.is_float for block in grid.blocks):
         raise InputError(f"{plan.path}: no variant is left beside the float models")
     runtime = runtime_of(device, threads, plan.measured.batch)
-    work = Work(str(store.folder), runtime_key(runtime), threads, device)
+    work = Work(store.url, runtime_key(runtime), threads, device)
     cells = grid.cells()
     cached = store.measured(work.runtime) & cells
     failed = {} if retry_failed else {c: why for c, why in store.failed(work.runtime).items() if c in cells - cached}
@@ -95,6 +94,7 @@ def run(ready: Ready, engine: Engine, told: Told) -> None:
         remember(ready.grid.plan, store, ready.grid.facts)
         if ready.todo:
             engine(Queue(ready.todo), ready.work, told)
+            store.refresh()
 
 
 def engine_of(workers: int, ray: str | None = None) -> Engine:
@@ -139,27 +139,27 @@ def _available() -> int:
 
 
 def remember(plan: Plan, store: StudyStore, facts: Facts) -> None:
-    path = _remembered(plan, store)
-    write_atomic(path, json.dumps({"path": plan.path, "facts": facts.to_dict()}, indent=1).encode())
+    known = {"path": plan.path, "time": time.time(), "facts": facts.to_dict()}
+    store.files.write(_remembered(plan), json.dumps(known, indent=1).encode())
 
 
 def recall(plan: Plan, store: StudyStore) -> Grid:
     """The grid as it was when the plan was last run. Raises InputError where it never was."""
-    found = _recalled(_remembered(plan, store))
-    if found is None:
-        raise InputError(f"{plan.path} was never run with the store {str(store.folder)!r}; use `qclip study run`")
+    try:
+        _, found = _recalled(store, _remembered(plan))
+    except FileNotFoundError:
+        raise InputError(f"{plan.path} was never run with the store {store.where!r}; use `qclip study run`") from None
     return expand(plan, found)
 
 
 def changed(plan: Plan, store: StudyStore, facts: Facts) -> list[str]:
     """What is not what it was in the last run of any plan that named it."""
     before: dict[str, str] = {}
-    files = sorted((store.folder / "plans").glob("*.json"), key=lambda path: path.stat().st_mtime_ns)
-    for path in files:
-        if known := _recalled(path):
-            for kind in ("models", "sets", "artifacts"):
-                before |= {f"{kind} {name}": key for name, key in getattr(known, kind).items()}
-    now = {f"{kind} {n}": k for kind in ("models", "sets", "artifacts") for n, k in getattr(facts, kind).items()}
+    known = [_recalled(store, f"plans/{name}") for name in store.files.children("plans")]
+    for _, each in sorted(known, key=lambda one: one[0]):
+        for kind in KINDS:
+            before |= {f"{kind} {name}": key for name, key in getattr(each, kind).items()}
+    now = {f"{kind} {n}": k for kind in KINDS for n, k in getattr(facts, kind).items()}
     return [
         f"{name.partition(' ')[2]!r} is not what it was in an earlier run of this store: what depends on it is "
         "measured again"
@@ -168,15 +168,19 @@ def changed(plan: Plan, store: StudyStore, facts: Facts) -> list[str]:
     ]
 
 
-def _remembered(plan: Plan, store: StudyStore) -> Path:
-    return store.folder / "plans" / f"{key_of('plan', 1, text=plan.text)[:32]}.json"
+KINDS = ("models", "sets", "artifacts")
 
 
-def _recalled(path: Path) -> Facts | None:
-    if not path.exists():
-        return None
-    content = parse_json(read_text(path, "plan of a store"), str(path), InputError)
+def _remembered(plan: Plan) -> str:
+    return f"plans/{key_of('plan', 1, text=plan.text)[:32]}.json"
+
+
+def _recalled(store: StudyStore, name: str) -> tuple[float, Facts]:
+    """When a plan was run last, and what its cells depended on. Raises FileNotFoundError, or InputError."""
+    content = store.json(name)
     try:
-        return Facts.from_dict(content["facts"])
-    except (TypeError, KeyError) as why:
-        raise InputError(f"{str(path)!r} is not what was stored ({why}); remove it, and run the plan again") from None
+        return float(content.get("time", 0)), Facts.from_dict(content["facts"])
+    except (TypeError, ValueError, KeyError) as why:
+        raise InputError(
+            f"{store.files.shown(name)} is not what was stored ({why}); remove it, and run the plan again"
+        ) from None

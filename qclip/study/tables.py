@@ -81,7 +81,7 @@ def find(grid: Grid, store: StudyStore, asked: Asked = Asked()) -> Found:
     counts = {runtime: len(store.measured(runtime) & cells) for runtime in _runtimes(store)}
     known = [runtime for runtime, count in sorted(counts.items(), key=lambda item: (-item[1], item[0])) if count]
     if not known:
-        raise InputError(f"nothing of {grid.plan.path} is measured in {str(store.folder)!r}; use `qclip study run`")
+        raise InputError(f"nothing of {grid.plan.path} is measured in {store.where!r}; use `qclip study run`")
     rows = _chosen(store.rows(cells, _READ), asked)
     lines: list[dict[str, Any]] = []
     left, used = set(cells), []
@@ -99,7 +99,7 @@ def find(grid: Grid, store: StudyStore, asked: Asked = Asked()) -> Found:
 
 
 def _runtimes(store: StudyStore) -> list[str]:
-    return sorted(path.name for path in (store.folder / "results").glob("*"))
+    return store.measured_under()
 
 
 def _chosen(rows: pa.Table, asked: Asked) -> pa.Table:

@@ -63,11 +63,11 @@ def plan_of(folder: Path, text: str = TEXT) -> Plan:
     return read(file)
 
 
-def ready_of(plan: Plan, folder: Path, **how: object) -> Ready:
+def ready_of(plan: Plan, folder: Path | str, **how: object) -> Ready:
     return prepare(plan, StudyStore.create(folder), threads=1, **how)  # type: ignore[arg-type]
 
 
-def measured(plan: Plan, folder: Path, workers: int = 1, **how: object) -> tuple[Ready, Told]:
+def measured(plan: Plan, folder: Path | str, workers: int = 1, **how: object) -> tuple[Ready, Told]:
     ready, told = ready_of(plan, folder, workers=workers, **how), Told()
     run(ready, engine_of(workers), told)
     return ready, told

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from pathlib import Path
 from typing import Protocol
 
 from ..measure import Outcome
@@ -15,7 +14,7 @@ from ..tasks import Queue, Task
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """What a worker needs to know: the folder of the store, the runtime under which it measures, threads, device."""
+    """What a worker needs to know: the store's folder or URL, the runtime under which it measures, threads, device."""
 
     store: str
     runtime: str
@@ -39,7 +38,7 @@ WAIT = 0.2  # seconds until a task that another run has is asked for again
 
 def given_up(task: Task, work: Work, error: str) -> Outcome:
     """A task that costs every worker its life fails in what it has not measured."""
-    store = StudyStore.open(Path(work.store))
+    store = StudyStore.open(work.store)
     there = store.measured(work.runtime)
     outcome = Outcome(done=[cell for cell in task.cells if cell in there])
     for block in task.blocks:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import time
-from pathlib import Path
 
 import torch
 
@@ -22,7 +21,7 @@ def run(queue: Queue, work: Work, told: Told) -> None:
     torch.set_num_threads(work.threads)
     try:
         report = functools.partial(told.progress, HERE)
-        bench = Bench(StudyStore.open(Path(work.store)), work.runtime, work.threads, work.device, report)
+        bench = Bench(StudyStore.open(work.store), work.runtime, work.threads, work.device, report)
         while (task := queue.take()) is not None:
             told.began(task, HERE)
             outcome = bench.run(task)

@@ -11,10 +11,9 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from multiprocessing.connection import Connection, wait
-from pathlib import Path
 from typing import Any
 
-from qclip.errors import OutputError
+from qclip.errors import InputError, OutputError
 
 from ..measure import Bench, Outcome
 from ..store import StudyStore
@@ -33,7 +32,7 @@ class Processes:
         self.workers = workers
 
     def __call__(self, queue: Queue, work: Work, told: Told) -> None:
-        """Raises OutputError where the store cannot be written."""
+        """Raises OutputError where the store cannot be written, InputError where it was edited."""
         lost: Counter[str] = Counter()
         pool = [_Worker(number, work) for number in range(1, self.workers + 1)]
         try:
@@ -151,7 +150,7 @@ def _serve(connection: Connection, work: Work) -> None:
             last = now
             connection.send((what, done, total))
 
-    bench = Bench(StudyStore.open(Path(work.store)), work.runtime, work.threads, work.device, report)
+    bench = Bench(StudyStore.open(work.store), work.runtime, work.threads, work.device, report)
     with contextlib.suppress(EOFError, BrokenPipeError):
         while True:
             task = connection.recv()
@@ -159,5 +158,5 @@ def _serve(connection: Connection, work: Work) -> None:
                 connection.send(bench.run(task))
             except BrokenPipeError:
                 raise
-            except OutputError as error:
-                connection.send(OutputError(str(error)))
+            except (OutputError, InputError) as error:
+                connection.send(type(error)(str(error)))

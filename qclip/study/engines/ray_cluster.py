@@ -1,14 +1,13 @@
 """A Ray cluster (extra `ray`): a task is a Ray task; what a lost node was at is done again elsewhere.
 
-All nodes must see the store's folder under one path (a local disk for one machine, NFS for several), and have the same
-version of the package.
+All nodes must see the store, a folder under one path (a local disk for one machine, NFS for several) or a URL, and have
+the same version of the package.
 """
 
 from __future__ import annotations
 
 import socket
 from collections import Counter
-from pathlib import Path
 from typing import Any
 
 from qclip.errors import InputError, OutputError, QclipError
@@ -115,7 +114,7 @@ def _measure(work: Work, task: Task) -> Outcome:
 
     torch.set_num_threads(work.threads)
     if work not in _BENCHES:
-        store = StudyStore.open(Path(work.store))
+        store = StudyStore.open(work.store)
         facts = runtime_of(work.device, work.threads, task.measured.batch)
         own = runtime_key(facts)  # of this node: its processor may be another
         if own != work.runtime:
@@ -131,11 +130,11 @@ def _check_nodes(ray: Any, work: Work) -> None:
     """Every node has our version, and sees the store. Raises InputError."""
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy as On
 
-    ours, asked = _version(work), {}
+    ours, asked = _versions(), {}
     for node in ray.nodes():
         if node["Alive"]:
             strategy = On(node_id=node["NodeID"], soft=False)
-            remote = ray.remote(num_cpus=0, scheduling_strategy=strategy)(_version)
+            remote = ray.remote(num_cpus=0, scheduling_strategy=strategy)(_node)
             asked[remote.remote(work)] = node["NodeManagerAddress"]
     for reference, address in asked.items():
         try:
@@ -143,8 +142,10 @@ def _check_nodes(ray: Any, work: Work) -> None:
         except ray.exceptions.RayError as why:
             last = str(why).strip().splitlines()[-1]
             raise InputError(f"the node {address} cannot run qclip ({last}); install the same version there") from None
-        if not theirs["the store"]:
-            raise InputError(f"the node {address} does not see the store {work.store!r}; share that folder with it")
+        if why := theirs.pop("the store"):
+            raise InputError(
+                f"the node {address} does not see the store ({why}); share that folder with it, or give a URL"
+            )
         for name, value in ours.items():
             if theirs[name] != value:
                 raise InputError(
@@ -152,7 +153,16 @@ def _check_nodes(ray: Any, work: Work) -> None:
                 )
 
 
-def _version(work: Work) -> dict[str, Any]:
+def _versions() -> dict[str, str]:
     found = environment()["versions"]
-    versions = {name: found.get(name, "none") for name in ("qclip", "torch", "numpy", "python")}
-    return versions | {"the store": Path(work.store).is_dir()}
+    return {name: found.get(name, "none") for name in ("qclip", "torch", "numpy", "python")}
+
+
+def _node(work: Work) -> dict[str, str]:
+    """On a node: its versions, and as "the store" why it cannot use that."""
+    why = ""
+    try:
+        StudyStore.open(work.store)
+    except InputError as error:
+        why = str(error)
+    return _versions() | {"the store": why}
