@@ -125,7 +125,7 @@ def command(
         results = qclip.controlled(
             loaded,
             chosen,
-            pairs,
+            pairs if len(pairs) > 1 else pairs[0],
             output.with_name(f"{output.name}.arms"),
             data=tests,
             dev=load(dev),

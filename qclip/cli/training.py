@@ -14,7 +14,10 @@ Recipe = Annotated[
     str,
     typer.Option("--recipe", help="wXaY-[METHOD+]QUANTIZER, as in w4a8-lsq and w4a4-rotation+lsq, or a JSON file."),
 ]
-Pairs = Annotated[str, typer.Option("--pairs", metavar="DATA", help="Images with captions: KIND:PATH.")]
+Pairs = Annotated[
+    list[str],
+    typer.Option("--pairs", metavar="DATA", help="Images with captions, or with classes: KIND:PATH; repeatable."),
+]
 Objective = Annotated[
     str | None, typer.Option("--objective", help="Terms with their weights, as in contrastive+10*mse.")
 ]

@@ -10,16 +10,19 @@ import hashlib
 import warnings
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from .. import seeds
-from ..calibration.gather import Pixels, Samples, digest, loaded, read_images
-from ..data import as_set, is_set
+from ..calibration.gather import IMAGES, Pixels, Samples, digest, loaded, read_images
+from ..data import ImageSet, as_set, is_set
 from ..errors import DataError
 from ..models import Encoders
 
 Rows = NDArray[np.int64]
+#: What a class name is put into where a set has no captions and no prompts of its own.
+PROMPT = "a photo of a {}."
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,53 +74,41 @@ class Pairs:
         own = self.captions[row]
         return own[int(chosen * len(own))]
 
-    def samples(self, count: int | None = None) -> Samples:
-        """What scales are calibrated on."""
+    def samples(self, count: int = IMAGES) -> Samples:
+        """What scales are calibrated on: all, or `count` of them, evenly from first to last."""
         rows, texts = self.firsts()
-        return Samples(self.images[:count], self.tokens[texts[:count]], self.description, rows[:count])
+        some = rows if len(rows) <= count else rows[np.arange(count) * len(rows) // count]
+        images = self.images if len(some) == len(rows) else self.images[some]
+        return Samples(images, self.tokens[texts[some]], self.description, some)
 
     @classmethod
     def of(cls, data: object, encoders: Encoders, count: int = 1000, seed: int = 0, strict: bool = False) -> Pairs:
         """From what a user may give: `Pairs`, which come back as they are; a data name, an `ImageSet` or a
-        `datasets.Dataset` with captions, of which `count` images are drawn; or (images `[n, 3, H, W]`,
+        `datasets.Dataset`, or a list of them, of which `count` images are drawn; or (images `[n, 3, H, W]`,
         preprocessed; a caption, or a list of them, for each).
 
-        An image without a caption, or that cannot be read, is left out with a warning; with `strict` the latter raises.
-        Raises DataError where captions are missing or fewer than two pairs are left.
+        A set without captions has its class names for captions (`worded`). An image without a caption, or that cannot
+        be read, is left out with a warning; with `strict` the latter raises. Raises DataError where captions are
+        missing or fewer than two pairs are left.
         """
         if isinstance(data, Pairs):
             return data
         if encoders.tokenizer is None:
             raise DataError("the model has no tokenizer, so captions cannot be read; set model.tokenizer")
+        pixels: Pixels
         if isinstance(data, tuple) and len(data) == 2 and isinstance(data[0], Tensor):
-            pixels: Pixels
             images, texts, name = data[0], [[c] if isinstance(c, str) else list(c) for c in data[1]], "given pairs"
             if len(images) != len(texts):
                 raise DataError(
                     f"{len(images)} images and captions of {len(texts)} were given; each image needs its own"
                 )
             pixels, unreadable = images, 0
-        elif is_set(data) or hasattr(data, "captions"):
-            found = as_set(data)
-            name = found.spec
-            if found.captions is None:
-                raise DataError(f"{name} has no captions, and training needs pairs; name a set with captions")
-            has = np.array([any(c.strip() for c in each) for each in found.captions], bool)
-            if not has.all():
-                warnings.warn(
-                    f"{name}: {int((~has).sum())} of {len(has)} images have no caption and are left out", stacklevel=3
-                )
-                found = found.select(has)
-            if len(found) < 2:
-                raise DataError(f"{name} has {len(found)} image(s) with a caption; training needs two at least")
-            drawn = found.sample(min(count, len(found)), seed)
-            assert drawn.captions is not None
-            pixels, readable = read_images(drawn, encoders, strict, "training")
-            texts, unreadable = [drawn.captions[i] for i in readable], len(drawn) - len(readable)
+        elif isinstance(data, list) and data:
+            pixels, texts, unreadable, name = _of_several(data, encoders, count, seed, strict)
         else:
-            raise DataError(
-                f"pairs are a data name, a set with captions, or (images, captions), not {type(data).__name__}"
-            )
+            found = captioned(data)
+            name = found.spec
+            pixels, texts, unreadable = _read(found.sample(min(count, len(found)), seed), encoders, strict)
         texts = [[c for c in each if c.strip()] for each in texts]
         if lacking := [i for i, each in enumerate(texts) if not each]:
             raise DataError(f"image {lacking[0]} of the {name} has an empty caption; give each image one")
@@ -137,3 +128,70 @@ class Pairs:
         if isinstance(pixels, Tensor):
             pixels = pixels.to(encoders.device, encoders.dtype)
         return cls(pixels, tokens, captions, description)
+
+
+def captioned(data: object) -> ImageSet:
+    """The images of a set that have a caption; where it has none, each has its class name, in a prompt, for one.
+
+    All images of a class have the same caption, so that the contrastive loss takes none of them for a negative of
+    another. Raises DataError where there are neither captions nor classes, or fewer than two images.
+    """
+    if not (is_set(data) or hasattr(data, "captions")):
+        raise DataError(
+            f"pairs are a data name, a set with captions or classes, a list of these, or (images, captions), not "
+            f"{type(data).__name__}"
+        )
+    found = as_set(data)
+    if found.captions is None:
+        if found.labels is None or not found.classes:
+            raise DataError(
+                f"{found.spec} has no captions and no class names, and training needs pairs; name a set that has"
+            )
+        found = worded(found)
+        warnings.warn(
+            f"{found.spec} has no captions: of each image it is its class name, as in {found.captions[0][0]!r}",  # type: ignore[index]
+            stacklevel=4,
+        )
+    assert found.captions is not None
+    has = np.array([any(c.strip() for c in each) for each in found.captions], bool)
+    if not has.all():
+        warnings.warn(
+            f"{found.spec}: {int((~has).sum())} of {len(has)} images have no caption and are left out", stacklevel=4
+        )
+        found = found.select(has)
+    if len(found) < 2:
+        raise DataError(f"{found.spec} has {len(found)} image(s) with a caption; training needs two at least")
+    return found
+
+
+def worded(data: ImageSet) -> ImageSet:
+    """With its class names for captions, in the first of its prompts. Raises as `ImageSet.labelled`."""
+    labels, classes = data.labelled()
+    prompt = data.prompts if isinstance(data.prompts, str) else (data.prompts or [PROMPT])[0]
+    prompt = prompt if "{}" in prompt else PROMPT
+    return dataclasses.replace(data, captions=[[prompt.replace("{}", classes[label])] for label in labels])
+
+
+def _read(drawn: ImageSet, encoders: Encoders, strict: bool) -> tuple[Pixels, list[list[str]], int]:
+    """Pixels, captions of each, and how many could not be read."""
+    assert drawn.captions is not None
+    pixels, readable = read_images(drawn, encoders, strict, "training")
+    return pixels, [drawn.captions[i] for i in readable], len(drawn) - len(readable)
+
+
+def _of_several(
+    data: list[object], encoders: Encoders, count: int, seed: int, strict: bool
+) -> tuple[Tensor, list[list[str]], int, str]:
+    """As `_read`, of sets together, of which each image is as likely to be drawn; and their names."""
+    sets = [captioned(each) for each in data]
+    ends = np.cumsum([len(each) for each in sets])
+    drawn = np.sort(np.random.default_rng(seed).permutation(ends[-1])[:count])
+    pixels, texts, unreadable = [], [], 0
+    for each, end in zip(sets, ends, strict=True):
+        rows = drawn[(drawn >= end - len(each)) & (drawn < end)] - (end - len(each))
+        if len(rows):
+            found, captions, lost = _read(each.select(rows), encoders, strict)
+            pixels.append(loaded(found))
+            texts += captions
+            unreadable += lost
+    return torch.cat(pixels), texts, unreadable, " + ".join(each.spec for each in sets)

@@ -269,7 +269,7 @@ def test_a_set_without_captions(tmp_path: Path) -> None:
 
     for k in range(3):
         Image.new("RGB", (32, 32), (k, k, k)).save(tmp_path / f"{k}.png")
-    refused(f"folder:{tmp_path}", DataError, "has no captions, and training needs pairs")
+    refused(f"folder:{tmp_path}", DataError, "has no captions and no class names, and training needs pairs")
 
 
 def test_settings_that_are_none() -> None:
