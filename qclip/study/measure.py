@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -202,7 +203,7 @@ class Bench:
             settings = self._settings(task, wanted) | {"samples": file}
             spectra = task.measured.spectra and CLEAN in wanted
             results = with_spectra(group, spectra, self.progress, **settings)
-            samples = pq.read_table(file)
+            samples = _by_cell(pq.read_table(file))
         cells = sum(len(block.cells) for block in blocks)
         each = (time.perf_counter() - began) / cells
         with _timed(out, "keep"):
@@ -216,7 +217,7 @@ class Bench:
                         continue
                     rows = table(part, label, block, cell, self.runtime, self.threads, each)
                     details = Results(notes=part.notes, meta=part.meta, curves=part.curves).text()
-                    self.store.write(self.runtime, cell, rows, details, _samples(samples, label, condition))
+                    self.store.write(self.runtime, cell, rows, details, samples.get((label, condition)))
                     out.done.append(cell)
 
     def _settings(self, task: Task, wanted: list[str]) -> dict[str, Any]:
@@ -299,16 +300,18 @@ def _part(results: Results, label: str, condition: str, labels: list[str]) -> Re
     return Results(kept, notes, meta, rows.curves)
 
 
-def _samples(samples: pa.Table, label: str, condition: str) -> pa.Table | None:
-    """A group's mean has no images of its own."""
-    if condition != CLEAN and corruptions_of(condition) != (condition,):
-        return None
-    of = pc.and_(pc.equal(_text(samples, "model"), label), pc.equal(_text(samples, "corruption"), condition))
-    return samples.filter(of)
-
-
-def _text(samples: pa.Table, column: str) -> Any:
-    return pc.cast(samples[column], pa.string())
+def _by_cell(samples: pa.Table) -> dict[tuple[str, str], pa.Table]:
+    """The outputs of images by model and condition, in their order. A group's mean has no images of its own."""
+    keys = [pc.cast(samples[name], pa.string()).combine_chunks() for name in ("model", "corruption")]
+    joined = pc.binary_join_element_wise(*keys, "\n").dictionary_encode()
+    codes = joined.indices.to_numpy()
+    order = np.argsort(codes, kind="stable")
+    starts = np.searchsorted(codes[order], np.arange(len(joined.dictionary) + 1))
+    parts = {}
+    for code, name in enumerate(joined.dictionary.to_pylist()):
+        model, _, condition = name.rpartition("\n")
+        parts[model, condition] = samples.take(pa.array(order[starts[code] : starts[code + 1]]))
+    return parts
 
 
 @contextlib.contextmanager
