@@ -54,18 +54,31 @@ def _images(task: Task, sizes: dict[str, int]) -> int:
 
 
 def _seconds(ready: Ready, workers: int) -> float:
-    """Of the float model, on one batch of its first set: decoding, embedding, and the arithmetic on it."""
+    """Of the float model on few images of its first set, and on more: what an image costs, and what a set does."""
     total = 0.0
-    known: dict[tuple[str, str], float] = {}
+    known: dict[tuple[str, str], tuple[float, float]] = {}
     for task in ready.todo:
         key = task.model, task.sets.data
         if key not in known:
-            data = qdata.load(task.sets.data)
-            few = data.select(np.arange(min(task.measured.batch, len(data))))
-            model = zoo.load_model(task.model, ready.work.device)
-            settings: dict[str, Any] = {"measurements": ["clean"], "corruptions": (), "cache": False}
-            began = time.perf_counter()
-            evaluate({"float": model}, few, batch=task.measured.batch, replicates=task.measured.replicates, **settings)
-            known[key] = (time.perf_counter() - began) / len(few)
-        total += known[key] * _images(task, ready.grid.facts.images)
+            known[key] = _probed(task, ready.work.device)
+        image, each = known[key]
+        conditions = sum(len(block.cells) for block in task.blocks)
+        total += image * _images(task, ready.grid.facts.images) + each * conditions
     return total / workers
+
+
+def _probed(task: Task, device: str) -> tuple[float, float]:
+    """Seconds that decoding and embedding one image take, and seconds of one set beside its images."""
+    data = qdata.load(task.sets.data)
+    model = zoo.load_model(task.model, device)
+    settings: dict[str, Any] = {"measurements": ["clean"], "corruptions": (), "cache": False}
+    sizes, seconds = [], []
+    for batches in (1, 1, 4):  # the first time is also that of what is loaded and compiled once
+        few = data.select(np.arange(min(batches * task.measured.batch, len(data))))
+        began = time.perf_counter()
+        evaluate({"float": model}, few, batch=task.measured.batch, replicates=task.measured.replicates, **settings)
+        sizes.append(len(few))
+        seconds.append(time.perf_counter() - began)
+    more = sizes[2] - sizes[1]
+    image = max(0.0, (seconds[2] - seconds[1]) / more) if more else seconds[1] / max(1, sizes[1])
+    return image, max(0.0, seconds[1] - image * sizes[1])
