@@ -20,7 +20,7 @@ from qclip.files import write_atomic
 from qclip.machine import cpu_name
 from qclip.study.cells import expand
 from qclip.study.facts import Facts
-from qclip.study.plan import read
+from qclip.study.plan_file import read
 from qclip.study.rows import SCHEMA
 from qclip.study.run import artifacts
 from qclip.study.store import MANY, StudyStore, _parquet

@@ -13,19 +13,19 @@ from qclip.metrics import METRICS, metric
 from qclip.reporting import units
 
 from .cells import Grid
+from .found import LATENCY, MEMORY, SCORE, Asked, find
+from .sizes import Size, sizes
 from .store import StudyStore
-from .tables import SCORE, Asked, find
 from .variants import FLOAT
 
-SIZE, LATENCY = "model_bytes", "ms_per_image"
 ROUNDING = 1e-9  # 100 x 0.02 is a little more than 2
 FACTORS = {"kb": 1e3, "mb": 1e6, "gb": 1e9, "b": 1.0, "": 1.0}
 
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """max_size in bytes, max_latency in ms per image. max_loss: metric -> how much worse than float it may be, shares
-    in percentage points. prefer: the metric that decides among what is left."""
+    """max_size: of what is shipped (`sizes.Size`), in bytes. max_latency in ms per image. max_loss: metric -> how much
+    worse than float it may be, shares in percentage points. prefer: the metric that decides among what is left."""
 
     prefer: str
     max_size: float | None = None
@@ -35,7 +35,8 @@ class Limits:
 
 @dataclasses.dataclass
 class Candidate:
-    """A variant: what it costs, the numbers that are asked of it, and why it is not the pick ("" of the pick)."""
+    """A variant: what it costs, the numbers that are asked of it, and why it is not the pick ("" of the pick). size: of
+    what is shipped, in bytes; memory: of all its tensors once loaded; bits: of what is shipped, for each weight."""
 
     model: str
     variant: str
@@ -45,6 +46,8 @@ class Candidate:
     losses: dict[str, tuple[float, float | None]]  # metric -> worse than float by, and the interval's worse end
     why: list[str] = dataclasses.field(default_factory=list)
     beaten_by: str = ""
+    memory: float | None = None
+    bits: float | None = None
 
     @property
     def name(self) -> str:
@@ -65,12 +68,13 @@ def choose(
     evaluation = evaluation or known[0]
     if evaluation not in known:
         raise InputError(f"{evaluation!r} is no evaluation of the plan; {nearest(evaluation, known)}")
-    asked = Asked(tuple(dict.fromkeys((limits.prefer, *limits.max_loss, SIZE, LATENCY))), score)
+    asked = Asked(tuple(dict.fromkeys((limits.prefer, *limits.max_loss, MEMORY, LATENCY))), score)
     by: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for line in find(grid, store, asked).lines:
         if line["evaluation"] == evaluation and not line["corruption"]:
             by.setdefault((line["model"], line["variant"]), []).append(line)
-    found = [_candidate(model, variant, lines, limits) for (model, variant), lines in by.items()]
+    known_sizes = sizes(grid, store)
+    found = [_candidate(*name, lines, limits, known_sizes[name]) for name, lines in by.items()]
     if limits.max_latency is not None and all(each.latency is None for each in found):
         raise InputError(
             "no time per image was measured; let the plan's `measurements` have 'speed', or drop the limit"
@@ -85,7 +89,7 @@ def choose(
     return sorted(found, key=lambda each: _order(each, side))
 
 
-def _candidate(model: str, variant: str, lines: Sequence[Mapping[str, Any]], limits: Limits) -> Candidate:
+def _candidate(model: str, variant: str, lines: Sequence[Mapping[str, Any]], limits: Limits, size: Size) -> Candidate:
     def value(name: str) -> float | None:
         values = [
             line["value"] for line in lines if line["metric"] == name and line["role"] in ("id", "model", "ood-mean")
@@ -108,7 +112,8 @@ def _candidate(model: str, variant: str, lines: Sequence[Mapping[str, Any]], lim
                 lost = (-side * gap * scale + 0.0, None if worst is None else -side * worst * scale + 0.0)
                 if name not in losses or lost[0] > losses[name][0]:  # of several sets the one that loses most
                     losses[name] = lost
-    return Candidate(model, variant, value(SIZE), value(LATENCY), value(limits.prefer), losses)
+    costs = size.bytes, value(LATENCY)
+    return Candidate(model, variant, *costs, value(limits.prefer), losses, memory=value(MEMORY), bits=size.bits)
 
 
 def _broken(each: Candidate, limits: Limits) -> list[str]:
@@ -116,7 +121,9 @@ def _broken(each: Candidate, limits: Limits) -> list[str]:
     out = []
     if each.preferred is None:
         out.append(f"{limits.prefer} is undefined or was not measured")
-    if limits.max_size is not None and (each.size is None or each.size > limits.max_size):
+    if limits.max_size is not None and each.size is None:
+        out.append("its size is not known: its artifact is not in the store")
+    elif limits.max_size is not None and each.size is not None and each.size > limits.max_size:
         out.append(f"too large: {units.size(each.size)}")
     if limits.max_latency is not None and (each.latency is None or each.latency > limits.max_latency):
         out.append(f"too slow: {units.milliseconds(each.latency)}")

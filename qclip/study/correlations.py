@@ -6,7 +6,8 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -14,8 +15,8 @@ from qclip.metrics.paired import holm, midranks
 from qclip.seeds import generator
 
 from .cells import Grid
+from .found import DEFAULT, SCORE, Asked, find
 from .store import StudyStore
-from .tables import DEFAULT, SCORE, Asked, find
 from .variants import FLOAT
 
 MEASURES = ("level", "shape")  # of a tower's gain on the float basis (`qclip.spectral`)
@@ -47,7 +48,12 @@ def correlations(
     """Of every spectral measure with every difference to float on sets as they are; empty where the plan measured no
     spectra. Raises InputError where nothing was measured."""
     metrics = tuple(metrics)
-    lines = find(grid, store, Asked((*metrics, *MEASURES), score)).lines
+    return over(find(grid, store, Asked((*metrics, *MEASURES), score)).lines, metrics, seed)
+
+
+def over(lines: Iterable[Mapping[str, Any]], metrics: Iterable[str], seed: int = 0) -> list[Correlation]:
+    """`correlations` of lines that `found.joined` gives."""
+    metrics = tuple(metrics)
     measures: dict[tuple[str, str, str, str], dict[str, float]] = {}
     changes: dict[tuple[str, str, str, str], dict[str, float]] = {}
     for line in lines:

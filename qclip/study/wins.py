@@ -16,10 +16,26 @@ from qclip.reliability.statistics import Resampling
 from qclip.reliability.wins import Wins, joint_wins
 from qclip.seeds import generator
 
+from .cells import CLEAN, Block
 from .plan import Measured
+from .store import StudyStore
 
 METRICS = ("top1", "ece", "auroc")  # what a win is in
 READ = ("predicted", "label", "rank", "confidence", "nll", "brier")
+
+
+def joint(
+    blocks: Sequence[Block], store: StudyStore, runtime: str, score: str, measured: Measured
+) -> tuple[Wins, int] | None:
+    """The joint wins of a model's variants on one evaluation, and of how many variants: those whose images were
+    measured under that runtime. None where float or all of them are missing, or no OOD set has the score."""
+    ordered = sorted(blocks, key=lambda block: not block.variant.is_float)
+    tables = [store.samples(runtime, block.cells[CLEAN]) for block in ordered]
+    there = [each for each in tables if each is not None]
+    if not ordered or not ordered[0].variant.is_float or tables[0] is None or len(there) < 2:
+        return None
+    found = counted(there, score, measured)
+    return None if found is None else (found, len(there) - 1)
 
 
 def counted(samples: Sequence[pa.Table], score: str, measured: Measured) -> Wins | None:

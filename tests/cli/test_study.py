@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from qclip.cli import main
-from qclip.study.plan import read
+from qclip.study.plan_file import read
 from qclip.study.progress import Counts, running
 from qclip.study.run import engine_of, prepare, run
 from qclip.study.store import StudyStore

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from qclip.study.measure import Outcome
-from qclip.study.plan import Plan, read
+from qclip.study.plan import Plan
+from qclip.study.plan_file import read
 from qclip.study.run import Ready, engine_of, prepare, run
 from qclip.study.store import StudyStore
 from qclip.study.tasks import Task

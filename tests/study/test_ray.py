@@ -11,9 +11,10 @@ import pytest
 
 from qclip.errors import InputError
 from qclip.study.engines.ray_cluster import RayCluster
+from qclip.study.formats import comma_separated
+from qclip.study.found import find
 from qclip.study.run import Ready, prepare, run
 from qclip.study.store import StudyStore
-from qclip.study.tables import comma_separated, find
 from qclip.study.tasks import Queue
 from tests.study.small import Told, ready_of
 

@@ -17,11 +17,12 @@ from fsspec.implementations.memory import MemoryFileSystem
 from qclip.cli import main
 from qclip.errors import InputError, OutputError
 from qclip.study import measure
+from qclip.study.formats import comma_separated
+from qclip.study.found import find
 from qclip.study.plan import Plan
 from qclip.study.remote import Remote, is_url
 from qclip.study.run import Ready, artifacts, engine_of, recall, run
 from qclip.study.store import ABOUT, StudyStore
-from qclip.study.tables import comma_separated, find
 from tests.study.small import DATA, Told, measured, plan_of, ready_of
 from tests.study.test_store import rows_of
 
@@ -336,7 +337,7 @@ def test_what_is_a_url() -> None:
 
 WORKER = """
 import sys
-from qclip.study.plan import read
+from qclip.study.plan_file import read
 from tests.study.small import measured
 ready, told = measured(read(sys.argv[1]), sys.argv[2], workers=2, resident=1)
 assert len(told.done) == 4 and not told.failed, told.failed

@@ -17,10 +17,11 @@ from qclip.errors import InputError, OutputError
 from qclip.results import Results
 from qclip.study import measure
 from qclip.study.engines import processes
-from qclip.study.plan import read
+from qclip.study.formats import comma_separated
+from qclip.study.found import find
+from qclip.study.plan_file import read
 from qclip.study.run import Ready, engine_of, prepare, recall, run
 from qclip.study.store import StudyStore
-from qclip.study.tables import comma_separated, find
 from tests.study.small import DATA, OOD, TEXT, Told, measured, plan_of, ready_of
 
 
@@ -210,7 +211,7 @@ def test_a_task_that_another_run_has_is_left_to_it(tmp_path: Path) -> None:
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from qclip.study.plan import read
+from qclip.study.plan_file import read
 from qclip.study.run import engine_of, prepare, run
 from qclip.study.store import StudyStore
 from tests.study.small import Told

@@ -13,7 +13,8 @@ import pytest
 import qclip
 from qclip.errors import InputError
 from qclip.reporting import units
-from qclip.study import tables
+from qclip.study import formats, tables
+from qclip.study.found import Asked, find
 from qclip.study.run import Ready
 from qclip.study.store import StudyStore
 from tests.study.small import DATA, OOD, Told
@@ -27,8 +28,8 @@ def copy(small: tuple[Ready, Told], tmp_path: Path) -> StudyStore:
 
 def test_markdown_shows_value_difference_and_interval(small: tuple[Ready, Told]) -> None:
     ready = small[0]
-    found = tables.find(ready.grid, ready.store)
-    text = tables.markdown(tables.printed(found, ready.store), found.notes)
+    found = find(ready.grid, ready.store)
+    text = formats.markdown(tables.printed(found, ready.store), found.notes)
     (row,) = (r for r in ready.store.rows().to_pylist() if _is(r, "w4a8", "top1", "float"))
     (own,) = (r for r in ready.store.rows().to_pylist() if _is(r, "w4a8", "top1", ""))
     top1 = units.metric("top1")
@@ -46,9 +47,9 @@ def _is(row: dict, variant: str, metric: str, reference: str) -> bool:
 
 def test_csv_is_exact_and_holds_no_host_unless_asked(small: tuple[Ready, Told]) -> None:
     ready = small[0]
-    found = tables.find(ready.grid, ready.store)
-    lines = list(csv.DictReader(io.StringIO(tables.comma_separated(found))))
-    assert list(lines[0]) == list(tables.COLUMNS)
+    found = find(ready.grid, ready.store)
+    lines = list(csv.DictReader(io.StringIO(formats.comma_separated(found))))
+    assert list(lines[0]) == list(formats.COLUMNS)
     stored = {
         (r["variant"], r["metric"], r["set"], r["corruption"], str(r["severity"])): r["value"]
         for r in ready.store.rows().to_pylist()
@@ -60,20 +61,20 @@ def test_csv_is_exact_and_holds_no_host_unless_asked(small: tuple[Ready, Told]) 
         key = tuple(line[name] for name in ("variant", "metric", "set", "corruption", "severity"))
         assert float(line["value"]) == stored[key]
         assert (line["difference"] == "") == (line["variant"] == "float")
-    with_host = list(csv.DictReader(io.StringIO(tables.comma_separated(found, tables.Asked(where=True)))))
+    with_host = list(csv.DictReader(io.StringIO(formats.comma_separated(found, Asked(where=True)))))
     assert with_host[0]["host"] and float(with_host[0]["seconds"]) > 0
 
 
 def test_one_corruption_is_shown_at_each_severity(small: tuple[Ready, Told]) -> None:
-    asked = tables.Asked(corruption="gaussian_noise", metrics=("top1",))
-    found = tables.find(small[0].grid, small[0].store, asked)
+    asked = Asked(corruption="gaussian_noise", metrics=("top1",))
+    found = find(small[0].grid, small[0].store, asked)
     (one,) = tables.printed(found, small[0].store, asked)
     assert one.title.endswith("under gaussian_noise") and len(one.rows) == 3
     assert any("severity 3" in column for column in one.columns)
 
 
 def test_latex_escapes_what_would_be_commands(small: tuple[Ready, Told]) -> None:
-    text = tables.latex([tables.Printed("t", ["a_b", "c & d"], [["71.3 %", f"{units.MINUS}1"]], ["note"])])
+    text = formats.latex([tables.Printed("t", ["a_b", "c & d"], [["71.3 %", f"{units.MINUS}1"]], ["note"])])
     assert r"a\_b & c \& d \\" in text and r"71.3 \% & $-$1 \\" in text and text.count(r"\hline") == 3
 
 
@@ -90,7 +91,7 @@ def test_joint_wins_are_those_of_evaluate(small: tuple[Ready, Told]) -> None:
         "batch": 32,
     }
     results = qclip.evaluate(group, DATA, {"far": [OOD]}, **said)  # type: ignore[arg-type]
-    found = tables.find(small[0].grid, small[0].store)
+    found = find(small[0].grid, small[0].store)
     (wins,) = (t for t in tables.printed(found, small[0].store) if t.title.endswith("joint wins"))
     assert wins.rows[0][:2] == ["2", f"{results.value(metric='wins', score='mcm', reference='float'):.0f}"]
     chance = results.value(metric="wins_expected", score="mcm", reference="float")
@@ -101,8 +102,8 @@ def test_what_is_missing_and_what_is_undefined_is_said(copy: StudyStore, small: 
     grid, runtime = small[0].grid, small[0].work.runtime
     cell = grid.blocks[1].cells[""]
     next((copy.folder / "results" / runtime).glob(f"{cell}-*")).unlink()
-    missing = tables.find(grid, copy)
-    text = tables.markdown(tables.printed(missing, copy), missing.notes)
+    missing = find(grid, copy)
+    text = formats.markdown(tables.printed(missing, copy), missing.notes)
     assert "1 cells are not measured yet" in text and "missing" in next(x for x in text.splitlines() if "w8a8" in x)
     rows = small[0].store.rows(cells={cell}).to_pylist()
     for row in rows:
@@ -113,9 +114,9 @@ def test_what_is_missing_and_what_is_undefined_is_said(copy: StudyStore, small: 
     from qclip.study.rows import SCHEMA
 
     copy.write(runtime, cell, pa.Table.from_pylist(rows, SCHEMA), "{}", None)
-    found = tables.find(grid, copy)
-    text = tables.markdown(tables.printed(found, copy), found.notes)
-    assert "undefined: it is of one class" in text and ",nan," in tables.comma_separated(found)
+    found = find(grid, copy)
+    text = formats.markdown(tables.printed(found, copy), found.notes)
+    assert "undefined: it is of one class" in text and ",nan," in formats.comma_separated(found)
 
 
 def test_cells_of_two_runtimes_are_not_mixed_unsaid(copy: StudyStore, small: tuple[Ready, Told]) -> None:
@@ -131,11 +132,11 @@ def test_cells_of_two_runtimes_are_not_mixed_unsaid(copy: StudyStore, small: tup
 
     path.unlink()
     copy.write("other", cell, pa.Table.from_pylist([r | {"runtime": "other"} for r in rows], SCHEMA), "{}", None)
-    found = tables.find(grid, copy)
+    found = find(grid, copy)
     assert found.runtimes == [runtime, "other"] and "2 runtimes" in found.notes[0]
-    assert tables.comma_separated(found) == tables.comma_separated(tables.find(grid, small[0].store))
+    assert formats.comma_separated(found) == formats.comma_separated(find(grid, small[0].store))
 
 
 def test_an_unknown_metric_names_the_nearest(small: tuple[Ready, Told]) -> None:
     with pytest.raises(InputError, match="'top1'"):
-        tables.find(small[0].grid, small[0].store, tables.Asked(("topp1",)))
+        find(small[0].grid, small[0].store, Asked(("topp1",)))
