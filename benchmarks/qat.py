@@ -91,6 +91,7 @@ def measure(name: str, recipe: str, data: str, runs: Path, seeds: int, controls:
         ood=[each.format(data=data) for each in setting.ood],
         seeds=seeds,
         controls=controls,
+        evaluation={"scores": ["mcm", "energy"]},
         progress=progress,
         **setting.settings,
     )

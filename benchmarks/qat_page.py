@@ -187,11 +187,25 @@ def _study(name: str, results: Results) -> list[str]:
     ]
     lines = [f"{note}.\n" for note in results.notes if re.match(r"\d+ arms", note)]
     lines += [f"- {said}." for question in study.questions if (said := study.sentence(question))]
+    lines += _other_scores(results, study.recipe, study.reference)
     head = ["metric", *(f"to {other}" for other in against)]
     return [
         f"### `{study.recipe}` of `{model}`\n" + "\n".join(lines) + "\n",
         *table(head, body),
     ]
+
+
+def _other_scores(results: Results, recipe: str, reference: str) -> list[str]:
+    """Detection by scores that the comparison does not judge by: a term that rewards one may cost another."""
+    found = results.where(metric="auroc", role=("ood-mean", "ood"), model=recipe, reference=reference, subset="all")
+    lines = []
+    for row in found:
+        if row["score"] != "mcm" and row["value"] is not None and row["low"] is not None:
+            value, low, high = (f"{100 * row[name]:+.2f}".replace("-", "−") for name in ("value", "low", "high"))
+            lines.append(
+                f"- AUROC by {row['score']}, mean of OOD sets, which no term rewards: {value} points [{low}, {high}]."
+            )
+    return lines
 
 
 def _cell(found: Difference | None) -> str:
