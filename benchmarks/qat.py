@@ -61,7 +61,7 @@ SETTINGS = {
             "scenes:test",
             "scenes:dev",
             ("near=scenes:near-ood", "far=scenes:far-ood"),
-            {"steps": 100, "batch": 64, "pairs": 1000},
+            {"steps": 200, "batch": 64, "pairs": 4000},
         )
         for name in ("scenes-clean", "scenes-noisy")
     },
