@@ -7,6 +7,7 @@ import fnmatch
 import os
 import platform
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -17,10 +18,21 @@ from ..calibration import Progress, samples
 from ..errors import ModelError, NonFiniteError, RecipeError, option
 from ..store import Store
 from .base import Context, Method, SiteState, build
-from .driver import BlockRun, decide, states
+from .driver import BlockRun, check, decide, states
 from .resume import Resumption
 
-__all__ = ["BlockRun", "Context", "Method", "SiteState", "begin", "build", "decide", "quantize", "quantize_"]
+__all__ = [
+    "BlockRun",
+    "Context",
+    "Method",
+    "SiteState",
+    "begin",
+    "build",
+    "decide",
+    "quantize",
+    "quantize_",
+    "refusals",
+]
 
 
 def quantize(
@@ -67,6 +79,34 @@ def quantize_(
         return _quantize(context)
 
 
+def refusals(model: nn.Module, named: Iterable[recipes.Recipe]) -> dict[str, str]:
+    """Why `quantize` would refuse some of these recipes for this float model, whatever it is calibrated with, by
+    `Recipe.hash`. Nothing is quantized, and the model stays as it is. Raises ModelError for a model without an adapter.
+    """
+    found = {}
+    with models.explicit_form(model) as towers:
+        try:
+            _check_finite(model, towers)
+        except NonFiniteError as why:
+            return {recipe.hash: str(why) for recipe in named}
+        encoders = models.encoders(model)
+        for recipe in named:
+            try:
+                refuse_trained(recipe)
+                _refuse_towers(recipe, towers)
+                check(Context(model, recipe, towers, encoders, None, states(recipe, towers), {}))
+            except RecipeError as why:
+                found[recipe.hash] = str(why)
+    return found
+
+
+def _refuse_towers(recipe: recipes.Recipe, towers: dict[str, models.Tower]) -> None:
+    if not set(recipe.towers) & set(towers):  # a recipe for both is one for a tower alone, too
+        raise RecipeError(
+            f"recipe {recipe.name!r} wants the {recipe.towers[0]} tower, but this model has only: {', '.join(towers)}"
+        )
+
+
 def refuse_trained(recipe: recipes.Recipe) -> None:
     """Raises RecipeError for a recipe that only training fulfils."""
     if recipe.trained is not None:
@@ -111,11 +151,7 @@ def begin(
     names = {module: name for name, module in model.named_modules()}
     towers = models.towers(model)
     with models.evaluating(model):
-        if not set(recipe.towers) & set(towers):  # a recipe for both is one for a tower alone, too
-            raise RecipeError(
-                f"recipe {recipe.name!r} wants the {recipe.towers[0]} tower, but this model has only: "
-                f"{', '.join(towers)}"
-            )
+        _refuse_towers(recipe, towers)
         _tell_unmatched(recipe, towers)
         _check_finite(model, towers)
         encoders = models.encoders(model)

@@ -175,6 +175,10 @@ class Method:
         transforms, zeros, a branch. A size budget counts them."""
         return 0
 
+    def check(self, context: Context) -> None:
+        """Raises RecipeError for what it cannot do with this recipe's sites, whatever the samples. It computes nothing:
+        a study asks it before anything runs, the driver again before `prepare`."""
+
     def prepare(self, context: Context) -> None:
         """Once, before the blocks: statistics, an equal float model, other plans for sites."""
 

@@ -39,9 +39,11 @@ def states(recipe: Recipe, towers: dict[str, Tower]) -> dict[str, SiteState]:
 @torch.no_grad()
 def decide(context: Context) -> None:
     """Run the recipe's methods, then find the static scales that none of them has. Only states change."""
+    check(context)  # a method at the end would refuse after hours
     for step, (name, options) in enumerate(context.recipe.steps):
         method: Method = METHODS.get(name)(options)
         before = {site: _decided(state) for site, state in context.states.items()}
+        method.check(context)
         method.prepare(context)
         if type(method).block is not Method.block:
             if context.kept is not None:
@@ -60,6 +62,12 @@ def decide(context: Context) -> None:
     if static:
         for name, found in context.static_quantizers(static).items():
             context.states[name].input_scale, context.states[name].input_zero = found
+
+
+def check(context: Context) -> None:
+    """Ask every method. Raises RecipeError."""
+    for name, options in context.recipe.steps:
+        METHODS.get(name)(options).check(context)
 
 
 def _decided(state: SiteState) -> dict[str, list]:

@@ -84,7 +84,7 @@ def expand(plan: Plan, facts: Facts) -> Grid:
         on = [sets for sets in plan.sets if evaluated_on(sets.models, model)]
         if not on:
             raise plan.refusal(f"no set is evaluated with model {model!r}", "", "models", model)
-        wanted, unfit = variants(plan, recipes, model)
+        wanted, unfit = variants(plan, recipes, model, facts.refused.get(model, {}))
         impossible += unfit
         if model in facts.quantized and len(wanted) > 1:
             why = f"{model} is quantized already; name the float model, and this one in [artifacts]"

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from qclip import artifact, models, zoo
+from qclip import artifact, models, ptq, zoo
 from qclip import data as qdata
 from qclip.data import ImageSet
 from qclip.errors import InputError
@@ -20,6 +20,7 @@ from qclip.store import key_of
 
 from .plan import Plan
 from .toml_lines import first_line
+from .variants import expanded
 
 STAGES = {"model": 1, "set": 1, "variant": 1, "condition": 1, "quantize": 1}  # raise where what they mean changes
 
@@ -34,6 +35,7 @@ class Facts:
     quantized: frozenset[str] = frozenset()
     bytes: dict[str, int] = dataclasses.field(default_factory=dict)
     images: dict[str, int] = dataclasses.field(default_factory=dict)  # in each set
+    refused: dict[str, dict[str, str]] = dataclasses.field(default_factory=dict)  # by model: recipe's hash -> why
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self) | {"quantized": sorted(self.quantized)}
@@ -46,12 +48,15 @@ class Facts:
 def look(plan: Plan, device: str = "cpu", progress: Callable[[str], None] = lambda _: None) -> Facts:
     """Loads every model and set of the plan once, one after the other. Raises InputError with the line."""
     found: dict[str, str] = {}
-    quantized, sizes = set(), {}
+    quantized, sizes, refused = set(), {}, {}
+    recipes, _ = expanded(plan)
     for name in plan.models:
         progress(f"looking at {name}")
         try:
             model = zoo.load_model(name, device)
             found[name] = model_key(model)
+            if quantization(model) is None:
+                refused[name] = ptq.refusals(model, recipes)
         except InputError as why:
             raise plan.refusal(why, "", "models", name) from None
         sizes[name] = sum(each.numel() * each.element_size() for each in model.state_dict().values())
@@ -74,7 +79,7 @@ def look(plan: Plan, device: str = "cpu", progress: Callable[[str], None] = lamb
                 folders[folder] = artifact.description_hash(artifact.read_description(folder))
             except InputError as why:
                 raise plan.refusal(why, "artifacts", model, folder) from None
-    return Facts(found, sets, folders, frozenset(quantized), sizes, images)
+    return Facts(found, sets, folders, frozenset(quantized), sizes, images, refused)
 
 
 def model_key(model: nn.Module) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import fnmatch
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from qclip import recipes as qrecipes
 from qclip.errors import InputError, RecipeError
@@ -73,12 +73,17 @@ def expanded(plan: Plan) -> tuple[list[Recipe], list[Impossible]]:
     return list(recipes.values()), impossible
 
 
-def variants(plan: Plan, recipes: list[Recipe], model: str) -> tuple[list[Variant], list[Impossible]]:
+def variants(
+    plan: Plan, recipes: list[Recipe], model: str, refused: Mapping[str, str] = {}
+) -> tuple[list[Variant], list[Impossible]]:
     """Float first; a recipe that needs data once for each calibration set and seed, any other once. And what cannot be
-    made of this model."""
+    made of this model. refused: hash of a recipe -> why its methods cannot do it to this model."""
     out, impossible = [Variant(model, FLOAT)], []
     sets = plan.calibrated_on(model)
     for recipe in recipes:
+        if recipe.hash in refused:
+            impossible.append(Impossible(f"{recipe.name} of {model}", refused[recipe.hash]))
+            continue
         if not recipe.needs_data:
             out.append(Variant(model, recipe.name, recipe))
             continue

@@ -548,3 +548,46 @@ def test_a_static_range_is_of_the_input_that_is_quantized() -> None:
         for name, state in turned.states.items()
         if state.plan.static
     )
+
+
+REFUSED = [
+    "w8a8-hqq",
+    "w4a16-ptq4vit",
+    "w4a16-repq-vit",
+    {"name": "x", "weight_bits": 4, "activation_bits": 8, "weight_grid": "asym", "steps": ["hqq"]},
+    {"name": "x", "weight_bits": 8, "activation_bits": 8, "exceptions": {"*": "float"}, "steps": ["rotation"]},
+    {
+        "name": "x",
+        "weight_bits": 4,
+        "activation_bits": 8,
+        "exceptions": {"*.q": "w8a8"},
+        "steps": ["rotation", {"method": "raana", "widths": [2, 3]}],
+    },
+    {"name": "x", "weight_bits": 4, "activation_bits": 8, "weight_observer": "percentile", "steps": ["gptq"]},
+    {"name": "x", "weight_bits": 4, "activation_bits": 8, "weight_observer": "mse", "steps": ["repq-vit"]},
+    {"name": "x", "weight_bits": 8, "activation_bits": 8, "towers": ["text"], "steps": ["smoothquant", "hqq"]},
+]
+
+
+@pytest.mark.parametrize("recipe", REFUSED, ids=lambda each: each if isinstance(each, str) else each["steps"][-1])
+def test_a_refusal_is_known_before_anything_runs(recipe, monkeypatch):
+    model = small_clip()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    modules = [type(each) for each in model.modules()]
+    wanted = [recipes.get(recipe), recipes.get("w8a8"), recipes.get("w4a16-hqq")]
+    told = ptq.refusals(model, wanted)
+    assert [type(each) for each in model.modules()] == modules
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert list(told) == [wanted[0].hash]
+    monkeypatch.setattr(calibration, "channel_maxima", lambda *_: pytest.fail("it ran"))  # of what comes before
+    monkeypatch.setattr(calibration, "channel_moments", lambda *_: pytest.fail("it ran"))
+    with pytest.raises(RecipeError) as caught:
+        qclip.quantize(model, recipe, IMAGES)
+    assert str(caught.value) == told[wanted[0].hash]
+
+
+def test_a_model_that_holds_nan_is_refused_for_every_recipe():
+    model = small_clip()
+    next(model.visual.transformer.resblocks[0].mlp.parameters()).data[0] = float("nan")
+    told = ptq.refusals(model, [recipes.get("w8a8"), recipes.get("w4a8")])
+    assert len(told) == 2 and all("holds NaN or Inf" in why for why in told.values())

@@ -56,7 +56,7 @@ class GPTQ(Method):
         super().__init__(options)
         self.samples = options.samples
 
-    def prepare(self, context: Context) -> None:
+    def check(self, context: Context) -> None:
         wanted = self.chosen.observer
         for name, state in context.states.items():
             plan = context.recipe.plan(name, state.site.kind)

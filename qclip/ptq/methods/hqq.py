@@ -60,20 +60,24 @@ class HQQ(Method):
             return 0
         return grid_bits(dataclasses.replace(plan.grid, kind="floatzero"), n, k) - grid_bits(plan.grid, n, k)
 
-    def finish(self, context: Context) -> None:
-        fitting = {name: state for name, state in context.states.items() if fits(state)}
+    def check(self, context: Context) -> None:
+        fitting = _fitting(context)
         if not fitting:
             raise RecipeError(
                 "hqq moves the zero points of channels or groups, which kernels multiply at up to 4 bits, and no "
                 "site of this recipe has such weights; use it with w2 to w4 (w4a16-hqq), or leave it out"
             )
-        for done, (name, state) in enumerate(fitting.items()):
-            context.report(self.stage, done, len(fitting))
+        for name, state in fitting.items():
             if state.plan.weight_grid not in (None, "floatzero"):
                 raise RecipeError(
                     f"hqq puts weights on the grid 'floatzero', and that of {name} is to be {state.plan.weight_grid!r}"
                     "; leave out weight_grid"
                 )
+
+    def finish(self, context: Context) -> None:
+        fitting = _fitting(context)
+        for done, (name, state) in enumerate(fitting.items()):
+            context.report(self.stage, done, len(fitting))
             state.plan = dataclasses.replace(state.plan, weight_grid="floatzero")
             try:
                 state.weight = quantize(state.folded()[0], state.plan, self.chosen)
@@ -81,6 +85,10 @@ class HQQ(Method):
                 raise NonFiniteError(f"{name}: {error}") from error
         context.report(self.stage, len(fitting), len(fitting))
         context.notes["hqq_sites"] = len(fitting)
+
+
+def _fitting(context: Context) -> dict[str, SiteState]:
+    return {name: state for name, state in context.states.items() if fits(state)}
 
 
 def fits(state: SiteState) -> bool:

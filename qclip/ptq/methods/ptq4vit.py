@@ -55,11 +55,13 @@ class PTQ4ViT(Method):
     needs = frozenset({"inputs", "gradients"})
     decides = frozenset({"input", "weight"})
 
-    def prepare(self, context: Context) -> None:
-        states = [state for state in context.states.values() if state.site.kind != "embedding"]
-        states = [state for state in states if isinstance(state.source, nn.Linear)]
-        for state in states:
+    def check(self, context: Context) -> None:
+        for state in _searched(context):
             _check(state)
+
+    def prepare(self, context: Context) -> None:
+        states = _searched(context)
+        for state in states:
             state.plan = dataclasses.replace(state.plan, static=True)
         chosen: Options = self.chosen
         samples = context.need_samples().first(chosen.samples)
@@ -77,6 +79,11 @@ class PTQ4ViT(Method):
             gains[f"{shared} a{bits}"] = history[-1] / history[0] if history[0] > 0 else 1.0
         context.report("PTQ4ViT search", len(groups), len(groups))
         context.notes["ptq4vit_metric"] = gains  # of min-max scales, what is left
+
+
+def _searched(context: Context) -> list[SiteState]:
+    states = [state for state in context.states.values() if state.site.kind != "embedding"]
+    return [state for state in states if isinstance(state.source, nn.Linear)]
 
 
 def _check(state: SiteState) -> None:

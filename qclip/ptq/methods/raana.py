@@ -79,12 +79,9 @@ class RaanA(Method):
         rank = int(self.chosen.held_out * k) + self.chosen.centralize
         return 8 * RandomHadamard.shape(k)[0] * k + 16 * rank * (n + k)
 
-    def prepare(self, context: Context) -> None:
+    def check(self, context: Context) -> None:
         recipe = context.recipe
-        sites = [s for s in context.states.values() if s.site.kind not in ("patch", "embedding")]
-        # By the recipe: an earlier step may have given sites other plans.
-        taking_part = [s for s in sites if recipe.plan(s.site.name, s.site.kind) == recipe.default]
-        if not taking_part:
+        if not _taking_part(context):
             raise RecipeError("raana has no site: all that the recipe quantizes are exceptions, patches or embeddings")
         plan = recipe.default
         usual = plan.weight_grid in (None, "midrise") and plan.weight_scale == "channel"
@@ -93,6 +90,13 @@ class RaanA(Method):
                 f"recipe {recipe.name!r}: raana decides grid and scales of weights; leave out weight_grid, "
                 "weight_scale and weight_observer"
             )
+        try:
+            self.chosen.check(self._average(context))
+        except ValueError as why:
+            raise RecipeError(f"recipe {recipe.name!r}: method 'raana': {why}") from None
+
+    def prepare(self, context: Context) -> None:
+        taking_part = _taking_part(context)
         self._rotate(context, taking_part)
         noted = {}
         for tower in dict.fromkeys(state.site.tower for state in taking_part):
@@ -127,11 +131,7 @@ class RaanA(Method):
 
     def _widths(self, context: Context, tower: str, states: list[SiteState]) -> list[int]:
         """The width of each site of one tower."""
-        average = context.recipe.default.weight_bits if self.chosen.average is None else self.chosen.average
-        try:
-            self.chosen.check(average)
-        except ValueError as why:
-            raise RecipeError(f"recipe {context.recipe.name!r}: method 'raana': {why}") from None
+        average = self._average(context)
         widths, sizes = sorted(set(self.chosen.widths)), [state.float_weight().numel() for state in states]
         importance = self._importance(context, tower, states)
         by_variance = self.chosen.damage == "variance"
@@ -142,6 +142,9 @@ class RaanA(Method):
         ]
         chosen = allocate(choices, int(average * sum(sizes)))
         return [widths[index] for index in chosen]
+
+    def _average(self, context: Context) -> float:
+        return context.recipe.default.weight_bits if self.chosen.average is None else self.chosen.average
 
     def _importance(self, context: Context, tower: str, states: list[SiteState]) -> dict[str, float]:
         """By name, what a relative error of 1 in the weight of a site costs; summed over samples."""
@@ -203,3 +206,10 @@ class RaanA(Method):
             "expected_weight_error": expected / square if square else 0.0,
             "widths": {state.site.name: bits for state, bits in zip(states, widths, strict=True)},
         }
+
+
+def _taking_part(context: Context) -> list[SiteState]:
+    """By the recipe: an earlier step may have given sites other plans."""
+    recipe = context.recipe
+    sites = [state for state in context.states.values() if state.site.kind not in ("patch", "embedding")]
+    return [state for state in sites if recipe.plan(state.site.name, state.site.kind) == recipe.default]

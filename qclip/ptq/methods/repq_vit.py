@@ -59,11 +59,13 @@ class RepQViT(Method):
     def side_bits(self, plan: Treatment, n: int, k: int) -> int:
         return 64 * k
 
-    def prepare(self, context: Context) -> None:
-        states = [state for state in context.states.values() if state.site.kind not in ("embedding", "patch")]
-        inside = {site.name for t in context.towers.values() for block in t.blocks for site in block.sites.values()}
-        for state in states:
+    def check(self, context: Context) -> None:
+        for state in _ranged(context):
             _check(state, context.recipe.plan(state.site.name, state.site.kind))
+
+    def prepare(self, context: Context) -> None:
+        inside = {site.name for t in context.towers.values() for block in t.blocks for site in block.sites.values()}
+        for state in _ranged(context):
             found = "percentile" if state.site.name in inside else "mse"
             state.plan = dataclasses.replace(
                 state.plan, static=True, activation_grid=ASYM, activation_observer=found, weight_observer="percentile"
@@ -80,6 +82,10 @@ class RepQViT(Method):
                 _one_range(group, seen)
             if seen:  # else no sample reaches it, which is told when its static scale is looked for
                 run.use([state.site for state in group])
+
+
+def _ranged(context: Context) -> list[SiteState]:
+    return [state for state in context.states.values() if state.site.kind not in ("embedding", "patch")]
 
 
 def _check(state: SiteState, wanted: Treatment | None) -> None:

@@ -55,16 +55,15 @@ class Rotation(Method):
     def side_bits(self, plan: Treatment, n: int, k: int) -> int:
         return 8 * RandomHadamard.shape(k)[0] * k + 64 * k
 
-    def prepare(self, context: Context) -> None:
-        groups: dict[str, list[SiteState]] = {}
-        for state in context.states.values():
-            if state.site.kind != "embedding" and not isinstance(state.source, nn.Conv2d):
-                groups.setdefault(state.site.shared, []).append(state)
-        if not groups:
+    def check(self, context: Context) -> None:
+        if not _turned(context):
             raise RecipeError(
                 "rotation turns the channels of linear layers, and this recipe quantizes none that it can "
                 "turn; leave it out"
             )
+
+    def prepare(self, context: Context) -> None:
+        groups = _turned(context)
         moments = context.channel_moments([group[0].site for group in groups.values()])
         centred = scaled = 0
         for key, group in groups.items():
@@ -115,3 +114,12 @@ def balanced(moments: calibration.Moments, weights: Tensor, outlying: float) -> 
     wanted = (read / size / common).sqrt().clamp(min=UNREAD)
     out = (size > outlying * usual) & wanted.isfinite()
     return shift, torch.where(out, wanted, 1)
+
+
+def _turned(context: Context) -> dict[str, list[SiteState]]:
+    """The sites that it can turn, by `site.shared`."""
+    groups: dict[str, list[SiteState]] = {}
+    for state in context.states.values():
+        if state.site.kind != "embedding" and not isinstance(state.source, nn.Conv2d):
+            groups.setdefault(state.site.shared, []).append(state)
+    return groups
