@@ -85,7 +85,7 @@ class Bench:
                 return Outcome(busy=True)
             self.store.refresh()
             there = self.store.measured(self.runtime)
-            left = [block.under(block.cells.keys() - there) for block in task.blocks]
+            left = [block.under({c for c, cell in block.cells.items() if cell not in there}) for block in task.blocks]
             out = Outcome(done=[cell for cell in task.cells if cell in there])
             with _timed(out, "load"):
                 group = self._group(task, left, out)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -335,25 +333,13 @@ def test_what_is_a_url() -> None:
     assert is_url("s3://b/x") and not is_url("/a/b") and not is_url(Path("s3://b/x")) and not is_url("c:/x")
 
 
-WORKER = """
-import sys
-from qclip.study.plan_file import read
-from tests.study.small import measured
-ready, told = measured(read(sys.argv[1]), sys.argv[2], workers=2, resident=1)
-assert len(told.done) == 4 and not told.failed, told.failed
-"""
-
-
 @pytest.mark.slow
 def test_worker_processes_share_a_url_and_the_command_line_reads_it(
     tiny: tuple[Plan, str, Any], tmp_path: Path, machine: Any, capsys: pytest.CaptureFixture
 ) -> None:
     (plan, expected, _), url = tiny, f"file://{tmp_path}/shared"
-    subprocess.run(
-        [sys.executable, "-c", WORKER, plan.path, url],
-        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
-        check=True,
-    )
+    _, told = measured(plan, url, workers=2, resident=1)
+    assert len(told.done) == 4 and not told.failed
     machine("second")
     seen = StudyStore.open(url)
     assert comma_separated(find(recall(plan, seen), seen)) == expected

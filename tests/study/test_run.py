@@ -5,8 +5,6 @@ from __future__ import annotations
 import dataclasses
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +17,6 @@ from qclip.study import measure
 from qclip.study.engines import processes
 from qclip.study.formats import comma_separated
 from qclip.study.found import find
-from qclip.study.plan_file import read
 from qclip.study.run import Ready, engine_of, prepare, recall, run
 from qclip.study.store import StudyStore
 from tests.study.small import DATA, OOD, TEXT, Told, measured, plan_of, ready_of
@@ -195,10 +192,33 @@ def test_impossible_variants_are_listed_before_anything_is_measured(tmp_path: Pa
     assert [block.variant.label for block in ready.grid.blocks] == ["float", "w8a8"]
 
 
+def test_what_a_method_cannot_do_to_a_model_is_listed_before_anything_is_measured(tmp_path: Path) -> None:
+    more = TEXT.replace('"w4a8"', '"w8a8-hqq", "w4a16-ptq4vit"')
+    plan = plan_of(tmp_path, more.replace("data =", 'calibration = "scenes:train?samples=4"\ndata ='))
+    with pytest.raises(InputError, match="2 variants are impossible") as caught:
+        ready_of(plan, tmp_path / "s")
+    assert "w8a8-hqq of scenes-clean: hqq moves the zero points" in str(caught.value)
+    assert "w4a16-ptq4vit of scenes-clean: ptq4vit searches scales of inputs" in str(caught.value)
+    ready = ready_of(plan, tmp_path / "s", skip_impossible=True)
+    assert [block.variant.label for block in ready.grid.blocks] == ["float", "w8a8"]
+    run(dataclasses.replace(ready, todo=[]), engine_of(1), Told())
+    assert recall(plan, ready.store).cells() == ready.grid.cells()  # without the model
+
+
 def test_a_plan_that_was_never_run_has_no_tables(tmp_path: Path) -> None:
     store = StudyStore.create(tmp_path / "s")
     with pytest.raises(InputError, match="was never run"):
         recall(plan_of(tmp_path), store)
+
+
+def test_a_task_leaves_what_another_run_measured_meanwhile(
+    small: tuple[Ready, Told], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ready, told = small
+    bench = measure.Bench(ready.store, ready.work.runtime, 1)
+    monkeypatch.setattr(measure.Bench, "_together", lambda *_: pytest.fail("measured again"))
+    (task,) = told.began_with
+    assert sorted(bench.run(task).done) == sorted(ready.grid.cells())
 
 
 def test_a_task_that_another_run_has_is_left_to_it(tmp_path: Path) -> None:
@@ -206,39 +226,6 @@ def test_a_task_that_another_run_has_is_left_to_it(tmp_path: Path) -> None:
     bench = measure.Bench(ready.store, ready.work.runtime, 1)
     with ready.store.lock(ready.todo[0].key):
         assert bench.run(ready.todo[0]).busy
-
-
-KILLED = """
-import os, signal, sys
-from pathlib import Path
-from qclip.study.plan_file import read
-from qclip.study.run import engine_of, prepare, run
-from qclip.study.store import StudyStore
-from tests.study.small import Told
-
-def write(self, runtime, cell, *rest):
-    real(self, runtime, cell, *rest)
-    if len(self.measured(runtime)) == 3:
-        os.kill(os.getpid(), signal.SIGKILL)
-
-real, StudyStore.write = StudyStore.write, write
-run(prepare(read(sys.argv[1]), StudyStore.create(Path(sys.argv[2])), threads=1), engine_of(1), Told())
-"""
-
-
-@pytest.mark.slow
-def test_a_killed_run_goes_on(small: tuple[Ready, Told], tmp_path: Path) -> None:
-    plan = small[0].grid.plan
-    root = Path(__file__).parents[2]
-    done = subprocess.run(
-        [sys.executable, "-c", KILLED, plan.path, str(tmp_path / "s")],
-        env=os.environ | {"PYTHONPATH": str(root)},
-        capture_output=True,
-    )
-    assert done.returncode == -signal.SIGKILL, done.stderr
-    ready, told = measured(read(plan.path), tmp_path / "s")
-    assert len(ready.cached) == 3 and len(told.done) == 3
-    assert table(ready) == table(small[0])
 
 
 @pytest.mark.slow
