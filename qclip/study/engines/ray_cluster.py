@@ -1,4 +1,5 @@
-"""A Ray cluster (extra `ray`): a task is a Ray task; what a lost node was at is done again elsewhere.
+"""A Ray cluster (extra `ray`): a task is a Ray task, which asks for as many CPUs as it has threads, and on `cuda` for a
+GPU. What a lost node was at is done again elsewhere.
 
 All nodes must see the store, a folder under one path (a local disk for one machine, NFS for several) or a URL, and have
 the same version of the package.
@@ -7,6 +8,7 @@ the same version of the package.
 from __future__ import annotations
 
 import socket
+import time
 from collections import Counter
 from typing import Any
 
@@ -20,6 +22,7 @@ from ..tasks import Queue, Task
 from . import WAIT, Told, Work, given_up
 
 LOST = 3  # nodes or workers that a task may cost
+IDLE = 10.0  # seconds without an answer until it is looked whether any node is left
 ANSWER = 5.0  # seconds in which an address must answer
 _BENCHES: dict[Work, Bench] = {}  # of this worker process
 
@@ -55,7 +58,12 @@ class RayCluster:
         try:
             ray.init(address=self.address, log_to_driver=False, logging_level="error")
         except (ConnectionError, RuntimeError, ValueError) as why:
-            first = str(why).splitlines()[0]
+            first = str(why).strip().splitlines()[0]
+            if "ersion mismatch" in first:
+                raise InputError(
+                    f"the Ray cluster at {self.address} has another version of Ray or Python ({first}); "
+                    "make them the same"
+                ) from None
             raise InputError(
                 f"no Ray cluster answers at {self.address} ({first}); start one: ray start --head"
             ) from None
@@ -74,11 +82,13 @@ class _Driver:
 
     def __init__(self, ray: Any, queue: Queue, work: Work, told: Told) -> None:
         self.ray, self.queue, self.work, self.told = ray, queue, work, told
-        self.remote = ray.remote(num_cpus=work.threads, max_retries=0)(_measure)
+        self.remote = ray.remote(**resources(work), max_retries=0)(_measure)
         self.lost: Counter[str] = Counter()
 
     def drive(self) -> None:
+        """Raises OutputError where no node is left that could go on."""
         running: dict[Any, Task] = {}
+        heard = time.monotonic()
         while not self.queue.over:
             while (task := self.queue.take()) is not None:
                 self.told.began(task, task.key[:8])
@@ -86,6 +96,12 @@ class _Driver:
             ended, _ = self.ray.wait(list(running), num_returns=1, timeout=WAIT)
             for reference in ended:
                 self._take(reference, running.pop(reference))
+            if ended:
+                heard = time.monotonic()
+            elif time.monotonic() - heard > IDLE:
+                heard = time.monotonic()
+                if why := _too_small(self.ray, self.work):
+                    raise OutputError(f"{why} any more; what is measured is kept: started again, the run goes on")
 
     def _take(self, reference: Any, task: Task) -> None:
         name = task.key[:8]
@@ -108,6 +124,11 @@ class _Driver:
             self.told.ended(task, name, outcome)
 
 
+def resources(work: Work) -> dict[str, int]:
+    """What a task asks Ray for, by the names of `ray.remote`."""
+    return {"num_cpus": work.threads} | ({"num_gpus": 1} if work.device == "cuda" else {})
+
+
 def _measure(work: Work, task: Task) -> Outcome:
     """On a node: the bench stays with its process."""
     import torch
@@ -127,7 +148,11 @@ def _measure(work: Work, task: Task) -> Outcome:
 
 
 def _check_nodes(ray: Any, work: Work) -> None:
-    """Every node has our version, and sees the store. Raises InputError."""
+    """Some node is large enough for a task; every node has our version, and sees the store. Raises InputError."""
+    if work.device not in ("cpu", "cuda"):
+        raise InputError(f"Ray decides which GPU a task gets; give --device cuda, not {work.device}")
+    if why := _too_small(ray, work):
+        raise InputError(f"{why}; give fewer --threads, or start such a node")
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy as On
 
     ours, asked = _versions(), {}
@@ -151,6 +176,15 @@ def _check_nodes(ray: Any, work: Work) -> None:
                 raise InputError(
                     f"the node {address} has {name} {theirs[name]}, here it is {value}; make them the same"
                 )
+
+
+def _too_small(ray: Any, work: Work) -> str:
+    """Why no node of the cluster can run a task, "" where one can."""
+    wanted = {name.removeprefix("num_").upper()[:3]: count for name, count in resources(work).items()}
+    for node in ray.nodes():
+        if node["Alive"] and all(node["Resources"].get(name, 0) >= count for name, count in wanted.items()):
+            return ""
+    return "no node of the Ray cluster has " + " and ".join(f"{count} {name}" for name, count in wanted.items())
 
 
 def _versions() -> dict[str, str]:
