@@ -25,11 +25,13 @@ from ray.cluster_utils import Cluster
 from qclip.files import write_atomic
 from qclip.machine import cpu_name
 from qclip.study.engines.ray_cluster import RayCluster
+from qclip.study.formats import comma_separated
+from qclip.study.found import find
 from qclip.study.measure import Outcome
-from qclip.study.plan import Plan, read
+from qclip.study.plan import Plan
+from qclip.study.plan_file import read
 from qclip.study.run import engine_of, prepare, run
 from qclip.study.store import StudyStore
-from qclip.study.tables import comma_separated, find
 from qclip.study.tasks import Task
 
 RESULT = Path(__file__).parent / "results" / "study_ray.json"

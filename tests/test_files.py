@@ -335,8 +335,6 @@ IN_PLACE = {
     ("dev/train_photos.py", "torch.save(state, content)"): "into memory",
     ("qclip/training/checkpoint.py", "safetensors.torch.save("): "into memory, for `write_atomic`",
     ("qclip/variants.py", "safetensors.torch.save("): "into memory",
-    ("qclip/study/remote.py", "fresh / "): "into a part of `whole_folder`",
-    ("qclip/study/remote.py", "fileobj=out"): "into memory",
     ("qclip/variants.py", "fresh / "): "into a part of `whole_folder`",
     ("benchmarks/exactness.py", "torch.save(found, args.to)"): "into a temporary folder",
     ("benchmarks/gpu_suite.py", "self.log.open("): "lines are added, each in one piece; needs no installed qclip",

@@ -15,12 +15,12 @@ from typing import Any
 import pytest
 
 from qclip.errors import OutputError
+from qclip.study.formats import comma_separated
+from qclip.study.found import find
 from qclip.study.plan import Plan
 from qclip.study.plan_file import read
 from qclip.study.run import Ready, engine_of, recall, run
 from qclip.study.store import StudyStore
-from qclip.study.formats import comma_separated
-from qclip.study.found import find
 from tests.study.small import Told, measured, plan_of, ready_of
 from tests.study.test_remote import TINY
 
