@@ -133,6 +133,6 @@ def command(
             }
         )
         return
-    if "held_out" in notes:
-        print(f"loss on {notes['held_out']['pairs']} held-out pairs: {notes['held_out']['loss']:.4f}")
+    if held := notes.get("held_out"):
+        print(f"loss on {held['pairs']} held-out pairs: {held['loss']:.4f}, before training {held['before']:.4f}")
     print(f"{output}: {written / 1e6:.1f} MB; what it was trained with stands in {artifact.DESCRIPTION}")

@@ -136,7 +136,7 @@ def _check(
     before = {
         "recipe": Recipe.from_dict(content["recipe"]).hash,
         "model": held.get("source_sha256"),
-        "pairs": notes.get("pairs", {}).get("sha256"),
+        "data": notes.get("pairs", {}).get("sha256"),
         "classes": notes.get("classes"),
         **dataclasses.asdict(Settings()),  # what an earlier version did not write was as it is by default
         **notes.get("settings", {}),
@@ -144,11 +144,11 @@ def _check(
     now = {
         "recipe": arm.recipe.hash,
         "model": source,
-        "pairs": pairs.description["sha256"],
-        "classes": None if classes is None else list(classes),
         **settings,
+        "data": pairs.description["sha256"],
+        "classes": None if classes is None else list(classes),
     }
-    for name in sorted({*before, *now}):
+    for name in dict.fromkeys([*now, *before]):
         if before.get(name) != now.get(name):
             raise InputError(
                 f"{str(folder)!r} holds a run whose {name} is {before.get(name)}, and this one's is {now.get(name)}; "

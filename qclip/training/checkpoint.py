@@ -69,7 +69,7 @@ def read(path: Path, made_of: dict[str, Any]) -> tuple[dict[str, Tensor], dict[s
     before = facts.get("made_of") if isinstance(facts, dict) else None
     if not isinstance(before, dict):
         raise CheckpointError(f"{str(path)!r} does not say what it is of; remove it")
-    for name in sorted({*before, *made_of}):
+    for name in dict.fromkeys([*made_of, *before]):
         if before.get(name) != made_of.get(name):
             raise CheckpointError(
                 f"{str(path.parent)!r} holds a run whose {name} is {_shown(before.get(name))}, and this one's is "

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,18 +13,17 @@ from torch import Tensor, nn
 
 from .. import models, recipes
 from ..errors import DataError, InputError, ModelError
-from ..metrics.temperature import fit_logit_scale
 from ..models import Encoders
 from ..progress import Progress
 from ..recipes import Recipe
 from .conversion import convert
-from .objectives import Features, Objective
+from .objectives import Objective
+from .outcome import Judge
 from .pairs import Pairs
 from .preparation import facts_of, prepare
 from .processes import Processes
 from .settings import Settings
 from .step import Gradient
-from .teacher import Teacher
 from .trainer import Trainer
 
 PROMPT = "a photo of a {}."
@@ -52,8 +50,8 @@ def train(
     of the recipe's quantizer. Started by `torchrun`, the processes share every batch, and all of them return the model.
 
     Raises InputError, DataError, RecipeError and ModelError for what cannot be used, TrainingError and NonFiniteError
-    where training cannot go on, ConversionError where the deployed model differs from the trained one, OutputError
-    where a checkpoint cannot be written. `model` is never changed.
+    where training cannot go on or has destroyed the model, ConversionError where the deployed model differs from the
+    trained one, OutputError where a checkpoint cannot be written. `model` is never changed.
     """
     recipe = recipes.get(recipe)
     if recipe.trained is None:
@@ -71,25 +69,25 @@ def train(
     learned, held = data.split(chosen.held_out, chosen.seed)
     learned, apart = _apart(learned, objective, chosen)
     tokens = _class_tokens(objective, classes, encoders)
-    _check_batch(chosen, objective, len(learned), processes)
+    _check_batch(chosen, objective, learned, processes)
     student = prepare(model, recipe, learned.samples(), chosen.seed, progress=progress)
     student.eval()
     if chosen.logit_scale == "learned":
         student.logit_scale.requires_grad_()  # type: ignore[operator, union-attr]
     with models.evaluating(model):
         gradient = Gradient(student, model, learned, objective, chosen, processes, tokens, apart)
-        teacher = None if held is None else Teacher.of(model, held, objective.needs & {"consensus"})
+    judge = Judge(gradient, model, learned, held)
     provenance = facts_of(student)["provenance"]
     made_of = {
         "recipe": f"{recipe.name} {recipe.hash}",
         "model": provenance["source_sha256"],
-        "pairs": learned.description["sha256"],
+        **dataclasses.asdict(chosen),
+        "data": learned.description["sha256"],
         "classes": None if classes is None else list(classes),
         "processes": processes.size,
         "threads": torch.get_num_threads(),
         "qclip": provenance["qclip"],
         "torch": provenance["torch"],
-        **dataclasses.asdict(chosen),
     }
     run = Trainer(student, gradient, chosen, processes, None if output is None else Path(output), made_of)
     run.run(progress)
@@ -100,8 +98,7 @@ def train(
         **({} if apart is None else {"apart": len(apart)}),
         **({} if classes is None else {"classes": list(classes)}),
     }
-    if held is not None and teacher is not None:
-        notes |= _finish(run, held, teacher)
+    notes |= judge.finish(run)
     tried = slice(0, 16)
     return convert(
         student,
@@ -147,10 +144,10 @@ def _apart(pairs: Pairs, objective: Objective, settings: Settings) -> tuple[Pair
     return learned, apart
 
 
-def _check_batch(settings: Settings, objective: Objective, pairs: int, processes: Processes) -> None:
-    if settings.batch > pairs:
+def _check_batch(settings: Settings, objective: Objective, pairs: Pairs, processes: Processes) -> None:
+    if settings.batch > len(pairs):
         raise DataError(
-            f"a batch of {settings.batch} was asked for, and {pairs} pairs are there to learn from; make batch "
+            f"a batch of {settings.batch} was asked for, and {len(pairs)} pairs are there to learn from; make batch "
             "smaller, or give more pairs"
         )
     if settings.batch % processes.size:
@@ -160,42 +157,8 @@ def _check_batch(settings: Settings, objective: Objective, pairs: int, processes
             f"a batch of one says nothing to objective {objective.name!r}, which tells a pair from others; set batch "
             "to 2 or more"
         )
-
-
-@torch.no_grad()
-def _finish(run: Trainer, held: Pairs, teacher: Teacher) -> dict[str, Any]:
-    """Which weights are deployed, and the logit scale, by the held-out pairs. -> notes"""
-    loss, seen = run.gradient.held_out(held, teacher)
-    notes: dict[str, Any] = {"held_out": {"pairs": len(held), "loss": loss}}
-    if run.average:
-        last = {name: parameter.detach().clone() for name, parameter in run.parameters.items()}
-        _put(run, run.average)
-        averaged, of_average = run.gradient.held_out(held, teacher)
-        notes["held_out"]["loss_of_average"] = averaged
-        notes["deployed"] = "average" if averaged <= loss else "last"
-        if averaged <= loss:
-            seen = of_average
-        else:
-            _put(run, last)
-    if run.settings.logit_scale == "tuned":
-        notes["logit_scale"] = _tune(run.student.logit_scale, seen)  # type: ignore[arg-type]
-    return notes
-
-
-def _put(run: Trainer, values: dict[str, Tensor]) -> None:
-    for name, parameter in run.parameters.items():
-        parameter.copy_(values[name])
-
-
-def _tune(scale: Tensor, seen: Features) -> dict[str, Any]:
-    """Fit the factor on cosines to held-out pairs (`metrics.temperature.fit_logit_scale`)."""
-    _, first = torch.unique(seen.captions, return_inverse=True)
-    keep = [
-        i for i in range(len(first)) if int(first[i]) not in first[:i].tolist()
-    ]  # a caption that comes twice has no pair
-    logits = seen.scale * seen.image[keep] @ seen.text[keep].T
-    found = fit_logit_scale(logits.double().cpu().numpy())
-    before = float(seen.scale)
-    if not found.flag:
-        scale.fill_(math.log(before / found.value))
-    return {"before": before, "after": float(scale.float().exp()), **({"why": found.flag} if found.flag else {})}
+    if "pairs" in objective.needs and len({each for own in pairs.captions for each in own}) < 2:
+        raise DataError(
+            f"all {len(pairs)} images have one caption, which says nothing to objective {objective.name!r}, that tells "
+            "a pair from others; give each image its own"
+        )

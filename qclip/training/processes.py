@@ -2,11 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from ..errors import QclipError
+
+
+class ProcessError(QclipError):
+    """Another process of the run has stopped."""
+
+
+@contextlib.contextmanager
+def _told() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:  # gloo's and NCCL's say who did not answer, which is no reason
+        raise ProcessError("another process of this run has stopped; what it said before tells why") from error
 
 
 class Processes:
@@ -39,7 +55,8 @@ class Processes:
         if self.size == 1:
             return rows.detach().clone()
         parts = [torch.empty_like(rows) for _ in range(self.size)]
-        dist.all_gather(parts, rows.detach().contiguous())
+        with _told():
+            dist.all_gather(parts, rows.detach().contiguous())
         return torch.cat(parts)
 
     def sum_(self, tensors: list[Tensor]) -> None:
@@ -47,11 +64,18 @@ class Processes:
         if self.size == 1 or not tensors:
             return
         flat = torch.cat([tensor.flatten() for tensor in tensors])
-        dist.all_reduce(flat)
+        with _told():
+            dist.all_reduce(flat)
         for tensor, found in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
             tensor.copy_(found.view_as(tensor))
 
     def wait(self) -> None:
         """Until all are here."""
         if self.size > 1:
-            dist.barrier()
+            with _told():
+                dist.barrier()
+
+    def each(self, value: int) -> list[int]:
+        """What it is in every process, by rank."""
+        device = "cuda" if self.size > 1 and dist.get_backend() == "nccl" else "cpu"
+        return self.gathered(torch.tensor([value], device=device)).tolist()  # type: ignore[no-any-return]

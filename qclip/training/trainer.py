@@ -60,6 +60,7 @@ class Trainer:
             self._steps(progress)
         finally:
             self._learning(False)
+        self._round(True)  # also where the last step was taken before
 
     def _steps(self, progress: Progress | None) -> None:
         settings = self.settings
@@ -69,6 +70,8 @@ class Trainer:
             self._round(self.done >= settings.first_rounded)
             self._step()
             if self.done % settings.save_every == 0 or self.done == settings.steps:
+                if spoiled := self._spoiled():
+                    raise self._stopped(NonFiniteError, spoiled, "lower the rate", self.done)
                 self._save()
             if progress is not None and self.processes.first:
                 progress(f"training, loss {self.log.last('loss'):.4f}", self.done, settings.steps)
@@ -143,17 +146,23 @@ class Trainer:
 
     # -- what stops it -----------------------------------------------------------------------------------------------
 
-    def _stopped(self, kind: type[QclipError], why: str, hint: str) -> QclipError:
+    def _stopped(self, kind: type[QclipError], why: str, hint: str, step: int | None = None) -> QclipError:
         kept = None if self.folder is None else checkpoint.latest(self.folder)
         last = f"the last good checkpoint is {str(kept)!r}" if kept else "no checkpoint was written yet"
-        return kind(f"training stopped at step {self.done + 1}: {why} ({hint}); {last}")
+        return kind(f"training stopped at step {step or self.done + 1}: {why} ({hint}); {last}")
+
+    def _spoiled(self) -> str:
+        """The first parameter that is not finite, as a clause; empty where all are."""
+        for name, parameter in self.parameters.items():
+            if not parameter.detach().isfinite().all():
+                return f"{name} holds NaN or Inf"
+        return ""
 
     @torch.no_grad()
     def _culprit(self) -> str:
         """The first thing that is not finite: a parameter, or what a site gives for this step's batch."""
-        for name, parameter in self.parameters.items():
-            if not parameter.isfinite().all():
-                return f"{name} holds NaN or Inf; lower the rate"
+        if spoiled := self._spoiled():
+            return f"{spoiled}; lower the rate"
         odd: list[str] = []
         handles = [
             site.module.register_forward_hook(
@@ -188,12 +197,17 @@ class Trainer:
 
     def _go_on(self) -> None:
         path = None if self.folder is None else checkpoint.latest(self.folder)
-        if path is None:
-            return
-        tensors, facts = checkpoint.read(path, self.made_of)
-        self._load(tensors)
-        self.done = int(facts["step"])
-        self.log.load(facts["columns"], tensors["log"])
+        if path is not None:
+            tensors, facts = checkpoint.read(path, self.made_of)
+            self._load(tensors)
+            self.done = int(facts["step"])
+            self.log.load(facts["columns"], tensors["log"])
+        found = self.processes.each(self.done)
+        if len(set(found)) > 1:
+            raise checkpoint.CheckpointError(
+                f"the processes would go on from different steps ({', '.join(map(str, sorted(set(found))))}), as "
+                f"{str(self.folder)!r} is not the same for all of them; name an output that they share"
+            )
 
     def _state(self) -> dict[str, Tensor]:
         """Everything that a step changes, or reads and a start does not make again."""

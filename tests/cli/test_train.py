@@ -37,7 +37,7 @@ def test_an_artifact_comes_out_and_a_second_call_goes_on(tmp_path: Path, capsys:
     assert main(line) == 0
     out, err = capsys.readouterr()
     found = json.loads(out)
-    assert found["recipe"]["trained"] == {"quantizer": "lsq"}
+    assert found["recipe"]["trained"] == {"quantizer": "lsq", "scale_start": "mse"}
     assert found["training"]["learned"] == 11 and "held_out" not in found["training"]  # a tenth of 11 is no two
     assert "training with w4a8-lsq" in err
     model = qclip.load(tmp_path / "small")
@@ -45,6 +45,23 @@ def test_an_artifact_comes_out_and_a_second_call_goes_on(tmp_path: Path, capsys:
     assert (tmp_path / "small.training" / "log.csv").read_text().count("\n") == 3
     assert "--force" in told(line, capsys)
     assert main([*line, "--force"]) == 0
+
+
+def test_nonsense_is_not_exported(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    line = [*TRAIN, "--recipe", "w4a8-lsq", "--held-out", "0.4", "--rate", "10", "--output", str(tmp_path / "x")]
+    assert main(line) == 1
+    out, err = capsys.readouterr()
+    assert out == "" and "qclip: training destroyed the model: its loss on 5 held-out pairs is" in err.splitlines()[-1]
+    assert not (tmp_path / "x").exists() and list((tmp_path / "x.training").glob("step-*"))
+
+
+def test_what_is_worse_is_told(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    line = [*TRAIN, "--recipe", "float-continued", "--held-out", "0.4", "--objective", "mse", "--rate", "1e-3"]
+    assert main([*line, "--output", str(tmp_path / "x")]) == 0
+    out, err = capsys.readouterr()
+    assert "warning: training made the model worse: its loss on 5 held-out pairs is" in err
+    assert out.startswith("loss on 5 held-out pairs: ") and "before training 0.0000" in out
+    assert "worse" in qclip.load(tmp_path / "x").qclip_quantization.provenance["training"]
 
 
 def test_fewer_pairs_may_be_drawn(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from qclip import controls as controlling
 from qclip import rewrite
 from qclip.controls import arms, run
 from qclip.errors import InputError, RecipeError
+from qclip.recipes import Treatment
 from qclip.results import Results
 
 SETTINGS = {"steps": 2, "batch": 4, "pairs": 24, "held_out": 0.25, "rate": 1e-4}
@@ -112,6 +114,8 @@ def test_finished_arms_are_kept_and_others_refused(
             qclip.controlled(
                 model, "w2a8-lsq", "scenes:train", folder, seeds=2, controls=controls, **SETS, **SETTINGS | change
             )
+    with pytest.raises(InputError, match="whose data is"):
+        qclip.controlled(model, "w2a8-lsq", "scenes:dev", folder, seeds=2, controls=controls, **SETS, **SETTINGS)
     other = qclip.load_model("scenes-noisy")
     with pytest.raises(InputError, match="whose model is"):
         qclip.controlled(other, "w2a8-lsq", "scenes:train", folder, seeds=2, controls=controls, **SETS, **SETTINGS)
@@ -137,3 +141,42 @@ def test_the_page_shows_the_means(studied: tuple[Path, Results]) -> None:
     assert lines[0].startswith("w2a8-lsq against float") and len(lines) == 8
     page = html(means(results))
     assert "The recipe and its controls" in page and "w2a8-lsq seed 0" not in page
+
+
+def test_each_run_has_its_seed_and_its_own_pairs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, seen, runs = qclip.load_model("scenes-clean"), [], {}
+
+    def train(*given, **settings):
+        _, recipe, drawn, output = given
+        seen.append((output.name, recipe.name, drawn.description["seed"], settings["seed"]))
+        return model
+
+    def evaluate(models, *_, **given) -> Results:
+        runs.update(given["runs"])
+        assert list(models) == ["float", *(label for labels in zip(*runs.values(), strict=True) for label in labels)]
+        return Results()
+
+    monkeypatch.setattr(run, "train", train)
+    monkeypatch.setattr(run, "evaluate", evaluate)
+    monkeypatch.setattr(run.artifact, "save", lambda *_: None)
+    monkeypatch.setattr(run.artifact, "load", lambda *_: model)
+    controls = ["noise", "lsq-authors"]
+    given = SETS | SETTINGS
+    qclip.controlled(model, "w4a8-lsq", "scenes:train", tmp_path, seeds=2, seed=3, controls=controls, **given)
+    names = ("w4a8-lsq", "w4a8-noise", "w4a8-lsq-authors")
+    assert seen == [(f"{name}-seed{k}.training", name, k, k) for k in (3, 4) for name in names]
+    assert runs == {name: [f"{name} seed 3", f"{name} seed 4"] for name in ("w4a8-lsq", *controls)}
+
+
+def test_controls_keep_the_recipe_s_sites_and_shared_settings() -> None:
+    recipe = dataclasses.replace(
+        qclip.recipes.get("w4a8-lsq"), towers=("vision",), exceptions=(("vision.patch", None), ("*.fc2", Treatment(8)))
+    )
+    given = {"steps": 7, "batch": 5, "micro": 3, "held_out": 0.3, "pairs": 99, "save_every": 4, "warmup": 0.2}
+    found = {arm.name: arm for arm in arms(recipe, list(controlling.CONTROLS), **given)}
+    for name in ("float-continued", "float-tuned"):
+        each = found[name].recipe
+        assert each.towers == ("vision",) and [pattern for pattern, _ in each.exceptions] == ["vision.patch", "*.fc2"]
+        assert each.exceptions[0][1] is None and each.exceptions[1][1] == each.default
+    assert found["noise"].recipe.exceptions == recipe.exceptions and found["noise"].recipe.towers == ("vision",)
+    assert found["lsq-authors"].settings.items() >= given.items()

@@ -378,3 +378,35 @@ def test_weights_of_one_code_are_drawn_together() -> None:
                 total += float((of - of.mean()).square().sum())
     assert float(penalty.detach()) == pytest.approx(0.01 * total / weight.numel(), rel=1e-4)
     assert (weight.grad != 0).all()
+
+
+@pytest.mark.parametrize("bits", ["w8a8", "w4a4"])
+def test_ewgs_scales_gradients_of_inputs_too(bits: str) -> None:
+    treatment = plan("ewgs", bits)
+    rounding = QUANTIZERS.get("ewgs")(QUANTIZERS.get("ewgs").options(delta=0.4)).input(treatment, 64)
+    zero = torch.tensor(1) if treatment.activation_grid == "asym" else None
+    rounding.start(torch.tensor(0.9 / 2 ** (treatment.activation_bits - 1)), zero)
+    x = torch.randn(5, 64, generator=torch.Generator().manual_seed(5)).requires_grad_()
+    towards = torch.randn(5, 64, generator=torch.Generator().manual_seed(6))
+    (rounding(x) * towards).sum().backward()
+    v = (x / rounding.learned() + rounding.zero).detach()
+    inside = (v >= rounding.low) & (v <= rounding.high)
+    wanted = towards * (1 + 0.4 * towards.sign() * (v - v.round()) / (rounding.high - rounding.low))
+    assert x.grad is not None and inside.any() and not inside.all()
+    torch.testing.assert_close(x.grad, torch.where(inside, wanted, 0.0), rtol=1e-4, atol=1e-5)
+
+
+def test_the_authors_step_is_divided_by_the_whole_batch() -> None:
+    """g = 1/sqrt(numel Qp), the batch in numel; a scale that has no gradient any more is named."""
+    rounding = input_rounding("lsq-authors", "w8a8")
+    x = torch.randn(7, 64, generator=torch.Generator().manual_seed(1))
+    found = []
+    for each in (x, torch.cat([x, x])):
+        rounding.scale.grad = None
+        rounding(each).sum().backward()
+        found.append(float(rounding.scale.grad))
+    assert found[1] == pytest.approx(2 * found[0] / 2**0.5, rel=1e-4)
+    assert rounding.fault() == ""
+    with torch.no_grad():
+        rounding.scale.fill_(-1.0)
+    assert "fallen to 1e-08, where it has no gradient" in rounding.fault()

@@ -15,7 +15,7 @@ from torch import nn
 
 import qclip
 from qclip import files, models
-from qclip.errors import DataError, InputError, NonFiniteError, OutputError
+from qclip.errors import DataError, InputError, NonFiniteError, OutputError, QclipError
 from qclip.training import (
     CheckpointError,
     Pairs,
@@ -24,6 +24,7 @@ from qclip.training import (
     checkpoint,
     fit,
     inputs,
+    outcome,
     preparation,
     trainer,
 )
@@ -214,6 +215,40 @@ def test_a_loss_that_is_not_finite_names_step_layer_and_checkpoint(tmp_path: Pat
     assert len(list(tmp_path.glob("*.safetensors"))) == 1
 
 
+def test_weights_that_are_not_finite_are_no_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    step, calls = torch.optim.AdamW.step, []
+
+    def spoil(optimizer: torch.optim.AdamW, *more) -> None:
+        step(optimizer, *more)
+        calls.append(optimizer)
+        if len(calls) == 4:  # behind it nothing asks for a loss before a checkpoint is written
+            optimizer.param_groups[0]["params"][0].data.fill_(torch.nan)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", spoil)
+    with pytest.raises(NonFiniteError, match=r"step 4: \S+ holds NaN or Inf .*step-0000002\.safetensors") as raised:
+        qclip.train(small_clip(), "w8a8-ste", pairs(), tmp_path, **SETTINGS)
+    assert "logit_scale" not in str(raised.value)
+    assert [path.name for path in tmp_path.glob("*.safetensors")] == ["step-0000002.safetensors"]
+
+
+def test_processes_that_would_go_on_from_different_steps_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Processes, "each", lambda _, value: [value, 4])
+    with pytest.raises(CheckpointError, match=r"would go on from different steps \(0, 4\).*name an output that they"):
+        qclip.train(small_clip(), "w8a8-ste", pairs(), tmp_path, **SETTINGS)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_process_that_is_left_alone_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def gone(*_) -> None:
+        raise RuntimeError("[gloo/transport/tcp/pair.cc:561] Connection closed by peer")
+
+    for name in ("all_gather", "all_reduce", "barrier"):
+        monkeypatch.setattr(torch.distributed, name, gone)
+    for call in (lambda p: p.gathered(torch.ones(2)), lambda p: p.sum_([torch.ones(2)]), lambda p: p.wait()):
+        with pytest.raises(QclipError, match="another process of this run has stopped"):
+            call(Processes(0, 2))
+
+
 def test_a_full_disk_leaves_the_checkpoint_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sync, calls = files.os.fsync, []
 
@@ -241,6 +276,10 @@ def test_a_checkpoint_of_something_else_is_refused(tmp_path: Path) -> None:
         qclip.train(small_clip(1), "w8a8-ste", pairs(), tmp_path, **SETTINGS)
     with pytest.raises(CheckpointError, match="whose steps is 6, and this one's is 7"):
         qclip.train(small_clip(), "w8a8-ste", pairs(), tmp_path, **SETTINGS | {"steps": 7})
+    images, texts = pairs()
+    for data in ((images.flip(0), texts), (images, texts[::-1])):
+        with pytest.raises(CheckpointError, match="whose data is"):
+            qclip.train(small_clip(), "w8a8-ste", data, tmp_path, **SETTINGS)
     path = checkpoint.latest(tmp_path)
     path.write_bytes(path.read_bytes()[:-9])
     with pytest.raises(CheckpointError, match="truncated|not a readable"):
@@ -262,6 +301,12 @@ def test_pairs_that_are_none() -> None:
     refused(17, DataError, "pairs are a data name")
     refused((images, texts), InputError, "batch of one says nothing to objective 'contrastive", batch=1)
     refused((images, texts), DataError, "a batch of 64 was asked for, and 19 pairs are there", batch=64)
+    refused((images, ["a dog"] * len(images)), DataError, "all 19 images have one caption, which says nothing to")
+    refused((images.clone().fill_(torch.nan), texts), DataError, "finite")
+    with pytest.raises(InputError, match="a batch of 8 cannot be shared by 3 processes; give a multiple"):
+        fit._check_batch(
+            Settings(batch=8), Objective("mse"), Pairs.of(pairs(), qclip.encoders(small_clip())), Processes(0, 3)
+        )
 
 
 def test_a_set_without_captions(tmp_path: Path) -> None:
@@ -317,7 +362,7 @@ def test_a_logit_scale_is_tuned_to_the_least_loss() -> None:
         image + 0.4 * torch.randn(30, 8, generator=torch.Generator().manual_seed(1)), dim=-1
     )
     scale, other, captions = torch.tensor(1.0), torch.tensor(5.0), torch.arange(30)
-    notes = fit._tune(scale, Features(image, text, scale.exp(), image, text, other, captions))
+    notes = outcome.tune(scale, Features(image, text, scale.exp(), image, text, other, captions))
     assert notes["before"] == pytest.approx(2.718, abs=1e-3) and "why" not in notes
     assert notes["after"] == pytest.approx(float(scale.exp())) != notes["before"]
 

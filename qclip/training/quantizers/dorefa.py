@@ -16,6 +16,7 @@ from qkernels.contract import SMALLEST_NORMAL_HALF, TINY
 from ...errors import RecipeError
 from ...recipes import Treatment
 from ..quantizer import WeightRounding
+from . import starts
 from .lsq import LSQ
 
 
@@ -55,6 +56,7 @@ class DoReFa(LSQ):
 
     name = "dorefa"
     from_codes = False
+    paper = (None, starts.dorefa)
 
     @classmethod
     def treatment(cls, plan: Treatment) -> Treatment:

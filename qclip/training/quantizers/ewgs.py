@@ -11,13 +11,13 @@ from torch import Tensor
 import qkernels
 
 from ...recipes import Treatment
-from ..quantizer import InputRounding, WeightRounding
+from . import starts
 from .lsq import LSQ, LearnedInput, LearnedWeight
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
-    """`delta`: strength, per unit of the grid scaled to 0..1."""
+class Options(starts.Options):
+    """`delta`: strength, per unit of the grid scaled to 0..1. `scale_start`: as of LSQ."""
 
     delta: float = 1e-3
 
@@ -52,10 +52,11 @@ class EWGS(LSQ):
 
     name = "ewgs"
     options = Options
+    paper = (starts.ewgs_weight, starts.ewgs_input)
     chosen: Options
 
-    def weight(self, weight: Tensor, plan: Treatment) -> WeightRounding:
+    def learned_weight(self, weight: Tensor, plan: Treatment) -> LearnedWeight:
         return ScaledWeight(weight, plan, self.chosen.delta)
 
-    def static_input(self, plan: Treatment, values: int) -> InputRounding:
+    def learned_input(self, plan: Treatment, values: int) -> LearnedInput:
         return ScaledInput(plan, values, self.chosen.delta)

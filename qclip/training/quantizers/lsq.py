@@ -6,13 +6,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
 import torch
 from torch import Tensor
 
 import qkernels
-from qkernels.contract import SMALLEST_NORMAL_HALF
+from qkernels.contract import SMALLEST_NORMAL_HALF, TINY
 from qkernels.weights import Weight, grid_scales, levels
 
 from ...errors import RecipeError
@@ -20,6 +20,7 @@ from ...layers.activations import code_range
 from ...ptq.base import SiteState
 from ...recipes import FLOAT, Treatment
 from ..quantizer import InputRounding, LearnedScale, WeightRounding, fitted_scales, straight_through
+from . import starts
 from .ste import ASYM, STE, SYM, decide_static
 
 INNER = 0.45  # steps from its code at which a weight may begin: half a step would be the next code's
@@ -30,6 +31,7 @@ class LearnedWeight(WeightRounding):
 
     ESTIMATORS: ClassVar[tuple[str, str]] = ("lsq", "lsq_plus")  # of grids with a whole zero, and of midrise ones
     delta: float = 0.0
+    first: starts.Start | None = None  # None: at the least squared error
 
     def __init__(self, weight: Tensor, plan: Treatment) -> None:
         super().__init__(weight, plan)
@@ -44,8 +46,17 @@ class LearnedWeight(WeightRounding):
         self.step = 1 / math.sqrt(self.group * max(self.grid.high, 1))  # of the scale's gradient
 
     def start(self, weight: Tensor) -> None:
+        if self.first is not None:
+            self.learned.start(self._first(weight, self.first))
+            return
         scales = fitted_scales(weight, self.plan)
         self.learned.start(scales[:1] if self.plan.weight_scale == "tensor" else scales)
+
+    def _first(self, weight: Tensor, first: starts.Start) -> Tensor:
+        grid, whole = self.grid, self.plan.weight_scale == "tensor"
+        rows, group = (weight.reshape(1, -1), weight.numel()) if whole else (weight, self.group)
+        spread = starts.spread_of(rows, group, grid.high - grid.low + 1, max(grid.high - (grid.zero or 0.0), 1))
+        return first(spread).clamp(min=TINY).float()
 
     @torch.no_grad()
     def start_at(self, weight: Tensor, found: Weight) -> Tensor:
@@ -89,9 +100,11 @@ class LearnedInput(InputRounding):
 
     ESTIMATOR: ClassVar[str] = "lsq"
     zero: Tensor
+    first: starts.Start | None = None  # None: where calibration found it
 
     def __init__(self, plan: Treatment, values: int) -> None:
         super().__init__(plan)
+        self.seen = starts.Seen()
         self.low, self.high = code_range(plan.activation_bits, plan.activation_grid)
         self.learned = LearnedScale()
         self.register_buffer("zero", torch.zeros((), dtype=torch.int32))
@@ -101,6 +114,13 @@ class LearnedInput(InputRounding):
     def start(self, scale: Tensor, zero: Tensor | None) -> None:
         self.learned.start(scale)
         self.zero.copy_(torch.zeros(()) if zero is None else zero)
+        self.seen = starts.Seen()
+
+    def watch(self, x: Tensor) -> None:
+        assert self.first is not None
+        self.seen.add(x)
+        spread = self.seen.spread(self.high - self.low + 1, max(self.high - float(self.zero), 1))
+        self.learned.start(self.first(spread).clamp(min=TINY).float())
 
     def forward(self, x: Tensor) -> Tensor:
         return qkernels.fake_quantize(
@@ -114,11 +134,17 @@ class LearnedInput(InputRounding):
         return self.learned.fault()
 
 
+Learned = TypeVar("Learned", LearnedWeight, LearnedInput)
+
+
 class LSQ(STE):
     """Learned scales of weights and static inputs, started at the least squared error"""
 
     name = "lsq"
     from_codes = True
+    options = starts.Options
+    chosen: starts.Options
+    paper: ClassVar[starts.Pair] = (starts.lsq, starts.lsq)
 
     @classmethod
     def treatment(cls, plan: Treatment) -> Treatment:
@@ -128,7 +154,22 @@ class LSQ(STE):
         return dataclasses.replace(plan, static=bits != FLOAT, weight_observer="mse", activation_grid=grid)
 
     def weight(self, weight: Tensor, plan: Treatment) -> WeightRounding:
-        return LearnedWeight(weight, plan)
+        return self.starting(self.learned_weight(weight, plan))
 
     def static_input(self, plan: Treatment, values: int) -> InputRounding:
+        return self.starting(self.learned_input(plan, values))
+
+    def learned_weight(self, weight: Tensor, plan: Treatment) -> LearnedWeight:
+        return LearnedWeight(weight, plan)
+
+    def learned_input(self, plan: Treatment, values: int) -> LearnedInput:
         return LearnedInput(plan, values)
+
+    def starting(self, rounding: Learned) -> Learned:
+        """Where the recipe wants its scale to begin."""
+        first = self.paper[isinstance(rounding, LearnedInput)]
+        if self.chosen.scale_start == "paper" and first is not None:
+            rounding.first = first
+            if isinstance(rounding, LearnedInput):
+                rounding.watches = True
+        return rounding

@@ -15,7 +15,7 @@ import qkernels
 from ...layers.transforms import Shift
 from ...ptq.base import SiteState
 from ...recipes import FLOAT, Treatment
-from ..quantizer import InputRounding
+from . import starts
 from .lsq import LSQ, LearnedInput
 from .ste import ASYM, decide_static
 
@@ -55,11 +55,12 @@ class LSQPlus(LSQ):
     """LSQ whose inputs have a learned offset"""
 
     name = "lsq-plus"
+    paper = (starts.lsq_plus, None)  # inputs at the least squared error
 
     @classmethod
     def treatment(cls, plan: Treatment) -> Treatment:
         found = super().treatment(plan)
         return found if plan.activation_bits == FLOAT else dataclasses.replace(found, activation_grid=ASYM)
 
-    def static_input(self, plan: Treatment, values: int) -> InputRounding:
+    def learned_input(self, plan: Treatment, values: int) -> LearnedInput:
         return OffsetInput(plan, values) if plan.activation_grid == ASYM else LearnedInput(plan, values)

@@ -16,6 +16,7 @@ from qkernels.contract import SMALLEST_NORMAL_HALF, TINY
 from ...errors import RecipeError
 from ...recipes import Treatment
 from ..quantizer import WeightRounding, straight_through
+from . import starts
 from .lsq import LSQ
 from .variation import rising
 
@@ -24,7 +25,7 @@ MOST_BITS = 4  # with more, a hop is too small to matter
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
+class Options(starts.Options):
     """`damping`: strength at the end of what draws weights to their codes. `threshold`: hops per step, a running mean
     of `momentum`, above which a weight is frozen, at first and at the end; 0 at first: never."""
 
@@ -120,6 +121,7 @@ class OFQ(LSQ):
 
     name = "ofq"
     from_codes = False
+    paper = (starts.lsq, starts.ofq_input)
     options = Options
     chosen: Options
 

@@ -11,14 +11,14 @@ from torch import Tensor
 import qkernels
 
 from ...recipes import FLOAT, Treatment
-from ..quantizer import InputRounding
+from . import starts
 from .lsq import LSQ, LearnedInput
 from .ste import SYM
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
-    """`decay`: of the squared bounds, a part of the method."""
+class Options(starts.Options):
+    """`decay`: of the squared bounds, a part of the method. `scale_start`: as of LSQ."""
 
     decay: float = 1e-4
 
@@ -47,6 +47,7 @@ class PACT(LSQ):
 
     name = "pact"
     options = Options
+    paper = (starts.lsq, starts.pact)
     chosen: Options
 
     @classmethod
@@ -54,5 +55,5 @@ class PACT(LSQ):
         found = super().treatment(plan)
         return found if plan.activation_bits == FLOAT else dataclasses.replace(found, activation_grid=SYM)
 
-    def static_input(self, plan: Treatment, values: int) -> InputRounding:
+    def learned_input(self, plan: Treatment, values: int) -> LearnedInput:
         return ClippedInput(plan, values, self.chosen.decay)

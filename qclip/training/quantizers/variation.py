@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from ...recipes import Treatment
-from ..quantizer import WeightRounding
+from . import starts
 from .lsq import LSQ, LearnedWeight
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
+class Options(starts.Options):
     """`together`: the penalty's strength at the end; it rises from 0 by a cosine."""
 
     together: float = 0.01
@@ -60,7 +60,8 @@ class Variation(LSQ):
 
     name = "variation"
     options = Options
+    paper = (None, None)  # at the least squared error, too
     chosen: Options
 
-    def weight(self, weight: Tensor, plan: Treatment) -> WeightRounding:
+    def learned_weight(self, weight: Tensor, plan: Treatment) -> LearnedWeight:
         return VariationWeight(weight, plan, self.chosen.together)
