@@ -144,9 +144,9 @@ def captioned(data: object) -> ImageSet:
     found = as_set(data)
     if found.captions is None:
         if found.labels is None or not found.classes:
-            column = ", or the column that holds them (?captions=COLUMN)" if found.spec.startswith("parquet:") else ""
+            hint = ", or the column that holds them (?captions=COLUMN)" if found.spec.startswith("parquet:") else ""
             raise DataError(
-                f"{found.spec} has no captions and no class names, and training needs pairs; name a set that has{column}"
+                f"{found.spec} has no captions and no class names, and training needs pairs; name a set that has{hint}"
             )
         found = worded(found)
         warnings.warn(
