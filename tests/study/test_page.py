@@ -108,10 +108,11 @@ document.getElementById("page").onload = function () {{
   var texts = function (what) {{
     return Array.from(page.querySelectorAll(what)).map(function (e) {{ return e.textContent.trim(); }});
   }};
-  var cells = function () {{ return texts("table.heat td"); }};
+  var cells = function () {{ return texts("#heats table.heat td"); }};
   var labels = function () {{ return texts("#plots svg text.label"); }};
   out.first = cells();
   out.panels = page.querySelectorAll("#heats h3").length;
+  out.small = texts("table.heat.small b");
   out.marks = page.querySelectorAll("#plots g[data-of]").length;
   out.labels = labels();
   pick("metric", "auroc");
@@ -147,12 +148,13 @@ def test_what_is_picked_is_drawn(tmp_path: Path) -> None:
         return sorted(cell[1] for part in data["parts"] for cell in part["cells"][key][1:])
 
     assert sorted(filter(None, seen["first"])) == expected("top1|id") and seen["panels"] == 3
+    assert sorted(seen["small"]) == sorted(c[2] for part in data["parts"] for c in part["cells"]["top1|id"][1:])
     assert sorted(filter(None, seen["auroc"])) == expected("auroc|on scenes-near-ood")
     assert sorted(filter(None, seen["fog"])) == expected("top1|under fog")
     assert seen["places"] == ["on scenes-near-ood", "on scenes-far-ood", "ood-mean"]
     assert seen["marks"] == sum(len(part["variants"]) for part in data["parts"])
     assert seen["labels"][0] == "Size of what is shipped (MB)" and seen["timed"][0] == "Time for one image (ms)"
-    assert seen["hash"] == "#metric=top1&place=under+fog&against=time" and sorted(seen["on"]) == ["g", "span"]
+    assert seen["hash"] == "#metric=top1&place=under+fog&against=time" and sorted(seen["on"]) == ["g", "span", "span"]
 
 
 @pytest.mark.slow
