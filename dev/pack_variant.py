@@ -4,7 +4,9 @@
     qclip evaluate photos:w4a8-reliable --data SET --dev SET --json > measured.json
     python dev/pack_variant.py runs/qat/photos/w4a8-reliable-seed0 photos w4a8-reliable --measured measured.json
 
-What is measured is the variant as it is loaded. `--measured` are files of `qclip evaluate ... --json`.
+`--size BYTES` makes it smaller, for a float model: changes of its weights are then of low rank, and how near it comes
+to the trained one is printed. What is measured is the variant as it is loaded.
+`--measured` are files of `qclip evaluate ... --json`.
 """
 
 from __future__ import annotations
@@ -15,10 +17,14 @@ import shlex
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+from torch import nn
+
 import qclip
 from qclip import artifact, recipes, variants, zoo
 from qclip.results import Results
-from qclip.training import Settings
+from qclip.training import Pairs, Settings
 
 WANTED = ("top1", "balanced_accuracy", "nll", "ece", "nll_ts", "ece_ts", "signed_gap", "auroc", "mean_top1")
 OPTIONS = {"pairs": "samples"}  # of `qclip train`, where they are called otherwise than the setting
@@ -31,11 +37,29 @@ def main() -> None:
     parser.add_argument("base", choices=sorted(zoo.checkpoints()))
     parser.add_argument("name")
     parser.add_argument("--measured", type=Path, nargs="+", default=[])
+    parser.add_argument("--size", type=int, help="bytes that changes of float weights may take; default: 8 bits each")
     args = parser.parse_args()
     card = made(args.artifact, args.base, args.name, [row for file in args.measured for row in measured(file)])
     out = Path(zoo.__file__).parent / "checkpoints" / args.base / args.name
-    variants.save(args.artifact, qclip.load_model(args.base), out, card, readme(card))
-    print(f"{out}: {(out / variants.FILE).stat().st_size / 2**20:.2f} MiB")
+    base = qclip.load_model(args.base)
+    variants.save(args.artifact, base, out, card, readme(card), args.size)
+    print(f"{out}: {(out / variants.FILE).stat().st_size:,} bytes")
+    print(
+        f"cosine to the artifact, images and texts: {nearness(variants.load(out, base), artifact.load(args.artifact))}"
+    )
+
+
+@torch.no_grad()
+def nearness(model: nn.Module, trained: nn.Module) -> str:
+    """Mean cosine of embeddings of scenes and their captions."""
+    pairs = Pairs.of("scenes:test?samples=200", qclip.encoders(trained))
+    cosine = torch.nn.functional.cosine_similarity
+    images = pairs.pixels(np.arange(len(pairs)))
+    found = [
+        float(cosine(model.encode_image(images), trained.encode_image(images)).mean()),  # type: ignore[operator]
+        float(cosine(model.encode_text(pairs.tokens), trained.encode_text(pairs.tokens)).mean()),  # type: ignore[operator]
+    ]
+    return ", ".join(f"{each:.6f}" for each in found)
 
 
 def made(folder: Path, base: str, name: str, rows: list[dict[str, Any]]) -> dict[str, Any]:

@@ -52,6 +52,57 @@ def test_it_comes_back(saved: tuple[str, Path, Path]) -> None:
     assert small < 0.4 * large and not any("token_embedding" in name for name in load_file(path / variants.FILE))
 
 
+def test_a_float_model_in_few_bytes(saved: tuple[str, Path, Path], tmp_path: Path) -> None:
+    recipe, whole, path = saved
+    if recipe != "float-continued":
+        pytest.skip("a quantized model has few float weights that change")
+    trained, base, found = outputs(qclip.load(whole)), outputs(small_clip()), {}
+    for size in (6_000, 30_000, 1_000_000):
+        again = variants.load(
+            variants.save(whole, small_clip(), tmp_path / str(size), CARD, "# x\n", size), small_clip()
+        )
+        tensors = load_file(tmp_path / str(size) / variants.FILE)
+        taken = sum(t.nbytes for name, t in tensors.items() if name.endswith((".factors", ".steps")))
+        moved = (trained[0] - base[0]).norm()
+        found[size] = float((outputs(again)[0] - trained[0]).norm() / moved)
+        assert taken <= size and (taken > 0.8 * size or size == 1_000_000)
+    assert found[1_000_000] < found[30_000] < 0.03 < found[6_000] < 0.1, found  # of the way that training went
+    assert len((tmp_path / "30000" / variants.FILE).read_bytes()) < 0.6 * (path / variants.FILE).stat().st_size
+
+
+def test_factors_are_those_of_the_change() -> None:
+    left, right = (torch.randn(n, 3, generator=torch.Generator().manual_seed(n)) for n in (90, 70))
+    change = left @ right.T  # of rank 3
+    (packed, steps) = variants._factored({"x": change}, 10**6).values()
+    again = variants._product(packed, steps, change.shape)
+    assert float((again - change).norm() / change.norm()) < 0.1 and steps.shape == (2, 70)
+    (packed, steps) = variants._factored({"x": change}, 3 * (160 * 5 // 8 + 8)).values()
+    assert steps.shape == (2, 3) and packed.numel() == 160 * 3 * 5 / 8
+    assert float((variants._product(packed, steps, change.shape) - change).norm() / change.norm()) < 0.1
+    picture = torch.randn(8, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    (packed, steps) = variants._factored({"x": picture}, 10**6).values()
+    assert float((variants._product(packed, steps, picture.shape) - picture).norm() / picture.norm()) < 0.1
+
+
+def test_factors_that_are_none_are_refused(saved: tuple[str, Path, Path], tmp_path: Path) -> None:
+    recipe, whole, _ = saved
+    if recipe != "float-continued":
+        pytest.skip("a quantized model has few float weights that change")
+    path = variants.save(whole, small_clip(), tmp_path / "small", CARD, "# x\n", 30_000)
+    name = next(name for name in load_file(path / variants.FILE) if name.endswith(".factors"))
+    steps = name.replace(".factors", ".steps")
+
+    def of(**tensors: Tensor):
+        return lambda held: held.update({{"packed": name, "steps": steps}[key]: t for key, t in tensors.items()})
+
+    refused(changed(path, tmp_path / "short", of(packed=torch.zeros(5, dtype=torch.uint8))), "holds no two factors")
+    refused(changed(path, tmp_path / "one", of(steps=torch.zeros(1, 4))), "not two for each of its ranks")
+    refused(changed(path, tmp_path / "many", of(steps=torch.zeros(2, 10**6))), "not two for each of its ranks")
+    refused(changed(path, tmp_path / "nan", of(steps=torch.full((2, 1), torch.nan))), "holds NaN or Inf")
+    refused(changed(path, tmp_path / "type", of(packed=torch.zeros(5, dtype=torch.int8))), "is no change of a tensor")
+    refused(changed(path, tmp_path / "none", lambda held: held.pop(steps)), "has no steps")
+
+
 def changed(path: Path, folder: Path, change) -> Path:
     """A copy with other tensors and every checksum made right again."""
     shutil.copytree(path, folder)

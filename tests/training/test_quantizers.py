@@ -396,6 +396,19 @@ def test_ewgs_scales_gradients_of_inputs_too(bits: str) -> None:
     torch.testing.assert_close(x.grad, torch.where(inside, wanted, 0.0), rtol=1e-4, atol=1e-5)
 
 
+def test_steps_of_scales_are_those_of_one_sample() -> None:
+    """g = 1/sqrt(N Qp): N the group of a weight, or the values of one sample; of `variation` |w|_1 in its place."""
+    weight = torch.randn(6, 128, generator=torch.Generator().manual_seed(0))
+    for treatment, wanted in (
+        (Treatment(4, 8, group=64, weight_grid="symfull"), 1 / (64 * 7) ** 0.5),
+        (Treatment(8, 8), 1 / (128 * 127) ** 0.5),
+    ):
+        assert made("lsq").weight(weight, treatment).step == pytest.approx(wanted)  # type: ignore[attr-defined]
+    assert made("lsq").input(plan("lsq", "w8a8"), 640).step == pytest.approx(1 / (640 * 127) ** 0.5)  # type: ignore[attr-defined]
+    step = made("variation").weight(weight, Treatment(8, 8)).step  # type: ignore[attr-defined]
+    assert step == pytest.approx(1 / (float(weight.abs().sum()) * 127) ** 0.5)
+
+
 def test_the_authors_step_is_divided_by_the_whole_batch() -> None:
     """g = 1/sqrt(numel Qp), the batch in numel; a scale that has no gradient any more is named."""
     rounding = input_rounding("lsq-authors", "w8a8")
