@@ -41,6 +41,8 @@ class Counts:
     def __post_init__(self) -> None:
         self.started = time.time()
         self._seen: dict[str, int] = {}
+        self._share: dict[str, float] = {}  # by worker: cells that what is embedded of its task amounts to
+        self._cells: dict[str, int] = {}  # by worker: of its task
         self._written = 0.0
         self._file = store_file(self.store, platform.node(), os.getpid())
 
@@ -50,14 +52,17 @@ class Counts:
 
     @property
     def eta(self) -> float | None:
-        """Seconds that are left, if the rest goes like what was done; None where nothing was."""
-        finished = self.done + self.failed
-        return (time.time() - self.started) / finished * self.left if finished else None
+        """Seconds that are left, if the rest goes like what was done, where what is embedded of a task counts as part
+        of its cells; None where nothing was."""
+        begun = sum(self._share.values())
+        finished = self.done + self.failed + begun
+        return (time.time() - self.started) / finished * max(0.0, self.left - begun) if finished else None
 
     def began(self, task: Task, worker: str) -> None:
         self.doing[worker] = f"{task.model}: {', '.join(block.variant.label for block in task.blocks[:4])}" + (
             f" and {len(task.blocks) - 4} more" if len(task.blocks) > 4 else ""
         )
+        self._cells[worker] = len(task.cells)
         self.changed()
 
     def progress(self, worker: str, what: str, done: int, total: int) -> None:
@@ -65,6 +70,8 @@ class Counts:
         self._seen[worker] = done
         if ": " in what:  # "MODEL: SET", of `evaluate`
             self.images += max(0, done - before) if done >= before else done
+            if total:
+                self._share[worker] = self._cells.get(worker, 0) * min(1.0, done / total)
         self.doing[worker] = f"{what} {done}/{total}" if total else what
         self.changed()
 
@@ -75,6 +82,7 @@ class Counts:
             self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
         self.doing.pop(worker, None)
         self._seen.pop(worker, None)
+        self._share.pop(worker, None)
         self.changed(at_once=True)
 
     def changed(self, at_once: bool = False) -> None:

@@ -7,6 +7,8 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from qclip.errors import printable
+
 from .. import common
 
 if TYPE_CHECKING:
@@ -21,17 +23,19 @@ def live(counts: Counts) -> Iterator[None]:
     from rich.console import Console
     from rich.live import Live
     from rich.table import Table
+    from rich.text import Text
 
     told = time.monotonic()
     changed = counts.changed
 
-    def line() -> str:
+    def told_of() -> tuple[str, str]:
+        """Cells, and how fast it goes."""
         state = counts.state()
-        left = "" if state["eta"] is None else f", {state['eta']:.0f} s left"
+        left = "" if state["eta"] is None else f", {_duration(state['eta'])} left"
         return (
-            f"{state['done']} of {state['cells'] - state['cached']} cells measured, {state['cached']} cached, "
-            f"{state['failed']} failed, {state['images_per_second']:.0f} images/s{left}"
-        )
+            f"{state['done']} of {state['cells'] - state['cached']} measured, {state['cached']} cached, "
+            f"{state['failed']} failed"
+        ), f"{state['images_per_second']:.0f} images/s{left}"
 
     if not sys.stderr.isatty():
 
@@ -40,7 +44,7 @@ def live(counts: Counts) -> Iterator[None]:
             changed(at_once)
             if time.monotonic() - told >= 10:
                 told = time.monotonic()
-                common.say(line())
+                common.say("cells: " + ", ".join(told_of()))
 
         counts.changed = plain  # type: ignore[method-assign]
         yield
@@ -48,13 +52,18 @@ def live(counts: Counts) -> Iterator[None]:
 
     def look() -> Table:
         table = Table(box=None, show_header=False, pad_edge=False)
-        table.add_row(line())
-        stages = ", ".join(f"{stage} {seconds:.0f} s" for stage, seconds in counts.seconds.items())
-        if stages:
-            table.add_row(stages)
-        for worker, doing in list(counts.doing.items()):
-            table.add_row(f"{worker}: {doing}")
+        stages = ", ".join(f"{stage} {_duration(seconds)}" for stage, seconds in list(counts.seconds.items()))
+        rows = [*zip(("cells", "speed"), told_of(), strict=True), ("stages", stages), *list(counts.doing.items())]
+        for name, text in rows:
+            if text:
+                table.add_row(Text(name), Text(printable(text)))  # names out of files are no markup
         return table
 
     with Live(console=Console(stderr=True), get_renderable=look, refresh_per_second=2, transient=True):
         yield
+
+
+def _duration(seconds: float) -> str:
+    if seconds >= 7200:
+        return f"{seconds / 3600:.1f} h"
+    return f"{seconds / 60:.0f} min" if seconds >= 120 else f"{seconds:.0f} s"
