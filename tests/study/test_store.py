@@ -94,7 +94,12 @@ def test_gc_keeps_what_is_named(copy: StudyStore, small: tuple[Ready, Told]) -> 
     kept = set(grid.blocks[1].cells.values())
     before = len(copy.rows(cells=kept))
     models = {key for key in artifacts(grid).values() if key}
+    runtime = small[0].work.runtime
+    copy.fail(runtime, "f" * 32, {"error": "of another plan"})
     files, size = copy.gc(kept, models)
+    for kind in ("samples", "details", "results"):
+        assert {path.name[:32] for path in (copy.folder / kind / runtime).iterdir()} == kept
+    assert copy.failed(runtime) == {}
     assert files > 8 and size > 0 and not (copy.folder / "embeddings").exists()
     assert {row["variant"] for row in copy.rows().to_pylist()} == {"w8a8"} and len(copy.rows()) == before
     assert len(list((copy.folder / "artifacts").iterdir())) == 2
