@@ -173,6 +173,24 @@ def test_a_set_that_changed_is_said_aloud_and_measured_anew(
     assert {c for t in changed.todo for b in t.blocks for c in b.cells} == {""}  # noise knows nothing of it
 
 
+def test_what_changed_is_said_of_the_last_run_of_any_plan(
+    small: tuple[Ready, Told], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from qclip.study import run as studies
+
+    store, grid, now = StudyStore.create(tmp_path / "s"), small[0].grid, [0.0]
+    other = dataclasses.replace(grid.plan, text=grid.plan.text + "# another")
+    old = dataclasses.replace(grid.facts, sets={**grid.facts.sets, OOD: "old"})
+    monkeypatch.setattr(studies.time, "time", lambda: now[0])
+    for plan, last in ((grid.plan, other), (other, grid.plan)):
+        now[0] += 1
+        studies.remember(plan, store, grid.facts)
+        now[0] += 1
+        studies.remember(last, store, old)
+        assert len(studies.changed(grid.plan, store, grid.facts)) == 1
+        assert studies.changed(grid.plan, store, old) == []
+
+
 def test_a_set_that_changes_under_a_run_fails_its_cells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ready, told = ready_of(plan_of(tmp_path), tmp_path / "s"), Told()
     monkeypatch.setattr(measure, "set_key", lambda _: "other")
