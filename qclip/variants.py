@@ -154,7 +154,7 @@ def _factored(changes: dict[str, Tensor], size: int) -> dict[str, Tensor]:
         if spent > size:
             break
         ranks[name] += 1
-    out = {}
+    out: dict[str, Tensor] = {}
     for name, rank in ranks.items():
         u, values, vh = parts[name]
         root = values[:rank].sqrt()

@@ -142,7 +142,7 @@ class LSQ(STE):
 
     name = "lsq"
     from_codes = True
-    options = starts.Options
+    options: ClassVar[type] = starts.Options
     chosen: starts.Options
     paper: ClassVar[starts.Pair] = (starts.lsq, starts.lsq)
 
@@ -168,7 +168,7 @@ class LSQ(STE):
     def starting(self, rounding: Learned) -> Learned:
         """Where the recipe wants its scale to begin."""
         first = self.paper[isinstance(rounding, LearnedInput)]
-        if self.chosen.scale_start == "paper" and first is not None:
+        if first is not None and self.chosen.scale_start == "paper":
             rounding.first = first
             if isinstance(rounding, LearnedInput):
                 rounding.watches = True

@@ -5,7 +5,9 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+from ...ptq.base import NoOptions
 from ...recipes import Treatment
+from . import starts
 from .lsq import LSQ
 
 
@@ -13,6 +15,8 @@ class Reliable(LSQ):
     """LSQ with an objective that aims at calibration, detection of what is unknown, and robustness"""
 
     name = "reliable"
+    options = NoOptions
+    paper: ClassVar[starts.Pair] = (None, None)  # it is ours
     objective: ClassVar[str] = "contrastive+100*mse+100*consensus+2*noise+margin"
     settings: ClassVar[dict[str, Any]] = {"rate": 2e-4}
 
