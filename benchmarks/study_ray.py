@@ -13,7 +13,6 @@ import argparse
 import json
 import os
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -91,9 +90,7 @@ def once(plan: Plan, store: str, number: int, expected: str) -> dict[str, Any]:
     with cluster() as made:
         ready = prepare(plan, StudyStore.create(store), threads=1, resident=1, apart=True)
         told = Killing(made, number % 2, 1 + number % 4)
-        began = time.perf_counter()
         run(ready, RayCluster(made.address), told)
-        seconds = time.perf_counter() - began
         return {
             "store": store.partition("://")[0] if "://" in store else "folder",
             "tasks": len(ready.todo),
@@ -101,7 +98,6 @@ def once(plan: Plan, store: str, number: int, expected: str) -> dict[str, Any]:
             "tasks_begun_again": len(told.begun) - len(set(told.begun)),
             "failed": told.failed,
             "equal": comma_separated(find(ready.grid, ready.store)) == expected,
-            "seconds": round(seconds, 1),
         }
 
 
