@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from qclip.study.correlations import correlations, spearman
+from qclip.study.correlations import correlations, over, spearman
 from qclip.study.run import Ready
 from tests.study.small import Told
 
@@ -42,3 +42,15 @@ def test_few_and_constant_variants_tell_nothing() -> None:
 
 def test_a_plan_without_spectra_has_none(small: tuple[Ready, Told]) -> None:
     assert correlations(small[0].grid, small[0].store) == []
+
+
+def test_differences_under_corruptions_are_left_out() -> None:
+    common = {"model": "m", "evaluation": "e", "corruption": "", "role": "id", "set": "s", "difference": None}
+    lines = []
+    for at in range(6):
+        one = common | {"variant": f"v{at}"}
+        lines.append(one | {"role": "tower", "set": "vision", "metric": "shape", "value": float(at)})
+        lines.append(one | {"metric": "top1", "value": 0.5, "difference": float(at)})
+        lines.append(one | {"metric": "top1", "value": 0.5, "difference": 1.0, "corruption": "fog"})
+    (found,) = over(lines, ("top1",))
+    assert found.rho == pytest.approx(1)

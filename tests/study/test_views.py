@@ -111,3 +111,10 @@ def test_a_front_is_what_no_other_beats_in_both() -> None:
     assert front(costs, values, 1) == [0, 2]
     assert front(costs, values, -1) == [0]
     assert front([2, 1], [0.1, 0.2], -1) == [1, 0]
+
+
+def test_under_a_corruption_the_mean_over_severities_is_shown(found: Found) -> None:
+    means = [line for line in found.lines if line["metric"] == "mean_top1"]
+    single = [line | {"metric": "top1", "severity": 3, "value": 0.123} for line in means]
+    data = shown(dataclasses.replace(found, lines=[*found.lines, *single]))
+    assert data["parts"][0]["cells"] == shown(found)["parts"][0]["cells"]
