@@ -36,8 +36,8 @@ RESULT = ROOT / "benchmarks" / "results" / "study_speed.json"
 #: Twenty recipes that run on kernels: widths a channel, groups, and HQQ.
 VARIANTS: list[dict[str, Any]] = [{"weight_bits": bits} for bits in (8, 6, 5, 4, 3, 2)]
 VARIANTS += [{"weight_bits": bits, "group": group} for bits in (4, 3, 2) for group in (32, 64, 128)]
-VARIANTS += [{"weight_bits": bits, "steps": [["hqq", {}]]} for bits in (4, 3, 2)]
-VARIANTS += [{"weight_bits": bits, "group": 64, "steps": [["hqq", {}]]} for bits in (4, 3)]
+VARIANTS += [{"weight_bits": bits, "steps": ["hqq"]} for bits in (4, 3, 2)]
+VARIANTS += [{"weight_bits": bits, "group": 64, "steps": ["hqq"]} for bits in (4, 3)]
 PLAN = """
 models = ["photos"]
 recipes = []

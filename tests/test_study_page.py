@@ -181,6 +181,13 @@ def test_differences_stand_in_tables_with_intervals() -> None:
     assert "| `m` | top-1 under shot noise | 0 | 1 | 1 |" in text
 
 
+def test_scores_are_not_mixed() -> None:
+    rows = rows_of("m", auroc=[GOOD, GOOD])
+    others = [row | {"score": "energy"} for row in rows if row["metric"] == "auroc"]
+    text = page([*rows, *others], {})
+    assert "| AUROC (OOD detection, AUROC by MCM) | 2 | 0 | 0 % |" in text
+
+
 def test_two_evaluations_of_a_model_are_refused() -> None:
     rows = rows_of("m", top1=[GOOD])
     with pytest.raises(ValueError, match="two labelled sets"):
