@@ -20,8 +20,8 @@ from qclip.reliability.scores import SCORES
 from qclip.store import key_of
 
 from .facts import STAGES, Facts
-from .plan import Measured, Plan, Sets
-from .variants import Impossible, Variant, evaluated_on, expanded, variants
+from .plan import Measured, Plan, Sets, fits
+from .variants import Impossible, Variant, expanded, variants
 
 CLEAN = ""
 CELL = 32  # hex digits of a cell's hash
@@ -77,25 +77,26 @@ def corruptions_of(condition: str) -> tuple[str, ...]:
 
 def expand(plan: Plan, facts: Facts) -> Grid:
     """Raises InputError where nothing is left."""
-    recipes, impossible = expanded(plan)
+    impossible: dict[Impossible, None] = {}
     blocks: list[Block] = []
     keys = {sets: _conditions(plan.measured, sets, facts) for sets in plan.sets}
     for model in plan.models:
-        on = [sets for sets in plan.sets if evaluated_on(sets.models, model)]
+        on = [sets for sets in plan.sets if fits(sets.models, model)]
         if not on:
             raise plan.refusal(f"no set is evaluated with model {model!r}", "", "models", model)
+        recipes, unmade = expanded(plan, model)
         wanted, unfit = variants(plan, recipes, model, facts.refused.get(model, {}))
-        impossible += unfit
+        impossible |= dict.fromkeys([*unmade, *unfit])
         if model in facts.quantized and len(wanted) > 1:
             why = f"{model} is quantized already; name the float model, and this one in [artifacts]"
-            impossible += [Impossible(each.label, why) for each in wanted[1:]]
+            impossible |= {Impossible(each.label, why): None for each in wanted[1:]}
             wanted = wanted[:1]
         known = [(each, hashlib.sha256(_variant(each, facts, plan.measured).encode())) for each in wanted]
         for sets in on:
             ends = [(condition, key.encode()) for condition, key in keys[sets].items()]
             for variant, begun in known:
                 blocks.append(Block(variant, sets, {condition: _cell(begun, end) for condition, end in ends}))
-    return Grid(plan, facts, blocks, impossible)
+    return Grid(plan, facts, blocks, list(impossible))
 
 
 def _cell(begun: hashlib._Hash, end: bytes) -> str:

@@ -49,14 +49,13 @@ def look(plan: Plan, device: str = "cpu", progress: Callable[[str], None] = lamb
     """Loads every model and set of the plan once, one after the other. Raises InputError with the line."""
     found: dict[str, str] = {}
     quantized, sizes, refused = set(), {}, {}
-    recipes, _ = expanded(plan)
     for name in plan.models:
         progress(f"looking at {name}")
         try:
             model = zoo.load_model(name, device)
             found[name] = model_key(model)
             if quantization(model) is None:
-                refused[name] = ptq.refusals(model, recipes)
+                refused[name] = ptq.refusals(model, expanded(plan, name)[0])
         except InputError as why:
             raise plan.refusal(why, "", "models", name) from None
         sizes[name] = sum(each.numel() * each.element_size() for each in model.state_dict().values())

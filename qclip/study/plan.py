@@ -20,6 +20,10 @@ from .toml_lines import line_of
 KINDS = ("near", "far", "")  # of OOD sets
 
 
+def fits(patterns: tuple[str, ...], model: str) -> bool:
+    return any(fnmatch.fnmatchcase(model, pattern) for pattern in patterns)
+
+
 @dataclasses.dataclass(frozen=True)
 class Sets:
     """One evaluation: a labelled set and what is measured beside it, as `qclip.evaluate` takes them."""
@@ -49,13 +53,15 @@ class Sets:
 
 @dataclasses.dataclass(frozen=True)
 class Product:
-    """Recipes by a product: methods x weight bits x activation bits x groups x static."""
+    """Recipes by a product: methods x weight bits x activation bits x groups x static. models: patterns of those that
+    they are for."""
 
     methods: tuple[str, ...] = (qrecipes.RTN,)
     weights: tuple[float, ...] = (8,)  # a fraction is an average over sites
     activations: tuple[int, ...] = (8,)  # 16: float
     groups: tuple[int, ...] = ()  # inputs that share a scale, 0 for a whole output channel; none: what wXaY means
     static: tuple[bool, ...] = (False,)
+    models: tuple[str, ...] = ("*",)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,9 +100,12 @@ class Plan:
     text: str = ""  # the file
     path: str = ""
 
+    def products_of(self, model: str) -> tuple[Product, ...]:
+        return tuple(each for each in self.products if fits(each.models, model))
+
     def calibrated_on(self, model: str) -> tuple[str, ...]:
         """The calibration sets of a model: those of the first pattern that fits it."""
-        return next((sets for pattern, sets in self.calibration if fnmatch.fnmatchcase(model, pattern)), ())
+        return next((sets for pattern, sets in self.calibration if fits((pattern,), model)), ())
 
     def refusal(self, why: object, table: str, key: str, value: object = None, at: int = 0) -> InputError:
         """An InputError that begins with the file and the line."""

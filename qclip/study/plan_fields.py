@@ -56,15 +56,17 @@ class Fields:
             raise self.blank.refusal(f"`{key}` takes one, not {len(found)}", name, key, at=at)
         return found[0] if found else None
 
-    def numbers(self, table: Mapping[str, Any], name: str, key: str, low: int, high: int) -> tuple[int, ...]:
+    def numbers(
+        self, table: Mapping[str, Any], name: str, key: str, low: int, high: int, at: int = 0
+    ) -> tuple[int, ...]:
         found = self.listed(table, name, key)
         for value in found:
             if type(value) is not int or not low <= value <= high:
                 raise self.blank.refusal(
-                    f"`{key}` takes whole numbers from {low} to {high}, not {value!r}", name, key, value
+                    f"`{key}` takes whole numbers from {low} to {high}, not {value!r}", name, key, value, at
                 )
             if found.count(value) > 1:
-                raise self.blank.refusal(f"`{key}` holds {value} twice; once is enough", name, key, value)
+                raise self.blank.refusal(f"`{key}` holds {value} twice; once is enough", name, key, value, at)
         return tuple(found)
 
     def flag(self, table: Mapping[str, Any], name: str, key: str) -> bool | None:

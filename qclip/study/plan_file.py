@@ -18,7 +18,7 @@ from qclip.recipes import METHODS, Recipe
 from qclip.reliability.measurements import MEASUREMENTS
 from qclip.reliability.scores import SCORES
 
-from .plan import KINDS, Measured, Plan, Product, Sets
+from .plan import KINDS, Measured, Plan, Product, Sets, fits
 from .plan_fields import Fields
 
 TOP = ("models", "recipes", "data", "artifacts", "calibration", "seeds", "shift", "captions", "images", "dev", "train")
@@ -54,7 +54,7 @@ class _Reader(Fields):
                 raise InputError(f"{self.blank.path}: a plan needs `{key}`, and at least one of them")
         models = self.texts(top, "", "models")
         recipes = self.recipes(top)
-        products = (self.product(top["methods"]),) if "methods" in top else ()
+        products = tuple(self.product(each, models, at) for at, each in enumerate(self.listed(top, "", "methods")))
         artifacts = self.artifacts(top, models)
         if not (recipes or products or artifacts):
             raise InputError(f"{self.blank.path}: the product of recipes is empty; give `recipes`, `[methods]` or both")
@@ -82,30 +82,36 @@ class _Reader(Fields):
             found.append(self.taken(functools.partial(qrecipes.get, each), "", "recipes", with_line))
         return tuple(found)
 
-    def product(self, table: Any) -> Product:
-        self.known(self.table(table, "methods"), [f.name for f in dataclasses.fields(Product)], "methods")
+    def product(self, table: Any, models: tuple[str, ...], at: int) -> Product:
+        self.known(self.table(table, "methods"), [f.name for f in dataclasses.fields(Product)], "methods", at)
         for name in self.listed(table, "methods", "methods"):
             for part in str(name).split("+"):
                 if part != qrecipes.RTN:
-                    self.taken(functools.partial(METHODS.get, part), "methods", "methods", name)
+                    self.taken(functools.partial(METHODS.get, part), "methods", "methods", name, at)
         static = self.listed(table, "methods", "static")
         if any(type(each) is not bool for each in static):
-            raise self.blank.refusal("`static` takes true, false or both", "methods", "static")
+            raise self.blank.refusal("`static` takes true, false or both", "methods", "static", at=at)
         weights = self.listed(table, "methods", "weights")
         for bits in weights:
             if type(bits) not in (int, float) or not 1 <= bits <= 8:
-                raise self.blank.refusal(f"weights of {bits!r} bits; use 1 to 8", "methods", "weights", bits)
+                raise self.blank.refusal(f"weights of {bits!r} bits; use 1 to 8", "methods", "weights", bits, at)
         given = {
-            "methods": self.texts(table, "methods", "methods"),
+            "methods": self.texts(table, "methods", "methods", at),
             "weights": tuple(weights),
-            "activations": self.numbers(table, "methods", "activations", 2, 16),
-            "groups": self.numbers(table, "methods", "groups", 0, 128),
+            "activations": self.numbers(table, "methods", "activations", 2, 16, at),
+            "groups": self.numbers(table, "methods", "groups", 0, 128, at),
             "static": tuple(static),
+            "models": self.texts(table, "methods", "models", at),
         }
         for name, values in given.items():
             if name in table and not values:
-                raise self.blank.refusal(f"`{name}` is empty, and so is the product", "methods", name)
-        return Product(**{name: values for name, values in given.items() if values})
+                raise self.blank.refusal(f"`{name}` is empty, and so is the product", "methods", name, at=at)
+        found = Product(**{name: values for name, values in given.items() if values})
+        for pattern in found.models:
+            if not any(fits((pattern,), model) for model in models):
+                why = f"no model of the plan is {pattern!r}; {nearest(pattern, models)}"
+                raise self.blank.refusal(why, "methods", "models", pattern, at)
+        return found
 
     def artifacts(self, top: Mapping[str, Any], models: tuple[str, ...]) -> tuple[tuple[str, tuple[str, ...]], ...]:
         table = self.table(top.get("artifacts", {}), "artifacts")

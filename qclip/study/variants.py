@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import fnmatch
 import itertools
 from collections.abc import Iterator, Mapping
 
@@ -57,12 +56,12 @@ def named(product: Product) -> Iterator[Recipe | Impossible]:
             yield found
 
 
-def expanded(plan: Plan) -> tuple[list[Recipe], list[Impossible]]:
-    """Every recipe once, and what cannot be made into a variant of any model. Raises InputError where two recipes
-    that differ have one name."""
+def expanded(plan: Plan, model: str) -> tuple[list[Recipe], list[Impossible]]:
+    """Every recipe of a model once, and what cannot be made into a variant. Raises InputError where two recipes that
+    differ have one name."""
     recipes: dict[str, Recipe] = {}
     impossible: list[Impossible] = []
-    for each in (*plan.recipes, *(each for product in plan.products for each in named(product))):
+    for each in (*plan.recipes, *(each for product in plan.products_of(model) for each in named(product))):
         if isinstance(each, Impossible):
             impossible.append(each)
         elif each.trained is not None:
@@ -104,7 +103,3 @@ def variants(
         taken.add(label)
         out.append(Variant(model, label, artifact=folder))
     return out, impossible
-
-
-def evaluated_on(patterns: tuple[str, ...], model: str) -> bool:
-    return any(fnmatch.fnmatchcase(model, pattern) for pattern in patterns)

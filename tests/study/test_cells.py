@@ -12,9 +12,8 @@ from qclip.data.corruptions import members
 from qclip.errors import InputError
 from qclip.study.cells import CLEAN, Grid, conditions, expand
 from qclip.study.facts import Facts
-from qclip.study.plan import Measured, Plan
+from qclip.study.plan import Measured, Plan, fits
 from qclip.study.tasks import Queue, Task, tasks
-from qclip.study.variants import evaluated_on
 from tests.study.small import DATA, OOD, TEXT, plan_of
 
 FACTS = Facts({"scenes-clean": "m"}, {DATA: "d", OOD: "o", "scenes:dev?samples=9": "v"}, {}, images={})
@@ -117,7 +116,7 @@ def test_a_quantized_model_is_quantized_no_more(tmp_path: Path) -> None:
 
 
 def test_models_go_to_the_sets_that_name_them() -> None:
-    assert evaluated_on(("scenes-*",), "scenes-clean") and not evaluated_on(("scenes-*",), "photos")
+    assert fits(("scenes-*",), "scenes-clean") and not fits(("scenes-*",), "photos")
 
 
 def task_list(plan: Plan, done: set[str], resident: int, together: int | None = None) -> list[list[str]]:

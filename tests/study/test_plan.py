@@ -17,7 +17,7 @@ SMALLEST = 'models = ["scenes-clean"]\nrecipes = ["w8a8", "w4a8"]\ndata = ["scen
 
 def test_the_smallest_plan_has_float_and_its_recipes(tmp_path: Path) -> None:
     plan = plan_of(tmp_path, SMALLEST)
-    recipes, impossible = expanded(plan)
+    recipes, impossible = expanded(plan, "scenes-clean")
     assert [each.label for each in variants(plan, recipes, "scenes-clean")[0]] == [FLOAT, "w8a8", "w4a8"]
     assert not impossible and [each.data for each in plan.sets] == ["scenes:test?samples=300"]
 
@@ -83,7 +83,7 @@ def test_a_product_names_what_it_makes_and_what_cannot_be() -> None:
 
 def test_data_and_training_that_are_missing_make_a_variant_impossible(tmp_path: Path) -> None:
     plan = plan_of(tmp_path, SMALLEST.replace('"w4a8"', '"w4a8-gptq", "w4a4-lsq"'))
-    recipes, impossible = expanded(plan)
+    recipes, impossible = expanded(plan, "m")
     made, unfit = variants(plan, recipes, "m")
     assert [each.label for each in made] == ["float", "w8a8"]
     assert {each.name: each.why for each in (*impossible, *unfit)} == {
@@ -96,9 +96,34 @@ def test_seeds_and_calibration_sets_multiply_what_needs_data_alone(tmp_path: Pat
     text = SMALLEST.replace('"w4a8"', '"w4a8-gptq"')
     text += 'seeds = [1, 2]\ncalibration = ["scenes:train?samples=8", "scenes:dev?samples=8"]\n'
     plan = plan_of(tmp_path, text)
-    labels = [each.label for each in variants(plan, expanded(plan)[0], "scenes-clean")[0]]
+    labels = [each.label for each in variants(plan, expanded(plan, "scenes-clean")[0], "scenes-clean")[0]]
     assert plan.calibrated_on("anything") == ("scenes:train?samples=8", "scenes:dev?samples=8")
     assert labels[:3] == [FLOAT, "w8a8", "w4a8-gptq on scenes:train?samples=8 seed 1"] and len(set(labels)) == 6
+
+
+TWO_PRODUCTS = """models = ["scenes-clean", "scenes-noisy"]
+data = ["scenes:test?samples=300"]
+[[methods]]
+methods = ["rtn"]
+weights = [8, 4]
+[[methods]]
+methods = ["rtn", "hqq"]
+weights = [4]
+models = ["*-noisy"]
+"""
+
+
+def test_a_product_may_be_of_some_models_alone(tmp_path: Path) -> None:
+    plan = plan_of(tmp_path, TWO_PRODUCTS)
+    made = {m: [each.label for each in variants(plan, expanded(plan, m)[0], m)[0]] for m in plan.models}
+    assert made == {"scenes-clean": [FLOAT, "w8a8", "w4a8"], "scenes-noisy": [FLOAT, "w8a8", "w4a8", "w4a8-hqq"]}
+    for wrong, told in (
+        (TWO_PRODUCTS.replace("*-noisy", "*-nosy"), r"line 9: no model of the plan is '\*-nosy'"),
+        (TWO_PRODUCTS.replace("weights = [4]", "weights = [9]"), "line 8: weights of 9 bits"),
+        (TWO_PRODUCTS.replace('models = ["*', 'modls = ["*'), "line 9: unknown field 'modls' in .methods"),
+    ):
+        with pytest.raises(InputError, match=told):
+            plan_of(tmp_path, wrong)
 
 
 def test_models_calibrate_on_sets_of_their_own(tmp_path: Path) -> None:
