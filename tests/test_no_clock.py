@@ -19,6 +19,8 @@ CLOCK = re.compile(
 ALLOWED = {
     ("kernels/emulated_cuda_graph.py", "time.perf_counter()"): "stands for the clock of the GPU; no test asserts it",
     ("cli/test_common.py", 'setattr(common.time, "monotonic"'): "puts a clock of the test's own in its place",
+    ("cli/test_study_live.py", 'setattr(live.time, "monotonic"'): "puts a clock of the test's own in its place",
+    ("study/test_estimate.py", 'setattr(module.time, "perf_counter"'): "puts a clock of the test's own in its place",
     ("test_gpu_suite.py", "began=time.monotonic()"): "moves the beginning of a limit to an event",
 }
 
