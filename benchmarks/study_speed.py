@@ -170,10 +170,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         if args.only != "workers":
             some = f"?samples={args.samples}" if args.samples else ""
-            found["evaluate"] = against_evaluate(Path(folder), data, some, args.timed, threads)
+            measured = against_evaluate(Path(folder), data, some, args.timed, threads)
+            found["evaluate"] = {"labelled_images": args.samples or "all"} | measured
             print(json.dumps(found["evaluate"], indent=1), flush=True)
         if args.only != "evaluate":
-            found["workers"] = workers(Path(folder), data, f"?samples={args.samples or 2000}", args.turns)
+            samples = args.samples or 2000
+            measured = workers(Path(folder), data, f"?samples={samples}", args.turns)
+            found["workers"] = {"labelled_images": samples} | measured
             print(json.dumps(found["workers"], indent=1), flush=True)
     write_atomic(RESULT, (json.dumps(found, indent=1) + "\n").encode())
 
