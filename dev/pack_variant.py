@@ -43,10 +43,13 @@ def main() -> None:
     out = Path(zoo.__file__).parent / "checkpoints" / args.base / args.name
     base = qclip.load_model(args.base)
     variants.save(args.artifact, base, out, card, readme(card), args.size)
-    print(f"{out}: {(out / variants.FILE).stat().st_size:,} bytes")
-    print(
-        f"cosine to the artifact, images and texts: {nearness(variants.load(out, base), artifact.load(args.artifact))}"
-    )
+    near = nearness(variants.load(out, base), artifact.load(args.artifact))
+    if args.size is not None:
+        card["stored"] = (
+            f"changes of weights at low rank; cosine to the trained model on scenes, images and texts: {near}"
+        )
+        variants.save(args.artifact, base, out, card, readme(card), args.size)
+    print(f"{out}: {(out / variants.FILE).stat().st_size:,} bytes\ncosine to the artifact, images and texts: {near}")
 
 
 @torch.no_grad()
@@ -109,6 +112,8 @@ def readme(card: dict[str, Any]) -> str:
         f"- **Made with**: `{training['command']}`",
         f"- **Objective**: `{training['settings']['objective']}`, rate {training['settings']['rate']:g}",
     ]
+    if "stored" in card:
+        lines.append(f"- **Stored**: {card['stored']}")
     if card["measured"]:
         lines += [
             "",
