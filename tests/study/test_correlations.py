@@ -11,7 +11,7 @@ from qclip.study.correlations import correlations, over, spearman
 from qclip.study.run import Ready
 from tests.study.small import Told
 
-scipy_stats = pytest.importorskip("scipy.stats")
+scipy_stats = pytest.importorskip("scipy.stats", reason="needs scipy (extra test)")
 
 
 @pytest.mark.parametrize("n", [5, 7, 12, 40])

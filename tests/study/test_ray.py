@@ -18,7 +18,7 @@ from qclip.study.store import StudyStore
 from qclip.study.tasks import Queue
 from tests.study.small import Told, ready_of
 
-ray = pytest.importorskip("ray")
+ray = pytest.importorskip("ray", reason="needs ray (extra ray)")
 SIZES = {"num_cpus": 1, "object_store_memory": 200_000_000}
 
 

@@ -123,7 +123,7 @@ def test_anybody_reads_the_rows(small: tuple[Ready, Told]) -> None:
 
 
 def test_duckdb_reads_the_rows(small: tuple[Ready, Told]) -> None:
-    duckdb = pytest.importorskip("duckdb")
+    duckdb = pytest.importorskip("duckdb", reason="needs duckdb")
     where = f"read_parquet('{small[0].store.folder}/results/**/*.parquet')"
     asked = f"SELECT variant, avg(value) FROM {where} WHERE metric = 'top1' AND reference = '' GROUP BY 1 ORDER BY 1"
     assert [row[0] for row in duckdb.sql(asked).fetchall()] == ["float", "w4a8", "w8a8"]
@@ -131,7 +131,7 @@ def test_duckdb_reads_the_rows(small: tuple[Ready, Told]) -> None:
 
 @pytest.mark.parametrize("package", ["pandas", "polars"])
 def test_data_frames_read_the_rows(package: str, small: tuple[Ready, Told]) -> None:
-    frames = pytest.importorskip(package)
+    frames = pytest.importorskip(package, reason=f"needs {package}")
     folder = small[0].store.folder / "results"
     rows = frames.read_parquet(folder if package == "pandas" else f"{folder}/**/*.parquet")
     assert len(rows) == len(small[0].store.rows())
