@@ -3,7 +3,8 @@
 An image is decoded and corrupted once for all variants of a task, so that a task has as many variants as may be
 resident at once. Several workers share an evaluation by its conditions, so that no two of them corrupt the same image.
 Of the tasks of a condition the one with the float model's own cells is first: the others find its embeddings then. A
-group's mean comes after the corruptions that it is made of, for the same reason.
+group's mean comes after the corruptions that it is made of, for the same reason; there nothing is left to embed, so
+that such tasks are small, and no worker waits long for the last one.
 """
 
 from __future__ import annotations
@@ -16,6 +17,9 @@ from qclip.store import key_of
 
 from .cells import Block, Grid, corruptions_of
 from .plan import Measured, Sets
+
+
+MEANS = 4  # variants of a task that embeds nothing, where several workers share an evaluation
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,17 +58,18 @@ def tasks(
             narrowed = [block for each in blocks if (block := each.under(conditions)).cells]
             floats = [block for block in narrowed if block.variant.is_float]
             others = [block for block in narrowed if not block.variant.is_float]
-            groups = any(len(corruptions_of(each)) > 1 for each in conditions)
-            after = frozenset(task.key for task in before) if groups else frozenset()
-            for at in range(0, max(1, len(others)), resident):
-                part = [*(floats if at == 0 else ()), *others[at : at + resident]]
+            means = together is not None and any(len(corruptions_of(each)) > 1 for each in conditions)
+            after = frozenset(task.key for task in before) if means else frozenset()
+            size = min(resident, MEANS) if means else resident
+            for at in range(0, max(1, len(others)), size):
+                part = [*(floats if at == 0 else ()), *others[at : at + size]]
                 used = [b.variant.calibration for b in part if b.variant.calibration]
                 known = facts | {f"set {name}": grid.facts.sets[name] for name in used}
                 keys = tuple(artifacts[f"{block.variant.model}\n{block.variant.label}"] for block in part)
                 cells = [cell for block in part for cell in block.cells.values()]
                 key = key_of("task", 1, cells=cells)[:32]
                 before.append(Task(key, model, sets, grid.plan.measured, tuple(part), keys, known, after))
-                if at == 0 and floats:
+                if at == 0 and floats and not means:
                     after = after | {key}
         out += before
     return out

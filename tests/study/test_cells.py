@@ -13,7 +13,7 @@ from qclip.errors import InputError
 from qclip.study.cells import CLEAN, Grid, conditions, expand
 from qclip.study.facts import Facts
 from qclip.study.plan import Measured, Plan, fits
-from qclip.study.tasks import Queue, Task, tasks
+from qclip.study.tasks import MEANS, Queue, Task, tasks
 from tests.study.small import DATA, OOD, TEXT, plan_of
 
 FACTS = Facts({"scenes-clean": "m"}, {DATA: "d", OOD: "o", "scenes:dev?samples=9": "v"}, {}, images={})
@@ -156,9 +156,22 @@ def test_several_workers_share_an_evaluation_by_its_conditions(tmp_path: Path) -
     assert list(waits) == [(variant, part) for part in parts for variant in variants]
     singles = {(variant, part) for part in parts[:-1] for variant in variants}
     for (variant, part), others in waits.items():
-        wanted = singles if part == "noise" else set()
-        assert others == wanted | ({("w8a8", part)} if variant == "w4a8" else set()), "whose task has float's cells"
+        floats = {("w8a8", part)} if variant == "w4a8" else set()
+        assert others == (singles if part == "noise" else floats), "whose task has float's cells"
     assert {cell for task in found for cell in task.cells} == expand(plan, FACTS).cells()
+
+
+def test_means_of_groups_are_spread_over_the_workers(tmp_path: Path) -> None:
+    names = ", ".join(f'"{each}"' for each in members("noise"))
+    recipes = ", ".join(f'"w{bits}a8"' for bits in range(2, 9))
+    text = TEXT.replace('"w8a8", "w4a8"', recipes).replace('names = ["gaussian_noise"]', f"names = [{names}]")
+    found = tasks_of(plan_of(tmp_path, text), set(), 9, 2)
+    sizes: dict[str, list[int]] = {"|".join(task.blocks[-1].cells): [] for task in found}
+    for task in found:
+        sizes["|".join(task.blocks[-1].cells)].append(len(task.blocks))
+    assert sizes.pop("noise") == [1 + MEANS, 7 - MEANS], "float's own is with the first"
+    assert set(map(tuple, sizes.values())) == {(1 + 7,)}, "where images are embedded all variants share them"
+    assert len(tasks_of(plan_of(tmp_path, text), set(), 9, None)) == 1
 
 
 def test_what_is_done_is_in_no_task(tmp_path: Path) -> None:
