@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import qclip
-from qclip import artifact, errors, variants, zoo
+from qclip import artifact, changes, errors, variants, zoo
 from qclip.errors import ArtifactError, ModelError
 from tests.hostile.artifacts import read
 from tests.small import IMAGES, TEXTS, small_clip
@@ -73,15 +73,15 @@ def test_a_float_model_in_few_bytes(saved: tuple[str, Path, Path], tmp_path: Pat
 def test_factors_are_those_of_the_change() -> None:
     left, right = (torch.randn(n, 3, generator=torch.Generator().manual_seed(n)) for n in (90, 70))
     change = left @ right.T  # of rank 3
-    (packed, steps) = variants._factored({"x": change}, 10**6).values()
-    again = variants._product(packed, steps, change.shape)
+    (packed, steps) = changes.factored({"x": change}, 10**6).values()
+    again = changes._product(packed, steps, change.shape)
     assert float((again - change).norm() / change.norm()) < 0.1 and steps.shape == (2, 70)
-    (packed, steps) = variants._factored({"x": change}, 3 * (160 * 5 // 8 + 8)).values()
+    (packed, steps) = changes.factored({"x": change}, 3 * (160 * 5 // 8 + 8)).values()
     assert steps.shape == (2, 3) and packed.numel() == 160 * 3 * 5 / 8
-    assert float((variants._product(packed, steps, change.shape) - change).norm() / change.norm()) < 0.1
+    assert float((changes._product(packed, steps, change.shape) - change).norm() / change.norm()) < 0.1
     picture = torch.randn(8, 3, 4, 4, generator=torch.Generator().manual_seed(0))
-    (packed, steps) = variants._factored({"x": picture}, 10**6).values()
-    assert float((variants._product(packed, steps, picture.shape) - picture).norm() / picture.norm()) < 0.1
+    (packed, steps) = changes.factored({"x": picture}, 10**6).values()
+    assert float((changes._product(packed, steps, picture.shape) - picture).norm() / picture.norm()) < 0.1
 
 
 def test_factors_that_are_none_are_refused(saved: tuple[str, Path, Path], tmp_path: Path) -> None:

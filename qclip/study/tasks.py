@@ -18,7 +18,6 @@ from qclip.store import key_of
 from .cells import Block, Grid, corruptions_of
 from .plan import Measured, Sets
 
-
 MEANS = 4  # variants of a task that embeds nothing, where several workers share an evaluation
 
 
