@@ -29,7 +29,7 @@ from qclip.study.cells import CLEAN, Block, Grid, expand, quantize_key
 from qclip.study.facts import Facts
 from qclip.study.plan_file import read
 from qclip.study.rows import SCHEMA
-from qclip.study.store import MANY, StudyStore, _parquet
+from qclip.study.store import StudyStore
 
 RESULT = Path(__file__).parent / "results" / "study_report.json"
 RUNTIME = "synthetic"
@@ -76,7 +76,7 @@ def synthetic(folder: Path, text: str = PLAN) -> tuple[Grid, StudyStore]:
     store = StudyStore.create(folder / "synthetic.study")
     draw = np.random.default_rng(0)
     rows = [row for block in grid.blocks for row in _rows(block, draw)]
-    store._put("results", RUNTIME, MANY, _parquet(pa.Table.from_pylist(rows, SCHEMA)), ".parquet")
+    store.write_many(RUNTIME, pa.Table.from_pylist(rows, SCHEMA))
     store.note_runtime(RUNTIME, {})
     for block in grid.blocks:
         if block.variant.recipe is not None:

@@ -23,7 +23,7 @@ from qclip.study.facts import Facts
 from qclip.study.plan_file import read
 from qclip.study.rows import SCHEMA
 from qclip.study.run import artifacts
-from qclip.study.store import MANY, StudyStore, _parquet
+from qclip.study.store import StudyStore
 from qclip.study.tasks import Queue, tasks
 
 RESULT = Path(__file__).parent / "results" / "study_scale.json"
@@ -73,7 +73,7 @@ def store_of_many(folder: Path) -> dict[str, Any]:
     for field in SCHEMA:
         plain = texts[field.name] if pa.types.is_string(field.type) else pa.nulls(ROWS, field.type)
         columns.append(values.get(field.name, plain))
-    name = store._put("results", "r", MANY, _parquet(pa.table(columns, schema=SCHEMA)), ".parquet")
+    name = store.write_many("r", pa.table(columns, schema=SCHEMA))
     path = store.folder / name
     began = time.perf_counter()
     rows = store.rows(columns=["variant", "metric", "value"])

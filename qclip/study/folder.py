@@ -9,9 +9,11 @@ import re
 import shutil
 from collections.abc import Collection
 from pathlib import Path
+from typing import Any
 
 from qclip.errors import InputError
 from qclip.files import PART, check_folder, open_regular, write_atomic
+from qclip.untrusted import parse_json
 
 SHA = 32  # hex digits of a file's sha256 in its name
 SUMMED = re.compile(rf"-([0-9a-f]{{{SHA}}})\.[a-z]+$")
@@ -26,6 +28,17 @@ def fits(name: str, content: bytes) -> bool:
     """Whether a content is that of which the checksum in its file's name is; False where there is none."""
     found = SUMMED.search(name)
     return found is not None and found[1] == hashlib.sha256(content).hexdigest()[:SHA]
+
+
+def json_object(content: bytes, shown: str) -> dict[str, Any]:
+    """The object that a file holds, which messages name as `shown`. Raises InputError where it holds none."""
+    try:
+        found = parse_json(content.decode(), shown, InputError)
+    except UnicodeDecodeError:
+        found = None
+    if not isinstance(found, dict):
+        raise InputError(f"{shown} is not what was stored; remove it, and run the plan again")
+    return found
 
 
 class Folder:
@@ -63,6 +76,20 @@ class Folder:
                 return file.read()
         except OSError as why:
             raise InputError(f"{self.shown(name)} {why.strerror}; run the plan again") from None
+
+    def whole(self, name: str) -> bytes:
+        """What is in a file whose name holds its checksum. Raises FileNotFoundError, or InputError where it is not what
+        was stored."""
+        return self.checked(name, self.read(name))
+
+    def checked(self, name: str, content: bytes) -> bytes:
+        """The content, where it fits the checksum in the file's name. Raises InputError."""
+        if not fits(name, content):
+            raise InputError(
+                f"{self.shown(name)} is not what was stored: its content does not fit the checksum in its name; "
+                "remove it, and run the plan again"
+            )
+        return content
 
     def fetch(self, names: Collection[str]) -> None:
         """Files that will be read: those that are far away come together."""

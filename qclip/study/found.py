@@ -17,6 +17,7 @@ from qclip.errors import InputError, nearest
 from qclip.metrics import METRICS
 
 from .cells import Grid
+from .rows import of_cells
 from .store import StudyStore
 from .variants import FLOAT
 
@@ -50,14 +51,17 @@ class Found:
     lines: list[dict[str, Any]]
     failed: Mapping[str, Mapping[str, Any]]
     missing: set[str]
-    runtimes: list[str]
+    runtimes: list[str]  # those that rows are taken from, most first
     notes: list[str]
-    runtime: str
+
+    @property
+    def runtime(self) -> str:
+        """That of most rows."""
+        return self.runtimes[0]
 
 
 def find(grid: Grid, store: StudyStore, asked: Asked = ALL) -> Found:
-    """What the store has of a plan. Of cells that were measured under several runtimes, the rows of the one that has
-    most of them are taken, and a note says so. Raises InputError where nothing is there."""
+    """Raises InputError where a metric is unknown, or nothing of the plan is there."""
     for name in asked.metrics:
         if name not in METRICS and name not in PLAIN:
             raise InputError(f"unknown metric {name!r}; {nearest(name, METRICS)}")
@@ -68,7 +72,7 @@ def find(grid: Grid, store: StudyStore, asked: Asked = ALL) -> Found:
     order = {cell: place for place, (_, _, cell) in enumerate(grid)}
     lines.sort(key=lambda line: order[line["cell"]])
     used = list(parts)
-    return Found(grid, lines, failed, left - failed.keys(), used, _notes(store, used, lines, failed, left), used[0])
+    return Found(grid, lines, failed, left - failed.keys(), used, _notes(store, used, lines, failed, left))
 
 
 def taken(grid: Grid, store: StudyStore) -> dict[str, set[str]]:
@@ -98,8 +102,7 @@ def rows_of(
     rows = keep(store.rows({cell for part in parts.values() for cell in part}, columns))
     mine = pa.array([False] * len(rows))
     for runtime, cells in parts.items():
-        here = pc.is_in(rows["cell"], value_set=pa.array(sorted(cells), pa.string()))
-        mine = pc.or_(mine, pc.and_(pc.equal(rows["runtime"], runtime), here))
+        mine = pc.or_(mine, pc.and_(pc.equal(rows["runtime"], runtime), of_cells(rows, cells)))
     return rows.filter(mine)
 
 

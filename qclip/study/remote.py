@@ -9,21 +9,19 @@ readers take the first.
 from __future__ import annotations
 
 import contextlib
-import io
 import os
 import re
 import secrets
-import tarfile
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
-from qclip import artifact
 from qclip.errors import InputError, OutputError, QclipError, printable
-from qclip.files import whole_folder, write_atomic
+from qclip.files import write_atomic
 from qclip.store import Check, Entry, Store, default_folder, key_of
 
 from .folder import Folder, fits, summed
+from .packing import packed, unpack
 
 WHOLE = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "memory"}  # no folders; a file is there when all of it is
 AT_ONCE = 256  # files that are asked for together; some file systems fetch them side by side
@@ -151,18 +149,13 @@ class Remote(Folder):
         self._listed.pop("artifacts", None)
         for each in self.children("artifacts"):
             if each.startswith(f"{name}-") and (content := self.get(f"artifacts/{each}")) is not None:
-                if not fits(each, content):
-                    raise InputError(
-                        f"{self.shown(f'artifacts/{each}')} is not what was stored: its content does not fit the "
-                        "checksum in its name; remove it, and run the plan again"
-                    )
-                _unpack(content, folder)
+                unpack(self.checked(f"artifacts/{each}", content), folder)
                 return True
         return False
 
     def offer(self, name: str, folder: Path) -> None:
         """Put a quantized model there, packed, for `bring`."""
-        content = _packed(folder)
+        content = packed(folder)
         self.put(f"artifacts/{summed(name, content, '.tar')}", content)
 
     def _keep(self, name: str, content: bytes) -> None:
@@ -228,32 +221,3 @@ def _file_system(url: str, shown: str) -> tuple[Any, str]:
 def _first_line(why: Exception) -> str:
     lines = str(why).strip().splitlines()
     return printable(lines[0])[:200] if lines else type(why).__name__
-
-
-FILES = (artifact.TENSORS, artifact.TOKENIZER, artifact.DESCRIPTION)
-
-
-def _packed(folder: Path) -> bytes:
-    """The same bytes for the same files."""
-    out = io.BytesIO()
-    with tarfile.open(fileobj=out, mode="w") as tar:
-        for each in (folder / name for name in FILES):
-            if each.exists():
-                info = tarfile.TarInfo(each.name)
-                info.size = each.stat().st_size
-                with each.open("rb") as file:
-                    tar.addfile(info, file)
-    return out.getvalue()
-
-
-def _unpack(content: bytes, folder: Path) -> None:
-    """Only files that an artifact has; `artifact.load` checks what is in them. Raises InputError."""
-    with (
-        whole_folder(folder, last=artifact.DESCRIPTION, alone=True) as fresh,
-        tarfile.open(fileobj=io.BytesIO(content)) as tar,
-    ):
-        for info in tar:
-            file = tar.extractfile(info) if info.isreg() and info.name in FILES else None
-            if file is None:
-                raise InputError(f"{info.name!r} is no file of a quantized model")
-            (fresh / info.name).write_bytes(file.read())

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from qclip.metrics import metric
 from qclip.results import COLUMNS, Results, Row
@@ -29,6 +30,11 @@ def _type(column: str) -> pa.DataType:
 
 SCHEMA = pa.schema([(name, _type(name)) for name in (*OWN, *COLUMNS, "reason")])
 TEXTS = [field.name for field in SCHEMA if pa.types.is_string(field.type)]
+
+
+def of_cells(rows: pa.Table, cells: Collection[str]) -> Any:
+    """Which rows are of these cells, as an Arrow mask."""
+    return pc.is_in(rows["cell"], value_set=pa.array(sorted(cells), pa.string()))
 
 
 def table(

@@ -1,7 +1,7 @@
 """The store of studies: a folder, here or at a URL, of what was measured; many runs of many plans may share it.
 
     qclip-study.json                what this folder is
-    results/RUNTIME/CELL-SHA.parquet  rows of one cell; all-SHA.parquet: rows of many (`compact`)
+    results/RUNTIME/CELL-SHA.parquet  rows of one cell; all-SHA.parquet: rows of many (`upkeep.compact`)
     samples/RUNTIME/CELL-SHA.parquet  what was read of every image
     details/RUNTIME/CELL-SHA.json     curves and notes of a cell
     failures/RUNTIME/CELL-SHA.json    why a cell could not be measured
@@ -27,18 +27,15 @@ import pyarrow.parquet as pq
 from qclip.artifact import is_artifact
 from qclip.errors import InputError, OutputError
 from qclip.store import Store
-from qclip.untrusted import parse_json
 
-from .cells import CELL
-from .folder import Folder, fits, summed
+from .folder import Folder, json_object, summed
 from .locks import locked
 from .remote import Remote, RemoteEmbeddings, is_url
-from .rows import SCHEMA, TEXTS
+from .rows import SCHEMA, TEXTS, of_cells
 
 FORMAT, VERSION = "qclip-study", 1
 ABOUT = "qclip-study.json"
 MANY = "all"  # in the place of the cell: rows of many
-FOLDERS = ("results", "samples", "details", "failures")
 
 
 class StudyStore:
@@ -129,11 +126,10 @@ class StudyStore:
     def measured(self, runtime: str) -> set[str]:
         """The cells whose rows are there. Raises InputError where a file of many cells was edited."""
         found: set[str] = set()
-        for cell, name in self._files("results", runtime):
+        for cell, name in self.named("results", runtime):
             if cell == MANY:
                 if name not in self._many:
-                    cells = pq.read_table(self._checked(name), columns=["cell"])["cell"]
-                    self._many[name] = set(pc.unique(cells).to_pylist())
+                    self._many[name] = set(pc.unique(self.table(name, ["cell"])["cell"]).to_pylist())
                 found |= self._many[name]
             else:
                 found.add(cell)
@@ -141,12 +137,12 @@ class StudyStore:
 
     def failed(self, runtime: str) -> dict[str, dict[str, Any]]:
         """Why cells could not be measured: "error", "traceback", "variant", "condition" ..."""
-        files = list(self._files("failures", runtime))
+        files = list(self.named("failures", runtime))
         self.files.fetch([name for _, name in files])
         found = {}
         for cell, name in files:
             with contextlib.suppress(FileNotFoundError):  # it was measured meanwhile
-                found[cell] = self._object(name, self._whole(name))
+                found[cell] = json_object(self.files.whole(name), self.files.shown(name))
         return found
 
     def rows(
@@ -157,45 +153,58 @@ class StudyStore:
         wanted = SCHEMA.names if columns is None else list(dict.fromkeys(columns))
         parts: list[pa.Table] = []
         for where in [runtime] if runtime else self.measured_under():
-            there = self._files("results", where)
+            there = self.named("results", where)
             files = [(c, name) for c, name in there if cells is None or c == MANY or c in cells]
             self.files.fetch([name for _, name in files])
             seen: set[str] = set()  # two runs may have written a cell, where there are no locks between them
             for cell, name in files:
-                if cell in seen:
-                    continue
-                part = self._part(name, wanted, cells if cell == MANY else None, len(files) > 1 and cell == MANY)
-                if len(files) > 1 and cell == MANY:
-                    here = set(pc.unique(part["cell"]).to_pylist())
-                    if twice := here & seen:
-                        known = pc.is_in(part["cell"], value_set=pa.array(list(twice), pa.string()))
-                        part = part.filter(pc.invert(known))
-                    seen |= here
-                else:
+                if cell == MANY:
+                    parts.append(self._of_many(name, wanted, cells, seen if len(files) > 1 else None))
+                elif cell not in seen:
                     seen.add(cell)
-                parts.append(part.select(wanted))
+                    parts.append(self.table(name, wanted, _texts(wanted)))
         return pa.concat_tables(parts) if parts else pa.schema([SCHEMA.field(n) for n in wanted]).empty_table()
 
-    def _part(self, name: str, wanted: Sequence[str], cells: Collection[str] | None, named: bool) -> pa.Table:
-        """The columns of a file, and with `named` that of the cells, of these cells alone."""
-        columns = list(dict.fromkeys([*wanted, *(["cell"] if named or cells is not None else [])]))
-        texts = [column for column in columns if column in TEXTS]  # of a few distinct ones, and many times
-        part = pq.read_table(self._checked(name), columns=columns, read_dictionary=texts)
+    def _of_many(
+        self, name: str, wanted: Sequence[str], cells: Collection[str] | None, seen: set[str] | None
+    ) -> pa.Table:
+        """Of a file of many cells those that are asked for (None: all) and not in `seen`, which get into it (None:
+        there is no other file)."""
+        if cells is None and seen is None:
+            return self.table(name, wanted, _texts(wanted))
+        columns = list(dict.fromkeys([*wanted, "cell"]))
+        part = self.table(name, columns, _texts(columns))
         if cells is not None:
-            part = part.filter(pc.is_in(part["cell"], value_set=pa.array(list(cells), pa.string())))
-        return part
+            part = part.filter(of_cells(part, cells))
+        if seen is not None:
+            here = set(pc.unique(part["cell"]).to_pylist())
+            if here & seen:
+                part = part.filter(pc.invert(of_cells(part, seen)))
+            seen |= here
+        return part.select(wanted)
 
     def details(self, runtime: str, cell: str) -> str | None:
         """The curves and notes of a cell, as `Results` writes them."""
-        for _, name in self._files("details", runtime, f"{cell}-"):
+        for _, name in self.named("details", runtime, f"{cell}-"):
             return self._checked(name).read().decode()
         return None
 
     def samples(self, runtime: str, cell: str) -> pa.Table | None:
         """What was read of every image of a cell (`qclip.reliability.samples`)."""
-        for _, name in self._files("samples", runtime, f"{cell}-"):
-            return pq.read_table(self._checked(name))
+        for _, name in self.named("samples", runtime, f"{cell}-"):
+            return self.table(name)
         return None
+
+    def table(self, name: str, columns: Sequence[str] | None = None, texts: Sequence[str] = ()) -> pa.Table:
+        """A Parquet file, or these columns of it, of which `texts` become dictionaries. Raises InputError where it was
+        edited."""
+        return pq.read_table(self._checked(name), columns=columns, read_dictionary=list(texts))
+
+    def named(self, kind: str, runtime: str, start: str = "") -> Iterator[tuple[str, str]]:
+        """Cell, or `MANY`, and name of each file whose own name starts so; those of many cells first."""
+        found = [name for name in self.files.children(f"{kind}/{runtime}") if "-" in name and name.startswith(start)]
+        for name in sorted(found, key=lambda name: (not name.startswith(MANY), name)):
+            yield name.partition("-")[0], f"{kind}/{runtime}/{name}"
 
     # what is written
 
@@ -207,63 +216,19 @@ class StudyStore:
         self._put("results", runtime, cell, _parquet(rows), ".parquet")
         self._forget_failures(runtime, cell)
 
+    def write_many(self, runtime: str, rows: pa.Table) -> str:
+        """Keep the rows of many cells in one file; its name."""
+        return self._put("results", runtime, MANY, _parquet(rows), ".parquet")
+
     def fail(self, runtime: str, cell: str, facts: dict[str, Any]) -> None:
         kept = self._put("failures", runtime, cell, json.dumps(facts, indent=1).encode(), ".json")
         self._forget_failures(runtime, cell, kept)
-
-    def compact(self) -> tuple[int, int]:
-        """Put the rows of each runtime into one file; (files before, files now). Raises InputError where a run uses the
-        store."""
-        before = after = 0
-        with self._alone():
-            for runtime in self.measured_under():
-                old = [name for _, name in self._files("results", runtime)]
-                before += len(old)
-                rows = self.rows(runtime=runtime)
-                if len(old) > 1:
-                    order = [("variant", "ascending"), ("cell", "ascending")]
-                    kept = self._put("results", runtime, MANY, _parquet(rows.cast(SCHEMA).sort_by(order)), ".parquet")
-                    for name in old:
-                        if name != kept:
-                            self.files.remove(name)
-                after += len(list(self._files("results", runtime)))
-        return before, after
-
-    def gc(self, cells: Collection[str], artifacts: Collection[str]) -> tuple[int, int]:
-        """Remove what belongs to none of these cells, quantized models whose keys are none of these, and embeddings;
-        (files, bytes). Raises InputError where a run uses the store."""
-        files = size = 0
-        with self._alone():
-            doomed = [
-                f"{kind}/{runtime}/{name}"
-                for kind in FOLDERS
-                for runtime in self.files.children(kind)
-                for name in self.files.children(f"{kind}/{runtime}")
-                if name[:CELL] not in cells and not name.startswith(MANY)
-            ]
-            models = {*self.files.children("artifacts"), *Folder(self.folder).children("artifacts")}
-            doomed += [f"artifacts/{name}" for name in sorted(models) if name.partition("-")[0] not in artifacts]
-            for name in (*doomed, "embeddings"):
-                count, bytes_ = self.files.remove(name)
-                files, size = files + count, size + bytes_
-            for runtime in self.measured_under():
-                files += self._thinned(runtime, cells)
-        return files, size
 
     # below
 
     def json(self, name: str) -> dict[str, Any]:
         """What is in a file without a checksum in its name. Raises FileNotFoundError, or InputError for no object."""
-        return self._object(name, self.files.read(name))
-
-    def _object(self, name: str, content: bytes) -> dict[str, Any]:
-        try:
-            found = parse_json(content.decode(), self.files.shown(name), InputError)
-        except UnicodeDecodeError:
-            found = None
-        if not isinstance(found, dict):
-            raise InputError(f"{self.files.shown(name)} is not what was stored; remove it, and run the plan again")
-        return found
+        return json_object(self.files.read(name), self.files.shown(name))
 
     def _known(self) -> bool:
         """Whether there is a store. Raises InputError for one of a newer format."""
@@ -273,7 +238,7 @@ class StudyStore:
             return False
         about: dict[str, Any] = {}
         with contextlib.suppress(InputError):
-            about = self._object(ABOUT, content)
+            about = json_object(content, self.files.shown(ABOUT))
         if about.get("format") != FORMAT or type(about.get("version")) is not int:
             raise InputError(
                 f"{self.files.shown(ABOUT)} does not describe a store of studies; name another with --store"
@@ -284,54 +249,22 @@ class StudyStore:
             )
         return True
 
-    def _thinned(self, runtime: str, cells: Collection[str]) -> int:
-        """The files of many cells without those that are wanted no more; how many files were written again."""
-        count = 0
-        for cell, name in list(self._files("results", runtime)):
-            if cell == MANY:
-                rows = pq.read_table(self._checked(name))
-                kept = rows.filter(pc.is_in(rows["cell"], value_set=pa.array(list(cells), pa.string())))
-                if len(kept) < len(rows):
-                    count += 1
-                    if len(kept):
-                        self._put("results", runtime, MANY, _parquet(kept), ".parquet")
-                    self.files.remove(name)
-        return count
-
-    def _alone(self) -> Any:
-        return _Alone(self.lock("store", wait=False), self.where)
-
     def _put(self, kind: str, runtime: str, cell: str, content: bytes, ending: str) -> str:
         name = summed(f"{kind}/{runtime}/{cell}", content, ending)
         self.files.write(name, content)
         return name
 
     def _forget_failures(self, runtime: str, cell: str, but: str = "") -> None:
-        for _, name in list(self._files("failures", runtime, f"{cell}-")):
+        for _, name in list(self.named("failures", runtime, f"{cell}-")):
             if name != but:
                 self.files.remove(name)
-
-    def _files(self, kind: str, runtime: str, start: str = "") -> Iterator[tuple[str, str]]:
-        """Cell, or `MANY`, and name of each file whose own name starts so; those of many cells first."""
-        found = [name for name in self.files.children(f"{kind}/{runtime}") if "-" in name and name.startswith(start)]
-        for name in sorted(found, key=lambda name: (not name.startswith(MANY), name)):
-            yield name.partition("-")[0], f"{kind}/{runtime}/{name}"
 
     def _checked(self, name: str) -> io.BytesIO:
         """The bytes of a file whose name holds their hash. Raises InputError."""
         try:
-            return io.BytesIO(self._whole(name))
+            return io.BytesIO(self.files.whole(name))
         except FileNotFoundError:
             raise InputError(f"{self.files.shown(name)} is gone; run the plan again") from None
-
-    def _whole(self, name: str) -> bytes:
-        content = self.files.read(name)
-        if not fits(name, content):
-            raise InputError(
-                f"{self.files.shown(name)} is not what was stored: its content does not fit the checksum in its name; "
-                "remove it, and run the plan again"
-            )
-        return content
 
 
 @contextlib.contextmanager
@@ -343,23 +276,13 @@ def _reached() -> Iterator[None]:
         raise InputError(str(why)) from None
 
 
-class _Alone:
-    """The store's lock, or an error that says who has it."""
-
-    def __init__(self, lock: Any, where: str) -> None:
-        self.lock, self.where = lock, where
-
-    def __enter__(self) -> None:
-        if not self.lock.__enter__():
-            self.lock.__exit__(None, None, None)
-            raise InputError(f"a run is using {self.where!r}; wait until it has ended")
-
-    def __exit__(self, *fault: Any) -> None:
-        self.lock.__exit__(*fault)
+def _texts(columns: Iterable[str]) -> list[str]:
+    """Those of which a file holds few distinct values, each many times."""
+    return [name for name in columns if name in TEXTS]
 
 
 def _parquet(rows: pa.Table) -> bytes:
     out = io.BytesIO()
-    texts = [name for name in rows.column_names if name in TEXTS]
-    pq.write_table(rows, out, compression="zstd", use_dictionary=texts or True, row_group_size=1 << 20)
+    texts = _texts(rows.column_names) or True
+    pq.write_table(rows, out, compression="zstd", use_dictionary=texts, row_group_size=1 << 20)
     return out.getvalue()

@@ -14,13 +14,14 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from qclip.cli import main
 from qclip.errors import InputError, OutputError
-from qclip.study import measure
+from qclip.study import measure, resident
 from qclip.study.formats import comma_separated
 from qclip.study.found import find
 from qclip.study.plan import Plan
 from qclip.study.remote import Remote, is_url
 from qclip.study.run import Ready, artifacts, engine_of, recall, run
 from qclip.study.store import ABOUT, StudyStore
+from qclip.study.upkeep import compact, gc
 from tests.study.small import DATA, Told, measured, plan_of, ready_of
 from tests.study.test_store import rows_of
 
@@ -127,7 +128,7 @@ def test_a_machine_uses_what_another_quantized_and_embedded(
 ) -> None:
     for path in there("results/"):
         fsspec.filesystem("memory").rm(path)
-    monkeypatch.setattr(measure.ptq, "quantize", lambda *_, **__: pytest.fail("quantized again"))
+    monkeypatch.setattr(resident.ptq, "quantize", lambda *_, **__: pytest.fail("quantized again"))
     monkeypatch.setattr("qclip.reliability.embed.Embedder._compute", lambda *_: pytest.fail("embedded again"))
     again, told = measured(made, URL)
     assert len(told.done) == 4 and not told.failed and table(again) == tiny[1]
@@ -160,7 +161,7 @@ def test_a_cell_that_two_machines_measured_counts_once(machine: Any) -> None:
     second.write("r", CELL, rows_of(CELL, seconds=2.0), "{}", None)
     first.refresh()
     assert len(there("results/")) == 2 and len(first.rows()) == len(second.rows()) == 1
-    assert second.compact() == (2, 1)
+    assert compact(second) == (2, 1)
     first.refresh()
     assert len(there("results/")) == 1 and first.rows().equals(second.rows())
 
@@ -169,12 +170,12 @@ def test_gc_removes_there_and_here(made: Plan) -> None:
     grid = recall(made, store := StudyStore.open(URL))
     assert len(store.rows()) > 10 and store.files.bring(there("artifacts/")[0].split("/")[-1][:-37], store.folder / "x")
     kept = set(grid.blocks[1].cells.values())
-    files, size = store.gc(kept, {key for key in artifacts(grid).values() if key})
+    files, size = gc(store, kept, {key for key in artifacts(grid).values() if key})
     assert files > 8 and size > 0 and not there("embeddings/") and len(there("artifacts/")) == 1
     assert {path.rpartition("/")[2][:32] for path in there("results/")} == kept
     assert {path.name[:32] for path in (store.folder / "results").rglob("*.parquet")} == kept
     (store.folder / "artifacts" / "mine").mkdir(parents=True)
-    store.gc(set(), set())
+    gc(store, set(), set())
     assert not there("artifacts/") and not list((store.folder / "artifacts").iterdir())
 
 

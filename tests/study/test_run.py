@@ -13,7 +13,7 @@ import pytest
 import qclip
 from qclip.errors import InputError, OutputError
 from qclip.results import Results
-from qclip.study import measure
+from qclip.study import measure, resident
 from qclip.study.engines import processes
 from qclip.study.formats import comma_separated
 from qclip.study.found import find
@@ -102,14 +102,14 @@ def test_a_plan_that_grew_measures_only_what_is_new(small: tuple[Ready, Told], t
 def test_a_variant_that_fails_is_kept_as_such_and_the_others_go_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small: tuple[Ready, Told]
 ) -> None:
-    real = measure.ptq.quantize
+    real = resident.ptq.quantize
 
     def failing(model: Any, recipe: Any, *args: Any, **more: Any) -> Any:
         if recipe.name == "w4a8":
             raise RuntimeError("out of luck")
         return real(model, recipe, *args, **more)
 
-    monkeypatch.setattr(measure.ptq, "quantize", failing)
+    monkeypatch.setattr(resident.ptq, "quantize", failing)
     ready, told = measured(small[0].grid.plan, tmp_path / "s")
     assert len(told.failed) == 2 and len(told.done) == 4
     why = ready.store.failed(ready.work.runtime)
@@ -193,7 +193,7 @@ def test_what_changed_is_said_of_the_last_run_of_any_plan(
 
 def test_a_set_that_changes_under_a_run_fails_its_cells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ready, told = ready_of(plan_of(tmp_path), tmp_path / "s"), Told()
-    monkeypatch.setattr(measure, "set_key", lambda _: "other")
+    monkeypatch.setattr(resident, "set_key", lambda _: "other")
     run(ready, engine_of(1), told)
     assert len(told.failed) == 6 and not told.done
     assert (

@@ -14,7 +14,8 @@ import pytest
 from qclip.errors import InputError
 from qclip.study.rows import SCHEMA
 from qclip.study.run import Ready, artifacts
-from qclip.study.store import ABOUT, MANY, StudyStore, _parquet
+from qclip.study.store import ABOUT, StudyStore
+from qclip.study.upkeep import compact, gc
 from tests.study.small import Told
 
 
@@ -70,10 +71,10 @@ def test_compacting_changes_no_row_and_no_cell(copy: StudyStore) -> None:
 
     (runtime,) = (path.name for path in (copy.folder / "results").iterdir())
     before, cells = lines(copy), copy.measured(runtime)
-    assert copy.compact() == (6, 1)
+    assert compact(copy) == (6, 1)
     assert lines(copy) == before and StudyStore.open(copy.folder).measured(runtime) == cells
     copy.write(runtime, "f" * 32, rows_of("f" * 32), "{}", None)
-    assert copy.compact() == (2, 1) and len(copy.rows()) == len(before) + 1
+    assert compact(copy) == (2, 1) and len(copy.rows()) == len(before) + 1
     assert len(copy.rows(cells={next(iter(cells))})) > 0
 
 
@@ -82,10 +83,10 @@ def test_a_cell_that_two_runs_wrote_counts_once(tmp_path: Path) -> None:
     for seconds in (1.0, 2.0):
         store.write("r", "a" * 32, rows_of("a" * 32, seconds=seconds), "{}", None)
     assert len(list((store.folder / "results").rglob("*.parquet"))) == 2 and len(store.rows()) == 1
-    store.compact()
+    compact(store)
     assert len(store.rows()) == 1
     both = pa.concat_tables([rows_of("a" * 32), rows_of("b" * 32)])
-    store._put("results", "r", MANY, _parquet(both), ".parquet")  # of another run, compacted too
+    store.write_many("r", both)  # of another run, compacted too
     assert sorted(store.rows(columns=["cell"])["cell"].to_pylist()) == ["a" * 32, "b" * 32]
 
 
@@ -96,24 +97,24 @@ def test_gc_keeps_what_is_named(copy: StudyStore, small: tuple[Ready, Told]) -> 
     models = {key for key in artifacts(grid).values() if key}
     runtime = small[0].work.runtime
     copy.fail(runtime, "f" * 32, {"error": "of another plan"})
-    files, size = copy.gc(kept, models)
+    files, size = gc(copy, kept, models)
     for kind in ("samples", "details", "results"):
         assert {path.name[:32] for path in (copy.folder / kind / runtime).iterdir()} == kept
     assert copy.failed(runtime) == {}
     assert files > 8 and size > 0 and not (copy.folder / "embeddings").exists()
     assert {row["variant"] for row in copy.rows().to_pylist()} == {"w8a8"} and len(copy.rows()) == before
     assert len(list((copy.folder / "artifacts").iterdir())) == 2
-    copy.compact()
-    assert copy.gc(set(), set())[0] >= 1 and len(copy.rows()) == 0
+    compact(copy)
+    assert gc(copy, set(), set())[0] >= 1 and len(copy.rows()) == 0
     assert not any((copy.folder / "artifacts").iterdir())
 
 
 def test_nothing_is_removed_while_a_run_uses_the_store(copy: StudyStore) -> None:
     with copy.lock("store", shared=True):
-        for remove in (copy.compact, lambda: copy.gc(set(), set())):
+        for remove in (lambda: compact(copy), lambda: gc(copy, set(), set())):
             with pytest.raises(InputError, match="a run is using"):
                 remove()
-    copy.compact()
+    compact(copy)
 
 
 def test_anybody_reads_the_rows(small: tuple[Ready, Told]) -> None:

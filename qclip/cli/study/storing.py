@@ -19,8 +19,9 @@ def compact_command(
 ) -> None:
     """Put the rows of many cells into one file, which opens faster."""
     from qclip.study.store import StudyStore
+    from qclip.study.upkeep import compact
 
-    before, after = StudyStore.open(store).compact()
+    before, after = compact(StudyStore.open(store))
     if json:
         common.print_json({"files_before": before, "files": after})
     else:
@@ -34,6 +35,7 @@ def gc_command(
 ) -> None:
     """Remove what belongs to none of these plans, and all embeddings, which can be computed again."""
     from qclip.study.run import artifacts
+    from qclip.study.upkeep import gc
 
     cells: set[str] = set()
     kept: set[str] = set()
@@ -43,7 +45,7 @@ def gc_command(
         _, known, grid = recalled(each, store)
         cells |= grid.cells()
         kept |= {key for key in artifacts(grid).values() if key}
-    removed, size = known.gc(cells, kept)
+    removed, size = gc(known, cells, kept)
     if json:
         common.print_json({"files": removed, "bytes": size})
     else:
