@@ -77,8 +77,7 @@ def _read(rows: pa.Table) -> pa.Table:
 
 def _wins(grid: Grid, store: StudyStore, runtime: str) -> Any:
     scores = store.rows(columns=["score"])["score"]
-    for model, evaluation in dict.fromkeys((b.variant.model, b.sets.data) for b in grid.blocks):
-        blocks = [b for b in grid.blocks if (b.variant.model, b.sets.data) == (model, evaluation)]
+    for (model, evaluation), blocks in grid.evaluations().items():
         for score in sorted(filter(None, pc.unique(scores).to_pylist())):
             found = joint(blocks, store, runtime, score, grid.plan.measured)
             if found is None:

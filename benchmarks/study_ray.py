@@ -32,6 +32,7 @@ from qclip.study.plan_file import read
 from qclip.study.run import engine_of, prepare, run
 from qclip.study.store import StudyStore
 from qclip.study.tasks import Task
+from tests.study.small import Told
 
 RESULT = Path(__file__).parent / "results" / "study_ray.json"
 NODE = {"num_cpus": 1, "object_store_memory": 200_000_000}
@@ -64,24 +65,16 @@ def cluster() -> Iterator[Any]:
         made.shutdown()
 
 
-class Killing:
-    """Kills a node when so many tasks have ended. `Told` of the engine."""
+class Killing(Told):
+    """Kills a node when so many tasks have ended."""
 
     def __init__(self, made: Any, node: int, after: int) -> None:
-        self.made, self.node, self.after = made, node, after
-        self.begun: list[str] = []
-        self.ended_, self.failed, self.killed = 0, 0, False
-
-    def began(self, task: Task, worker: str) -> None:
-        self.begun.append(task.key)
-
-    def progress(self, worker: str, what: str, done: int, total: int) -> None:
-        pass
+        super().__init__()
+        self.made, self.node, self.after, self.killed = made, node, after, False
 
     def ended(self, task: Task, worker: str, outcome: Outcome) -> None:
-        self.ended_ += 1
-        self.failed += len(outcome.failed)
-        if self.ended_ == self.after:
+        super().ended(task, worker, outcome)
+        if len(self.outcomes) == self.after:
             self.made.remove_node(self.made.killable[self.node], allow_graceful=False)
             self.killed = True
 
@@ -95,8 +88,8 @@ def once(plan: Plan, store: str, number: int, expected: str) -> dict[str, Any]:
             "store": store.partition("://")[0] if "://" in store else "folder",
             "tasks": len(ready.todo),
             "killed_after": told.after if told.killed else None,
-            "tasks_begun_again": len(told.begun) - len(set(told.begun)),
-            "failed": told.failed,
+            "tasks_begun_again": len(told.began_with) - len({task.key for task in told.began_with}),
+            "failed": len(told.failed),
             "equal": comma_separated(find(ready.grid, ready.store)) == expected,
         }
 
@@ -112,7 +105,7 @@ def main() -> None:
         write_atomic(file, PLAN.encode())
         plan = read(file)
         undisturbed = prepare(plan, StudyStore.create(Path(folder) / "undisturbed"), threads=1)
-        run(undisturbed, engine_of(1), Killing(None, 0, -1))
+        run(undisturbed, engine_of(1), Told())
         expected = comma_separated(find(undisturbed.grid, undisturbed.store))
         found = []
         for number in range(args.times):

@@ -59,6 +59,13 @@ class Grid:
     def __len__(self) -> int:
         return sum(len(block.cells) for block in self.blocks)
 
+    def evaluations(self) -> dict[tuple[str, str], list[Block]]:
+        """The blocks of each model on each labelled set, float first."""
+        found: dict[tuple[str, str], list[Block]] = {}
+        for block in self.blocks:
+            found.setdefault((block.variant.model, block.sets.data), []).append(block)
+        return found
+
     def cells(self) -> set[str]:
         return {cell for _, _, cell in self}
 

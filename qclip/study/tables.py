@@ -33,8 +33,7 @@ class Printed:
 def printed(found: Found, store: StudyStore, asked: Asked = ALL) -> list[Printed]:
     """For each model and evaluation: the metrics on every set, the means over severities, and joint wins."""
     out = []
-    for model, evaluation in dict.fromkeys((b.variant.model, b.sets.data) for b in found.grid.blocks):
-        blocks = [b for b in found.grid.blocks if (b.variant.model, b.sets.data) == (model, evaluation)]
+    for (model, evaluation), blocks in found.grid.evaluations().items():
         lines = [each for each in found.lines if (each["model"], each["evaluation"]) == (model, evaluation)]
         title = f"{model} on {evaluation}"
         clean = [each for each in lines if not each["corruption"] and each["metric"] in asked.metrics]

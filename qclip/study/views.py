@@ -39,11 +39,7 @@ def views(
             places.setdefault(key[1], _place(line))
             shown.setdefault(key, {})[line["model"], line["evaluation"], line["variant"]] = line
     reach = {key: _reach(lines.values()) for key, lines in shown.items()}
-    parts = []
-    blocks = found.grid.blocks
-    for model, evaluation in dict.fromkeys((b.variant.model, b.sets.data) for b in blocks):
-        mine = [block for block in blocks if (block.variant.model, block.sets.data) == (model, evaluation)]
-        parts.append(_part(mine, found, shown, reach, sizes, pages))
+    parts = [_part(blocks, found, shown, reach, sizes, pages) for blocks in found.grid.evaluations().values()]
     names = dict.fromkeys(name for name in metrics for key in shown if key[0] == name)
     return {
         "metrics": [_metric(name, [place for of, place in shown if of == name]) for name in names],
