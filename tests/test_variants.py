@@ -52,10 +52,13 @@ def test_it_comes_back(saved: tuple[str, Path, Path]) -> None:
     assert small < 0.4 * large and not any("token_embedding" in name for name in load_file(path / variants.FILE))
 
 
+#: A quantized model has few float weights that change.
+of_float = pytest.mark.parametrize("saved", ["float-continued"], indirect=True)
+
+
+@of_float
 def test_a_float_model_in_few_bytes(saved: tuple[str, Path, Path], tmp_path: Path) -> None:
-    recipe, whole, path = saved
-    if recipe != "float-continued":
-        pytest.skip("a quantized model has few float weights that change")
+    _, whole, path = saved
     trained, base, found = outputs(qclip.load(whole)), outputs(small_clip()), {}
     for size in (6_000, 30_000, 1_000_000):
         again = variants.load(
@@ -84,10 +87,9 @@ def test_factors_are_those_of_the_change() -> None:
     assert float((changes._product(packed, steps, picture.shape) - picture).norm() / picture.norm()) < 0.1
 
 
+@of_float
 def test_factors_that_are_none_are_refused(saved: tuple[str, Path, Path], tmp_path: Path) -> None:
-    recipe, whole, _ = saved
-    if recipe != "float-continued":
-        pytest.skip("a quantized model has few float weights that change")
+    _, whole, _ = saved
     path = variants.save(whole, small_clip(), tmp_path / "small", CARD, "# x\n", 30_000)
     name = next(name for name in load_file(path / variants.FILE) if name.endswith(".factors"))
     steps = name.replace(".factors", ".steps")
@@ -132,7 +134,7 @@ def test_another_base_is_refused(saved: tuple[str, Path, Path]) -> None:
 
 
 def test_what_is_damaged_or_made_up_is_refused(saved: tuple[str, Path, Path], tmp_path: Path) -> None:
-    recipe, _, path = saved
+    _, _, path = saved
 
     def spoil(tensors: dict[str, Tensor]) -> None:
         tensors["ln_final.weight"] = torch.full_like(tensors["ln_final.weight"], torch.nan)
@@ -147,13 +149,14 @@ def test_what_is_damaged_or_made_up_is_refused(saved: tuple[str, Path, Path], tm
     refused(copy, "it is truncated or from another artifact")
     with pytest.raises(ArtifactError, match="lacks model.safetensors"):
         qclip.load(path)
-    if recipe == "float-continued":
-        name = next(name for name in load_file(path / variants.FILE) if name.endswith(".difference"))
 
-        def longer(tensors: dict[str, Tensor]) -> None:
-            tensors[name.replace(".difference", ".step")] = torch.zeros(2)
 
-        refused(changed(path, tmp_path / "steps", longer), "not one for each row")
+@of_float
+def test_codes_without_a_step_for_each_row_are_refused(saved: tuple[str, Path, Path], tmp_path: Path) -> None:
+    _, _, path = saved
+    name = next(name for name in load_file(path / variants.FILE) if name.endswith(".difference"))
+    step = {name.replace(".difference", ".step"): torch.zeros(2)}
+    refused(changed(path, tmp_path / "steps", lambda held: held.update(step)), "not one for each row")
 
 
 def test_names_of_variants(saved: tuple[str, Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
