@@ -114,5 +114,5 @@ def test_where_there_is_none() -> None:
     with pytest.raises(RecipeError, match="'mse' or 'paper'"):
         recipe("w4a8-lsq", "papers")
     variation = qclip.recipes.QUANTIZERS.get("variation")
-    assert variation.paper == (None, None)
+    assert variation.paper == starts.Paper()
     assert starts.Options().scale_start == "mse"

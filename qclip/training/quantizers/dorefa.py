@@ -56,7 +56,7 @@ class DoReFa(LSQ):
 
     name = "dorefa"
     from_codes = False
-    paper = (None, starts.dorefa)
+    paper = starts.Paper(input=starts.dorefa)
 
     @classmethod
     def treatment(cls, plan: Treatment) -> Treatment:

@@ -52,7 +52,7 @@ class EWGS(LSQ):
 
     name = "ewgs"
     options = Options
-    paper = (starts.ewgs_weight, starts.ewgs_input)
+    paper = starts.Paper(starts.ewgs_weight, starts.ewgs_input)
     chosen: Options
 
     def learned_weight(self, weight: Tensor, plan: Treatment) -> LearnedWeight:

@@ -6,13 +6,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import ClassVar, TypeVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 import qkernels
-from qkernels.contract import SMALLEST_NORMAL_HALF, TINY
+from qkernels.contract import SMALLEST_NORMAL_HALF
 from qkernels.weights import Weight, grid_scales, levels
 
 from ...errors import RecipeError
@@ -31,7 +31,7 @@ class LearnedWeight(WeightRounding):
 
     ESTIMATORS: ClassVar[tuple[str, str]] = ("lsq", "lsq_plus")  # of grids with a whole zero, and of midrise ones
     delta: float = 0.0
-    first: starts.Start | None = None  # None: at the least squared error
+    paper: starts.Start | None = None  # where scales start; None: at the least squared error
 
     def __init__(self, weight: Tensor, plan: Treatment) -> None:
         super().__init__(weight, plan)
@@ -39,6 +39,7 @@ class LearnedWeight(WeightRounding):
             raise RecipeError(
                 f"training learns scales, not the zeros of {self.grid}; set weight_grid 'sym', 'symfull' or 'midrise'"
             )
+        self.zero = float(self.grid.zero)
         groups = -(-weight.shape[1] // self.group)
         self.shape = (weight.shape[0], groups)
         self.learned = LearnedScale(*((1, 1) if plan.weight_scale == "tensor" else self.shape))
@@ -46,17 +47,14 @@ class LearnedWeight(WeightRounding):
         self.step = 1 / math.sqrt(self.group * max(self.grid.high, 1))  # of the scale's gradient
 
     def start(self, weight: Tensor) -> None:
-        if self.first is not None:
-            self.learned.start(self._first(weight, self.first))
-            return
-        scales = fitted_scales(weight, self.plan)
-        self.learned.start(scales[:1] if self.plan.weight_scale == "tensor" else scales)
-
-    def _first(self, weight: Tensor, first: starts.Start) -> Tensor:
-        grid, whole = self.grid, self.plan.weight_scale == "tensor"
-        rows, group = (weight.reshape(1, -1), weight.numel()) if whole else (weight, self.group)
-        spread = starts.spread_of(rows, group, grid.high - grid.low + 1, max(grid.high - (grid.zero or 0.0), 1))
-        return first(spread).clamp(min=TINY).float()
+        whole = self.plan.weight_scale == "tensor"
+        if self.paper is None:
+            scales = fitted_scales(weight, self.plan)
+            self.learned.start(scales[:1] if whole else scales)
+        else:
+            rows, group = (weight.reshape(1, -1), weight.numel()) if whole else (weight, self.group)
+            spread = starts.spread_of(rows, group, self.grid.low, self.grid.high, self.zero)
+            self.learned.start(starts.scales(self.paper, spread))
 
     @torch.no_grad()
     def start_at(self, weight: Tensor, found: Weight) -> Tensor:
@@ -64,8 +62,8 @@ class LearnedWeight(WeightRounding):
         self.learned.start(scales[:1] if self.plan.weight_scale == "tensor" else scales)
         steps = scales.repeat_interleave(self.group, dim=1)[:, : weight.shape[1]]
         codes = levels(found, grid).float() + grid.low
-        off = weight / steps + (grid.zero or 0.0) - codes
-        return (codes - (grid.zero or 0.0) + off.clamp(-INNER, INNER)) * steps
+        off = weight / steps + self.zero - codes
+        return (codes - self.zero + off.clamp(-INNER, INNER)) * steps
 
     def scales(self, weight: Tensor) -> Tensor:
         scales = self.learned().expand(self.shape)
@@ -77,7 +75,7 @@ class LearnedWeight(WeightRounding):
     def forward(self, weight: Tensor) -> Tensor:
         scales, grid = self.scales(weight), self.grid
         plain, offset = self.ESTIMATORS
-        zero = None if grid.zero == 0 else scales * -(grid.zero or 0.0)
+        zero = None if self.zero == 0 else scales * -self.zero
         estimator = plain if zero is None else offset
         return qkernels.fake_quantize(
             weight,
@@ -100,7 +98,7 @@ class LearnedInput(InputRounding):
 
     ESTIMATOR: ClassVar[str] = "lsq"
     zero: Tensor
-    first: starts.Start | None = None  # None: where calibration found it
+    paper: starts.Start | None = None  # where the scale starts; None: where calibration found it
 
     def __init__(self, plan: Treatment, values: int) -> None:
         super().__init__(plan)
@@ -117,10 +115,9 @@ class LearnedInput(InputRounding):
         self.seen = starts.Seen()
 
     def watch(self, x: Tensor) -> None:
-        assert self.first is not None
+        assert self.paper is not None
         self.seen.add(x)
-        spread = self.seen.spread(self.high - self.low + 1, max(self.high - float(self.zero), 1))
-        self.learned.start(self.first(spread).clamp(min=TINY).float())
+        self.learned.start(starts.scales(self.paper, self.seen.spread(self.low, self.high, float(self.zero))))
 
     def forward(self, x: Tensor) -> Tensor:
         return qkernels.fake_quantize(
@@ -134,9 +131,6 @@ class LearnedInput(InputRounding):
         return self.learned.fault()
 
 
-Learned = TypeVar("Learned", LearnedWeight, LearnedInput)
-
-
 class LSQ(STE):
     """Learned scales of weights and static inputs, started at the least squared error"""
 
@@ -144,7 +138,7 @@ class LSQ(STE):
     from_codes = True
     options: ClassVar[type] = starts.Options
     chosen: starts.Options
-    paper: ClassVar[starts.Pair] = (starts.lsq, starts.lsq)
+    paper: ClassVar[starts.Paper] = starts.Paper(starts.lsq, starts.lsq)
 
     @classmethod
     def treatment(cls, plan: Treatment) -> Treatment:
@@ -154,10 +148,15 @@ class LSQ(STE):
         return dataclasses.replace(plan, static=bits != FLOAT, weight_observer="mse", activation_grid=grid)
 
     def weight(self, weight: Tensor, plan: Treatment) -> WeightRounding:
-        return self.starting(self.learned_weight(weight, plan))
+        rounding = self.learned_weight(weight, plan)
+        rounding.paper = self._wanted(self.paper.weight)
+        return rounding
 
     def static_input(self, plan: Treatment, values: int) -> InputRounding:
-        return self.starting(self.learned_input(plan, values))
+        rounding = self.learned_input(plan, values)
+        rounding.paper = self._wanted(self.paper.input)
+        rounding.watches = rounding.paper is not None
+        return rounding
 
     def learned_weight(self, weight: Tensor, plan: Treatment) -> LearnedWeight:
         return LearnedWeight(weight, plan)
@@ -165,11 +164,6 @@ class LSQ(STE):
     def learned_input(self, plan: Treatment, values: int) -> LearnedInput:
         return LearnedInput(plan, values)
 
-    def starting(self, rounding: Learned) -> Learned:
-        """Where the recipe wants its scale to begin."""
-        first = self.paper[isinstance(rounding, LearnedInput)]
-        if first is not None and self.chosen.scale_start == "paper":
-            rounding.first = first
-            if isinstance(rounding, LearnedInput):
-                rounding.watches = True
-        return rounding
+    def _wanted(self, start: starts.Start | None) -> starts.Start | None:
+        """The paper's, where the recipe asks for it."""
+        return start if start is not None and self.chosen.scale_start == "paper" else None

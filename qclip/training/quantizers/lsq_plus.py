@@ -55,7 +55,7 @@ class LSQPlus(LSQ):
     """LSQ whose inputs have a learned offset"""
 
     name = "lsq-plus"
-    paper = (starts.lsq_plus, None)  # inputs at the least squared error
+    paper = starts.Paper(starts.lsq_plus)  # inputs at the least squared error
 
     @classmethod
     def treatment(cls, plan: Treatment) -> Treatment:

@@ -26,8 +26,9 @@ MOST_BITS = 4  # with more, a hop is too small to matter
 
 @dataclasses.dataclass(frozen=True)
 class Options(starts.Options):
-    """`damping`: strength at the end of what draws weights to their codes. `threshold`: hops per step, a running mean
-    of `momentum`, above which a weight is frozen, at first and at the end; 0 at first: never."""
+    """`scale_start`: as of LSQ, of inputs. `damping`: strength at the end of what draws weights to
+    their codes. `threshold`: hops per step, a running mean of `momentum`, above which a weight is frozen, at first and
+    at the end; 0 at first: never."""
 
     damping: float = 0.1
     threshold: float = 0.1
@@ -121,7 +122,7 @@ class OFQ(LSQ):
 
     name = "ofq"
     from_codes = False
-    paper = (starts.lsq, starts.ofq_input)
+    paper = starts.Paper(starts.lsq, starts.ofq_input)
     options = Options
     chosen: Options
 

@@ -47,7 +47,7 @@ class PACT(LSQ):
 
     name = "pact"
     options = Options
-    paper = (starts.lsq, starts.pact)
+    paper = starts.Paper(starts.lsq, starts.pact)
     chosen: Options
 
     @classmethod

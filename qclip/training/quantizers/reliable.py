@@ -16,7 +16,7 @@ class Reliable(LSQ):
 
     name = "reliable"
     options = NoOptions
-    paper: ClassVar[starts.Pair] = (None, None)  # it is ours
+    paper = starts.Paper()  # it is ours
     objective: ClassVar[str] = "contrastive+100*mse+100*consensus+2*noise+margin"
     settings: ClassVar[dict[str, Any]] = {"rate": 2e-4}
 

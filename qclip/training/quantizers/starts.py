@@ -11,6 +11,8 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from qkernels.contract import TINY
+
 ScaleStart = Literal["mse", "paper"]
 PACT_BOUND = 10.0  # a wide one, which its decay makes smaller
 
@@ -23,18 +25,39 @@ class Options:
 
 
 class Spread(NamedTuple):
-    """Of the values that share a scale, each a tensor of the scales' shape; how many codes there are, and how many of
-    them are above zero."""
+    """Of the values that share a scale, each a tensor of the scales' shape; and the codes `low .. high` for them, of
+    which `zero` stands for 0."""
 
     mean: Tensor
     mean_abs: Tensor
     std: Tensor
-    codes: int
-    above: float
+    low: int
+    high: int
+    zero: float
+
+    @property
+    def codes(self) -> int:
+        return self.high - self.low + 1
+
+    @property
+    def above(self) -> float:
+        """How many codes are above 0."""
+        return max(self.high - self.zero, 1)
 
 
 Start = Callable[[Spread], Tensor]
-Pair = tuple[Start | None, Start | None]  # of weights, and of inputs; None: where the paper's is ours, or there is none
+
+
+class Paper(NamedTuple):
+    """Where a paper starts scales of weights and of inputs; None: where ours start, or it has none."""
+
+    weight: Start | None = None
+    input: Start | None = None
+
+
+def scales(paper: Start, spread: Spread) -> Tensor:
+    """Float32, none of which is 0."""
+    return paper(spread).clamp(min=TINY).float()
 
 
 def lsq(x: Spread) -> Tensor:
@@ -83,15 +106,15 @@ class Seen:
         self.count += x.numel()
         self.sums += torch.stack([x.sum(), x.abs().sum(), x.square().sum()])
 
-    def spread(self, codes: int, above: float) -> Spread:
+    def spread(self, low: int, high: int, zero: float) -> Spread:
         mean, mean_abs, square = (self.sums / max(self.count, 1)).unbind()
-        return Spread(mean, mean_abs, (square - mean.square()).clamp(min=0).sqrt(), codes, above)
+        return Spread(mean, mean_abs, (square - mean.square()).clamp(min=0).sqrt(), low, high, zero)
 
 
-def spread_of(weight: Tensor, group: int, codes: int, above: float) -> Spread:
+def spread_of(weight: Tensor, group: int, low: int, high: int, zero: float) -> Spread:
     """Of every group of inputs of every output of a weight `[N, K]`: `[N, groups]`."""
     parts = [part.double() for part in weight.detach().split(group, dim=1)]
     mean = torch.stack([part.mean(1) for part in parts], dim=1)
     mean_abs = torch.stack([part.abs().mean(1) for part in parts], dim=1)
     std = torch.stack([part.std(1, correction=0) for part in parts], dim=1)
-    return Spread(mean, mean_abs, std, codes, above)
+    return Spread(mean, mean_abs, std, low, high, zero)

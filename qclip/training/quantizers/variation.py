@@ -46,7 +46,7 @@ class VariationWeight(LearnedWeight):
             return None
         with torch.no_grad():
             steps = self.scales(x).repeat_interleave(self.group, dim=1)[:, : x.shape[1]]
-            codes = torch.round(self(x) / steps + (self.grid.zero or 0.0) - self.grid.low).long()
+            codes = torch.round(self(x) / steps + self.zero - self.grid.low).long()
             places = codes + torch.arange(len(x), device=x.device)[:, None] * (self.grid.high - self.grid.low + 1)
             count = len(x) * (self.grid.high - self.grid.low + 1)
             sums = torch.zeros(count, device=x.device).index_add_(0, places.flatten(), (x / steps).flatten())
@@ -60,7 +60,7 @@ class Variation(LSQ):
 
     name = "variation"
     options = Options
-    paper = (None, None)  # at the least squared error, too
+    paper = starts.Paper()  # at the least squared error, too
     chosen: Options
 
     def learned_weight(self, weight: Tensor, plan: Treatment) -> LearnedWeight:
