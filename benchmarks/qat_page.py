@@ -203,7 +203,7 @@ def _other_scores(results: Results, recipe: str, reference: str) -> list[str]:
         if row["score"] != "mcm" and row["value"] is not None and row["low"] is not None:
             value, low, high = (f"{100 * row[name]:+.2f}".replace("-", "−") for name in ("value", "low", "high"))
             lines.append(
-                f"- AUROC by {row['score']}, mean of OOD sets, which no term rewards: {value} points [{low}, {high}]."
+                f"- AUROC by {row['score']}, mean of OOD sets, by which no recipe is judged: {value} points [{low}, {high}]."
             )
     return lines
 

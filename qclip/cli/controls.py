@@ -125,7 +125,7 @@ def command(
         results = qclip.controlled(
             loaded,
             chosen,
-            pairs if len(pairs) > 1 else pairs[0],
+            pairs,
             output.with_name(f"{output.name}.arms"),
             data=tests,
             dev=load(dev),

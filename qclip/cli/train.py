@@ -108,7 +108,7 @@ def command(
         trained = qclip.train(
             loaded,
             chosen,
-            pairs if len(pairs) > 1 else pairs[0],
+            pairs,
             output.with_name(f"{output.name}.training"),
             classes=None if classes is None else read_lines(classes, "classes"),
             strict=strict,

@@ -17,7 +17,7 @@ from ..recipes import Recipe
 from ..reliability import check, evaluate
 from ..results import Results
 from ..training import Pairs, Settings, train
-from ..training.checkpoint import forget
+from ..training.checkpoint import check_same, forget
 from .arms import Arm, arms
 
 FLOAT = "float"
@@ -130,7 +130,7 @@ def _trained(
 def _check(
     folder: Path, arm: Arm, source: str, pairs: Pairs, settings: dict[str, Any], classes: Sequence[str] | None
 ) -> None:
-    """Raises InputError where a finished run is one of something else, naming the first difference."""
+    """Raises CheckpointError where a finished run was made of something else."""
     content = artifact.read_description(folder)
     held, notes = content["provenance"], content["provenance"].get("training", {})
     before = {
@@ -148,9 +148,4 @@ def _check(
         "data": pairs.description["sha256"],
         "classes": None if classes is None else list(classes),
     }
-    for name in dict.fromkeys([*now, *before]):
-        if before.get(name) != now.get(name):
-            raise InputError(
-                f"{str(folder)!r} holds a run whose {name} is {before.get(name)}, and this one's is {now.get(name)}; "
-                "name another output, or remove that folder"
-            )
+    check_same(folder, before, now)

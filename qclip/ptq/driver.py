@@ -43,7 +43,7 @@ def decide(context: Context) -> None:
     for step, (name, options) in enumerate(context.recipe.steps):
         method: Method = METHODS.get(name)(options)
         before = {site: _decided(state) for site, state in context.states.items()}
-        method.check(context)
+        method.check(context)  # again: steps before it may have given sites other plans
         method.prepare(context)
         if type(method).block is not Method.block:
             if context.kept is not None:

@@ -42,10 +42,8 @@ def waves(x: Tensor, bounds: Bounds, chance: Chance) -> Tensor:
     rows, columns = (torch.arange(n, device=x.device, dtype=x.dtype) for n in x.shape[1:])
     added = torch.zeros_like(x)
     for _ in range(chance.integers(1, 5)):
-        direction, cycles = (
-            chance.uniform(0, math.pi),
-            chance.uniform(0.5 / x.shape[1], 0.5),
-        )  # a pixel: up to Nyquist's
+        direction = chance.uniform(0, math.pi)
+        cycles = chance.uniform(0.5 / x.shape[1], 0.5)  # a pixel: up to Nyquist's
         along = rows[:, None] * math.sin(direction) + columns * math.cos(direction)
         phase = torch.from_numpy(chance.uniform(0, 2 * math.pi, 3)).to(x.device, x.dtype)
         added += _drawn(chance, x, 3, 1, 1) * torch.sin(2 * math.pi * cycles * along + phase[:, None, None])

@@ -56,8 +56,7 @@ def latest(folder: Path) -> Path | None:
 
 
 def read(path: Path, made_of: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors and facts of a checkpoint. Raises CheckpointError where it cannot be read, or is of a run that was made
-    of something else, naming the first difference."""
+    """Tensors and facts of a checkpoint. Raises CheckpointError where it cannot be read, or is of another run."""
     read_header(path, CheckpointError)
     try:
         with open_regular(path, CheckpointError) as file:
@@ -69,13 +68,19 @@ def read(path: Path, made_of: dict[str, Any]) -> tuple[dict[str, Tensor], dict[s
     before = facts.get("made_of") if isinstance(facts, dict) else None
     if not isinstance(before, dict):
         raise CheckpointError(f"{str(path)!r} does not say what it is of; remove it")
-    for name in dict.fromkeys([*made_of, *before]):
-        if before.get(name) != made_of.get(name):
-            raise CheckpointError(
-                f"{str(path.parent)!r} holds a run whose {name} is {_shown(before.get(name))}, and this one's is "
-                f"{_shown(made_of.get(name))}; name another output, or remove that folder"
-            )
+    check_same(path.parent, before, made_of)
     return tensors, facts
+
+
+def check_same(folder: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
+    """Raises CheckpointError where the run in `folder` was made of something else than this one, naming the first
+    difference."""
+    for name in dict.fromkeys([*now, *before]):
+        if before.get(name) != now.get(name):
+            raise CheckpointError(
+                f"{str(folder)!r} holds a run whose {name} is {_shown(before.get(name))}, and this one's is "
+                f"{_shown(now.get(name))}; name another output, or remove that folder"
+            )
 
 
 def _shown(value: Any) -> str:

@@ -16,17 +16,16 @@ from ..errors import DataError, InputError, ModelError
 from ..models import Encoders
 from ..progress import Progress
 from ..recipes import Recipe
-from .conversion import convert
+from .conversion import SAMPLES, convert
 from .objectives import Objective
 from .outcome import Judge
-from .pairs import Pairs
+from .pairs import PROMPT, Pairs
 from .preparation import facts_of, prepare
 from .processes import Processes
 from .settings import Settings
 from .step import Gradient
 from .trainer import Trainer
 
-PROMPT = "a photo of a {}."
 LEAST_APART = 3  # pairs of which calibration says something
 
 
@@ -99,13 +98,8 @@ def train(
         **({} if classes is None else {"classes": list(classes)}),
     }
     notes |= judge.finish(run)
-    tried = slice(0, 16)
-    return convert(
-        student,
-        learned.pixels(learned.firsts()[0][tried]),
-        learned.tokens[learned.firsts()[1][tried]],
-        {"training": notes},
-    )
+    rows, captions = (each[:SAMPLES] for each in learned.firsts())
+    return convert(student, learned.pixels(rows), learned.tokens[captions], {"training": notes})
 
 
 def _class_tokens(objective: Objective, classes: Sequence[str] | None, encoders: Encoders) -> Tensor | None:
@@ -159,6 +153,6 @@ def _check_batch(settings: Settings, objective: Objective, pairs: Pairs, process
         )
     if "pairs" in objective.needs and len({each for own in pairs.captions for each in own}) < 2:
         raise DataError(
-            f"all {len(pairs)} images have one caption, which says nothing to objective {objective.name!r}, that tells "
-            "a pair from others; give each image its own"
+            f"all {len(pairs)} images have one caption, and objective {objective.name!r} tells a pair from others; "
+            "give each image its own"
         )

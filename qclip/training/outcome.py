@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from .. import models
 from ..metrics.temperature import fit_logit_scale
 from .objectives import Features
-from .pairs import Pairs
+from .pairs import Pairs, Rows
 from .step import Gradient
 from .teacher import Teacher
 from .trainer import Trainer, TrainingError
 
-SOME = 64  # pairs that were learned from, where none are held out
-LEAST_KEPT = 0.1  # of the share of float's distinctness that a model must have, if it is to be called trained
+JUDGED = 64  # pairs that judge a run where none are held out: some of those that it learns from
+LEAST_KEPT = 0.1  # a model of which less is `kept` is destroyed
 
 
 class Judge:
@@ -28,7 +28,7 @@ class Judge:
 
     def __init__(self, gradient: Gradient, model: nn.Module, learned: Pairs, held: Pairs | None) -> None:
         self.gradient, self.held = gradient, held
-        self.pairs = learned.select(np.arange(min(len(learned), SOME))) if held is None else held
+        self.pairs = learned.select(np.arange(min(len(learned), JUDGED))) if held is None else held
         with models.evaluating(model):
             self.teacher = Teacher.of(model, self.pairs, gradient.objective.needs & {"consensus"})
         self.before = self._loss()[0]
@@ -57,31 +57,36 @@ class Judge:
             else:
                 _put(run, last)
         if not loss <= self.before:
-            notes["worse"] = self._worse(loss, seen)
+            told = self._told(loss)
+            if not kept(seen) >= LEAST_KEPT:
+                raise TrainingError(
+                    f"training destroyed the model: {told}, and its embeddings hardly tell one image or text from "
+                    "another any more; lower the rate, and name another output"
+                )
+            notes["worse"] = f"training made the model worse: {told}; lower the rate, or give it more pairs"
             if run.processes.first:
                 warnings.warn(notes["worse"], stacklevel=3)
         if self.held is not None and run.settings.logit_scale == "tuned":
             notes["logit_scale"] = tune(run.student.logit_scale, seen)  # type: ignore[arg-type]
         return notes
 
-    def _worse(self, loss: float, seen: Features) -> str:
+    def _told(self, loss: float) -> str:
         kind = "pairs that it learned from" if self.held is None else "held-out pairs"
-        told = f"its loss on {len(self.pairs)} {kind} is {loss:.4g}, and was {self.before:.4g} before"
-        if not kept(seen) >= LEAST_KEPT:
-            raise TrainingError(
-                f"training destroyed the model: {told}, and its embeddings hardly tell one image or text from another "
-                "any more; lower the rate, and name another output"
-            )
-        return f"training made the model worse: {told}; lower the rate, or give it more pairs"
+        return f"its loss on {len(self.pairs)} {kind} is {loss:.4g}, and was {self.before:.4g} before"
 
 
 def kept(seen: Features) -> float:
-    """The share of what the float model's embeddings tell of their input that is left: how much nearer an embedding is
-    to float's of the same input than to float's of others, relative to float's own; of the tower that has less. 1 for
-    float, 0 where all embeddings are one."""
-    _, first = np.unique(seen.captions.cpu().numpy(), return_index=True)
+    """How much of the float model's power to tell inputs apart is left, of the tower that has less: 1 for float, 0
+    where all embeddings are one. It is how much nearer an embedding is to float's of the same input than to float's of
+    others (mean cosines), divided by the same of float itself."""
+    first = _first_of_each_caption(seen)
     towers = [(seen.image, seen.teacher_image), (seen.text[first], seen.teacher_text[first])]
     return min((_nearer(x, t) / max(_nearer(t, t), 1e-12) for x, t in towers if len(x) > 1), default=1.0)
+
+
+def _first_of_each_caption(seen: Features) -> Rows:
+    """Rows, rising: a caption that comes twice is one text, and no pair of its own."""
+    return np.sort(np.unique(seen.captions.cpu().numpy(), return_index=True)[1])
 
 
 def _nearer(x: Tensor, towards: Tensor) -> float:
@@ -97,11 +102,8 @@ def _put(run: Trainer, values: dict[str, Tensor]) -> None:
 
 def tune(scale: Tensor, seen: Features) -> dict[str, Any]:
     """Fit the factor on cosines to held-out pairs (`metrics.temperature.fit_logit_scale`)."""
-    _, first = torch.unique(seen.captions, return_inverse=True)
-    keep = [
-        i for i in range(len(first)) if int(first[i]) not in first[:i].tolist()
-    ]  # a caption that comes twice has no pair
-    logits = seen.scale * seen.image[keep] @ seen.text[keep].T
+    first = _first_of_each_caption(seen)
+    logits = seen.scale * seen.image[first] @ seen.text[first].T
     found = fit_logit_scale(logits.double().cpu().numpy())
     before = float(seen.scale)
     if not found.flag:

@@ -103,12 +103,10 @@ class Pairs:
                     f"{len(images)} images and captions of {len(texts)} were given; each image needs its own"
                 )
             pixels, unreadable = images, 0
-        elif isinstance(data, list) and data:
-            pixels, texts, unreadable, name = _of_several(data, encoders, count, seed, strict)
         else:
-            found = captioned(data)
-            name = found.spec
-            pixels, texts, unreadable = _read(found.sample(min(count, len(found)), seed), encoders, strict)
+            sets = [captioned(each) for each in (data if isinstance(data, list) and data else [data])]
+            name = " + ".join(each.spec for each in sets)
+            pixels, texts, unreadable = _drawn(sets, encoders, count, seed, strict)
         texts = [[c for c in each if c.strip()] for each in texts]
         if lacking := [i for i, each in enumerate(texts) if not each]:
             raise DataError(f"image {lacking[0]} of the {name} has an empty caption; give each image one")
@@ -151,13 +149,13 @@ def captioned(data: object) -> ImageSet:
         found = worded(found)
         warnings.warn(
             f"{found.spec} has no captions: of each image it is its class name, as in {found.captions[0][0]!r}",  # type: ignore[index]
-            stacklevel=4,
+            stacklevel=5,
         )
     assert found.captions is not None
     has = np.array([any(c.strip() for c in each) for each in found.captions], bool)
     if not has.all():
         warnings.warn(
-            f"{found.spec}: {int((~has).sum())} of {len(has)} images have no caption and are left out", stacklevel=4
+            f"{found.spec}: {int((~has).sum())} of {len(has)} images have no caption and are left out", stacklevel=5
         )
         found = found.select(has)
     if len(found) < 2:
@@ -173,26 +171,23 @@ def worded(data: ImageSet) -> ImageSet:
     return dataclasses.replace(data, captions=[[prompt.replace("{}", classes[label])] for label in labels])
 
 
-def _read(drawn: ImageSet, encoders: Encoders, strict: bool) -> tuple[Pixels, list[list[str]], int]:
-    """Pixels, captions of each, and how many could not be read."""
-    assert drawn.captions is not None
-    pixels, readable = read_images(drawn, encoders, strict, "training")
-    return pixels, [drawn.captions[i] for i in readable], len(drawn) - len(readable)
-
-
-def _of_several(
-    data: list[object], encoders: Encoders, count: int, seed: int, strict: bool
-) -> tuple[Tensor, list[list[str]], int, str]:
-    """As `_read`, of sets together, of which each image is as likely to be drawn; and their names."""
-    sets = [captioned(each) for each in data]
-    ends = np.cumsum([len(each) for each in sets])
-    drawn = np.sort(np.random.default_rng(seed).permutation(ends[-1])[:count])
-    pixels, texts, unreadable = [], [], 0
-    for each, end in zip(sets, ends, strict=True):
-        rows = drawn[(drawn >= end - len(each)) & (drawn < end)] - (end - len(each))
-        if len(rows):
-            found, captions, lost = _read(each.select(rows), encoders, strict)
-            pixels.append(loaded(found))
-            texts += captions
-            unreadable += lost
-    return torch.cat(pixels), texts, unreadable, " + ".join(each.spec for each in sets)
+def _drawn(
+    sets: list[ImageSet], encoders: Encoders, count: int, seed: int, strict: bool
+) -> tuple[Pixels, list[list[str]], int]:
+    """`count` images of all sets together, each as likely as any other: pixels, captions, how many are unreadable."""
+    starts = np.cumsum([0, *(len(each) for each in sets)])
+    drawn = np.sort(np.random.default_rng(seed).permutation(starts[-1])[:count])
+    pixels: list[Pixels] = []
+    texts: list[list[str]] = []
+    unreadable = 0
+    for each, start in zip(sets, starts[:-1], strict=True):
+        rows = drawn[(drawn >= start) & (drawn < start + len(each))] - start
+        if not len(rows):
+            continue
+        chosen = each.select(rows)
+        assert chosen.captions is not None
+        found, readable = read_images(chosen, encoders, strict, "training")
+        pixels.append(found)
+        texts += [chosen.captions[i] for i in readable]
+        unreadable += len(chosen) - len(readable)
+    return pixels[0] if len(pixels) == 1 else torch.cat([loaded(each) for each in pixels]), texts, unreadable

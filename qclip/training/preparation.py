@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 from collections.abc import Iterator
@@ -136,23 +137,16 @@ def restart(model: nn.Module, samples: calibrating.Samples, progress: Progress |
     static = [site for site, module in found.items() if module.input_rounding is not None and module.plan.static]
     if not static:
         return
-    before = {module: module.rounds for module in found.values()}
-    try:
-        for module in before:
-            module.rounds = False
-        with models.evaluating(model):
-            scales = calibrating.static_quantizers(
-                encoders,
-                models.towers(model),
-                samples,
-                static,
-                {site.name: found[site].plan for site in static},
-                {site.shared: found[site].input for site in static},
-                progress,
-            )
-    finally:
-        for module, rounds in before.items():
-            module.rounds = rounds
+    with _unrounded(model), models.evaluating(model):
+        scales = calibrating.static_quantizers(
+            encoders,
+            models.towers(model),
+            samples,
+            static,
+            {site.name: found[site].plan for site in static},
+            {site.shared: found[site].input for site in static},
+            progress,
+        )
     for site in static:
         rounding = found[site].input_rounding
         assert rounding is not None
@@ -160,22 +154,28 @@ def restart(model: nn.Module, samples: calibrating.Samples, progress: Progress |
     _show_inputs(model, samples, progress)
 
 
-def _show_inputs(model: nn.Module, samples: calibrating.Samples | None, progress: Progress | None) -> None:
-    """A pass over the samples for roundings that want to see what they will round, of the float model."""
-    wanted = {id(m.input_rounding): m for _, m in trained_sites(model) if m.input_rounding and m.input_rounding.watches}
-    if not wanted or samples is None:
-        return
-    towers, before = models.towers(model), {module: module.rounds for _, module in trained_sites(model)}
+@contextlib.contextmanager
+def _unrounded(model: nn.Module) -> Iterator[None]:
+    """While the block runs, a prepared model rounds nothing: it is the float model that it has become."""
+    before = {module: module.rounds for _, module in trained_sites(model)}
+    for module in before:
+        module.rounds = False
     try:
-        with stream.Hooks() as hooks, models.evaluating(model):
-            for module in before:
-                module.rounds = False
-            for module in wanted.values():
-                hooks.add(module, functools.partial(_show, module))
-            stream.run(models.encoders(model), samples, towers, hooks, progress)
+        yield
     finally:
         for module, rounds in before.items():
             module.rounds = rounds
+
+
+def _show_inputs(model: nn.Module, samples: calibrating.Samples | None, progress: Progress | None) -> None:
+    """A pass over the samples for roundings that want to see what they will round, which nothing has rounded yet."""
+    wanted = {id(m.input_rounding): m for _, m in trained_sites(model) if m.input_rounding and m.input_rounding.watches}
+    if not wanted or samples is None:
+        return
+    with stream.Hooks() as hooks, _unrounded(model), models.evaluating(model):
+        for module in wanted.values():
+            hooks.add(module, functools.partial(_show, module))
+        stream.run(models.encoders(model), samples, models.towers(model), hooks, progress)
 
 
 def _show(module: TrainedSite, x: Tensor) -> None:

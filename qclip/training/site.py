@@ -17,9 +17,8 @@ from .quantizer import InputRounding, WeightRounding
 
 class TrainedSite(nn.Module):
     """`weight` `[N, K]`, which begins as given, and `bias` act on the input behind the state's transforms, which are
-    not trained. `rounds`: whether
-    weight and input are rounded; a model may begin to learn without. `held`: the rounded weight of this step, where the
-    trainer rounds once for several calls."""
+    not trained. `rounds`: whether weight and input are rounded; a model may begin to learn without. `held`: the
+    rounded weight of this step, where the trainer rounds once for several calls."""
 
     def __init__(
         self,

@@ -60,7 +60,7 @@ class Trainer:
             self._steps(progress)
         finally:
             self._learning(False)
-        self._round(True)  # also where the last step was taken before
+        self._round(True)  # a run that goes on behind its last step takes none, which would have set it
 
     def _steps(self, progress: Progress | None) -> None:
         settings = self.settings
@@ -71,7 +71,7 @@ class Trainer:
             self._step()
             if self.done % settings.save_every == 0 or self.done == settings.steps:
                 if spoiled := self._spoiled():
-                    raise self._stopped(NonFiniteError, spoiled, "lower the rate", self.done)
+                    raise self._stopped(NonFiniteError, spoiled, step=self.done)
                 self._save()
             if progress is not None and self.processes.first:
                 progress(f"training, loss {self.log.last('loss'):.4f}", self.done, settings.steps)
@@ -108,7 +108,7 @@ class Trainer:
                 if rounding is not None:
                     rounding.after(module.weight, done)
                     if fault := rounding.fault():
-                        raise self._stopped(TrainingError, f"at {site.name} {fault}", "lower scale_rate")
+                        raise self._stopped(TrainingError, f"at {site.name} {fault}", hint="lower scale_rate")
         if isinstance(scale := self.student.logit_scale, nn.Parameter) and scale.requires_grad:
             scale.clamp_(max=float(np.log(100)))
         for name, average in self.average.items():
@@ -146,10 +146,20 @@ class Trainer:
 
     # -- what stops it -----------------------------------------------------------------------------------------------
 
-    def _stopped(self, kind: type[QclipError], why: str, hint: str, step: int | None = None) -> QclipError:
+    def _stopped(
+        self,
+        kind: type[QclipError],
+        why: str,
+        culprit: str = "",
+        *,
+        hint: str = "lower the rate",
+        step: int | None = None,
+    ) -> QclipError:
+        """`step`: counted from 1; None: the one that is being taken."""
         kept = None if self.folder is None else checkpoint.latest(self.folder)
         last = f"the last good checkpoint is {str(kept)!r}" if kept else "no checkpoint was written yet"
-        return kind(f"training stopped at step {step or self.done + 1}: {why} ({hint}); {last}")
+        at, told = self.done + 1 if step is None else step, f"{culprit}; {hint}" if culprit else hint
+        return kind(f"training stopped at step {at}: {why} ({told}); {last}")
 
     def _spoiled(self) -> str:
         """The first parameter that is not finite, as a clause; empty where all are."""
@@ -160,9 +170,10 @@ class Trainer:
 
     @torch.no_grad()
     def _culprit(self) -> str:
-        """The first thing that is not finite: a parameter, or what a site gives for this step's batch."""
+        """The first thing that is not finite, as a clause: a parameter, what a site gives for this step's batch, or a
+        gradient; empty where all are."""
         if spoiled := self._spoiled():
-            return f"{spoiled}; lower the rate"
+            return spoiled
         odd: list[str] = []
         handles = [
             site.module.register_forward_hook(
@@ -178,11 +189,11 @@ class Trainer:
             for handle in handles:
                 handle.remove()
         if odd:
-            return f"the first site whose output is not finite is {odd[0]}; lower the rate"
+            return f"the first site whose output is not finite is {odd[0]}"
         for name, parameter in self.parameters.items():
             if parameter.grad is not None and not parameter.grad.isfinite().all():
-                return f"the gradient of {name} is not; lower the rate"
-        return "lower the rate"
+                return f"the gradient of {name} is not"
+        return ""
 
     # -- on disk -----------------------------------------------------------------------------------------------------
 

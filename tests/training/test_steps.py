@@ -89,7 +89,7 @@ def test_the_better_of_last_and_average_is_deployed(better: str) -> None:
                 tensor.add_(torch.randn(tensor.shape, generator=torch.Generator().manual_seed(0)) * tensor.std() * 0.5)
     average = {name: tensor.clone() for name, tensor in trainer.average.items()}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(outcome.Judge, "_worse", lambda *_: "worse")
+        patch.setattr(outcome, "LEAST_KEPT", -math.inf)
         notes = judge.finish(trainer)
     assert notes["deployed"] == better
     found = notes["held_out"]

@@ -301,7 +301,7 @@ def test_pairs_that_are_none() -> None:
     refused(17, DataError, "pairs are a data name")
     refused((images, texts), InputError, "batch of one says nothing to objective 'contrastive", batch=1)
     refused((images, texts), DataError, "a batch of 64 was asked for, and 19 pairs are there", batch=64)
-    refused((images, ["a dog"] * len(images)), DataError, "all 19 images have one caption, which says nothing to")
+    refused((images, ["a dog"] * len(images)), DataError, "all 19 images have one caption, and objective")
     refused((images.clone().fill_(torch.nan), texts), DataError, "NaN or Inf")
     with pytest.raises(InputError, match="a batch of 8 cannot be shared by 3 processes; give a multiple"):
         fit._check_batch(
