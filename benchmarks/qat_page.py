@@ -202,9 +202,8 @@ def _other_scores(results: Results, recipe: str, reference: str) -> list[str]:
     for row in found:
         if row["score"] != "mcm" and row["value"] is not None and row["low"] is not None:
             value, low, high = (f"{100 * row[name]:+.2f}".replace("-", "−") for name in ("value", "low", "high"))
-            lines.append(
-                f"- AUROC by {row['score']}, mean of OOD sets, by which no recipe is judged: {value} points [{low}, {high}]."
-            )
+            what = f"AUROC by {row['score']}, mean of OOD sets, by which no recipe is judged"
+            lines.append(f"- {what}: {value} points [{low}, {high}].")
     return lines
 
 

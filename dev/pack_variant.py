@@ -44,7 +44,7 @@ def main() -> None:
     base = qclip.load_model(args.base)
     variants.save(args.artifact, base, out, card, readme(card), args.size)
     near = nearness(variants.load(out, base), artifact.load(args.artifact))
-    if args.size is not None:
+    if args.size is not None:  # the card says how near it comes, which is known of what is stored
         card["stored"] = (
             f"changes of weights at low rank; cosine to the trained model on scenes, images and texts: {near}"
         )
@@ -67,17 +67,17 @@ def nearness(model: nn.Module, trained: nn.Module) -> str:
 
 def made(folder: Path, base: str, name: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
     """The card: what the artifact says of its training, and what was measured."""
-    content = artifact.read_description(folder)
+    content = variants.without_folders(artifact.read_description(folder))
     training = content["provenance"]["training"]
     recipe = content["recipe"]["name"]
-    pairs = training["pairs"]
-    source = pairs["source"].partition("?")[0].rsplit("/", 1)[-1]
+    source = training["pairs"]["source"]
     data = zoo.checkpoints()[base]["data"]
     settings = training["settings"]
     usual = dataclasses.asdict(Settings.of(recipes.get(recipe)))
     differ = [key for key, value in settings.items() if value != usual.get(key) or key == "seed"]
     options = [f"--{OPTIONS.get(key, key).replace('_', '-')} {shlex.quote(str(settings[key]))}" for key in differ]
-    command = f"qclip train {base} --recipe {recipe} --pairs {source} {' '.join(options)} --output DIR"
+    pairs = [f"--pairs {shlex.quote(name)}" for name in source.split(" + ")]
+    command = f"qclip train {base} --recipe {recipe} {' '.join([*pairs, *options])} --output DIR"
     return {
         "name": f"{base}:{name}",
         "base": base,

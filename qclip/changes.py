@@ -29,7 +29,36 @@ from .models.values import check_values
 CODES, STEP = "difference", "step"
 FACTORS, STEPS = "factors", "steps"
 MOVED = "moved"
+LARGE = 4096  # numbers from which the change of a float matrix is stored in few bytes
+SHORT = 64  # numbers from which that of a vector is, where the file shall be small
 BITS, MOST = 5, 15  # of factors: codes -15 .. 15
+
+
+def stored(
+    tensors: Mapping[str, Tensor], own: Mapping[str, Tensor], weights: Mapping[str, Tensor], size: int | None = None
+) -> dict[str, Tensor]:
+    """What is stored of a trained model's `tensors`: what the base's `own` have not. `weights`: those of the base that
+    have codes in the trained model. Large float changes become codes of 8 bits; with a `size` products of factors, of
+    as low a rank as so many bytes ask for."""
+    held: dict[str, Tensor] = {}
+    large: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        before = own.get(name)
+        if before is None or before.shape != tensor.shape or before.dtype != tensor.dtype:
+            held |= moved(name, tensor, tensors, weights)
+        elif torch.equal(before, tensor):
+            continue
+        elif tensor.dtype == torch.float32 and tensor.ndim > 1 and tensor.numel() >= LARGE:
+            large[name] = tensor - before
+        elif size is not None and tensor.dtype == torch.float32 and tensor.ndim and tensor.numel() >= SHORT:
+            held |= coded(name, tensor - before)
+        else:
+            held[name] = tensor
+    if size is not None:
+        return held | factored(large, size)
+    for name, change in large.items():
+        held |= coded(name, change)
+    return held
 
 
 def moved(name: str, tensor: Tensor, tensors: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -114,25 +143,30 @@ def whole(
     out = {}
     for name, tensor in held.items():
         of, _, kind = name.rpartition(".")
-        if (kind == STEP and f"{of}.{CODES}" in held) or (kind == STEPS and f"{of}.{FACTORS}" in held):
-            continue
         if kind == MOVED:
             site = of.removesuffix(".codes")
             out[of] = _back(name, tensor, weights.get(f"{site}.weight"), held.get(f"{site}.scales"), file)
-            continue
-        if kind not in (CODES, FACTORS):
+        elif kind in (CODES, FACTORS):
+            out[of] = _changed(name, held, own.get(of), file)
+        elif not ((kind == STEP and f"{of}.{CODES}" in held) or (kind == STEPS and f"{of}.{FACTORS}" in held)):
             out[name] = tensor
-            continue
-        of_steps = f"{of}.{STEP if kind == CODES else STEPS}"
-        before, step = own.get(of), held.get(of_steps)
-        wanted = torch.int8 if kind == CODES else torch.uint8
-        if before is None or before.dtype != torch.float32 or not before.ndim or tensor.dtype != wanted:
-            raise ArtifactError(f"{name!r} in {str(file)!r} is no change of a tensor of the base")
-        if step is None or step.dtype != torch.float32:
-            raise ArtifactError(f"{name!r} in {str(file)!r} has no steps")
-        check_values(of_steps, step, str(file), ArtifactError)
-        out[of] = before + (_stepped if kind == CODES else _multiplied)(name, tensor, step, before.shape, file)
     return out
+
+
+def _changed(name: str, held: Mapping[str, Tensor], before: Tensor | None, file: Path) -> Tensor:
+    """A float tensor of the base with its change."""
+    of, _, kind = name.rpartition(".")
+    wanted, of_steps, change = {
+        CODES: (torch.int8, f"{of}.{STEP}", _stepped),
+        FACTORS: (torch.uint8, f"{of}.{STEPS}", _multiplied),
+    }[kind]
+    codes, step = held[name], held.get(of_steps)
+    if before is None or before.dtype != torch.float32 or not before.ndim or codes.dtype != wanted:
+        raise ArtifactError(f"{name!r} in {str(file)!r} is no change of a tensor of the base")
+    if step is None or step.dtype != torch.float32:
+        raise ArtifactError(f"{name!r} in {str(file)!r} has no steps")
+    check_values(of_steps, step, str(file), ArtifactError)
+    return before + change(name, codes, step, before.shape, file)
 
 
 def _back(name: str, data: Tensor, weight: Tensor | None, scales: Tensor | None, file: Path) -> Tensor:

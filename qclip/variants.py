@@ -26,8 +26,6 @@ from .untrusted import TensorFile, open_regular
 from .untrusted.tensors import TensorFacts
 
 FILE = "difference.safetensors"
-CODED = 4096  # numbers from which the change of a float tensor is stored in codes
-SHORT = 64  # numbers from which that of a vector is, where the file shall be small
 NAMES = {dtype: name for name, dtype in artifact.TYPES.items()}
 
 
@@ -40,30 +38,12 @@ def save(
     the model is the less like the one that was trained.
     Raises ModelError where `source` was not trained from `base`."""
     source = Path(source)
-    content = _without_folders(artifact.read_description(source))
+    content = without_folders(artifact.read_description(source))
     trained = artifact.load(source)
     known = _base(base, content)
     if known is None:
         raise ModelError(f"{str(source)!r} was not trained from the model that is to be its base")
-    own, weights = known
-    held: dict[str, Tensor] = {}
-    large: dict[str, Tensor] = {}
-    tensors = artifact.tensors_of(trained)
-    for name, tensor in tensors.items():
-        before = own.get(name)
-        if before is None or before.shape != tensor.shape or before.dtype != tensor.dtype:
-            held |= changes.moved(name, tensor, tensors, weights)
-        elif torch.equal(before, tensor):
-            continue
-        elif tensor.dtype == torch.float32 and tensor.ndim > 1 and tensor.numel() >= CODED:
-            large[name] = tensor - before
-        elif size is not None and tensor.dtype == torch.float32 and tensor.ndim and tensor.numel() >= SHORT:
-            held |= changes.coded(name, tensor - before)
-        else:
-            held[name] = tensor
-    for name, change in large.items() if size is None else ():
-        held |= changes.coded(name, change)
-    held |= {} if size is None else changes.factored(large, size)
+    held = changes.stored(artifact.tensors_of(trained), *known, size)
     data = safetensors.torch.save({name: tensor.contiguous().clone() for name, tensor in held.items()})
     with whole_folder(path, last=artifact.DESCRIPTION, alone=True) as fresh:
         (fresh / FILE).write_bytes(data)
@@ -75,16 +55,16 @@ def save(
     return Path(path)
 
 
-def _without_folders(value: Any) -> Any:
-    """A description whose data names end in a file's name: where it lay concerns nobody else."""
+def without_folders(value: Any) -> Any:
+    """JSON, of whose data names ("source") the folders of files are cut off: where they lay concerns nobody else."""
     if isinstance(value, dict):
         return {
             key: re.sub(r"(?<=:)/[^:?]*/", "", found)
             if key == "source" and isinstance(found, str)
-            else _without_folders(found)
+            else without_folders(found)
             for key, found in value.items()
         }
-    return [_without_folders(each) for each in value] if isinstance(value, list) else value
+    return [without_folders(each) for each in value] if isinstance(value, list) else value
 
 
 def load(path: str | Path, base: nn.Module, device: str | torch.device = "cpu") -> nn.Module:
@@ -132,4 +112,4 @@ def _base(base: nn.Module, content: dict[str, Any]) -> tuple[dict[str, Tensor], 
     return {n: t for n, t in tensors.items() if n not in gone}, {n: t for n, t in tensors.items() if n in gone}
 
 
-__all__ = ["FILE", "load", "save"]
+__all__ = ["FILE", "load", "save", "without_folders"]

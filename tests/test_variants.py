@@ -191,7 +191,7 @@ def test_nothing_that_is_shipped_says_where_it_was_made() -> None:
         found = re.search(r"""[:"' (]/\w+/""", file.read_text(encoding="utf-8"))
         assert found is None, (file, found)
     content = {"a": [{"source": "parquet:/home/me/x.parquet?samples=3"}, {"source": "scenes:train"}], "source": "M:a/b"}
-    assert variants._without_folders(content) == {
+    assert variants.without_folders(content) == {
         "a": [{"source": "parquet:x.parquet?samples=3"}, {"source": "scenes:train"}],
         "source": "M:a/b",
     }
