@@ -51,7 +51,7 @@ def kept(grid: Grid, store: StudyStore) -> pa.Table:
     """The rows that the page reads, without host and time, and those of joint wins, for which the store has images and
     no rows."""
     parts = taken(grid, store)
-    rows = rows_of(store, parts, SCHEMA.names, _read)
+    rows = rows_of(grid, store, parts, SCHEMA.names, _read)
     won = pa.Table.from_pylist(list(_wins(grid, store, next(iter(parts)))), SCHEMA)
     plain = pa.schema([pa.field(f.name, pa.dictionary(pa.int32(), f.type)) if f.name in TEXTS else f for f in SCHEMA])
     both = pa.concat_tables([rows.cast(plain), won.cast(plain)]).unify_dictionaries()

@@ -86,6 +86,7 @@ def expand(plan: Plan, facts: Facts) -> Grid:
     """Raises InputError where nothing is left."""
     impossible: dict[Impossible, None] = {}
     blocks: list[Block] = []
+    _told_apart(plan, facts)
     keys = {sets: _conditions(plan.measured, sets, facts) for sets in plan.sets}
     for model in plan.models:
         on = [sets for sets in plan.sets if fits(sets.models, model)]
@@ -98,12 +99,33 @@ def expand(plan: Plan, facts: Facts) -> Grid:
             why = f"{model} is quantized already; name the float model, and this one in [artifacts]"
             impossible |= {Impossible(each.label, why): None for each in wanted[1:]}
             wanted = wanted[:1]
-        known = [(each, hashlib.sha256(_variant(each, facts, plan.measured).encode())) for each in wanted]
+        known = []
+        by_key: dict[str, Variant] = {}
+        for each in wanted:
+            key = _variant(each, facts, plan.measured)
+            if (same := by_key.setdefault(key, each)) is each:
+                known.append((each, hashlib.sha256(key.encode())))
+            else:
+                impossible[Impossible(each.label, f"it is {same.label} of {model} under another name")] = None
         for sets in on:
             ends = [(condition, key.encode()) for condition, key in keys[sets].items()]
             for variant, begun in known:
                 blocks.append(Block(variant, sets, {condition: _cell(begun, end) for condition, end in ends}))
     return Grid(plan, facts, blocks, list(impossible))
+
+
+def _told_apart(plan: Plan, facts: Facts) -> None:
+    """A cell has one name in a plan: no two models or evaluations of a model are the same. Raises InputError."""
+    models: dict[str, str] = {}
+    for model in plan.models:
+        if (same := models.setdefault(facts.models[model], model)) != model:
+            raise plan.refusal(f"{model!r} is {same!r} under another name; name it once", "", "models", model)
+        on: set[str] = set()
+        for sets in (each for each in plan.sets if fits(each.models, model)):
+            if (key := facts.sets[sets.data]) in on:
+                why = f"{model!r} is evaluated twice on {sets.data!r}; put what is measured beside it into one [[data]]"
+                raise plan.refusal_of(sets.data, why)
+            on.add(key)
 
 
 def _cell(begun: hashlib._Hash, end: bytes) -> str:

@@ -13,7 +13,7 @@ from qclip.metrics import METRICS, metric
 from qclip.reporting import units
 
 from .cells import Grid
-from .found import LATENCY, MEMORY, SCORE, Asked, find
+from .found import LATENCY, MEMORY, Asked, find
 from .sizes import Size, sizes
 from .store import StudyStore
 from .variants import FLOAT
@@ -55,7 +55,7 @@ class Candidate:
 
 
 def choose(
-    grid: Grid, store: StudyStore, limits: Limits, evaluation: str | None = None, score: str = SCORE
+    grid: Grid, store: StudyStore, limits: Limits, evaluation: str | None = None, score: str | None = None
 ) -> list[Candidate]:
     """Every variant that was measured on an evaluation (default: the plan's first): the pick first, then those that no
     other beats, then the rest. Raises InputError where a limit names nothing that was measured."""
@@ -98,6 +98,7 @@ def _candidate(model: str, variant: str, lines: Sequence[Mapping[str, Any]], lim
         return values[0] if values and not math.isnan(values[0]) else None
 
     losses: dict[str, tuple[float, float | None]] = {}
+    undefined: set[str] = set()
     for name in limits.max_loss:
         side, scale = metric(name).better, 100 if metric(name).unit == "share" else 1
         for line in lines:
@@ -105,13 +106,15 @@ def _candidate(model: str, variant: str, lines: Sequence[Mapping[str, Any]], lim
                 gap, ends = line["difference"], (line["difference_low"], line["difference_high"])
                 if variant == FLOAT:
                     gap, ends = 0.0, (0.0, 0.0)
-                if gap is None or math.isnan(gap):
+                if gap is None or math.isnan(gap):  # of one set undefined: what it loses at the most is not known
+                    undefined.add(name)
                     continue
                 worst = ends[0] if side > 0 else ends[1]
                 # + 0.0: no loss is 0, not -0
                 lost = (-side * gap * scale + 0.0, None if worst is None else -side * worst * scale + 0.0)
                 if name not in losses or lost[0] > losses[name][0]:  # of several sets the one that loses most
                     losses[name] = lost
+    losses = {name: lost for name, lost in losses.items() if name not in undefined}
     costs = size.bytes, value(LATENCY)
     return Candidate(model, variant, *costs, value(limits.prefer), losses, memory=value(MEMORY), bits=size.bits)
 

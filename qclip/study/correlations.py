@@ -15,7 +15,7 @@ from qclip.metrics.paired import holm, midranks
 from qclip.seeds import generator
 
 from .cells import Grid
-from .found import DEFAULT, SCORE, Asked, find
+from .found import DEFAULT, Asked, find
 from .store import StudyStore
 from .variants import FLOAT
 
@@ -43,7 +43,7 @@ class Correlation:
 
 
 def correlations(
-    grid: Grid, store: StudyStore, metrics: Iterable[str] = DEFAULT, score: str = SCORE, seed: int = 0
+    grid: Grid, store: StudyStore, metrics: Iterable[str] = DEFAULT, score: str | None = None, seed: int = 0
 ) -> list[Correlation]:
     """Of every spectral measure with every difference to float on sets as they are; empty where the plan measured no
     spectra. Raises InputError where nothing was measured."""

@@ -19,7 +19,6 @@ from qclip.rewrite import quantization
 from qclip.store import key_of
 
 from .plan import Plan
-from .toml_lines import first_line
 from .variants import expanded
 
 STAGES = {"model": 1, "set": 1, "variant": 1, "condition": 1, "quantize": 1}  # raise where what they mean changes
@@ -69,7 +68,7 @@ def look(plan: Plan, device: str = "cpu", progress: Callable[[str], None] = lamb
         try:
             data = qdata.load(name)
         except InputError as why:
-            raise InputError(f"{plan.path}, line {first_line(plan.text, name)}: {why}") from None
+            raise plan.refusal_of(name, why) from None
         sets[name], images[name] = set_key(data), len(data)
     folders = {}
     for model, listed in plan.artifacts:

@@ -97,9 +97,10 @@ class Folder:
     def refresh(self) -> None:
         """Forget what was known of files that others write, too."""
 
-    def write(self, name: str, content: bytes) -> None:
-        """Whole or not at all; one that a power cut tore shows by its checksum. Raises OutputError."""
-        write_atomic(self.path / name, content, sync=SUMMED.search(name) is None)
+    def write(self, name: str, content: bytes, lasting: bool = False) -> None:
+        """Whole or not at all; one that a power cut tore shows by its checksum, but for a `lasting` one, which is on
+        the disk when this returns. Raises OutputError."""
+        write_atomic(self.path / name, content, sync=lasting or SUMMED.search(name) is None)
 
     def bring(self, name: str, folder: Path) -> bool:
         """Fill `folder` with the quantized model of that name that another machine made; whether there is one."""

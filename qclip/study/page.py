@@ -65,12 +65,27 @@ def variant_results(grid: Grid, store: StudyStore, block: Block, runtime: str) -
     if not any(cell in rows for cell in block.cells.values()):
         return None
     parts = []
-    for cell in (cell for each in both for cell in each.cells.values() if cell in rows):
-        details = store.details(runtime, cell)
-        body = {"notes": [], "meta": {}, "curves": []} if details is None else json.loads(details)
-        mine = [results_row(row) for row in rows[cell]]
-        parts.append(Results(mine, body["notes"], body["meta"], body["curves"]))
+    for each in both:
+        parts += [
+            _cell_results(each, rows[cell], store.details(runtime, cell))
+            for cell in each.cells.values()
+            if cell in rows
+        ]
     return Results.merge(*parts)
+
+
+def _cell_results(block: Block, rows: list[dict[str, Any]], details: str | None) -> Results:
+    """Of one cell, under the plan's name for its variant: another plan may have measured it under its own."""
+    label, before = block.variant.label, rows[0]["variant"]
+    body = {"notes": [], "meta": {}, "curves": []} if details is None else json.loads(details)
+    notes = [
+        f"{label}: {note.removeprefix(f'{before}: ')}" if note.startswith(f"{before}: ") else note
+        for note in body["notes"]
+    ]
+    if before in (models := body["meta"].get("models", {})):
+        models[label] = models.pop(before)
+    curves = [curve | {"model": label} if curve["model"] == before else curve for curve in body["curves"]]
+    return Results([results_row(row | {"variant": label}) for row in rows], notes, body["meta"], curves)
 
 
 def index(found: Found, shown: dict[str, Any]) -> str:

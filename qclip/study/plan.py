@@ -15,7 +15,7 @@ from qclip.errors import InputError
 from qclip.recipes import Recipe
 from qclip.reliability.writer import REPLICATES
 
-from .toml_lines import line_of
+from .toml_lines import first_line, line_of
 
 KINDS = ("near", "far", "")  # of OOD sets
 
@@ -111,3 +111,7 @@ class Plan:
         """An InputError that begins with the file and the line."""
         line = line_of(self.text, table, key, value, at)
         return InputError(f"{self.path}, line {line}: {why}")
+
+    def refusal_of(self, name: str, why: object) -> InputError:
+        """An InputError that begins with the file and the first line that holds a name."""
+        return InputError(f"{self.path}, line {first_line(self.text, name)}: {why}")

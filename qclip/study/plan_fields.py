@@ -9,7 +9,7 @@ from typing import Any
 from qclip.data import sources
 from qclip.errors import InputError, nearest
 
-from .plan import Plan
+from .plan import Plan, fits
 
 
 class Fields:
@@ -68,6 +68,24 @@ class Fields:
             if found.count(value) > 1:
                 raise self.blank.refusal(f"`{key}` holds {value} twice; once is enough", name, key, value, at)
         return tuple(found)
+
+    def number(self, table: Mapping[str, Any], name: str, key: str, low: int, high: int) -> int | None:
+        found = self.numbers(table, name, key, low, high)
+        if len(found) > 1:
+            raise self.blank.refusal(f"`{key}` takes one, not {len(found)}", name, key)
+        return found[0] if found else None
+
+    def filled(self, table: Mapping[str, Any], name: str, key: str, at: int = 0) -> None:
+        """Refuses a list that is there and empty: nothing would be left of the product."""
+        if key in table and not self.listed(table, name, key):
+            raise self.blank.refusal(f"`{key}` is empty, and so is the product", name, key, at=at)
+
+    def patterns(self, given: Iterable[str], models: Iterable[str], name: str, at: int = 0) -> None:
+        """Refuses those of a field `models` that no model of the plan fits."""
+        for pattern in given:
+            if not any(fits((pattern,), model) for model in models):
+                why = f"no model of the plan is {pattern!r}; {nearest(pattern, models)}"
+                raise self.blank.refusal(why, name, "models", pattern, at)
 
     def flag(self, table: Mapping[str, Any], name: str, key: str) -> bool | None:
         value = table.get(key)

@@ -18,7 +18,8 @@ from qclip.recipes import METHODS, Recipe
 from qclip.reliability.measurements import MEASUREMENTS
 from qclip.reliability.scores import SCORES
 
-from .plan import KINDS, Measured, Plan, Product, Sets, fits
+from .cells import measurements
+from .plan import KINDS, Measured, Plan, Product, Sets
 from .plan_fields import Fields
 
 TOP = ("models", "recipes", "data", "artifacts", "calibration", "seeds", "shift", "captions", "images", "dev", "train")
@@ -36,6 +37,8 @@ def read(path: str | Path) -> Plan:
         content = tomllib.loads(text)
     except tomllib.TOMLDecodeError as why:
         raise InputError(f"plan {str(path)!r} is no TOML: {why}") from None
+    except RecursionError:
+        raise InputError(f"plan {str(path)!r} nests its values too deeply; write them flat") from None
     return _Reader(content, Plan((), (), (), (), text=text, path=str(path))).plan()
 
 
@@ -58,6 +61,7 @@ class _Reader(Fields):
         artifacts = self.artifacts(top, models)
         if not (recipes or products or artifacts):
             raise InputError(f"{self.blank.path}: the product of recipes is empty; give `recipes`, `[methods]` or both")
+        self.filled(top, "", "seeds")
         return dataclasses.replace(
             self.blank,
             models=models,
@@ -103,14 +107,10 @@ class _Reader(Fields):
             "static": tuple(static),
             "models": self.texts(table, "methods", "models", at),
         }
-        for name, values in given.items():
-            if name in table and not values:
-                raise self.blank.refusal(f"`{name}` is empty, and so is the product", "methods", name, at=at)
+        for name in given:
+            self.filled(table, "methods", name, at)
         found = Product(**{name: values for name, values in given.items() if values})
-        for pattern in found.models:
-            if not any(fits((pattern,), model) for model in models):
-                why = f"no model of the plan is {pattern!r}; {nearest(pattern, models)}"
-                raise self.blank.refusal(why, "methods", "models", pattern, at)
+        self.patterns(found.models, models, "methods", at)
         return found
 
     def artifacts(self, top: Mapping[str, Any], models: tuple[str, ...]) -> tuple[tuple[str, tuple[str, ...]], ...]:
@@ -155,11 +155,12 @@ class _Reader(Fields):
             own["ood"] = self.ood(table, "data", (), "ood", at)
             chosen: dict[str, Any] = {key: value or common[key] for key, value in own.items()}
             patterns = self.texts(table, "data", "models", at) or ("*",)
+            self.patterns(patterns, models, "data", at)
             (data,) = self.data(table, "data", "data", at)
             out.append(Sets(data, models=patterns, **chosen))
         if len(set(out)) < len(out):
             twice = next(each for each in out if out.count(each) > 1)
-            raise self.blank.refusal(f"{twice.data!r} is evaluated twice; once is enough", "", "data", twice.data)
+            raise self.blank.refusal_of(twice.data, f"{twice.data!r} is evaluated twice; once is enough")
         return tuple(out)
 
     def ood(
@@ -175,19 +176,20 @@ class _Reader(Fields):
         said = self.table(top.get("statistics", {}), "statistics")
         self.known(noise, CORRUPTIONS, "corruptions")
         self.known(said, STATISTICS, "statistics")
-        for name in self.listed(noise, "corruptions", "names"):
+        for name in self.texts(noise, "corruptions", "names"):
             self.taken(functools.partial(qcorruptions.expand, [name]), "corruptions", "names", name)
         for key, registry in (("scores", SCORES), ("measurements", MEASUREMENTS)):
-            for name in self.listed(said, "statistics", key):
+            self.filled(said, "statistics", key)
+            for name in self.texts(said, "statistics", key):
                 self.taken(functools.partial(registry.get, name), "statistics", key, name)
+        self.filled(noise, "corruptions", "severities")
         whole = {
-            key: self.numbers(said, "statistics", key, low, high)
+            key: self.number(said, "statistics", key, low, high)
             for key, low, high in (("seed", 0, 2**32 - 1), ("batch", 1, 4096), ("replicates", 1, 10**6))
         }
         flags = {key: self.flag(table, name, key) for table, name, key in self._flags(noise, said)}
-        more: dict[str, Any] = {key: values[0] for key, values in whole.items() if values}
-        more |= {key: value for key, value in flags.items() if value is not None}
-        return Measured(
+        more: dict[str, Any] = {key: value for key, value in (whole | flags).items() if value is not None}
+        found = Measured(
             corruptions=qcorruptions.expand(self.texts(noise, "corruptions", "names")),
             severities=tuple(sorted(self.numbers(noise, "corruptions", "severities", 1, 5))) or qcorruptions.SEVERITIES,
             scores=self.texts(said, "statistics", "scores") or None,
@@ -196,6 +198,8 @@ class _Reader(Fields):
             negatives=self.one(said, "statistics", "negatives", named=False),
             **more,
         )
+        self.taken(functools.partial(measurements, found), "statistics", "measurements")
+        return found
 
     @staticmethod
     def _flags(noise: Mapping[str, Any], said: Mapping[str, Any]) -> list[tuple[Mapping[str, Any], str, str]]:

@@ -95,7 +95,7 @@ class Remote(Folder):
                 if isinstance(content, bytes):  # what failed is asked for again, and told, when it is read
                     self._keep(by_path[path], content)
 
-    def write(self, name: str, content: bytes) -> None:
+    def write(self, name: str, content: bytes, lasting: bool = False) -> None:
         """There first: what is here is there."""
         self.put(name, content)
         self._keep(name, content)

@@ -217,8 +217,8 @@ class StudyStore:
         self._forget_failures(runtime, cell)
 
     def write_many(self, runtime: str, rows: pa.Table) -> str:
-        """Keep the rows of many cells in one file; its name."""
-        return self._put("results", runtime, MANY, _parquet(rows), ".parquet")
+        """Keep the rows of many cells in one file, in whose favour others may be removed; its name."""
+        return self._put("results", runtime, MANY, _parquet(rows), ".parquet", lasting=True)
 
     def fail(self, runtime: str, cell: str, facts: dict[str, Any]) -> None:
         kept = self._put("failures", runtime, cell, json.dumps(facts, indent=1).encode(), ".json")
@@ -249,9 +249,9 @@ class StudyStore:
             )
         return True
 
-    def _put(self, kind: str, runtime: str, cell: str, content: bytes, ending: str) -> str:
+    def _put(self, kind: str, runtime: str, cell: str, content: bytes, ending: str, lasting: bool = False) -> str:
         name = summed(f"{kind}/{runtime}/{cell}", content, ending)
-        self.files.write(name, content)
+        self.files.write(name, content, lasting)
         return name
 
     def _forget_failures(self, runtime: str, cell: str, but: str = "") -> None:

@@ -47,7 +47,7 @@ def printed(found: Found, store: StudyStore, asked: Asked = ALL) -> list[Printed
                 lambda line: (line["metric"], line["corruption"], ""),
                 found,
             )
-            out += _wins(title, blocks, store, asked, found)
+            out += _wins(title, blocks, store, found)
         else:
             out += _wide(
                 f"{title} under {asked.corruption}",
@@ -106,9 +106,9 @@ def _absent(block: Block, found: Found) -> str:
     return "failed" if cells & found.failed.keys() else "missing" if cells & found.missing else units.ABSENT
 
 
-def _wins(title: str, blocks: Sequence[Block], store: StudyStore, asked: Asked, found: Found) -> list[Printed]:
+def _wins(title: str, blocks: Sequence[Block], store: StudyStore, found: Found) -> list[Printed]:
     measured = found.grid.plan.measured
-    joint = wins.joint(blocks, store, found.runtime, asked.score, measured)
+    joint = wins.joint(blocks, store, found.runtime, found.score, measured)
     if joint is None:
         return []
     count, n = joint
@@ -116,7 +116,7 @@ def _wins(title: str, blocks: Sequence[Block], store: StudyStore, asked: Asked, 
     row.append(units.probability(count.p) if not math.isnan(count.p) else "undefined")
     columns = ["variants", "win-win-win", "by chance", "95 % of chance", "p"]
     note = (
-        f"a win is a better top-1, ECE and AUROC ({asked.score}, mean over OOD sets) than float's; chance is that of "
+        f"a win is a better top-1, ECE and AUROC ({found.score}, mean over OOD sets) than float's; chance is that of "
         f"{measured.replicates} paired resamples in which nothing differs and all correlations stay"
     )
     left = sum(not block.variant.is_float for block in blocks) - n

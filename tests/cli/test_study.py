@@ -84,6 +84,15 @@ def test_status_tells_what_is_there_and_who_is_at_it(here: Path, capsys: pytest.
     assert running(store) == [] and not list((store.folder / "runs").iterdir())
 
 
+def test_a_store_that_can_only_be_read_is_read(here: Path, capsys: pytest.CaptureFixture) -> None:
+    shutil.rmtree(here / "plan.study" / "locks")
+    (here / "plan.study" / "locks").write_text("no folder: no lock can be made")
+    for line in (["table", "plan.toml"], ["status", "plan.toml"], ["choose", "plan.toml"]):
+        told(line, capsys)
+    _, err = told(["compact", "plan.study"], capsys, 1)
+    assert "cannot be made" in err and err.count("\n") == 1
+
+
 def test_what_a_killed_run_left_is_no_run(here: Path) -> None:
     store = StudyStore.open(here / "plan.study")
     (store.folder / "runs").mkdir(exist_ok=True)
@@ -97,6 +106,8 @@ def test_tables_go_to_stdout_or_a_file(here: Path, capsys: pytest.CaptureFixture
     told(["table", "plan.toml", "--format", "csv", "--output", "t.csv"], capsys)
     rows = list(csv.DictReader(io.StringIO(Path("t.csv").read_text())))
     assert {row["variant"] for row in rows} == {"float", "w8a8", "w4a8", "w6a8"}
+    _, err = told(["table", "plan.toml", "--metric", "top1", "--metric", "worst_group_top1"], capsys)
+    assert err == "warning: nothing of 'worst_group_top1' was measured\n"
     _, err = told(["table", "plan.toml", "--output", "t.csv"], capsys, 2)
     assert "exists already" in err
 
@@ -126,6 +137,9 @@ def test_choose_picks_within_limits_and_says_why(here: Path, capsys: pytest.Capt
         (["choose", "plan.toml", "--prefer", "temperature"], "neither more nor less"),
         (["correlations", "plan.toml"], "spectra = true"),
         (["table", "plan.toml", "--metric", "topp1"], "'top1'"),
+        (["table", "plan.toml", "--corruption", "gausian_noise"], "'gaussian_noise'"),
+        (["table", "plan.toml", "--score", "mmc"], "'mcm'"),
+        (["choose", "plan.toml", "--score", "energy"], "no score 'energy'"),
         (["status", "plan.toml", "--store", "nowhere"], "no store of studies"),
         (["compact", "nowhere"], "no store of studies"),
         (["gc", "plan.toml", "plan.toml"], "--store"),

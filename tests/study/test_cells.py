@@ -53,6 +53,29 @@ def test_plans_overlap_in_what_they_have_in_common(text: str, same: list[str], t
         assert (cell(before, condition=condition) == cell(after, condition=condition)) == (condition in same)
 
 
+def test_a_recipe_under_two_names_is_one_variant(tmp_path: Path) -> None:
+    mine = '{name = "mine", weight_bits = 8, activation_bits = 8}'
+    grid = grid_of(tmp_path, TEXT.replace('"w4a8"', mine))
+    assert [block.variant.label for block in grid.blocks] == ["float", "w8a8"]
+    assert [(each.name, each.why) for each in grid.impossible] == [
+        ("mine", "it is w8a8 of scenes-clean under another name")
+    ]
+    assert cell(grid_of(tmp_path, TEXT.replace('"w8a8", "w4a8"', mine)), "mine") == cell(grid)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "line", "said"),
+    [
+        ('models = ["scenes-clean"]', 'models = ["scenes-clean", "copy"]', 2, "'copy' is 'scenes-clean' under another"),
+        (f'data = ["{DATA}"]', f'[[data]]\ndata = "{DATA}"\n[[data]]\ndata = "{DATA}"\nnear = ["{OOD}"]', 5, "twice"),
+    ],
+)
+def test_a_cell_has_one_name_in_a_plan(old: str, new: str, line: int, said: str, tmp_path: Path) -> None:
+    facts = dataclasses.replace(FACTS, models={"scenes-clean": "m", "copy": "m"})
+    with pytest.raises(InputError, match=f"plan.toml, line {line}: .*{said}"):
+        grid_of(tmp_path, TEXT.replace(old, new), facts)
+
+
 @pytest.mark.parametrize("facts", [{"models": {"scenes-clean": "n"}}, {"sets": FACTS.sets | {DATA: "e"}}])
 def test_other_weights_and_other_images_are_other_cells(facts: dict[str, Any], tmp_path: Path) -> None:
     before, after = grid_of(tmp_path), grid_of(tmp_path, facts=dataclasses.replace(FACTS, **facts))

@@ -38,6 +38,18 @@ def test_the_smallest_plan_has_float_and_its_recipes(tmp_path: Path) -> None:
         (6, f'{SMALLEST}\n[artifacts]\nphotos = ["x"]', "'photos'"),
         (4, f"{SMALLEST}seeds = [0, 0]", "twice"),
         (6, f"{SMALLEST}\n[corruptions]\nfull = 1", "true or false"),
+        (6, f"{SMALLEST}\n[statistics]\nscores = [3]", "takes texts"),
+        (6, f'{SMALLEST}\n[statistics]\nmeasurements = [["clean"]]', "takes texts"),
+        (6, f"{SMALLEST}\n[corruptions]\nnames = [{{fog = 1}}]", "takes texts"),
+        (6, f"{SMALLEST}\n[statistics]\nreplicates = [10, 20]", "takes one"),
+        (6, f'{SMALLEST}\n[statistics]\nmeasurements = ["corrupted"]', "name more than"),
+        (4, f"{SMALLEST}seeds = []", "empty"),
+        (6, f"{SMALLEST}\n[corruptions]\nseverities = []", "empty"),
+        (6, f"{SMALLEST}\n[statistics]\nscores = []", "empty"),
+        (4, f'{SMALLEST}statistics.scores = ["mmc"]', "'mcm'"),
+        (4, f'{SMALLEST}statistics = {{seed = 1, scores = ["mmc"]}}', "'mcm'"),
+        (7, 'models = ["m"]\nrecipes = ["w8a8"]\n[[data]]\ndata = "scenes:test"\n[[data]]\n'
+            'data = "scenes:dev"\nmodels = ["n"]', "no model of the plan is 'n'"),
         (8, 'models = ["m"]\nrecipes = ["w8a8"]\n[[data]]\ndata = "scenes:test"\n[[data]]\n'
             'data = "scenes:dev"\n\nshfit = ["scenes:test"]', "'shift'"),
     ],
@@ -52,6 +64,7 @@ def test_what_cannot_be_meant_is_refused_with_its_line(line: int, text: str, sai
     ("text", "said"),
     [
         ("models = [", "no TOML"),
+        ("models = " + "[" * 100_000, "too deeply"),
         ('models = ["m"]\nrecipes = ["w8a8"]', "`data`"),
         ('models = ["m"]\ndata = ["scenes:test"]', "empty"),
         ('models = []\nrecipes = ["w8a8"]\ndata = ["scenes:test"]', "`models`"),

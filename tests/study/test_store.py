@@ -12,6 +12,7 @@ import pyarrow.dataset
 import pytest
 
 from qclip.errors import InputError
+from qclip.study import folder
 from qclip.study.rows import SCHEMA
 from qclip.study.run import Ready, artifacts
 from qclip.study.store import ABOUT, StudyStore
@@ -76,6 +77,19 @@ def test_compacting_changes_no_row_and_no_cell(copy: StudyStore) -> None:
     copy.write(runtime, "f" * 32, rows_of("f" * 32), "{}", None)
     assert compact(copy) == (2, 1) and len(copy.rows()) == len(before) + 1
     assert len(copy.rows(cells={next(iter(cells))})) > 0
+
+
+def test_what_others_are_removed_for_is_on_the_disk(copy: StudyStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, synced = folder.write_atomic, {}
+
+    def writing(path: Path, content: bytes, sync: bool = True) -> None:
+        synced[path.name.partition("-")[0]] = sync
+        real(path, content, sync)
+
+    monkeypatch.setattr(folder, "write_atomic", writing)
+    compact(copy)
+    copy.write("r", "a" * 32, rows_of("a" * 32), "{}", None)
+    assert synced == {"all": True, "a" * 32: False}
 
 
 def test_a_cell_that_two_runs_wrote_counts_once(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import pytest
 
 import qclip
 from qclip.errors import InputError
+from qclip.metrics import metric
 from qclip.reporting import units
 from qclip.study import formats, tables
 from qclip.study.found import Asked, find
@@ -38,6 +39,8 @@ def test_markdown_shows_value_difference_and_interval(small: tuple[Ready, Told])
     line = next(line for line in text.splitlines() if line.startswith("| w4a8"))
     assert cell in line and "4/8" in line
     assert f"### scenes-clean on {DATA}\n" in text and "means over severities" in text
+    (means,) = (each for each in tables.printed(found, ready.store) if "means over" in each.title)
+    assert means.columns[3:] == [f"{metric(name).label} gaussian_noise" for name in ("mean_top1", "mean_ece")]
     assert text.count("| float") == 2 and "scenes-far-ood" in text.splitlines()[2]
 
 

@@ -17,7 +17,9 @@ Plan = Annotated[Path, typer.Argument(metavar="PLAN", help="A TOML file; docs/st
 Metrics = Annotated[
     list[str] | None, typer.Option("--metric", metavar="NAME", help="Repeatable. Default: top1, ece, auroc.")
 ]
-Score = Annotated[str, typer.Option("--score", metavar="NAME", help="OOD score.")]
+Score = Annotated[
+    str | None, typer.Option("--score", metavar="NAME", help="OOD score; default: mcm, or the plan's first.")
+]
 
 
 def store_place(text: str) -> str:

@@ -32,7 +32,7 @@ def choose_command(
     data: Annotated[
         str | None, typer.Option("--data", metavar="DATA", help="Which evaluation; default: the plan's first.")
     ] = None,
-    score: Score = "mcm",
+    score: Score = None,
     json: common.Json = False,
 ) -> None:
     """Name the variants that no other beats in everything, and pick one, with reasons. The size that counts is that of

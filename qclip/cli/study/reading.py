@@ -25,7 +25,7 @@ def table_command(
     plan: Plan,
     store: Where = None,
     metric: Metrics = None,
-    score: Score = "mcm",
+    score: Score = None,
     corruption: Annotated[
         str | None, typer.Option("--corruption", metavar="NAME", help="At each severity, under this one alone.")
     ] = None,
@@ -53,6 +53,9 @@ def table_command(
         else:
             made = tables.printed(there, known, asked)
             text = (formats.markdown if format is Format.markdown else formats.latex)(made, there.notes)
+    for name in metric or ():
+        if not any(line["metric"].removeprefix("mean_") == name for line in there.lines):
+            common.say(f"warning: nothing of {name!r} was measured")
     if format is Format.csv:
         for note in there.notes:
             common.say(f"warning: {note}")
@@ -67,7 +70,7 @@ def correlations_command(
     plan: Plan,
     store: Where = None,
     metric: Metrics = None,
-    score: Score = "mcm",
+    score: Score = None,
     json: common.Json = False,
 ) -> None:
     """Whether variants whose spectra changed more also changed more in reliability (`spectra = true` in the plan)."""
@@ -113,7 +116,7 @@ def report_command(
             "--metric", metavar="NAME", help="That it can show; repeatable. Default: ten, if they were measured."
         ),
     ] = None,
-    score: Score = "mcm",
+    score: Score = None,
     pages: Annotated[
         bool, typer.Option("--pages/--no-pages", help="And the reliability page of each variant beside it.")
     ] = True,
