@@ -40,7 +40,7 @@ class Setting:
     """One checkpoint: what is learned from, and what is measured on. `settings`: of training; the rest is the
     recipe's."""
 
-    pairs: str
+    pairs: tuple[str, ...]
     data: str
     dev: str
     ood: tuple[str, ...]
@@ -49,19 +49,22 @@ class Setting:
 
 SETTINGS = {
     "photos": Setting(
-        "parquet:{data}/flickr8k_train_64.parquet",
+        (  # of the sets that it was trained on
+            "parquet:{data}/cifar10_train.parquet?samples=6000",
+            "parquet:{data}/flickr8k_train_64.parquet?samples=2000",
+        ),
         "parquet:{data}/cifar10_test.parquet?samples=2000",
         "parquet:{data}/cifar10_dev.parquet?samples=1000",
         ("far=parquet:{data}/dtd10_64.parquet?samples=600", "far=parquet:{data}/mnist_test.parquet?samples=600"),
-        {"steps": 60, "batch": 64, "pairs": 1000},
+        {"steps": 200, "batch": 64, "pairs": 8000},
     ),
     **{
         name: Setting(
-            "scenes:train",
+            ("scenes:train",),
             "scenes:test",
             "scenes:dev",
             ("near=scenes:near-ood", "far=scenes:far-ood"),
-            {"steps": 200, "batch": 64, "pairs": 4000},
+            {"steps": 400, "batch": 64, "pairs": 9000},
         )
         for name in ("scenes-clean", "scenes-noisy")
     },
@@ -84,7 +87,7 @@ def measure(name: str, recipe: str, data: str, runs: Path, seeds: int, controls:
     found = qclip.controlled(
         qclip.load_model(name),
         recipe,
-        setting.pairs.format(data=data),
+        [each.format(data=data) for each in setting.pairs],
         runs / name,
         data=setting.data.format(data=data),
         dev=setting.dev.format(data=data),

@@ -17,7 +17,7 @@ class Reliable(LSQ):
     name = "reliable"
     options = NoOptions
     paper = starts.Paper()  # it is ours
-    objective: ClassVar[str] = "contrastive+100*mse+100*consensus+2*noise+margin"
+    objective: ClassVar[str] = "contrastive+10*mse+30*consensus+0.3*noise+0.3*margin"
     settings: ClassVar[dict[str, Any]] = {"rate": 2e-4}
 
     @classmethod
