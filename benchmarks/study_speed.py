@@ -6,7 +6,8 @@
 `evaluate`: 20 variants of `photos` on CIFAR-10's test and 15 corruptions, as one study and as separate `qclip evaluate`
 calls, of which some are timed and the rest counted as these. Both read the same artifacts and begin without embeddings;
 calls find the float model's in the cache from the second on, and `times_faster_without_cache` is where they do not, as
-on one machine each. The overhead of that study is what its wall time has beyond the stages that compute.
+on one machine each. The study runs in one process with all threads, and in as many of one thread each. The overhead
+of the one process is what its wall time has beyond the stages that compute.
 `workers`: one process with one thread, two with one thread each, and a Ray cluster of two workers with one thread each
 (where `ray` is installed), the same plan each time; quantizing is part of it.
 """
@@ -90,6 +91,7 @@ def against_evaluate(folder: Path, data: str, samples: str, timed: int, threads:
     listed = ", ".join(json.dumps(str(each)) for each in made)
     plan.write_text(PLAN.format(data=data, samples=samples, more=f"[artifacts]\nphotos = [{listed}]"))
     whole = study(plan, folder / "store", threads)
+    shared = study(plan, folder / "store of workers", 1, "--workers", threads)["wall"] if threads > 1 else whole["wall"]
     named = ("--data", f"parquet:{data}/cifar10_test.parquet{samples}", "--corruption", "imagenet-c", "--severity", 3)
     asked = (*named, "--measure", "clean", "--measure", "corrupted")
     each = [
@@ -105,6 +107,8 @@ def against_evaluate(folder: Path, data: str, samples: str, timed: int, threads:
         "evaluate_seconds_all": round(separate, 1),
         "times_faster": round(separate / whole["wall"], 2),
         "times_faster_without_cache": round(each[0] * len(made) / whole["wall"], 2),
+        "study_seconds_of_workers": round(shared, 1),
+        "times_faster_of_workers": round(separate / shared, 2),
         "stage_seconds": {name: round(seconds, 2) for name, seconds in whole["seconds"].items()},
         "run_seconds": round(whole["elapsed"], 2),
         "overhead_of_run": round(whole["elapsed"] / stages - 1, 4),
