@@ -30,6 +30,7 @@ CODES, STEP = "difference", "step"
 FACTORS, STEPS = "factors", "steps"
 MOVED = "moved"
 LARGE = 4096  # numbers from which the change of a float matrix is stored in few bytes
+LARGE_BESIDE_CODES = 65536  # the same in a model that rounds its inputs, where a small change moves some by a step
 SHORT = 64  # numbers from which that of a vector is, where the file shall be small
 BITS, MOST = 5, 15  # of factors: codes -15 .. 15
 
@@ -40,6 +41,7 @@ def stored(
     """What is stored of a trained model's `tensors`: what the base's `own` have not. `weights`: those of the base that
     have codes in the trained model. Large float changes become codes of 8 bits; with a `size` products of factors, of
     as low a rank as so many bytes ask for."""
+    large_from = LARGE_BESIDE_CODES if any(name.endswith(".codes") for name in tensors) else LARGE
     held: dict[str, Tensor] = {}
     large: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
@@ -48,7 +50,7 @@ def stored(
             held |= moved(name, tensor, tensors, weights)
         elif torch.equal(before, tensor):
             continue
-        elif tensor.dtype == torch.float32 and tensor.ndim > 1 and tensor.numel() >= LARGE:
+        elif tensor.dtype == torch.float32 and tensor.ndim > 1 and tensor.numel() >= large_from:
             large[name] = tensor - before
         elif size is not None and tensor.dtype == torch.float32 and tensor.ndim and tensor.numel() >= SHORT:
             held |= coded(name, tensor - before)

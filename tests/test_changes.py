@@ -99,3 +99,14 @@ def test_a_base_that_is_rounded_otherwise_is_noticed() -> None:
     weights["fc.weight"][3, 5] += 0.5
     with pytest.raises(ArtifactError, match="rounded otherwise here"):
         changes.whole(held, {}, weights, FILE)
+
+
+def test_floats_beside_codes_are_stored_as_they_are_and_of_a_float_model_rounded() -> None:
+    held, _, codes = stored()
+    base = torch.randn(64, 96, generator=torch.Generator().manual_seed(2))
+    trained = base + 0.01 * torch.randn(64, 96, generator=torch.Generator().manual_seed(3))
+    tensors = {"positions": trained, "fc.codes": codes, "fc.scales": held["fc.scales"]}
+    assert torch.equal(changes.stored(tensors, {"positions": base}, {})["positions"], trained)
+    found = changes.stored({"positions": trained}, {"positions": base}, {})
+    assert set(found) == {"positions.difference", "positions.step"}
+    assert not torch.equal(changes.whole(found, {"positions": base}, {}, FILE)["positions"], trained)
