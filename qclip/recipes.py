@@ -519,6 +519,8 @@ def parse(name: str) -> Recipe:
         treatment = dataclasses.replace(Treatment.named(f"w{whole}{activation}"), static=static)
         *methods, last = ("-".join(parts[static:]) or RTN).split("+")
         trained = trained_by(last) if last in QUANTIZERS else None
+        if trained is None and last not in METHODS and last != RTN:
+            raise RecipeError(f"unknown method {shown(last)}; {nearest(last, [*METHODS, *QUANTIZERS])}")
         names = [*methods] if trained else [*methods, last]
         if trained is not None:
             treatment = QUANTIZERS.get(last).treatment(treatment)

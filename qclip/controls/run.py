@@ -61,6 +61,10 @@ def controlled(
         raise InputError(f"seeds must be at least 1, not {seeds}")
     if dev is None:
         raise InputError("the temperature of every arm is fitted on a labelled set that is not the test; name dev")
+    if any(dev is each or _named(dev) == _named(each) for each in (data if isinstance(data, list | tuple) else [data])):
+        raise InputError(
+            f"{_named(dev)!r} is the test and dev: a temperature fitted on the test is none; name another dev"
+        )
     measured = {"measurements": MEASUREMENTS, "scores": ["mcm"]} | (evaluation or {})
     check(data=data, ood=ood, dev=dev, **measured)
     if rewrite.is_quantized(model):
@@ -98,6 +102,11 @@ def controlled(
         "made before, and not by these sets"
     )
     return results
+
+
+def _named(data: Any) -> Any:
+    """A set's data name, where it has one."""
+    return getattr(data, "spec", data)
 
 
 def _told(progress: Progress, label: str, before: int, total: int, what: str, done: int, steps: int) -> None:

@@ -104,7 +104,10 @@ class Pairs:
                 )
             pixels, unreadable = images, 0
         else:
-            sets = [captioned(each) for each in (data if isinstance(data, list) and data else [data])]
+            given = data if isinstance(data, list) and data else [data]
+            if twice := [name for i, name in enumerate(given) if isinstance(name, str) and name in given[:i]]:
+                raise DataError(f"{twice[0]} was named twice; name it once, or pairs held out would be learned from")
+            sets = [captioned(each) for each in given]
             name = " + ".join(each.spec for each in sets)
             pixels, texts, unreadable = _drawn(sets, encoders, count, seed, strict)
         texts = [[c for c in each if c.strip()] for each in texts]

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..errors import QclipError
 from ..layers.site import Description
 from ..layers.transforms import transformed, unfolded
 from ..ptq.base import SiteState
 from ..recipes import FLOAT, Treatment
 from .quantizer import InputRounding, WeightRounding
+
+
+class RoundingError(QclipError):
+    """A weight that its grid cannot hold any more."""
 
 
 class TrainedSite(nn.Module):
@@ -28,6 +35,7 @@ class TrainedSite(nn.Module):
         input_rounding: InputRounding | None,
     ) -> None:
         super().__init__()
+        self.name = state.site.name
         bias = state.folded()[1]
         learns = bool(state.source.weight.requires_grad)  # type: ignore[union-attr]
         self.weight = nn.Parameter(weight.clone(), requires_grad=learns)
@@ -43,8 +51,16 @@ class TrainedSite(nn.Module):
         return self.rounding.plan
 
     def rounded(self) -> Tensor:
-        """The weight that a call multiplies by, float32 `[N, K]`."""
-        return self.rounding(self.weight) if self.rounds else self.weight
+        """The weight that a call multiplies by, float32 `[N, K]`. Raises RoundingError."""
+        with self._told():
+            return self.rounding(self.weight) if self.rounds else self.weight
+
+    @contextlib.contextmanager
+    def _told(self) -> Iterator[None]:
+        try:
+            yield
+        except ValueError as why:
+            raise RoundingError(f"the weight of {self.name} can be rounded no more: {why}") from None
 
     def input(self, x: Tensor) -> Tensor:
         """The transformed input, which is what gets rounded."""
@@ -61,8 +77,9 @@ class TrainedSite(nn.Module):
         return self(x)  # type: ignore[no-any-return]
 
     def decide(self, state: SiteState) -> None:
-        """Write into the state what a layer needs to give the same numbers."""
-        state.weight = self.rounding.quantized(self.weight.detach())
+        """Write into the state what a layer needs to give the same numbers. Raises RoundingError."""
+        with self._told():
+            state.weight = self.rounding.quantized(self.weight.detach())
         if self.input_rounding is not None:
             self.input_rounding.decide(state, self.shape[1])
 

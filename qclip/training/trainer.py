@@ -17,6 +17,7 @@ from .preparation import restart, trained_sites
 from .processes import Processes
 from .quantizer import Rounding
 from .settings import Settings
+from .site import RoundingError
 from .step import Gradient
 
 BETAS = (0.9, 0.98)
@@ -82,7 +83,10 @@ class Trainer:
         settings, share = self.settings, self.settings.share(self.done)
         done = self.done / settings.steps
         self.optimizer.zero_grad(set_to_none=True)
-        terms = self.gradient(self.done, done)
+        try:
+            terms = self.gradient(self.done, done)
+        except RoundingError as why:
+            raise self._stopped(TrainingError, str(why)) from None
         if not np.isfinite(terms["loss"]):
             raise self._stopped(NonFiniteError, f"the loss is {terms['loss']}", self._culprit())
         norms = {}

@@ -125,6 +125,10 @@ def test_what_is_needed(tmp_path: Path) -> None:
     model = qclip.load_model("scenes-clean")
     with pytest.raises(InputError, match="name dev"):
         qclip.controlled(model, "w4a8-lsq", "scenes:train", tmp_path, **SETS | {"dev": None})
+    with pytest.raises(InputError, match="'scenes:test' is the test and dev: .*; name another dev"):
+        qclip.controlled(
+            model, "w2a8-lsq", "scenes:train", tmp_path, data=["scenes:dev", "scenes:test"], dev="scenes:test"
+        )
     with pytest.raises(InputError, match="seeds must be at least 1"):
         qclip.controlled(model, "w4a8-lsq", "scenes:train", tmp_path, seeds=0, **SETS)
     with pytest.raises(InputError, match="is trained from a float one"):
@@ -178,5 +182,8 @@ def test_controls_keep_the_recipe_s_sites_and_shared_settings() -> None:
         each = found[name].recipe
         assert each.towers == ("vision",) and [pattern for pattern, _ in each.exceptions] == ["vision.patch", "*.fc2"]
         assert each.exceptions[0][1] is None and each.exceptions[1][1] == each.default
+    for name in ("noise", "noise-measured"):
+        trained = found[name].recipe.trained
+        assert trained is not None and trained[0] == name
     assert found["noise"].recipe.exceptions == recipe.exceptions and found["noise"].recipe.towers == ("vision",)
     assert found["lsq-authors"].settings.items() >= given.items()

@@ -137,6 +137,38 @@ def test_a_deployed_model_that_differs_is_refused_and_the_trained_one_stays(monk
     qclip.convert(student, IMAGES)
 
 
+@pytest.mark.parametrize(
+    ("recipe", "part", "change", "told"),
+    [
+        (
+            "w4a8-lsq",
+            lambda v: v.transformer.resblocks[1].ln_2,
+            0.3,
+            "what vision.blocks.1 adds differs from the trained",
+        ),
+        (
+            "w4a4-lsq",
+            lambda v: v.ln_post,
+            0.02,
+            r"the deployed model's image embeddings lie 1 - cosine = \S+e-0[45] from",
+        ),
+    ],
+)
+def test_what_differs_outside_of_layers_is_refused(
+    recipe: str, part, change: float, told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    student, write = qclip.prepare(small_clip(), recipe, IMAGES), training.conversion._write
+
+    def spoil(model: nn.Module, *rest) -> None:
+        write(model, *rest)
+        weight = part(model.visual).weight.data
+        weight += change * torch.randn(weight.shape, generator=torch.Generator().manual_seed(0))
+
+    monkeypatch.setattr(training.conversion, "_write", spoil)
+    with pytest.raises(ConversionError, match=told):
+        qclip.convert(student, IMAGES)
+
+
 def test_damaged_weights_are_named() -> None:
     student = qclip.prepare(small_clip(), "w4a8-ste")
     _, module = next(training.preparation.trained_sites(student))

@@ -51,6 +51,8 @@ def test_several_sets_are_pairs_together(encoders: Encoders, tmp_path: Path) -> 
     assert [len(each) for each in few] == [20, 20] and few[0].description["sha256"] != few[1].description["sha256"]
     with pytest.raises(DataError, match="pairs are a data name"):
         Pairs.of([sets[0], 3], encoders)
+    with pytest.raises(DataError, match=r"scenes:train\?samples=40 was named twice; .*held out would be learned from"):
+        Pairs.of([*sets, sets[0]], encoders)
 
 
 def test_scales_are_calibrated_on_a_thousand_pairs_from_first_to_last(encoders: Encoders) -> None:

@@ -188,6 +188,8 @@ def test_names_are_recipes_of_training() -> None:
         with pytest.raises(RecipeError, match=f"'gptq' finds codes, and training with '{last}' cannot begin with them"):
             recipes.get(f"w4a8-gptq+{last}")
     assert [name for name, _ in recipes.get("w4a4-rotation+gptq+lsq").steps] == ["rotation", "gptq"]
+    with pytest.raises(RecipeError, match="unknown method 'lsqq'; did you mean .*'lsq'"):
+        recipes.get("w4a8-lsqq")
     with pytest.raises(RecipeError, match="unknown method"):
         recipes.get("w4a8-lsq+rotation")
 
@@ -345,12 +347,15 @@ def test_a_weight_that_hops_is_frozen_and_others_are_drawn_to_their_codes() -> N
     weight = torch.randn(4, 32, generator=torch.Generator().manual_seed(9))
     options = QUANTIZERS.get("ofq").options(momentum=0.2, threshold=0.3, last_threshold=0.3)
     rounding = QUANTIZERS.get("ofq")(options).weight(weight, plan("ofq", "w2a8"))
-    rounding.start(weight)
     edge = weight.clone()
-    middle = rounding.scales(weight)[0, 0]  # between the codes 2 and 3 lies one step
-    for i in range(12):
-        edge[0, 0] = middle * (1.2 if i % 2 else 0.8)
-        rounding.after(edge, 0.5)
+    for done in (0.2, 0.5):  # in the first quarter hops are counted, and nothing is frozen
+        rounding.start(weight)
+        assert not rounding.frozen.any() and not rounding.hops.any()
+        middle = rounding.scales(weight)[0, 0]  # between the codes 2 and 3 lies one step
+        for i in range(12):
+            edge[0, 0] = middle * (1.2 if i % 2 else 0.8)
+            rounding.after(edge, done)
+        assert rounding.frozen.any() == (done == 0.5) and rounding.hops[0, 0] > 0.3
     assert rounding.frozen[0, 0] == 1 and rounding.frozen.sum() <= 3  # the scale moves a little with it
     held = rounding(edge)[0, 0]
     edge[0, 0] = middle * (0.8 if rounding.codes[0, 0] == 3 else 1.2)

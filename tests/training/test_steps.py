@@ -13,6 +13,7 @@ import qclip
 from qclip.training import Pairs, Settings, outcome, preparation
 from qclip.training.objectives import Objective
 from qclip.training.processes import Processes
+from qclip.training.quantizer import fitted_scales
 from qclip.training.step import Gradient
 from qclip.training.trainer import Trainer
 from tests.small import small_clip
@@ -96,6 +97,21 @@ def test_the_better_of_last_and_average_is_deployed(better: str) -> None:
     assert (found["loss_of_average"] < found["loss"]) == (better == "average")
     wanted = average if better == "average" else last
     assert all(torch.equal(p, wanted[name]) for name, p in trainer.parameters.items())
+
+
+def test_rounding_begins_late_with_scales_found_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    step, rounding = Trainer._step, []
+
+    def look(trainer: Trainer) -> None:
+        rounding.append({module.rounds for _, module in trainer.sites})
+        for site, module in trainer.sites if trainer.done == 2 else ():
+            wanted = fitted_scales(module.weight.detach(), module.plan)
+            torch.testing.assert_close(module.rounding.scales(module.weight).detach(), wanted, msg=site.name)
+        step(trainer)
+
+    monkeypatch.setattr(Trainer, "_step", look)
+    run("w8a8-lsq", start=0.5, steps=4).run()
+    assert rounding == [{False}, {False}, {True}, {True}]
 
 
 def test_a_learned_logit_scale_stays_below_100() -> None:

@@ -28,7 +28,7 @@ from qclip.training import (
     preparation,
     trainer,
 )
-from qclip.training.objectives import Features, Objective
+from qclip.training.objectives import OBJECTIVES, Features, Objective
 from qclip.training.processes import Processes
 from qclip.training.step import Gradient
 from tests.small import small_clip
@@ -95,6 +95,30 @@ def test_a_run_that_goes_on_is_the_run_that_never_stopped(tmp_path: Path) -> Non
     same(state(again), state(whole))
     assert log(tmp_path / "a") == log(tmp_path / "b")
     assert len(list((tmp_path / "b").glob("*.safetensors"))) == 2
+
+
+class Draws:
+    """A term of somebody's own, which takes torch's random numbers."""
+
+    name, needs = "draws", frozenset[str]()
+
+    def __call__(self, features: Features) -> torch.Tensor:
+        return (features.image * torch.randn(features.image.shape)).sum()
+
+
+def test_a_term_that_draws_goes_on_to_the_bit_too(tmp_path: Path) -> None:
+    given = SETTINGS | {"objective": "mse+draws", "steps": 4}
+    OBJECTIVES.register(Draws)
+    try:
+        torch.manual_seed(3)
+        whole = qclip.train(small_clip(), "w8a8-ste", pairs(), tmp_path / "a", **given)
+        torch.manual_seed(3)
+        with pytest.raises(KilledError):
+            qclip.train(small_clip(), "w8a8-ste", pairs(), tmp_path / "b", progress=killed_at(3), **given)
+        torch.manual_seed(9)
+        same(state(qclip.train(small_clip(), "w8a8-ste", pairs(), tmp_path / "b", **given)), state(whole))
+    finally:
+        OBJECTIVES.unregister("draws")
 
 
 def test_so_many_pairs_are_drawn_as_are_asked_for() -> None:
@@ -229,6 +253,22 @@ def test_weights_that_are_not_finite_are_no_checkpoint(tmp_path: Path, monkeypat
         qclip.train(small_clip(), "w8a8-ste", pairs(), tmp_path, **SETTINGS)
     assert "logit_scale" not in str(raised.value)
     assert [path.name for path in tmp_path.glob("*.safetensors")] == ["step-0000002.safetensors"]
+
+
+def test_a_weight_that_its_grid_holds_no_more_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    step, calls = torch.optim.AdamW.step, []
+
+    def grow(optimizer: torch.optim.AdamW, *more) -> None:
+        step(optimizer, *more)
+        calls.append(optimizer)
+        if len(calls) == 3:
+            weights = next(group["params"] for group in optimizer.param_groups if group["weight_decay"])
+            weights[-1].data.mul_(1e9)  # of which float16 holds no scale
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", grow)
+    told = r"step 4: the weight of text\.\S+ can be rounded no more: scales .* \(lower the rate\); .*step-0000002"
+    with pytest.raises(TrainingError, match=told):
+        qclip.train(small_clip(), "w4a8-ste", pairs(), tmp_path, **SETTINGS)
 
 
 def test_processes_that_would_go_on_from_different_steps_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
