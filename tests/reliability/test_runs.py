@@ -35,6 +35,16 @@ def test_intervals_hold_the_mean_of_all_seeds_and_images_as_often_as_they_say() 
     assert alone / rounds < 0.9  # which the images alone do not
 
 
+def test_an_interval_by_hand() -> None:
+    """Welch and Satterthwaite: the variance over images, and that over runs divided by their number."""
+    values, noise = np.array([0.1, 0.3, 0.2, 0.4]), 0.05 * np.random.default_rng(2).normal(size=500)
+    found = over_runs([np.concatenate([[value], value + noise]) for value in values], 500)
+    images, runs = noise.var(ddof=1), values.var(ddof=1) / 4
+    degrees = (images + runs) ** 2 / (runs**2 / 3)
+    half = scipy.stats.t.ppf(0.975, degrees) * np.sqrt(images + runs)
+    assert (found.low, found.high) == pytest.approx((0.25 - half, 0.25 + half))
+
+
 def test_one_run_and_runs_that_agree_have_the_images_alone() -> None:
     rng = np.random.default_rng(1)
     drawn = np.concatenate([[0.3], 0.3 + 0.1 * rng.normal(size=5000)])
