@@ -11,12 +11,12 @@ from typing import Any
 from torch import nn
 
 from .. import artifact, models, recipes, rewrite
-from ..errors import InputError
+from ..errors import InputError, NonFiniteError
 from ..progress import Progress
 from ..recipes import Recipe
 from ..reliability import check, evaluate
 from ..results import Results
-from ..training import Pairs, Settings, train
+from ..training import ConversionError, Pairs, Settings, TrainingError, train
 from ..training.checkpoint import check_same, forget
 from .arms import Arm, arms
 
@@ -82,7 +82,10 @@ def controlled(
         for arm in wanted:
             label = f"{arm.name} seed {number}"
             told = None if progress is None else functools.partial(_told, progress, label, len(trained), total)
-            trained[label] = _trained(model, arm, number, drawn, output, source, classes, told)
+            try:
+                trained[label] = _trained(model, arm, number, drawn, output, source, classes, told)
+            except (TrainingError, NonFiniteError, ConversionError) as why:
+                raise type(why)(f"{label}: {why}") from None
             runs[arm.name].append(label)
     results = evaluate(
         {FLOAT: model, **trained},

@@ -15,6 +15,7 @@ from qclip.controls import arms, run
 from qclip.errors import InputError, RecipeError
 from qclip.recipes import Treatment
 from qclip.results import Results
+from qclip.training import TrainingError
 
 SETTINGS = {"steps": 2, "batch": 4, "pairs": 24, "held_out": 0.25, "rate": 1e-4}
 SETS = {
@@ -170,6 +171,17 @@ def test_each_run_has_its_seed_and_its_own_pairs(tmp_path: Path, monkeypatch: py
     names = ("w4a8-lsq", "w4a8-noise", "w4a8-lsq-authors")
     assert seen == [(f"{name}-seed{k}.training", name, k, k) for k in (3, 4) for name in names]
     assert runs == {name: [f"{name} seed 3", f"{name} seed 4"] for name in ("w4a8-lsq", *controls)}
+
+
+def test_an_arm_that_fails_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def train(*given, **_):
+        raise TrainingError(f"{given[1].name} stopped")
+
+    monkeypatch.setattr(run, "train", train)
+    with pytest.raises(TrainingError, match="^w4a8-lsq seed 5: w4a8-lsq stopped$"):
+        qclip.controlled(
+            qclip.load_model("scenes-clean"), "w4a8-lsq", "scenes:train", tmp_path, seed=5, **SETS, **SETTINGS
+        )
 
 
 def test_controls_keep_the_recipe_s_sites_and_shared_settings() -> None:

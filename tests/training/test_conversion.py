@@ -150,7 +150,7 @@ def test_a_deployed_model_that_differs_is_refused_and_the_trained_one_stays(monk
             "w4a4-lsq",
             lambda v: v.ln_post,
             0.02,
-            r"the deployed model's image embeddings lie 1 - cosine = \S+e-0[45] from",
+            r"the deployed model's image embeddings lie 1 - cosine = \S+ from the trained ones, more than the 1e-05",
         ),
     ],
 )

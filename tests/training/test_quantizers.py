@@ -355,7 +355,8 @@ def test_a_weight_that_hops_is_frozen_and_others_are_drawn_to_their_codes() -> N
         for i in range(12):
             edge[0, 0] = middle * (1.2 if i % 2 else 0.8)
             rounding.after(edge, done)
-        assert rounding.frozen.any() == (done == 0.5) and rounding.hops[0, 0] > 0.3
+        assert rounding.frozen.any() == (done == 0.5)
+        assert done == 0.5 or rounding.hops[0, 0] > 0.3
     assert rounding.frozen[0, 0] == 1 and rounding.frozen.sum() <= 3  # the scale moves a little with it
     held = rounding(edge)[0, 0]
     edge[0, 0] = middle * (0.8 if rounding.codes[0, 0] == 3 else 1.2)
