@@ -30,7 +30,7 @@ def estimate(ready: Ready, workers: int, probe: bool) -> dict[str, Any]:
     disk = images * EMBEDDING
     for variant in variants.values():
         if variant.recipe is not None:
-            disk += facts.bytes[variant.model] * variant.recipe.default.weight_bits // 32
+            disk += int(facts.bytes[variant.model] * variant.recipe.default.weight_bits / 32)
     return {
         "images": images,
         "seconds": _seconds(ready, workers) if probe and ready.todo else None if ready.todo else 0.0,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -37,11 +38,22 @@ class Facts:
     refused: dict[str, dict[str, str]] = dataclasses.field(default_factory=dict)  # by model: recipe's hash -> why
 
     def to_dict(self) -> dict[str, Any]:
-        return dataclasses.asdict(self) | {"quantized": sorted(self.quantized)}
+        """As JSON has it, with a checksum."""
+        content = dataclasses.asdict(self) | {"quantized": sorted(self.quantized)}
+        return content | {"sha256": _sum(content)}
 
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> Facts:
-        return cls(**{**content, "quantized": frozenset(content["quantized"])})
+        """Raises ValueError, TypeError or KeyError where it is not what `to_dict` gave."""
+        plain = {name: value for name, value in content.items() if name != "sha256"}
+        now = _sum(plain)
+        if content.get("sha256", now) != now:  # older stores have none
+            raise ValueError("its content does not fit its checksum")
+        return cls(**{**plain, "quantized": frozenset(plain["quantized"])})
+
+
+def _sum(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def look(plan: Plan, device: str = "cpu", progress: Callable[[str], None] = lambda _: None) -> Facts:

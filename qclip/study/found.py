@@ -131,7 +131,7 @@ def rows_of(
     """Rows of a plan's cells, each under the runtime that it is taken from, by the plan's names; `keep` drops rows
     before they are sorted out. columns: "cell" and "runtime" are among them."""
     rows = keep(store.rows({cell for part in parts.values() for cell in part}, columns))
-    mine = pa.array([False] * len(rows))
+    mine = pa.array([False] * len(rows), pa.bool_())
     for runtime, cells in parts.items():
         mine = pc.or_(mine, pc.and_(pc.equal(rows["runtime"], runtime), of_cells(rows, cells)))
     return _named(grid, rows.filter(mine))

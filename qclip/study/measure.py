@@ -115,7 +115,9 @@ class Bench:
 
     def _measure(self, task: Task, left: list[Block], group: dict[str, nn.Module], out: Outcome) -> None:
         """All conditions of all variants at once; where that fails, of each variant, then each condition."""
-        here = [block for block in left if block.cells and block.variant.label in group]
+        over = {*out.done, *out.failed}  # of what failed together some may be kept
+        here = [block.under({c for c, cell in block.cells.items() if cell not in over}) for block in left]
+        here = [block for block in here if block.cells and block.variant.label in group]
         if not here:
             return
         wanted = list(dict.fromkeys(condition for block in here for condition in block.cells))

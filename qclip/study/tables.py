@@ -53,7 +53,7 @@ def printed(found: Found, store: StudyStore, asked: Asked = ALL) -> list[Printed
                 f"{title} under {asked.corruption}",
                 blocks,
                 lines,
-                lambda line: (line["metric"], line["set"], f"severity {line['severity']}" if line["severity"] else ""),
+                lambda line: (line["metric"], line["set"], _severity(line)),
                 found,
             )
     return out
@@ -88,6 +88,12 @@ def _wide(
                 notes.append(f"{metric(each[0]).label} of {label} on {each[1]} is undefined: {line['reason']}")
         rows.append(row)
     return [Printed(title, columns, rows, list(dict.fromkeys(notes)))]
+
+
+def _severity(line: Mapping[str, Any]) -> str:
+    if line["metric"].startswith("mean_"):
+        return ""
+    return f"severity {line['severity']}" if line["severity"] else "uncorrupted"
 
 
 def _text(line: Mapping[str, Any]) -> str:

@@ -34,8 +34,8 @@ def compact(store: StudyStore) -> tuple[int, int]:
 
 
 def gc(store: StudyStore, cells: Collection[str], artifacts: Collection[str]) -> tuple[int, int]:
-    """Remove what belongs to none of these cells, quantized models whose keys are none of these, and embeddings;
-    (files, bytes). Raises InputError where a run uses the store."""
+    """Remove what belongs to none of these cells, quantized models whose keys are none of these, embeddings, and what
+    killed runs left of quantizing; (files, bytes). Raises InputError where a run uses the store."""
     files = size = 0
     with _alone(store):
         doomed = [
@@ -47,7 +47,7 @@ def gc(store: StudyStore, cells: Collection[str], artifacts: Collection[str]) ->
         ]
         models = {*store.files.children("artifacts"), *Folder(store.folder).children("artifacts")}
         doomed += [f"artifacts/{name}" for name in sorted(models) if name.partition("-")[0] not in artifacts]
-        for name in (*doomed, "embeddings"):
+        for name in (*doomed, "embeddings", "methods"):
             count, bytes_ = store.files.remove(name)
             files, size = files + count, size + bytes_
         for runtime in store.measured_under():

@@ -108,6 +108,8 @@ def test_tables_go_to_stdout_or_a_file(here: Path, capsys: pytest.CaptureFixture
     assert {row["variant"] for row in rows} == {"float", "w8a8", "w4a8", "w6a8"}
     _, err = told(["table", "plan.toml", "--metric", "top1", "--metric", "worst_group_top1"], capsys)
     assert err == "warning: nothing of 'worst_group_top1' was measured\n"
+    out, err = told(["table", "plan.toml", "--metric", "worst_group_top1"], capsys)
+    assert "top1" not in out.replace("joint wins", "") and "worst_group_top1" in err
     _, err = told(["table", "plan.toml", "--output", "t.csv"], capsys, 2)
     assert "exists already" in err
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import signal
 from pathlib import Path
@@ -14,6 +15,7 @@ import qclip
 from qclip.errors import InputError, OutputError
 from qclip.results import Results
 from qclip.study import measure, resident
+from qclip.study import run as studies
 from qclip.study.engines import processes
 from qclip.study.formats import comma_separated
 from qclip.study.found import find
@@ -139,6 +141,22 @@ def test_what_fails_together_is_tried_alone(
     assert told.failed == [ready.grid.blocks[2].cells["gaussian_noise"]] and len(told.done) == 5
 
 
+def test_what_was_kept_before_another_cell_failed_is_not_measured_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small: tuple[Ready, Told]
+) -> None:
+    real = measure.table
+
+    def failing(results: Any, label: str, block: Any, cell: str, *more: Any) -> Any:
+        if (label, cell) == ("w4a8", block.cells.get("")):
+            raise ValueError("odd rows")
+        return real(results, label, block, cell, *more)
+
+    monkeypatch.setattr(measure, "table", failing)
+    ready, told = measured(small[0].grid.plan, tmp_path / "s")
+    assert told.failed == [ready.grid.blocks[2].cells[""]]
+    assert sorted([*told.done, *told.failed]) == sorted(ready.grid.cells())
+
+
 def test_a_full_disk_stops_the_run_and_harms_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small: tuple[Ready, Told]
 ) -> None:
@@ -176,8 +194,6 @@ def test_a_set_that_changed_is_said_aloud_and_measured_anew(
 def test_what_changed_is_said_of_the_last_run_of_any_plan(
     small: tuple[Ready, Told], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from qclip.study import run as studies
-
     store, grid, now = StudyStore.create(tmp_path / "s"), small[0].grid, [0.0]
     other = dataclasses.replace(grid.plan, text=grid.plan.text + "# another")
     old = dataclasses.replace(grid.facts, sets={**grid.facts.sets, OOD: "old"})
@@ -221,6 +237,22 @@ def test_what_a_method_cannot_do_to_a_model_is_listed_before_anything_is_measure
     assert [block.variant.label for block in ready.grid.blocks] == ["float", "w8a8"]
     run(dataclasses.replace(ready, todo=[]), engine_of(1), Told())
     assert recall(plan, ready.store).cells() == ready.grid.cells()  # without the model
+
+
+@pytest.mark.parametrize("name", ["models", "sets", "bytes"])
+def test_a_plan_whose_facts_were_edited_is_refused_by_name(
+    name: str, small: tuple[Ready, Told], tmp_path: Path
+) -> None:
+    plan, store = small[0].grid.plan, StudyStore.create(tmp_path / "s")
+    studies.remember(plan, store, small[0].grid.facts)
+    (file,) = (store.folder / "plans").iterdir()
+    content = json.loads(file.read_text())
+    content["facts"][name] = {}
+    file.write_text(json.dumps(content))
+    for read in (recall, lambda *_: studies.changed(plan, store, small[0].grid.facts)):
+        with pytest.raises(InputError, match="checksum") as caught:
+            read(plan, store)
+        assert file.name in str(caught.value)
 
 
 def test_a_plan_that_was_never_run_has_no_tables(tmp_path: Path) -> None:

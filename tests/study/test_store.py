@@ -111,11 +111,14 @@ def test_gc_keeps_what_is_named(copy: StudyStore, small: tuple[Ready, Told]) -> 
     models = {key for key in artifacts(grid).values() if key}
     runtime = small[0].work.runtime
     copy.fail(runtime, "f" * 32, {"error": "of another plan"})
+    (copy.folder / "methods").mkdir(exist_ok=True)
+    (copy.folder / "methods" / "block").write_text("of a run that was killed")
     files, size = gc(copy, kept, models)
     for kind in ("samples", "details", "results"):
         assert {path.name[:32] for path in (copy.folder / kind / runtime).iterdir()} == kept
     assert copy.failed(runtime) == {}
     assert files > 8 and size > 0 and not (copy.folder / "embeddings").exists()
+    assert not (copy.folder / "methods").exists()
     assert {row["variant"] for row in copy.rows().to_pylist()} == {"w8a8"} and len(copy.rows()) == before
     assert len(list((copy.folder / "artifacts").iterdir())) == 2
     compact(copy)
