@@ -32,6 +32,8 @@ from .store import StudyStore
 from .tasks import Task
 from .variants import FLOAT
 
+STOPS = (OutputError, BrokenPipeError)  # the store is full or gone, or who wants to be told is: no failure of a cell
+
 
 @dataclasses.dataclass
 class Outcome:
@@ -71,7 +73,8 @@ class Bench:
 
     def run(self, task: Task) -> Outcome:
         """Measure the cells of a task that nobody has measured since it was made. Raises OutputError where the store
-        cannot be written; whatever else goes wrong is kept as the failure of a cell."""
+        cannot be written, BrokenPipeError where `progress` does; whatever else goes wrong is kept as the failure of a
+        cell."""
         with self.store.lock(task.key, wait=False) as mine, threadpool_limits(self.threads, "blas"):
             if not mine:
                 return Outcome(busy=True)
@@ -91,6 +94,8 @@ class Bench:
         try:
             with _timed(out, "load"):
                 group = {FLOAT: self._resident.model(task)}
+        except STOPS:
+            raise
         except Exception as error:
             for block, _ in wanted:
                 self._fail(block, list(block.cells), error, out)
@@ -102,7 +107,7 @@ class Bench:
                 try:
                     with _timed(out, "quantize"):
                         found = self._resident.variant(task, block.variant, key, wait)
-                except OutputError:
+                except STOPS:
                     raise
                 except Exception as error:
                     self._fail(block, list(block.cells), error, out)
@@ -123,7 +128,7 @@ class Bench:
         wanted = list(dict.fromkeys(condition for block in here for condition in block.cells))
         try:
             self._together(task, here, wanted, group, out)
-        except OutputError:
+        except STOPS:
             raise
         except Exception as error:
             for part in _halves(here, wanted):

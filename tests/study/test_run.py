@@ -157,6 +157,20 @@ def test_what_was_kept_before_another_cell_failed_is_not_measured_twice(
     assert sorted([*told.done, *told.failed]) == sorted(ready.grid.cells())
 
 
+@pytest.mark.parametrize("stage", ["loading", "quantizing", "w8a8: "])
+def test_a_worker_whose_parent_is_gone_keeps_no_failures(stage: str, tmp_path: Path) -> None:
+    ready = ready_of(plan_of(tmp_path), tmp_path / "s")
+
+    def gone(what: str, done: int, total: int) -> None:
+        if stage in what:
+            raise BrokenPipeError
+
+    bench = measure.Bench(ready.store, ready.work.runtime, 1, progress=gone)
+    with pytest.raises(BrokenPipeError):
+        bench.run(ready.todo[0])
+    assert ready.store.failed(ready.work.runtime) == {}
+
+
 def test_a_full_disk_stops_the_run_and_harms_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small: tuple[Ready, Told]
 ) -> None:
