@@ -82,6 +82,9 @@ def test_status_tells_what_is_there_and_who_is_at_it(here: Path, capsys: pytest.
         out, _ = told(["status", "plan.toml"], capsys)
         assert "2 to go" in out and "worker 1: w8a8: scenes-test 5/24" in out
     assert running(store) == [] and not list((store.folder / "runs").iterdir())
+    shutil.rmtree(here / "plan.study" / "runtimes")  # notes of the machines: what is measured is measured without
+    out, _ = told(["status", "plan.toml", "--json"], capsys)
+    assert json.loads(out)["measured"] == 8
 
 
 def test_a_store_that_can_only_be_read_is_read(here: Path, capsys: pytest.CaptureFixture) -> None:

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from qclip.errors import InputError
+from qclip.errors import InputError, printable
 
 from .. import common
 from .arguments import Plan, Resident, Skip, Where, Workers, recalled, store_of
@@ -113,7 +113,7 @@ def status_command(plan: Plan, store: Where = None, json: common.Json = False) -
     found, known, grid = recalled(plan, store)
     cells = grid.cells()
     with known.lock("store", shared=True):
-        runtimes = known.runtimes()
+        runtimes = {*known.runtimes(), *known.measured_under()}
         done = set().union(*(known.measured(runtime) for runtime in runtimes)) & cells
         failed = (set().union(*(known.failed(runtime) for runtime in runtimes)) & cells) - done
     content = {"cells": len(cells), "measured": len(done), "failed": len(failed), "runs": running(known)}
@@ -123,9 +123,13 @@ def status_command(plan: Plan, store: Where = None, json: common.Json = False) -
     common.print_table(str(plan), ["", ""], [[name, value] for name, value in content.items() if name != "runs"])
     for each in content["runs"]:  # type: ignore[attr-defined]
         left = "" if each["eta"] is None else f", {each['eta'] / 60:.0f} min left"
-        print(f"running on {each['host']} (pid {each['pid']}): {each['done']} cells, {each['left']} to go{left}")
+        print(
+            printable(
+                f"running on {each['host']} (pid {each['pid']}): {each['done']} cells, {each['left']} to go{left}"
+            )
+        )
         for worker, doing in each["doing"].items():
-            print(f"  {worker}: {doing}")
+            print(printable(f"  {worker}: {doing}"))
 
 
 def _shown(name: str, value: Any) -> str:
