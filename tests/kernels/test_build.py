@@ -175,7 +175,9 @@ def test_a_second_install_compiles_nothing(checkout: Path, tmp_path_factory: pyt
     said = []
     for _ in range(2):
         headers = tmp_path_factory.mktemp("isolated")
-        shutil.copytree(Path(pytest.importorskip("pybind11").__file__).parent, headers / "pybind11")
+        shutil.copytree(
+            Path(pytest.importorskip("pybind11", reason="needs pybind11").__file__).parent, headers / "pybind11"
+        )
         code = (
             "import sys; from setuptools import build_meta as b\n"
             f"b.build_editable({str(tmp_path_factory.mktemp('wheel'))!r})\n"
