@@ -4,17 +4,21 @@ What is in an entry is proved by its own checksum, what it is for by the key in 
 is computed again and replaced. Entries are written whole or not at all, so that a killed run goes on where it stopped,
 and several processes may read and write one folder. A store only saves time: where it cannot be read or written, the
 run says so and goes on without it: of the first entry at once, of all of them, counted, at its end.
+
+Processes that want the same entries at once may share the work (`Store.claimed`): a claim is a lock on one byte of one
+file, chosen by the key, so that there is nothing to clean up and a killed process claims nothing.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import fcntl
 import hashlib
 import json
 import os
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +33,7 @@ _DTYPES = {"F64", "F32", "F16", "I64", "I32", "I16", "I8", "U64", "U32", "U16", 
 
 
 SHOWN = 5  # entries named in a warning
+CLAIMS = "claims"  # a file of no bytes, of which some are locked
 FAULTS = {
     "read": "cannot be read and were not used",
     "damaged": "were not what was stored and were computed again",
@@ -143,6 +148,30 @@ class Store:
             self.write(key, entry)
         return entry
 
+    @contextlib.contextmanager
+    def claimed(self, keys: Collection[str], wait: bool) -> Iterator[set[str]]:
+        """Those of the keys whose entries are this process's to compute while the block runs: others are computing the
+        rest, and are waited for with `wait`. What another one had claimed may be there afterwards. Where nothing can be
+        locked nobody waits for anybody: entries are whole all the same, perhaps computed twice. A process has one
+        claim at a time."""
+        descriptor = self._claims() if keys else None
+        if descriptor is None:
+            yield set(keys)
+            return
+        try:
+            yield {key for key in sorted(keys, key=_byte) if _locked(descriptor, _byte(key), wait)}
+        finally:
+            os.close(descriptor)
+
+    def _claims(self) -> int | None:
+        """The file whose bytes are locked; None where none can be made."""
+        if self.folder is None or not self._writes:
+            return None
+        with contextlib.suppress(OSError):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            return os.open(self.folder / CLAIMS, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        return None
+
     def _in_the_way(self, path: Path) -> bool:
         """Whether there is something that is no file where an entry belongs."""
         if not os.path.lexists(path) or path.is_file():
@@ -173,6 +202,22 @@ def default_folder(kind: str) -> Path:
     """`$XDG_CACHE_HOME/qclip/KIND`, or `~/.cache/qclip/KIND`. Raises RuntimeError where there is no home."""
     base = os.environ.get("XDG_CACHE_HOME", "")
     return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "qclip" / kind
+
+
+def _byte(key: str) -> int:
+    """Where a key's byte is: two keys share one by a chance of 2**-60."""
+    return int(hashlib.sha256(key.encode()).hexdigest()[:15], 16)
+
+
+def _locked(descriptor: int, byte: int, wait: bool) -> bool:
+    """Whether that byte is this process's now."""
+    try:
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB), 1, byte)
+    except (BlockingIOError, PermissionError):  # POSIX lets a system say it either way
+        return False
+    except OSError:  # a file system without locks
+        return True
+    return True
 
 
 def _read(path: Path, key: str) -> Entry | None:

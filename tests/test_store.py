@@ -223,3 +223,46 @@ def test_two_processes_write_and_read_the_same_keys(tmp_path) -> None:
         _, complaint = writer.communicate()
         assert writer.returncode == 0, complaint
     assert [path.suffix for path in Path(tmp_path).rglob("*") if path.is_file()] == [".safetensors"] * 3
+
+
+CLAIM = """
+import sys
+from pathlib import Path
+from qclip.store import Store
+with Store(Path(sys.argv[1])).claimed([sys.argv[2]], wait=False) as mine:
+    print(*mine, flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_what_another_process_computes_is_left_to_it_until_it_ends(tmp_path) -> None:
+    store, other = Store(tmp_path / "made with it"), key_of("tested", 1, a=2)
+    command = [sys.executable, "-c", CLAIM, store.folder, KEY]
+    elsewhere = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    try:
+        assert elsewhere.stdout.readline().split() == [KEY]
+        with store.claimed([KEY, other], wait=False) as mine:
+            assert mine == {other}
+    finally:
+        elsewhere.kill()  # what it holds it loses
+        elsewhere.wait()
+    with store.claimed([KEY, other], wait=True) as mine:
+        assert mine == {KEY, other}
+        # for others it is this process's now
+        assert subprocess.run(command, input="", capture_output=True, text=True, check=True).stdout.split() == []
+    assert subprocess.run(command, input="", capture_output=True, text=True, check=True).stdout.split() == [KEY]
+    assert [path.name for path in store.folder.iterdir()] == ["claims"]
+
+
+def test_nobody_waits_where_nothing_can_be_locked(tmp_path, monkeypatch) -> None:
+    (tmp_path / "file").write_text("no folder can be here")
+    for folder in (None, tmp_path / "file" / "folder"):
+        with Store(folder).claimed([KEY], wait=True) as mine:
+            assert mine == {KEY}
+
+    def refused(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "no locks")
+
+    monkeypatch.setattr("qclip.store.fcntl.lockf", refused)
+    with Store(tmp_path).claimed([KEY], wait=True) as mine:
+        assert mine == {KEY}

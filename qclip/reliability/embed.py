@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import hashlib
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,38 +21,13 @@ from qclip.errors import DataError, InputError
 from qclip.progress import Progress
 from qclip.store import Entry, Store, key_of
 
+from .kept import Embedded, Stage, readable_now, unfit_vectors, unsound_images
 from .keys import STAGES, model_fingerprint, preprocess_fingerprint, runtime
-from .local import Local, unsound
+from .local import unsound
 from .sample import unit
 
 SHARD = 1024  # images in one file of the cache: what a killed run loses at most, for each model
 TEXTS = 256  # prompts in one forward
-
-
-@dataclasses.dataclass(frozen=True)
-class _Stage:
-    """One set of images in one condition."""
-
-    data: qdata.ImageSet
-    corruption: str = ""
-    severity: int = 0
-    local: Mapping[str, Local] = dataclasses.field(default_factory=dict)  # by model label: what is read of patches
-
-    @property
-    def name(self) -> str:
-        return f"{self.data.name} {self.corruption} {self.severity}" if self.corruption else self.data.name
-
-
-@dataclasses.dataclass
-class Embedded:
-    """Image embeddings float32 `[m, E]`, of any length, of the readable images at `indices` `[m]`; the seconds they
-    took when they were computed, which may have been in an earlier run; and what scores say of their patches."""
-
-    indices: np.ndarray
-    vectors: np.ndarray
-    seconds: float
-    unreadable: list[tuple[int, str]]
-    local: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)  # score name -> float64 [m]
 
 
 @dataclasses.dataclass
@@ -100,6 +75,7 @@ class Embedder:
             fingerprint, pixels = model_fingerprint(model), preprocess_fingerprint(preprocess)
             self.views[label] = View(label, model, encoders, preprocess, tokenizer, fingerprint, pixels)
         self._crops: dict[str, qdata.Crops] = {}  # by fingerprint of the preprocessing
+        self._expected: list[Stage] = []  # what will be asked for, and was not yet
         self.done = self.total = 0
 
     def _key(self, stage: str, view: View, **parts: Any) -> str:
@@ -114,23 +90,25 @@ class Embedder:
         if self.progress is not None:
             self.progress(what, done, total)
 
-    def expect(self, stages: Sequence[tuple[qdata.ImageSet, str, int]]) -> None:
-        """Say what will be embedded (set, corruption, severity), so that progress has an end."""
-        self.total += sum(len(data) for data, _, _ in stages) * len(self.views)
+    def expect(self, stages: Iterable[Stage]) -> None:
+        """Say what will be asked for: progress has an end then, and who must wait for another process does some of
+        it meanwhile."""
+        self._expected = list(stages)
+        self.total += sum(len(stage.data) for stage in self._expected) * len(self.views)
 
-    def images(
-        self,
-        data: qdata.ImageSet,
-        corruption: str = "",
-        severity: int = 0,
-        local: Mapping[str, Local] | None = None,
-    ) -> dict[str, Embedded]:
-        """One `Embedded` for each model. `local`: what is read of patches, by model label. Raises DataError where no
-        image can be read."""
-        stage = _Stage(data, corruption, severity, local or {})
+    def images(self, stage: Stage) -> dict[str, Embedded]:
+        """One `Embedded` for each model. What another process is embedding comes last. Raises DataError where no image
+        can be read."""
+        self._expected = [other for other in self._expected if other.key != stage.key]
+        shards = dict(self._shards(stage))
+        found = {start: self._shard(shard, wait=False) for start, shard in shards.items()}
+        if None in found.values():
+            self._meanwhile()
         parts: dict[str, list[Embedded]] = {label: [] for label in self.views}
-        for start, shard in self._shards(stage):
-            for label, part in self._shard(shard).items():
+        for start, shard in shards.items():
+            whole = found[start] or self._shard(shard)
+            assert whole is not None  # it was waited for
+            for label, part in whole.items():
                 part.indices = part.indices + start
                 part.unreadable = [(i + start, why) for i, why in part.unreadable]
                 parts[label].append(part)
@@ -149,24 +127,31 @@ class Embedder:
             out[label] = Embedded(indices, vectors, sum(p.seconds for p in found), unreadable, local)
         return out
 
-    def share(
-        self, stages: Sequence[tuple[qdata.ImageSet, str, int, Mapping[str, Local]]], part: int, parts: int
-    ) -> None:
+    def share(self, stages: Iterable[Stage], part: int, parts: int) -> None:
         """Put every `parts`-th shard, from number `part` on, into the store: the others are of other processes."""
-        shards = (shard for stage in stages for _, shard in self._shards(_Stage(*stage)))
+        shards = (shard for stage in stages for _, shard in self._shards(stage))
         mine = [shard for number, shard in enumerate(shards) if number % parts == part]
         self.total = sum(len(shard.data) for shard in mine) * len(self.views)
         for shard in mine:
             self._shard(shard)
 
-    def _shards(self, stage: _Stage) -> Iterator[tuple[int, _Stage]]:
+    def _meanwhile(self) -> None:
+        """Embed what will be asked for and nobody else is embedding. It is counted when it is asked for."""
+        done = self.done
+        for stage in self._expected:
+            for _, shard in self._shards(stage):
+                self._shard(shard, wait=False)
+        self._expected, self.done = [], done
+
+    def _shards(self, stage: Stage) -> Iterator[tuple[int, Stage]]:
         """Parts of a stage that fill a file of the store each, with the position of their first image."""
         size = max(1, SHARD // self.batch) * self.batch
         for start in range(0, len(stage.data), size):
             positions = np.arange(start, min(start + size, len(stage.data)))
             yield start, dataclasses.replace(stage, data=stage.data.select(positions))
 
-    def _shard(self, stage: _Stage) -> dict[str, Embedded]:
+    def _shard(self, stage: Stage, wait: bool = True) -> dict[str, Embedded] | None:
+        """Of each model, from the store or computed; None, without `wait`, where another process is at some of it."""
         about = {
             "data": stage.data.digest,
             "corruption": stage.corruption,
@@ -182,37 +167,45 @@ class Embedder:
             )
             for label, view, each in ((label, self.views[label], each) for label, each in stage.local.items())
         }
-        out: dict[str, Embedded] = {}
-        wanting: dict[str, list[View]] = {}
-        for label, view in self.views.items():
-            stored = self.store.open(keys[label], lambda entry: _unsound(entry, len(stage.data)))
-            unreadable = [(i, why) for i, why in stored.facts["unreadable"]] if stored else []
-            kept = (
-                None
-                if stored is None
-                else self._kept(stage, label, local.get(label, ""), len(stored.arrays["indices"]))
-            )
-            # strict: let the reader raise what it raises
-            if (
-                stored is None
-                or kept is None
-                or (unreadable and (self.strict or _readable_now(stage.data, unreadable)))
-            ):
-                wanting.setdefault(view.pixels, []).append(view)
-            else:
-                arrays, seconds = stored.arrays, stored.facts["seconds"]
-                out[label] = Embedded(arrays["indices"], arrays["vectors"], seconds, unreadable, kept)
-                self._advance(f"{label}: {stage.name}", len(stage.data))
-        for views in wanting.values():
-            for label, part in self._compute(stage, views).items():
-                facts = {"seconds": part.seconds, "unreadable": part.unreadable}
-                self.store.write(keys[label], Entry({"indices": part.indices, "vectors": part.vectors}, facts))
-                if part.local:
-                    self.store.write(local[label], Entry(part.local))
-                out[label] = part
+        done = self.done
+
+        def stored(labels: Iterable[str]) -> dict[str, Embedded]:
+            kept = ((label, self._stored(stage, label, keys[label], local.get(label, ""))) for label in labels)
+            return {label: each for label, each in kept if each is not None}
+
+        out = stored(self.views)
+        missing = {keys[label]: label for label in self.views if label not in out}
+        with self.store.claimed(missing, wait) as mine:
+            out |= stored(missing[key] for key in mine)  # by a process that was at it until now
+            wanting: dict[str, list[View]] = {}
+            for label, view in self.views.items():
+                if label not in out and keys[label] in mine:
+                    wanting.setdefault(view.pixels, []).append(view)
+            for views in wanting.values():
+                for label, part in self._compute(stage, views).items():
+                    facts = {"seconds": part.seconds, "unreadable": part.unreadable}
+                    self.store.write(keys[label], Entry({"indices": part.indices, "vectors": part.vectors}, facts))
+                    if part.local:
+                        self.store.write(local[label], Entry(part.local))
+                    out[label] = part
+        if len(out) < len(self.views):
+            self.done = done  # it is counted when it is whole
+            return None
         return out
 
-    def _kept(self, stage: _Stage, label: str, key: str, images: int) -> dict[str, np.ndarray] | None:
+    def _stored(self, stage: Stage, label: str, key: str, local: str) -> Embedded | None:
+        """What the store has of one model; None where something is missing, or could not be read and can be now."""
+        stored = self.store.open(key, lambda entry: unsound_images(entry, len(stage.data)))
+        if stored is None or (kept := self._kept(stage, label, local, len(stored.arrays["indices"]))) is None:
+            return None
+        unreadable = [(i, why) for i, why in stored.facts["unreadable"]]
+        # strict: let the reader raise what it raises
+        if unreadable and (self.strict or readable_now(stage.data, unreadable)):
+            return None
+        self._advance(f"{label}: {stage.name}", len(stage.data))
+        return Embedded(stored.arrays["indices"], stored.arrays["vectors"], stored.facts["seconds"], unreadable, kept)
+
+    def _kept(self, stage: Stage, label: str, key: str, images: int) -> dict[str, np.ndarray] | None:
         """What the store has of patches; None where something is wanted and not there."""
         if label not in stage.local:
             return {}
@@ -220,7 +213,7 @@ class Embedder:
         stored = self.store.open(key, lambda entry: unsound(entry, names, images))
         return None if stored is None else {name: stored.arrays[name] for name in names}
 
-    def _compute(self, stage: _Stage, views: list[View]) -> dict[str, Embedded]:
+    def _compute(self, stage: Stage, views: list[View]) -> dict[str, Embedded]:
         indices: list[np.ndarray] = []
         vectors: dict[str, list[np.ndarray]] = {view.label: [] for view in views}
         local: dict[str, list[dict[str, np.ndarray]]] = {view.label: [] for view in views}
@@ -282,7 +275,7 @@ class Embedder:
 
         ids = hashlib.sha256(f"{tokens.dtype} {tokens.tolist()}".encode()).hexdigest()
         key = self._key("texts", view, tokens=ids, batch=TEXTS)
-        stored = self.store.fill(key, compute, lambda entry: _unfit_vectors(entry, len(prompts)))
+        stored = self.store.fill(key, compute, lambda entry: unfit_vectors(entry, len(prompts)))
         return unit(stored.arrays["vectors"], f"text embeddings of {view.label!r}")
 
     def classifier(self, view: View, classes: Sequence[str], templates: Sequence[str]) -> np.ndarray:
@@ -296,33 +289,6 @@ def _joined(parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]} if parts else {}
 
 
-def _unfit_vectors(entry: Entry, rows: int) -> str:
-    """What is wrong with stored vectors, "" where nothing is. NaN is not stored: it is computed and raised again."""
-    vectors = entry.arrays.get("vectors")
-    if vectors is None or vectors.dtype != np.float32 or vectors.ndim != 2 or len(vectors) != rows:
-        found = "none" if vectors is None else f"{vectors.dtype} {list(vectors.shape)}"
-        return f"its vectors are {found}, not float32 [{rows}, width]"
-    return "" if np.isfinite(vectors).all() else "its vectors hold NaN or infinite values"
-
-
-def _unsound(entry: Entry, images: int) -> str:
-    """What is wrong with the stored embeddings of so many images."""
-    indices, unreadable = entry.arrays.get("indices"), entry.facts.get("unreadable")
-    if indices is None or indices.dtype != np.int64 or indices.ndim != 1:
-        return "it has no indices of its images"
-    if not isinstance(unreadable, list) or not all(
-        isinstance(bad, list) and len(bad) == 2 and type(bad[0]) is int and isinstance(bad[1], str)
-        for bad in unreadable
-    ):
-        return "its list of unreadable images has another form"
-    if sorted([*indices.tolist(), *(i for i, _ in unreadable)]) != list(range(images)) or (np.diff(indices) < 0).any():
-        return f"its images are not those of the set (0..{images - 1}, in order)"
-    seconds = entry.facts.get("seconds")
-    if not isinstance(seconds, (int, float)) or not 0 <= seconds < float("inf"):
-        return "its time is no number of seconds"
-    return _unfit_vectors(entry, len(indices))
-
-
 def _readable(stream: Iterator[Any], data: qdata.ImageSet) -> Iterator[Any]:
     """`batches`, except that a part of a set may hold unreadable images only."""
     try:
@@ -330,9 +296,3 @@ def _readable(stream: Iterator[Any], data: qdata.ImageSet) -> Iterator[Any]:
     except DataError:
         if len(data.unreadable) < len(data):
             raise
-
-
-def _readable_now(data: qdata.ImageSet, unreadable: list[tuple[int, str]]) -> bool:
-    """Whether an image that could not be read before can be read now: a file was gone, or memory was short."""
-    found = data.read([index for index, _ in unreadable])
-    return any(isinstance(image, Image.Image) and not qdata.too_large(image.size) for image in found)

@@ -13,8 +13,9 @@ from qclip.errors import InputError, NonFiniteError
 from qclip.results import Results
 from qclip.seeds import generator
 
-from .embed import Embedded, Embedder, View
+from .embed import Embedder, View
 from .fitted import FittedScores
+from .kept import Embedded, Stage
 from .outputs import ROWS, Outputs, read_out
 from .request import Condition, EvalSet, Request
 from .sample import Sample, unit
@@ -43,16 +44,15 @@ class Embeddings:
         """Embed one of so many parts of all conditions into the store, and read nothing."""
         once = _once(wanted)
         self._learn_from_classes(once.values())
-        stages = [(c.set.data, c.corruption, c.severity, self._scores.local if c.scores else {}) for c in once.values()]
-        self._embedder.share(stages, part, parts)
+        self._embedder.share(map(self._stage, once.values()), part, parts)
 
     def prepare(self, wanted: Iterable[Condition]) -> None:
         """Embed and read all conditions, each once."""
         once = _once(wanted)
         self._wanted = once
-        self._embedder.expect([(c.set.data, c.corruption, c.severity) for c in once.values()])
         first = [condition for condition in once.values() if condition.set.role in FIRST]
         self._learn_from_classes(once.values())
+        self._embedder.expect(map(self._stage, (*first, *(c for c in once.values() if c not in first))))
         for condition in first:
             self._read(condition)
         for read in self._later:
@@ -136,9 +136,12 @@ class Embeddings:
                 self.failed[label] = str(why)
         return out
 
-    def _read(self, condition: Condition) -> None:
+    def _stage(self, condition: Condition) -> Stage:
         local = self._scores.local if condition.scores else {}
-        found = self._embedder.images(condition.set.data, condition.corruption, condition.severity, local)
+        return Stage(condition.set.data, condition.corruption, condition.severity, local)
+
+    def _read(self, condition: Condition) -> None:
+        found = self._embedder.images(self._stage(condition))
         self._embedded[condition.key] = found
         bad = next(iter(found.values())).unreadable
         if bad and not condition.corruption:

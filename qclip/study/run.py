@@ -21,12 +21,11 @@ from .engines import Engine, Told, Work
 from .engines.inprocess import run as in_process
 from .engines.processes import Processes
 from .facts import Facts, look, runtime_key, runtime_of
-from .plan import Measured, Plan
+from .plan import Plan
 from .store import StudyStore
 from .tasks import Queue, Task, tasks
 
 MOST_RESIDENT = 32
-TASKS = 3  # of an evaluation for each worker: none waits long for the last one
 SHOWN = 12  # impossible variants in a message
 OWN_BYTES = 64 << 20  # of a resident variant, beside its weights
 
@@ -82,7 +81,7 @@ def prepare(
     failed = {} if retry_failed else {c: why for c, why in store.failed(work.runtime).items() if c in cells - cached}
     left = cached | failed.keys()
     resident = resident or fitting(facts, workers)
-    todo = tasks(grid, left, resident, artifacts(grid), per_task(plan.measured, workers, apart))
+    todo = tasks(grid, left, resident, artifacts(grid), apart or workers > 1)
     return Ready(grid, store, work, cached, failed, todo, runtime, changed(plan, store, facts))
 
 
@@ -104,13 +103,6 @@ def engine_of(workers: int, ray: str | None = None) -> Engine:
 
         return RayCluster(ray)
     return in_process if workers == 1 else Processes(workers)
-
-
-def per_task(measured: Measured, workers: int, apart: bool) -> int | None:
-    """How many corruptions a task has, so that each worker gets several tasks of an evaluation; None of one worker."""
-    if apart:
-        return 1
-    return None if workers == 1 else max(1, len(measured.corruptions) // (TASKS * workers))
 
 
 def artifacts(grid: Grid) -> dict[str, str]:

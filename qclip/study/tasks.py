@@ -1,10 +1,11 @@
 """Tasks: cells of one model on one evaluation that are measured together, and the order in which they may run.
 
 An image is decoded and corrupted once for all variants of a task, so that a task has as many variants as may be
-resident at once. Several workers share an evaluation by its conditions, so that no two of them corrupt the same image.
-Of the tasks of a condition the one with the float model's own cells is first: the others find its embeddings then. A
-group's mean comes after the corruptions that it is made of, for the same reason; there nothing is left to embed, so
-that such tasks are small, and no worker waits long for the last one.
+resident at once. Several workers share an evaluation by its conditions, so that no two of them corrupt the same image;
+the clean images, which all of them need, they embed shard by shard, each another one (`qclip.store.Store.claimed`). A
+task has one corruption then: none waits long for the last one. Of the tasks of a condition the one with the float
+model's own cells is first: the others find its embeddings then. A group's mean comes after the corruptions that it is
+made of, for the same reason; there nothing is left to embed, so that such tasks are small.
 """
 
 from __future__ import annotations
@@ -41,23 +42,23 @@ class Task:
 
 
 def tasks(
-    grid: Grid, done: Collection[str], resident: int, artifacts: Mapping[str, str], together: int | None = None
+    grid: Grid, done: Collection[str], resident: int, artifacts: Mapping[str, str], apart: bool = False
 ) -> list[Task]:
     """What is to be done: the cells that are not among `done`, `resident` variants at once beside float.
 
-    artifacts: key of the quantized model of each variant, by `model` and `label` joined by a newline. together: how
-    many corruptions a task has at most (None: a task has all conditions).
+    artifacts: key of the quantized model of each variant, by `model` and `label` joined by a newline. apart: several
+    workers share an evaluation, else a task has all of its conditions.
     """
     out: list[Task] = []
     for (model, sets), blocks in _by_evaluation(grid.blocks, done).items():
         facts = {f"model {model}": grid.facts.models[model]}
         facts |= {f"set {name}": grid.facts.sets[name] for name in sets.names()}
         before: list[Task] = []
-        for conditions in _parts(blocks, together):
+        for conditions in _parts(blocks, apart):
             narrowed = [block for each in blocks if (block := each.under(conditions)).cells]
             floats = [block for block in narrowed if block.variant.is_float]
             others = [block for block in narrowed if not block.variant.is_float]
-            means = together is not None and any(len(corruptions_of(each)) > 1 for each in conditions)
+            means = apart and any(len(corruptions_of(each)) > 1 for each in conditions)
             after = frozenset(task.key for task in before) if means else frozenset()
             size = min(resident, MEANS) if means else resident
             for at in range(0, max(1, len(others)), size):
@@ -74,18 +75,18 @@ def tasks(
     return out
 
 
-def _parts(blocks: Iterable[Block], together: int | None) -> Iterator[list[str]]:
-    """The conditions of an evaluation as tasks have them: the sets as they are, `together` corruptions each, and the
-    means of groups, which are made of these."""
+def _parts(blocks: Iterable[Block], apart: bool) -> Iterator[list[str]]:
+    """The conditions of an evaluation as tasks have them: the sets as they are, each corruption, and the means of
+    groups, which are made of these."""
     wanted = list(dict.fromkeys(condition for block in blocks for condition in block.cells))
-    if together is None:
+    if not apart:
         yield wanted
         return
     kinds: tuple[list[str], list[str], list[str]] = ([], [], [])
     for each in wanted:
         kinds[min(len(corruptions_of(each)), 2)].append(each)
     clean, single, groups = kinds
-    yield from filter(None, [clean, *(single[at : at + together] for at in range(0, len(single), together)), groups])
+    yield from filter(None, [clean, *([each] for each in single), groups])
 
 
 def _by_evaluation(blocks: Iterable[Block], done: Collection[str]) -> dict[tuple[str, Sets], list[Block]]:

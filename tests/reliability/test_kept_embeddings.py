@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import contextlib
+import multiprocessing
+
 import numpy as np
 import pytest
 import torch
@@ -17,6 +20,10 @@ ALL = 90 + 5 * 90  # images of one run: clean, and five severities
 
 @pytest.fixture(autouse=True)
 def fake_encoders(monkeypatch) -> None:
+    prepare(monkeypatch)
+
+
+def prepare(monkeypatch) -> None:
     monkeypatch.setattr("qclip.reliability.embed.qmodels.encoders", Tiny.encoders)
     monkeypatch.setattr("qclip.reliability.embed.SHARD", 30)
     monkeypatch.setattr("qclip.reliability.engine.REPLICATES", 50)
@@ -61,7 +68,7 @@ def test_a_killed_run_goes_on_where_it_stopped(tmp_path) -> None:
     resumed = Tiny()
     run(resumed, tmp_path)
     assert resumed.images_seen == ALL - 60
-    assert not [path for path in tmp_path.rglob("*") if path.is_file() and path.suffix != ".safetensors"]
+    assert not [path for path in tmp_path.rglob("*") if path.suffix not in ("", ".safetensors")]
 
 
 def test_parts_of_the_work_fill_one_cache(tmp_path) -> None:
@@ -82,6 +89,66 @@ def test_parts_of_the_work_fill_one_cache(tmp_path) -> None:
             run(Tiny(), tmp_path, share=bad)
     with pytest.raises(InputError, match="nothing is kept"):
         run(Tiny(), False, share=(1, 2))
+
+
+class Meeting(Tiny):
+    """Its first batch is encoded when that of another process is, too: both are at work at the same time."""
+
+    def __init__(self, barrier) -> None:
+        super().__init__()
+        self._barrier = barrier  # an underscore: a key must not depend on it
+
+    def encode_image(self, images: torch.Tensor) -> torch.Tensor:
+        if not self.seen:
+            self._barrier.wait()
+        return super().encode_image(images)
+
+
+def meets(barrier, folder, told=None) -> dict[int, tuple[list[dict], int]]:
+    """Rows and images embedded, by the size of the set: three shards, one shard."""
+    found = {}
+    with pytest.MonkeyPatch.context() as patched:
+        prepare(patched)
+        for images in (90, 30):
+            model = Meeting(barrier)
+            found[images] = rows(run(model, folder / str(images), data=pictures(n=images))), model.images_seen
+    if told is not None:
+        told.send(found)
+    return found
+
+
+def test_processes_at_one_time_embed_nothing_twice(tmp_path) -> None:
+    """Of several shards each takes another one; where there is one, the second goes on with what comes next."""
+    spawning = multiprocessing.get_context("spawn")
+    barrier, (told, tells) = spawning.Barrier(2, timeout=300), spawning.Pipe(duplex=False)
+    other = spawning.Process(target=meets, args=(barrier, tmp_path, tells))
+    other.start()
+    both = meets(barrier, tmp_path), told.recv()
+    other.join()
+    for images in (90, 30):
+        alone = run(Tiny(), False, data=pictures(n=images))
+        (one, seen), (two, seen_there) = (each[images] for each in both)
+        assert seen + seen_there == 6 * images and seen and seen_there
+        timed = ("ms_per_image", "seconds")
+        assert [r for r in one if r["metric"] not in timed] == [r for r in rows(alone) if r["metric"] not in timed]
+        assert [r for r in two if r["metric"] not in timed] == [r for r in rows(alone) if r["metric"] not in timed]
+
+
+def test_what_was_computed_while_this_process_waited_is_taken(tmp_path, monkeypatch) -> None:
+    claimed = Store.claimed
+
+    @contextlib.contextmanager
+    def late(self: Store, keys, wait: bool):
+        """The lock comes when another run has ended."""
+        with monkeypatch.context() as other:
+            other.setattr(Store, "claimed", claimed)
+            run(Tiny(), tmp_path)
+        yield set(keys)
+
+    monkeypatch.setattr(Store, "claimed", late)
+    model = Tiny()
+    run(model, tmp_path)
+    assert model.images_seen == 0
 
 
 @pytest.mark.parametrize("damage", ["truncate", "flip", "empty", "foreign", "swap"])

@@ -142,9 +142,9 @@ def test_models_go_to_the_sets_that_name_them() -> None:
     assert fits(("scenes-*",), "scenes-clean") and not fits(("scenes-*",), "photos")
 
 
-def task_list(plan: Plan, done: set[str], resident: int, together: int | None = None) -> list[list[str]]:
+def task_list(plan: Plan, done: set[str], resident: int, apart: bool = False) -> list[list[str]]:
     """Labels and conditions of each task, in the order of one worker."""
-    queue, out = Queue(tasks_of(plan, done, resident, together)), []
+    queue, out = Queue(tasks_of(plan, done, resident, apart)), []
     while (task := queue.take()) is not None:
         conditions = dict.fromkeys(condition for block in task.blocks for condition in block.cells)
         out.append([*(block.variant.label for block in task.blocks), "|".join(conditions)])
@@ -153,10 +153,10 @@ def task_list(plan: Plan, done: set[str], resident: int, together: int | None = 
     return out
 
 
-def tasks_of(plan: Plan, done: set[str], resident: int, together: int | None = None) -> list[Task]:
+def tasks_of(plan: Plan, done: set[str], resident: int, apart: bool = False) -> list[Task]:
     grid = expand(plan, FACTS)
     names = {f"scenes-clean\n{block.variant.label}": block.variant.label for block in grid.blocks}
-    return tasks(grid, done, resident, names, together)
+    return tasks(grid, done, resident, names, apart)
 
 
 def test_as_many_variants_as_may_be_resident_share_a_task(tmp_path: Path) -> None:
@@ -171,10 +171,10 @@ def test_several_workers_share_an_evaluation_by_its_conditions(tmp_path: Path) -
     names = ", ".join(f'"{each}"' for each in noises)
     plan = plan_of(tmp_path, TEXT.replace('names = ["gaussian_noise"]', f"names = [{names}]"))
     assert conditions(plan.measured) == [CLEAN, *noises, "noise"], "a group, whose mean is a condition"
-    found = tasks_of(plan, set(), 1, 2)
+    found = tasks_of(plan, set(), 1, True)
     said = {task.key: (task.blocks[-1].variant.label, "|".join(task.blocks[-1].cells)) for task in found}
     waits = {said[task.key]: {said[key] for key in task.after} for task in found}
-    parts = [CLEAN, *("|".join(noises[at : at + 2]) for at in range(0, len(noises), 2)), "noise"]
+    parts = [CLEAN, *noises, "noise"]
     variants = "w8a8", "w4a8"
     assert list(waits) == [(variant, part) for part in parts for variant in variants]
     singles = {(variant, part) for part in parts[:-1] for variant in variants}
@@ -188,13 +188,13 @@ def test_means_of_groups_are_spread_over_the_workers(tmp_path: Path) -> None:
     names = ", ".join(f'"{each}"' for each in members("noise"))
     recipes = ", ".join(f'"w{bits}a8"' for bits in range(2, 9))
     text = TEXT.replace('"w8a8", "w4a8"', recipes).replace('names = ["gaussian_noise"]', f"names = [{names}]")
-    found = tasks_of(plan_of(tmp_path, text), set(), 9, 2)
+    found = tasks_of(plan_of(tmp_path, text), set(), 9, True)
     sizes: dict[str, list[int]] = {"|".join(task.blocks[-1].cells): [] for task in found}
     for task in found:
         sizes["|".join(task.blocks[-1].cells)].append(len(task.blocks))
     assert sizes.pop("noise") == [1 + MEANS, 7 - MEANS], "float's own is with the first"
     assert set(map(tuple, sizes.values())) == {(1 + 7,)}, "where images are embedded all variants share them"
-    assert len(tasks_of(plan_of(tmp_path, text), set(), 9, None)) == 1
+    assert len(tasks_of(plan_of(tmp_path, text), set(), 9)) == 1
 
 
 def test_what_is_done_is_in_no_task(tmp_path: Path) -> None:
