@@ -36,6 +36,7 @@ class Facts:
     bytes: dict[str, int] = dataclasses.field(default_factory=dict)
     images: dict[str, int] = dataclasses.field(default_factory=dict)  # in each set
     refused: dict[str, dict[str, str]] = dataclasses.field(default_factory=dict)  # by model: recipe's hash -> why
+    strange: dict[str, str] = dataclasses.field(default_factory=dict)  # by artifact of another model: which
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON has it, with a checksum."""
@@ -59,12 +60,13 @@ def _sum(content: dict[str, Any]) -> str:
 def look(plan: Plan, device: str = "cpu", progress: Callable[[str], None] = lambda _: None) -> Facts:
     """Loads every model and set of the plan once, one after the other. Raises InputError with the line."""
     found: dict[str, str] = {}
-    quantized, sizes, refused = set(), {}, {}
+    quantized, sizes, refused, sources = set(), {}, {}, {}
     for name in plan.models:
         progress(f"looking at {name}")
         try:
             model = zoo.load_model(name, device)
             found[name] = model_key(model)
+            sources[name] = getattr(model, "qclip_source", "")
             if quantization(model) is None:
                 refused[name] = ptq.refusals(model, expanded(plan, name)[0])
         except InputError as why:
@@ -82,14 +84,17 @@ def look(plan: Plan, device: str = "cpu", progress: Callable[[str], None] = lamb
         except InputError as why:
             raise plan.refusal_of(name, why) from None
         sets[name], images[name] = set_key(data), len(data)
-    folders = {}
+    folders, strange = {}, {}
     for model, listed in plan.artifacts:
         for folder in listed:
             try:
-                folders[folder] = artifact.description_hash(artifact.read_description(folder))
+                content = artifact.read_description(folder)
             except InputError as why:
                 raise plan.refusal(why, "artifacts", model, folder) from None
-    return Facts(found, sets, folders, frozenset(quantized), sizes, images, refused)
+            folders[folder] = artifact.description_hash(content)
+            if content["source"] != sources[model]:
+                strange[folder] = content["source"]
+    return Facts(found, sets, folders, frozenset(quantized), sizes, images, refused, strange)
 
 
 def model_key(model: nn.Module) -> str:

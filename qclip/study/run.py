@@ -82,7 +82,7 @@ def prepare(
     left = cached | failed.keys()
     resident = resident or fitting(facts, workers)
     todo = tasks(grid, left, resident, artifacts(grid), apart or workers > 1)
-    return Ready(grid, store, work, cached, failed, todo, runtime, changed(plan, store, facts))
+    return Ready(grid, store, work, cached, failed, todo, runtime, [*changed(plan, store, facts), *strange(facts)])
 
 
 def run(ready: Ready, engine: Engine, told: Told) -> None:
@@ -157,6 +157,14 @@ def changed(plan: Plan, store: StudyStore, facts: Facts) -> list[str]:
         "measured again"
         for name, key in now.items()
         if before.get(name, key) != key
+    ]
+
+
+def strange(facts: Facts) -> list[str]:
+    """Artifacts that were made of another model than the one that they are compared with."""
+    return [
+        f"{folder!r} was made of {source!r}: its differences are to the model under which the plan lists it"
+        for folder, source in facts.strange.items()
     ]
 
 

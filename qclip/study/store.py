@@ -162,8 +162,16 @@ class StudyStore:
                     parts.append(self._of_many(name, wanted, cells, seen if len(files) > 1 else None))
                 elif cell not in seen:
                     seen.add(cell)
-                    parts.append(self.table(name, wanted, _texts(wanted)))
+                    parts.append(self._of_one(name, wanted, cell))
         return pa.concat_tables(parts) if parts else pa.schema([SCHEMA.field(n) for n in wanted]).empty_table()
+
+    def _of_one(self, name: str, wanted: Sequence[str], cell: str) -> pa.Table:
+        """Raises InputError where the file is another cell's: its checksum tells of its content alone."""
+        columns = list(dict.fromkeys([*wanted, "cell"]))
+        part = self.table(name, columns, _texts(columns))
+        if pc.unique(part["cell"]).to_pylist() not in ([cell], []):
+            raise InputError(f"{self.files.shown(name)} has rows of another cell; remove it, and run the plan again")
+        return part.select(wanted)
 
     def _of_many(
         self, name: str, wanted: Sequence[str], cells: Collection[str] | None, seen: set[str] | None

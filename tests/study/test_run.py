@@ -205,6 +205,17 @@ def test_a_set_that_changed_is_said_aloud_and_measured_anew(
     assert {c for t in changed.todo for b in t.blocks for c in b.cells} == {""}  # noise knows nothing of it
 
 
+def test_an_artifact_of_another_model_is_said_aloud(tmp_path: Path) -> None:
+    for name, model in (("own", "scenes-clean"), ("other", "scenes-noisy")):
+        qclip.save(qclip.quantize(qclip.load_model(model), "w8a8"), tmp_path / name)
+    listed = f'[artifacts]\nscenes-clean = ["{tmp_path / "own"}", "{tmp_path / "other"}"]\n'
+    ready = ready_of(plan_of(tmp_path, TEXT.replace("[ood]", f"{listed}[ood]")), tmp_path / "store")
+    assert ready.notes == [
+        f"'{tmp_path / 'other'}' was made of 'scenes-noisy': its differences are to the model under which the plan "
+        "lists it"
+    ]
+
+
 def test_what_changed_is_said_of_the_last_run_of_any_plan(
     small: tuple[Ready, Told], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

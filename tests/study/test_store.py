@@ -51,6 +51,19 @@ def test_an_edited_file_is_refused_by_name(copy: StudyStore) -> None:
     assert path.name in str(caught.value)
 
 
+def test_a_file_under_another_cell_s_name_is_refused(copy: StudyStore) -> None:
+    """Its checksum is right: it tells of the content alone."""
+    (runtime,) = copy.measured_under()
+    one, other = sorted((copy.folder / "results" / runtime).iterdir())[:2]
+    moved = other.with_name(other.name.partition("-")[0] + "-" + one.name.partition("-")[2])
+    other.unlink()
+    shutil.copy(one, moved)
+    found = StudyStore.open(copy.folder)
+    with pytest.raises(InputError, match="has rows of another cell; remove it, and run the plan again") as caught:
+        found.rows(columns=["value"])
+    assert moved.name in str(caught.value)
+
+
 def test_a_newer_or_a_foreign_folder_is_refused(tmp_path: Path) -> None:
     store = StudyStore.create(tmp_path / "s")
     (store.folder / ABOUT).write_text(json.dumps({"format": "qclip-study", "version": 2}))
