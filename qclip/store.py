@@ -90,6 +90,11 @@ class Store:
     def path(self, key: str) -> Path | None:
         return None if self.folder is None else self.folder / key[:2] / f"{key}.safetensors"
 
+    @property
+    def keeps(self) -> bool:
+        """Whether it takes entries: not without a folder, nor one that took none (read-only, full)."""
+        return self._writes
+
     def has(self, key: str) -> bool:
         """Whether there is an entry under `key`; its content is checked only by `open`."""
         path = self.path(key)
@@ -214,7 +219,7 @@ def _locked(descriptor: int, byte: int, wait: bool) -> bool:
     try:
         fcntl.lockf(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB), 1, byte)
     except (BlockingIOError, PermissionError):  # POSIX lets a system say it either way
-        return False
+        return wait  # who waits is refused only where nothing can be locked
     except OSError:  # a file system without locks
         return True
     return True

@@ -260,9 +260,13 @@ def test_nobody_waits_where_nothing_can_be_locked(tmp_path, monkeypatch) -> None
         with Store(folder).claimed([KEY], wait=True) as mine:
             assert mine == {KEY}
 
-    def refused(*_: object) -> None:
-        raise OSError(errno.ENOLCK, "no locks")
+    for code in (errno.ENOLCK, errno.EACCES):  # the latter means without `wait` that another process has it
 
-    monkeypatch.setattr("qclip.store.fcntl.lockf", refused)
-    with Store(tmp_path).claimed([KEY], wait=True) as mine:
-        assert mine == {KEY}
+        def refused(*_: object, code: int = code) -> None:
+            raise OSError(code, "no locks")
+
+        monkeypatch.setattr("qclip.store.fcntl.lockf", refused)
+        with Store(tmp_path).claimed([KEY], wait=True) as mine:
+            assert mine == {KEY}
+    with Store(tmp_path).claimed([KEY], wait=False) as mine:
+        assert mine == set()

@@ -76,6 +76,7 @@ class Embedder:
             self.views[label] = View(label, model, encoders, preprocess, tokenizer, fingerprint, pixels)
         self._crops: dict[str, qdata.Crops] = {}  # by fingerprint of the preprocessing
         self._expected: list[Stage] = []  # what will be asked for, and was not yet
+        self._counted: set[tuple[str, str]] = set()  # label and key of what was counted, and will be asked for again
         self.done = self.total = 0
 
     def _key(self, stage: str, view: View, **parts: Any) -> str:
@@ -104,6 +105,7 @@ class Embedder:
         found = {start: self._shard(shard, wait=False) for start, shard in shards.items()}
         if None in found.values():
             self._meanwhile()
+            self._say("waiting for what another process embeds", self.done, self.total)
         parts: dict[str, list[Embedded]] = {label: [] for label in self.views}
         for start, shard in shards.items():
             whole = found[start] or self._shard(shard)
@@ -136,12 +138,12 @@ class Embedder:
             self._shard(shard)
 
     def _meanwhile(self) -> None:
-        """Embed what will be asked for and nobody else is embedding. It is counted when it is asked for."""
-        done = self.done
+        """Embed what will be asked for and nobody else is embedding."""
         for stage in self._expected:
             for _, shard in self._shards(stage):
-                self._shard(shard, wait=False)
-        self._expected, self.done = [], done
+                if self.store.keeps:  # else it would be computed again
+                    self._shard(shard, wait=False, again=True)
+        self._expected = []
 
     def _shards(self, stage: Stage) -> Iterator[tuple[int, Stage]]:
         """Parts of a stage that fill a file of the store each, with the position of their first image."""
@@ -150,8 +152,9 @@ class Embedder:
             positions = np.arange(start, min(start + size, len(stage.data)))
             yield start, dataclasses.replace(stage, data=stage.data.select(positions))
 
-    def _shard(self, stage: Stage, wait: bool = True) -> dict[str, Embedded] | None:
-        """Of each model, from the store or computed; None, without `wait`, where another process is at some of it."""
+    def _shard(self, stage: Stage, wait: bool = True, again: bool = False) -> dict[str, Embedded] | None:
+        """Of each model, from the store or computed; None, without `wait`, where another process is at some of it.
+        again: it will be asked for once more."""
         about = {
             "data": stage.data.digest,
             "corruption": stage.corruption,
@@ -167,7 +170,6 @@ class Embedder:
             )
             for label, view, each in ((label, self.views[label], each) for label, each in stage.local.items())
         }
-        done = self.done
 
         def stored(labels: Iterable[str]) -> dict[str, Embedded]:
             kept = ((label, self._stored(stage, label, keys[label], local.get(label, ""))) for label in labels)
@@ -188,10 +190,10 @@ class Embedder:
                     if part.local:
                         self.store.write(local[label], Entry(part.local))
                     out[label] = part
-        if len(out) < len(self.views):
-            self.done = done  # it is counted when it is whole
-            return None
-        return out
+        whole = len(out) == len(self.views)
+        if again or not whole:
+            self._counted.update((label, keys[label]) for label in out)
+        return out if whole else None
 
     def _stored(self, stage: Stage, label: str, key: str, local: str) -> Embedded | None:
         """What the store has of one model; None where something is missing, or could not be read and can be now."""
@@ -202,7 +204,8 @@ class Embedder:
         # strict: let the reader raise what it raises
         if unreadable and (self.strict or readable_now(stage.data, unreadable)):
             return None
-        self._advance(f"{label}: {stage.name}", len(stage.data))
+        self._advance(f"{label}: {stage.name}", 0 if (label, key) in self._counted else len(stage.data))
+        self._counted.discard((label, key))
         return Embedded(stored.arrays["indices"], stored.arrays["vectors"], stored.facts["seconds"], unreadable, kept)
 
     def _kept(self, stage: Stage, label: str, key: str, images: int) -> dict[str, np.ndarray] | None:

@@ -104,14 +104,20 @@ class Meeting(Tiny):
         return super().encode_image(images)
 
 
-def meets(barrier, folder, told=None) -> dict[int, tuple[list[dict], int]]:
-    """Rows and images embedded, by the size of the set: three shards, one shard."""
+def meets(barrier, folder, told=None) -> dict[int, tuple[list[dict], int, list[tuple[str, int, int]]]]:
+    """Rows, images embedded and what was told of them, by the size of the set: three shards, one shard."""
     found = {}
     with pytest.MonkeyPatch.context() as patched:
         prepare(patched)
         for images in (90, 30):
-            model = Meeting(barrier)
-            found[images] = rows(run(model, folder / str(images), data=pictures(n=images))), model.images_seen
+            model, said = Meeting(barrier), []
+            results = run(
+                model,
+                folder / str(images),
+                data=pictures(n=images),
+                progress=lambda what, done, total, said=said: said.append((what, done, total)),
+            )
+            found[images] = rows(results), model.images_seen, said
     if told is not None:
         told.send(found)
     return found
@@ -127,11 +133,15 @@ def test_processes_at_one_time_embed_nothing_twice(tmp_path) -> None:
     other.join()
     for images in (90, 30):
         alone = run(Tiny(), False, data=pictures(n=images))
-        (one, seen), (two, seen_there) = (each[images] for each in both)
+        (one, seen, said), (two, seen_there, said_there) = (each[images] for each in both)
         assert seen + seen_there == 6 * images and seen and seen_there
         timed = ("ms_per_image", "seconds")
         assert [r for r in one if r["metric"] not in timed] == [r for r in rows(alone) if r["metric"] not in timed]
         assert [r for r in two if r["metric"] not in timed] == [r for r in rows(alone) if r["metric"] not in timed]
+        for each in (said, said_there):  # nothing is counted twice, or taken back
+            counts = [done for _, done, total in each if total == 6 * images]
+            assert counts == sorted(counts) and counts[-1] == 6 * images
+        assert "waiting for what another process embeds" in {what for what, *_ in (*said, *said_there)}
 
 
 def test_what_was_computed_while_this_process_waited_is_taken(tmp_path, monkeypatch) -> None:
@@ -149,6 +159,24 @@ def test_what_was_computed_while_this_process_waited_is_taken(tmp_path, monkeypa
     model = Tiny()
     run(model, tmp_path)
     assert model.images_seen == 0
+
+
+def test_what_cannot_be_kept_is_not_embedded_ahead(tmp_path, monkeypatch) -> None:
+    """Another process is at the first images, and the disk is full."""
+    claimed, times = Store.claimed, []
+
+    @contextlib.contextmanager
+    def busy(self: Store, keys, wait: bool):
+        times.append(wait)
+        with claimed(self, keys, wait) as mine:
+            yield mine if len(times) > 1 else set()
+
+    (tmp_path / "file").write_text("no folder can be here")
+    monkeypatch.setattr(Store, "claimed", busy)
+    model = Tiny()
+    with pytest.warns(StoreWarning, match="nothing more is kept"):
+        run(model, tmp_path / "file" / "folder")
+    assert model.images_seen == ALL and True in times
 
 
 @pytest.mark.parametrize("damage", ["truncate", "flip", "empty", "foreign", "swap"])

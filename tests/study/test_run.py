@@ -292,6 +292,7 @@ def test_a_task_leaves_what_another_run_measured_meanwhile(
     ready, told = small
     bench = measure.Bench(ready.store, ready.work.runtime, 1)
     monkeypatch.setattr(measure.Bench, "_together", lambda *_: pytest.fail("measured again"))
+    monkeypatch.setattr(resident.Resident, "model", lambda *_: pytest.fail("a model was loaded"))
     (task,) = told.began_with
     assert sorted(bench.run(task).done) == sorted(ready.grid.cells())
 

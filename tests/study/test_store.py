@@ -112,6 +112,8 @@ def test_a_cell_that_two_runs_wrote_counts_once(tmp_path: Path) -> None:
     assert len(list((store.folder / "results").rglob("*.parquet"))) == 2 and len(store.rows()) == 1
     compact(store)
     assert len(store.rows()) == 1
+    store.write("r", "a" * 32, rows_of("a" * 32, seconds=3.0), "{}", None)  # a third, too late
+    assert compact(store) == (2, 1) and len(store.rows()) == 1
     both = pa.concat_tables([rows_of("a" * 32), rows_of("b" * 32)])
     store.write_many("r", both)  # of another run, compacted too
     assert sorted(store.rows(columns=["cell"])["cell"].to_pylist()) == ["a" * 32, "b" * 32]
@@ -137,6 +139,18 @@ def test_gc_keeps_what_is_named(copy: StudyStore, small: tuple[Ready, Told]) -> 
     compact(copy)
     assert gc(copy, set(), set())[0] >= 1 and len(copy.rows()) == 0
     assert not any((copy.folder / "artifacts").iterdir())
+
+
+def test_gc_of_a_compacted_store_keeps_what_is_named(copy: StudyStore, small: tuple[Ready, Told]) -> None:
+    kept = set(small[0].grid.blocks[1].cells.values())
+    before = copy.rows(cells=kept)
+    compact(copy)
+    gc(copy, set(small[0].grid.cells()), set())
+    assert len(copy.rows()) == len(small[0].store.rows())
+    gc(copy, kept, set())
+    assert set(copy.rows(columns=["cell"])["cell"].to_pylist()) == kept and len(copy.rows()) == len(before)
+    gc(copy, set(), set())
+    assert not list((copy.folder / "results").rglob("*.parquet"))
 
 
 def test_nothing_is_removed_while_a_run_uses_the_store(copy: StudyStore) -> None:
