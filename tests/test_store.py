@@ -270,3 +270,23 @@ def test_nobody_waits_where_nothing_can_be_locked(tmp_path, monkeypatch) -> None
             assert mine == {KEY}
     with Store(tmp_path).claimed([KEY], wait=False) as mine:
         assert mine == set()
+
+
+def test_who_keeps_nothing_claims_nothing(tmp_path, monkeypatch) -> None:
+    store = Store(tmp_path)
+    with monkeypatch.context() as patched:
+        patched.setattr("qclip.store.write_atomic", lambda *_, **__: (_ for _ in ()).throw(OSError(errno.EROFS, "")))
+        with pytest.warns(StoreWarning, match="nothing more is kept"):
+            store.write(KEY, Entry(ARRAYS))
+    with store.claimed([KEY], wait=True) as mine:
+        assert mine == {KEY} and not store.keeps and not any(tmp_path.iterdir())
+
+
+def test_two_that_wait_never_wait_for_each_other(tmp_path, monkeypatch) -> None:
+    """Whatever the order in which they ask, they take what they need in one order."""
+    taken, keys = [], [key_of("tested", 1, a=number) for number in range(9)]
+    monkeypatch.setattr("qclip.store.fcntl.lockf", lambda _, how, length, start: taken.append(start))
+    for each in (keys, keys[::-1]):
+        with Store(tmp_path).claimed(each, wait=True) as mine:
+            assert mine == set(keys)
+    assert taken[:9] == taken[9:] == sorted(set(taken))
