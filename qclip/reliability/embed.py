@@ -26,7 +26,7 @@ from .keys import STAGES, model_fingerprint, preprocess_fingerprint, runtime
 from .local import unsound
 from .sample import unit
 
-SHARD = 1024  # images in one file of the cache: what a killed run loses at most, for each model
+SHARD = 512  # images in one file of the cache: what a killed run loses at most, for each model, and a worker waits for
 TEXTS = 256  # prompts in one forward
 
 

@@ -81,7 +81,7 @@ def prepare(
     failed = {} if retry_failed else {c: why for c, why in store.failed(work.runtime).items() if c in cells - cached}
     left = cached | failed.keys()
     resident = resident or fitting(facts, workers)
-    todo = tasks(grid, left, resident, artifacts(grid), apart or workers > 1)
+    todo = tasks(grid, left, resident, artifacts(grid), apart or workers > 1, store.shared_locks)
     return Ready(grid, store, work, cached, failed, todo, runtime, [*changed(plan, store, facts), *strange(facts)])
 
 

@@ -86,6 +86,11 @@ class StudyStore:
         return self.files.url if isinstance(self.files, Remote) else str(self.folder)
 
     @property
+    def shared_locks(self) -> bool:
+        """Whether all who use it see each other's locks: not those of several machines at a URL."""
+        return not isinstance(self.files, Remote)
+
+    @property
     def embeddings(self) -> Store:
         return RemoteEmbeddings(self.files) if isinstance(self.files, Remote) else Store(self.folder / "embeddings")
 

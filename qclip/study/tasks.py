@@ -3,9 +3,11 @@
 An image is decoded and corrupted once for all variants of a task, so that a task has as many variants as may be
 resident at once. Several workers share an evaluation by its conditions, so that no two of them corrupt the same image;
 the clean images, which all of them need, they embed shard by shard, each another one (`qclip.store.Store.claimed`). A
-task has one corruption then: none waits long for the last one. Of the tasks of a condition the one with the float
-model's own cells is first: the others find its embeddings then. A group's mean comes after the corruptions that it is
-made of, for the same reason; there nothing is left to embed, so that such tasks are small.
+task has one corruption then: none waits long for the last one. A group's mean is a task of its own, of few variants:
+what it is made of is embedded for others, and what is not yet, when workers run out of those, it helps to embed.
+
+Where workers see no claims of each other, who embeds comes first: of the tasks of a condition the one with the float
+model's own cells, and before a group's mean the corruptions that it is made of.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from qclip.store import key_of
 from .cells import Block, Grid, corruptions_of
 from .plan import Measured, Sets
 
-MEANS = 4  # variants of a task that embeds nothing, where several workers share an evaluation
+MEANS = 4  # variants of a task of a group's mean, where several workers share an evaluation
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,12 +44,17 @@ class Task:
 
 
 def tasks(
-    grid: Grid, done: Collection[str], resident: int, artifacts: Mapping[str, str], apart: bool = False
+    grid: Grid,
+    done: Collection[str],
+    resident: int,
+    artifacts: Mapping[str, str],
+    apart: bool = False,
+    claims: bool = False,
 ) -> list[Task]:
     """What is to be done: the cells that are not among `done`, `resident` variants at once beside float.
 
     artifacts: key of the quantized model of each variant, by `model` and `label` joined by a newline. apart: several
-    workers share an evaluation, else a task has all of its conditions.
+    workers share an evaluation, else a task has all of its conditions. claims: they see what others embed.
     """
     out: list[Task] = []
     for (model, sets), blocks in _by_evaluation(grid.blocks, done).items():
@@ -59,7 +66,7 @@ def tasks(
             floats = [block for block in narrowed if block.variant.is_float]
             others = [block for block in narrowed if not block.variant.is_float]
             means = apart and any(len(corruptions_of(each)) > 1 for each in conditions)
-            after = frozenset(task.key for task in before) if means else frozenset()
+            after = frozenset(task.key for task in before) if means and not claims else frozenset()
             size = min(resident, MEANS) if means else resident
             for at in range(0, max(1, len(others)), size):
                 part = [*(floats if at == 0 else ()), *others[at : at + size]]
@@ -69,7 +76,7 @@ def tasks(
                 cells = [cell for block in part for cell in block.cells.values()]
                 key = key_of("task", 1, cells=cells)[:32]
                 before.append(Task(key, model, sets, grid.plan.measured, tuple(part), keys, known, after))
-                if at == 0 and floats and not means:
+                if at == 0 and floats and not means and not claims:
                     after = after | {key}
         out += before
     return out

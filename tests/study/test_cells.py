@@ -184,6 +184,16 @@ def test_several_workers_share_an_evaluation_by_its_conditions(tmp_path: Path) -
     assert {cell for task in found for cell in task.cells} == expand(plan, FACTS).cells()
 
 
+def test_where_workers_see_each_other_s_claims_nothing_waits(tmp_path: Path) -> None:
+    names = ", ".join(f'"{each}"' for each in members("noise"))
+    plan = plan_of(tmp_path, TEXT.replace('names = ["gaussian_noise"]', f"names = [{names}]"))
+    grid = expand(plan, FACTS)
+    keys = {f"scenes-clean\n{block.variant.label}": block.variant.label for block in grid.blocks}
+    found = {claims: tasks(grid, set(), 1, keys, apart=True, claims=claims) for claims in (False, True)}
+    assert [task.cells for task in found[True]] == [task.cells for task in found[False]]
+    assert any(task.after for task in found[False]) and not any(task.after for task in found[True])
+
+
 def test_means_of_groups_are_spread_over_the_workers(tmp_path: Path) -> None:
     names = ", ".join(f'"{each}"' for each in members("noise"))
     recipes = ", ".join(f'"w{bits}a8"' for bits in range(2, 9))

@@ -70,6 +70,10 @@ def run_command(
     json: common.Json = False,
 ) -> None:
     """Measure what is not in the store yet. Killed or stopped, it goes on when it is started again."""
+    from qclip.study import forking
+
+    if workers > 1 and ray is None:
+        forking.start()
     from qclip.study.plan_file import read
     from qclip.study.progress import Counts
     from qclip.study.run import engine_of, prepare, run

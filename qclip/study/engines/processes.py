@@ -4,17 +4,16 @@ at, which another one does again."""
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
 import os
 import signal
 import time
 from collections import Counter
-from collections.abc import Iterator
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
 from qclip.errors import InputError, OutputError
 
+from ..forking import LIBRARIES, start
 from ..measure import Bench, Outcome
 from ..store import StudyStore
 from ..tasks import Queue, Task
@@ -22,7 +21,6 @@ from . import WAIT, Told, Work, given_up
 
 LOST = 3  # workers that a task may cost
 OFTEN = 0.5  # seconds between two reports of a worker
-LIBRARIES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 class Processes:
@@ -89,11 +87,12 @@ class _Worker:
         self._start()
 
     def _start(self) -> None:
-        spawning = multiprocessing.get_context("spawn")  # no forked threads of torch
-        self.connection, theirs = spawning.Pipe()
-        self.process = spawning.Process(target=_serve, args=(theirs, self._work), daemon=True, name=self.name)
-        with _environment(self._work.threads):
-            self.process.start()
+        forking = start()
+        self.connection, theirs = forking.Pipe()
+        environment = os.environ | dict.fromkeys(LIBRARIES, str(self._work.threads))
+        given = theirs, self._work, environment
+        self.process = forking.Process(target=_serve, args=given, daemon=True, name=self.name)
+        self.process.start()
         theirs.close()
 
     def give(self, task: Task) -> None:
@@ -121,23 +120,10 @@ class _Worker:
         self.connection.close()
 
 
-@contextlib.contextmanager
-def _environment(threads: int) -> Iterator[None]:
-    """Libraries read how many threads they may have when they are loaded."""
-    before = {name: os.environ.get(name) for name in LIBRARIES}
-    os.environ.update(dict.fromkeys(LIBRARIES, str(threads)))
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
-
-
-def _serve(connection: Connection, work: Work) -> None:
+def _serve(connection: Connection, work: Work, environment: dict[str, str]) -> None:
     """The worker's process: Ctrl-C is the parent's, which ends this one; without a parent it ends by itself."""
+    os.environ.clear()
+    os.environ.update(environment)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     import torch
 

@@ -1,0 +1,42 @@
+"""The process that workers are forked from: it has imported what they need, so that one begins at once. It runs
+nothing, and so has no threads that a fork would lose (torch's and OpenMP's begin with the first work; jemalloc, which
+Arrow brings along, makes its own again).
+
+Started before this process imports as much itself, it does so at the same time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+from collections.abc import Iterator
+from multiprocessing import forkserver
+from multiprocessing.context import ForkServerContext
+
+LIBRARIES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+IMPORTED = ["qclip.study.measure"]
+
+
+def start() -> ForkServerContext:
+    """Starts it where it does not run; what makes workers. It sees the environment of now: a worker must be given its
+    own."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(IMPORTED)
+    with _environment(dict.fromkeys(LIBRARIES, "1")):  # read when a library is loaded; a worker may set more later
+        forkserver.ensure_running()
+    return context
+
+
+@contextlib.contextmanager
+def _environment(wanted: dict[str, str]) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in wanted}
+    os.environ.update(wanted)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
