@@ -138,6 +138,7 @@ def measure(args: argparse.Namespace) -> None:
     settings = STEPS | args.set
     for name, objective in wanted.items():
         about = {"arm": name + args.label, "objective": objective, "seed": SEED, "steps": settings["steps"]}
+        about |= {"note": args.note} if args.note else {}
         if any(about.items() <= row.items() for row in kept()):
             continue
         folder = Path(args.work) / (name + args.label).replace(" ", "")
@@ -219,6 +220,7 @@ def main() -> None:
     one.add_argument("--only", action="append", help="an arm; again for more")
     one.add_argument("--work", default="runs/qat", help="folder for checkpoints")
     one.add_argument("--label", default="", help="behind the arm's name")
+    one.add_argument("--note", default="", help="of pairs and settings, for the page")
     third = sub.add_parser("artifact", parents=[both])
     third.add_argument("path")
     third.add_argument("--arm", required=True, help="its name in the table")
