@@ -1,15 +1,15 @@
 """What a study saves, and what it costs: whole commands, timed one after the other while the machine does nothing else.
 
     python -m benchmarks.study_speed --data DIR          # DIR: cifar10_test.parquet; writes results/study_speed.json
-    python -m benchmarks.study_speed --data DIR --only workers --samples 500
+    python -m benchmarks.study_speed --data DIR --variants 3 --samples 300 --only study
 
-`evaluate`: 20 variants of `photos` on CIFAR-10's test and 15 corruptions, as one study and as separate `qclip evaluate`
-calls, of which some are timed and the rest counted as these. Both read the same artifacts and begin without embeddings;
-calls find the float model's in the cache from the second on, and `times_faster_without_cache` is where they do not, as
-on one machine each. The study runs in one process with all threads, and in as many of one thread each. The overhead
-of the one process is what its wall time has beyond the stages that compute.
-`workers`: one process with one thread, two with one thread each, and a Ray cluster of two workers with one thread each
-(where `ray` is installed), the same plan each time; quantizing is part of it.
+20 variants of `photos` on CIFAR-10's test and 15 corruptions. `study`: in one process with one thread, in two with one
+thread each, and on a Ray cluster of two workers with one thread each (where `ray` is installed), the same plan, begun
+without embeddings. `throughput` is images a second while it is measured, imports and looking at the plan aside; the
+overhead of the one process is what its time has beyond the stages that compute.
+`evaluate`: the same as separate `qclip evaluate` calls with all threads, of which some are timed and the rest counted
+as these; all read the same artifacts. Calls find the float model's embeddings in the cache from the second on, and
+`without_cache` is where they do not, as on one machine each.
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ from typing import Any
 
 import torch
 
+import qclip
+from qclip import recipes
 from qclip.files import write_atomic
 from qclip.machine import cpu_name
 
@@ -43,8 +45,9 @@ VARIANTS += [{"weight_bits": bits, "group": 64, "steps": ["hqq"]} for bits in (4
 PLAN = """
 models = ["photos"]
 recipes = []
-data = ["parquet:{data}/cifar10_test.parquet{samples}"]
-{more}
+data = ["{data}"]
+[artifacts]
+photos = [{artifacts}]
 [corruptions]
 names = ["imagenet-c"]
 severities = [3]
@@ -74,54 +77,21 @@ def study(plan: Path, store: Path, threads: int, *more: object) -> dict[str, Any
     return {"wall": wall} | json.loads(command.said)  # type: ignore[attr-defined]
 
 
-def variants(folder: Path, threads: int) -> list[Path]:
-    """Twenty artifacts of `photos`."""
+def variants(folder: Path, count: int) -> list[Path]:
+    """Artifacts of `photos`."""
+    base = qclip.load_model("photos")
     found = []
-    for number, grid in enumerate(VARIANTS):
-        file = folder / f"variant{number}.json"
-        file.write_text(json.dumps({"name": file.stem, "activation_bits": 8, **grid}))
-        found.append(folder / file.stem)
-        command("quantize", "photos", "--recipe", file, "--output", found[-1], cache=folder / "cache", threads=threads)
+    for number, grid in enumerate(VARIANTS[:count]):
+        recipe = recipes.Recipe.from_dict({"name": f"variant{number}", "activation_bits": 8, **grid})
+        found.append(qclip.save(qclip.quantize(base, recipe), folder / recipe.name))
     return found
 
 
-def against_evaluate(folder: Path, data: str, samples: str, timed: int, threads: int) -> dict[str, Any]:
-    made = variants(folder, threads)
-    plan = folder / "twenty.toml"
-    listed = ", ".join(json.dumps(str(each)) for each in made)
-    plan.write_text(PLAN.format(data=data, samples=samples, more=f"[artifacts]\nphotos = [{listed}]"))
-    whole = study(plan, folder / "store", threads)
-    shared = study(plan, folder / "store of workers", 1, "--workers", threads)["wall"] if threads > 1 else whole["wall"]
-    named = ("--data", f"parquet:{data}/cifar10_test.parquet{samples}", "--corruption", "imagenet-c", "--severity", 3)
-    asked = (*named, "--measure", "clean", "--measure", "corrupted")
-    each = [
-        command("evaluate", "photos", path, *asked, cache=folder / "cache-evaluate", threads=threads)
-        for path in made[:: len(made) // timed][:timed]
-    ]
-    separate = each[0] + statistics.median(each[1:]) * (len(made) - 1)  # the first embeds the float model, too
-    stages = sum(seconds for name, seconds in whole["seconds"].items() if name != "keep")
-    return {
-        "variants": len(made),
-        "study_seconds": round(whole["wall"], 1),
-        "evaluate_seconds_each": [round(seconds, 1) for seconds in each],
-        "evaluate_seconds_all": round(separate, 1),
-        "times_faster": round(separate / whole["wall"], 2),
-        "times_faster_without_cache": round(each[0] * len(made) / whole["wall"], 2),
-        "study_seconds_of_workers": round(shared, 1),
-        "times_faster_of_workers": round(separate / shared, 2),
-        "stage_seconds": {name: round(seconds, 2) for name, seconds in whole["seconds"].items()},
-        "run_seconds": round(whole["elapsed"], 2),
-        "overhead_of_run": round(whole["elapsed"] / stages - 1, 4),
-        "overhead_of_command": round(whole["wall"] / stages - 1, 4),
-    }
-
-
-def workers(folder: Path, data: str, samples: str, turns: int) -> dict[str, Any]:
-    plan = folder / "seven.toml"
-    more = '[methods]\nmethods = ["rtn"]\nweights = [8, 7, 6, 5, 4, 3, 2]\nactivations = [8]'
-    plan.write_text(PLAN.format(data=data, samples=samples, more=more))
+def studies(folder: Path, made: list[Path], data: str, turns: int) -> dict[str, Any]:
+    plan = folder / "plan.toml"
+    plan.write_text(PLAN.format(data=data, artifacts=", ".join(json.dumps(str(each)) for each in made)))
     ways: dict[str, tuple[object, ...]] = {"one process": (), "two processes": ("--workers", 2)}
-    walls: dict[str, list[float]] = {}
+    runs: dict[str, list[dict[str, Any]]] = {}
     tables: dict[str, str] = {}
     with cluster() as address:
         if address:
@@ -129,16 +99,48 @@ def workers(folder: Path, data: str, samples: str, turns: int) -> dict[str, Any]
         for _ in range(turns):
             for name, options in ways.items():
                 store = folder / f"store of {name}"
-                found = study(plan, store, 1, *options)
-                walls.setdefault(name, []).append(found["wall"])
+                runs.setdefault(name, []).append(study(plan, store, 1, *options))
                 command("study", "table", plan, "--store", store, "--format", "csv", cache=folder / "cache", threads=1)
                 tables[name] = command.said  # type: ignore[attr-defined]
-    first = tables["one process"]
-    middle = {name: statistics.median(each) for name, each in walls.items()}
+                print(name, runs[name][-1], flush=True)
+    one = statistics.median(each["wall"] for each in runs["one process"])
+    inside = statistics.median(each["elapsed"] for each in runs["one process"])
+    stages = runs["one process"][0]["seconds"]
+    computing = sum(seconds for name, seconds in stages.items() if name != "keep")
     return {
-        "seconds": {name: [round(seconds, 1) for seconds in each] for name, each in walls.items()},
-        "times_faster": {name: round(middle["one process"] / each, 2) for name, each in middle.items()},
-        "tables_equal": all(each == first for each in tables.values()),
+        "seconds": {name: [round(each["wall"], 1) for each in found] for name, found in runs.items()},
+        "times_faster": {n: round(one / statistics.median(e["wall"] for e in f), 2) for n, f in runs.items()},
+        "throughput": {n: round(inside / statistics.median(e["elapsed"] for e in f), 2) for n, f in runs.items()},
+        "tables_equal": len(set(tables.values())) == 1,
+        "stage_seconds": {name: round(seconds, 2) for name, seconds in stages.items()},
+        "overhead_of_run": round(runs["one process"][0]["elapsed"] / computing - 1, 4),
+        "overhead_of_command": round(runs["one process"][0]["wall"] / computing - 1, 4),
+    }
+
+
+def evaluations(folder: Path, made: list[Path], data: str, timed: int, threads: int) -> dict[str, Any]:
+    asked = (
+        "--data",
+        data,
+        "--corruption",
+        "imagenet-c",
+        "--severity",
+        3,
+        "--measure",
+        "clean",
+        "--measure",
+        "corrupted",
+    )
+    each = [
+        command("evaluate", "photos", path, *asked, cache=folder / "cache-evaluate", threads=threads)
+        for path in made[:: max(1, len(made) // timed)][:timed]
+    ]
+    separate = each[0] + statistics.median(each[1:] or each) * (len(made) - 1)  # the first embeds the float model, too
+    return {
+        "threads": threads,
+        "seconds_each": [round(seconds, 1) for seconds in each],
+        "seconds_all": round(separate, 1),
+        "seconds_all_without_cache": round(each[0] * len(made), 1),
     }
 
 
@@ -165,25 +167,29 @@ def cluster() -> Iterator[str | None]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True, help="folder of cifar10_test.parquet")
-    parser.add_argument("--only", choices=["evaluate", "workers"])
-    parser.add_argument("--samples", type=int, help="images of the labelled set; default: all, and 2,000 of `workers`")
-    parser.add_argument("--timed", type=int, default=5, help="`evaluate` calls that are timed")
+    parser.add_argument("--only", choices=["study", "evaluate"])
+    parser.add_argument("--variants", type=int, default=len(VARIANTS))
+    parser.add_argument("--samples", type=int, default=2000, help="images of the labelled set")
+    parser.add_argument("--timed", type=int, default=4, help="`evaluate` calls that are timed")
     parser.add_argument("--turns", type=int, default=1)
     args = parser.parse_args()
-    data, threads = str(Path(args.data).resolve()), torch.get_num_threads()
-    found: dict[str, Any] = json.loads(RESULT.read_text()) if RESULT.exists() else {}
-    found |= {"cpu": cpu_name(), "threads": threads}
+    data = f"parquet:{Path(args.data).resolve()}/cifar10_test.parquet?samples={args.samples}"
+    found: dict[str, Any] = {"cpu": cpu_name(), "labelled_images": args.samples, "variants": args.variants}
+    kept = json.loads(RESULT.read_text()) if RESULT.exists() else {}
+    if found.items() <= kept.items():
+        found = kept
     with tempfile.TemporaryDirectory() as folder:
-        if args.only != "workers":
-            some = f"?samples={args.samples}" if args.samples else ""
-            measured = against_evaluate(Path(folder), data, some, args.timed, threads)
-            found["evaluate"] = {"labelled_images": args.samples or "all"} | measured
-            print(json.dumps(found["evaluate"], indent=1), flush=True)
+        made = variants(Path(folder), args.variants)
         if args.only != "evaluate":
-            samples = args.samples or 2000
-            measured = workers(Path(folder), data, f"?samples={samples}", args.turns)
-            found["workers"] = {"labelled_images": samples} | measured
-            print(json.dumps(found["workers"], indent=1), flush=True)
+            found["study"] = studies(Path(folder), made, data, args.turns)
+        if args.only != "study":
+            found["evaluate"] = evaluations(Path(folder), made, data, args.timed, torch.get_num_threads())
+    if "study" in found and "evaluate" in found:
+        both = found["evaluate"]["seconds_all"], found["evaluate"]["seconds_all_without_cache"]
+        walls = {name: statistics.median(each) for name, each in found["study"]["seconds"].items()}
+        for name, seconds in zip(("times_faster", "times_faster_without_cache"), both, strict=True):
+            found["evaluate"][name] = {way: round(seconds / wall, 2) for way, wall in walls.items()}
+    print(json.dumps(found, indent=1), flush=True)
     write_atomic(RESULT, (json.dumps(found, indent=1) + "\n").encode())
 
 

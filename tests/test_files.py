@@ -322,7 +322,6 @@ IN_PLACE = {
     ("qclip/study/packing.py", "fresh / "): "into a part of `whole_folder`",
     ("benchmarks/study_report.py", "file.write_text("): "into a temporary folder",
     ("benchmarks/study_report.py", "(made / "): "into a temporary folder",
-    ("benchmarks/study_speed.py", "file.write_text("): "into a temporary folder",
     ("benchmarks/study_speed.py", "plan.write_text("): "into a temporary folder",
     ("benchmarks/study_report.py", "outer.write_text("): "into a temporary folder",
     ("qclip/study/page.py", "part / "): "into a part of `whole_folder`",
