@@ -16,7 +16,7 @@ from qclip import data as qdata
 from qclip.data import ImageSet
 from qclip.errors import InputError
 from qclip.reliability.keys import model_fingerprint, preprocess_fingerprint, runtime
-from qclip.rewrite import quantization
+from qclip.rewrite import quantization, weight_hash
 from qclip.store import key_of
 
 from .plan import Plan
@@ -36,7 +36,7 @@ class Facts:
     bytes: dict[str, int] = dataclasses.field(default_factory=dict)
     images: dict[str, int] = dataclasses.field(default_factory=dict)  # in each set
     refused: dict[str, dict[str, str]] = dataclasses.field(default_factory=dict)  # by model: recipe's hash -> why
-    strange: dict[str, str] = dataclasses.field(default_factory=dict)  # by artifact of another model: which
+    strange: dict[str, str] = dataclasses.field(default_factory=dict)  # by artifact of other weights: their name
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON has it, with a checksum."""
@@ -66,7 +66,7 @@ def look(plan: Plan, device: str = "cpu", progress: Callable[[str], None] = lamb
         try:
             model = zoo.load_model(name, device)
             found[name] = model_key(model)
-            sources[name] = getattr(model, "qclip_source", "")
+            sources[name] = weight_hash(model)
             if quantization(model) is None:
                 refused[name] = ptq.refusals(model, expanded(plan, name)[0])
         except InputError as why:
@@ -92,7 +92,7 @@ def look(plan: Plan, device: str = "cpu", progress: Callable[[str], None] = lamb
             except InputError as why:
                 raise plan.refusal(why, "artifacts", model, folder) from None
             folders[folder] = artifact.description_hash(content)
-            if content["source"] != sources[model]:
+            if content["provenance"].get("source_sha256") != sources[model]:
                 strange[folder] = content["source"]
     return Facts(found, sets, folders, frozenset(quantized), sizes, images, refused, strange)
 

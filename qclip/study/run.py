@@ -161,9 +161,10 @@ def changed(plan: Plan, store: StudyStore, facts: Facts) -> list[str]:
 
 
 def strange(facts: Facts) -> list[str]:
-    """Artifacts that were made of another model than the one that they are compared with."""
+    """Artifacts that were made of other weights than those that they are compared with."""
     return [
-        f"{folder!r} was made of {source!r}: its differences are to the model under which the plan lists it"
+        f"{folder!r} was made of {source!r} with other weights than the model under which the plan lists it, to which "
+        "its differences are"
         for folder, source in facts.strange.items()
     ]
 

@@ -206,13 +206,17 @@ def test_a_set_that_changed_is_said_aloud_and_measured_anew(
 
 
 def test_an_artifact_of_another_model_is_said_aloud(tmp_path: Path) -> None:
-    for name, model in (("own", "scenes-clean"), ("other", "scenes-noisy")):
-        qclip.save(qclip.quantize(qclip.load_model(model), "w8a8"), tmp_path / name)
-    listed = f'[artifacts]\nscenes-clean = ["{tmp_path / "own"}", "{tmp_path / "other"}"]\n'
-    ready = ready_of(plan_of(tmp_path, TEXT.replace("[ood]", f"{listed}[ood]")), tmp_path / "store")
+    own, changed = qclip.load_model("scenes-clean"), qclip.load_model("scenes-clean")
+    next(changed.parameters()).data.mul_(1.01)
+    for name, model in (("own", own), ("other", qclip.load_model("scenes-noisy")), ("changed", changed)):
+        qclip.save(qclip.quantize(model, "w8a8"), tmp_path / name)
+    folders = ", ".join(f'"{tmp_path / name}"' for name in ("own", "other", "changed"))
+    text = TEXT.replace("[ood]", f"[artifacts]\nscenes-clean = [{folders}]\n[ood]")
+    ready = ready_of(plan_of(tmp_path, text), tmp_path / "store")
+    said = "with other weights than the model under which the plan lists it, to which its differences are"
     assert ready.notes == [
-        f"'{tmp_path / 'other'}' was made of 'scenes-noisy': its differences are to the model under which the plan "
-        "lists it"
+        f"'{tmp_path / 'other'}' was made of 'scenes-noisy' {said}",
+        f"'{tmp_path / 'changed'}' was made of 'scenes-clean' {said}",
     ]
 
 
