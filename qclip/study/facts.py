@@ -66,7 +66,9 @@ def look(plan: Plan, device: str = "cpu", progress: Callable[[str], None] = lamb
         try:
             model = zoo.load_model(name, device)
             found[name] = model_key(model)
-            sources[name] = weight_hash(model)
+            if dict(plan.artifacts).get(name):
+                with models.explicit_form(model):
+                    sources[name] = weight_hash(model)
             if quantization(model) is None:
                 refused[name] = ptq.refusals(model, expanded(plan, name)[0])
         except InputError as why:
@@ -92,7 +94,7 @@ def look(plan: Plan, device: str = "cpu", progress: Callable[[str], None] = lamb
             except InputError as why:
                 raise plan.refusal(why, "artifacts", model, folder) from None
             folders[folder] = artifact.description_hash(content)
-            if content["provenance"].get("source_sha256") != sources[model]:
+            if content["provenance"].get("source_sha256") != sources[model]:  # as `qclip verify` asks
                 strange[folder] = content["source"]
     return Facts(found, sets, folders, frozenset(quantized), sizes, images, refused, strange)
 
