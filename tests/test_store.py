@@ -8,6 +8,7 @@ import os
 import struct
 import subprocess
 import sys
+import threading
 import warnings
 from pathlib import Path
 
@@ -239,17 +240,24 @@ def test_what_another_process_computes_is_left_to_it_until_it_ends(tmp_path) -> 
     store, other = Store(tmp_path / "made with it"), key_of("tested", 1, a=2)
     command = [sys.executable, "-c", CLAIM, store.folder, KEY]
     elsewhere = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    killed = threading.Event()
+
+    def kill() -> None:
+        killed.set()
+        elsewhere.kill()  # what it holds it loses
+
     try:
         assert elsewhere.stdout.readline().split() == [KEY]
         with store.claimed([KEY, other], wait=False) as mine:
             assert mine == {other}
+        threading.Timer(0.3, kill).start()
+        with store.claimed([KEY, other], wait=True) as mine:
+            assert mine == {KEY, other} and killed.is_set()
+            # for others it is this process's now
+            assert subprocess.run(command, input="", capture_output=True, text=True, check=True).stdout.split() == []
     finally:
-        elsewhere.kill()  # what it holds it loses
+        elsewhere.kill()
         elsewhere.wait()
-    with store.claimed([KEY, other], wait=True) as mine:
-        assert mine == {KEY, other}
-        # for others it is this process's now
-        assert subprocess.run(command, input="", capture_output=True, text=True, check=True).stdout.split() == []
     assert subprocess.run(command, input="", capture_output=True, text=True, check=True).stdout.split() == [KEY]
     assert [path.name for path in store.folder.iterdir()] == ["claims"]
 
