@@ -10,8 +10,9 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
+import signal
 from collections.abc import Iterator
-from multiprocessing import forkserver
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.context import ForkServerContext
 
 LIBRARIES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
@@ -20,11 +21,16 @@ IMPORTED = ["qclip.study.measure"]
 
 def start() -> ForkServerContext:
     """Starts it where it does not run; what makes workers. It sees the environment of now: a worker must be given its
-    own."""
+    own. Ctrl-C never reaches it and them: this process, which it does reach, ends them."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(IMPORTED)
-    with _environment(dict.fromkeys(LIBRARIES, "1")):  # read when a library is loaded; a worker may set more later
-        forkserver.ensure_running()
+    resource_tracker.ensure_running()  # here: it unblocks what is blocked
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # is inherited
+    try:
+        with _environment(dict.fromkeys(LIBRARIES, "1")):  # read when a library is loaded; a worker may set more later
+            forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
     return context
 
 

@@ -137,7 +137,7 @@ def _serve(connection: Connection, work: Work, environment: dict[str, str]) -> N
             connection.send((what, done, total))
 
     bench = Bench(StudyStore.open(work.store), work.runtime, work.threads, work.device, report)
-    with contextlib.suppress(EOFError, BrokenPipeError):
+    with contextlib.suppress(EOFError, ConnectionError):  # the latter: and has not read all that was said
         while True:
             task = connection.recv()
             try:
