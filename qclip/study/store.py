@@ -171,11 +171,13 @@ class StudyStore:
         return pa.concat_tables(parts) if parts else pa.schema([SCHEMA.field(n) for n in wanted]).empty_table()
 
     def _of_one(self, name: str, wanted: Sequence[str], cell: str) -> pa.Table:
-        """Raises InputError where the file is another cell's: its checksum tells of its content alone."""
+        """Raises InputError where the file is not the cell's: its checksum tells of its content alone."""
         columns = list(dict.fromkeys([*wanted, "cell"]))
         part = self.table(name, columns, _texts(columns))
-        if pc.unique(part["cell"]).to_pylist() not in ([cell], []):
-            raise InputError(f"{self.files.shown(name)} has rows of another cell; remove it, and run the plan again")
+        if pc.unique(part["cell"]).to_pylist() != [cell]:
+            raise InputError(
+                f"{self.files.shown(name)} does not hold the rows of its cell; remove it, and run the plan again"
+            )
         return part.select(wanted)
 
     def _of_many(

@@ -93,6 +93,16 @@ def test_whoever_does_it_the_table_is_the_same(
     assert table(ready) == table(small[0]) and table(ready).count("\n") > 20
 
 
+def test_workers_that_are_no_processes_of_this_machine_share_an_evaluation_too(
+    small: tuple[Ready, Told], tmp_path: Path
+) -> None:
+    found = [
+        [sorted({condition for block in task.blocks for condition in block.cells}) for task in ready.todo]
+        for ready in (ready_of(small[0].grid.plan, tmp_path / "s", **how) for how in ({}, {"apart": True}))
+    ]
+    assert found == [[["", "gaussian_noise"]], [[""], ["gaussian_noise"]]]
+
+
 def test_a_plan_that_grew_measures_only_what_is_new(small: tuple[Ready, Told], tmp_path: Path) -> None:
     first = small[0].grid.plan
     store = tmp_path / "s"

@@ -59,9 +59,13 @@ def test_a_file_under_another_cell_s_name_is_refused(copy: StudyStore) -> None:
     other.unlink()
     shutil.copy(one, moved)
     found = StudyStore.open(copy.folder)
-    with pytest.raises(InputError, match="has rows of another cell; remove it, and run the plan again") as caught:
+    with pytest.raises(InputError, match="not hold the rows of its cell; remove it, and run the plan again") as caught:
         found.rows(columns=["value"])
     assert moved.name in str(caught.value)
+    moved.unlink()
+    copy.write(runtime, "a" * 32, rows_of("a" * 32).slice(1), "{}", None)
+    with pytest.raises(InputError, match="not hold the rows of its cell"):
+        found.rows(columns=["value"])
 
 
 def test_a_newer_or_a_foreign_folder_is_refused(tmp_path: Path) -> None:
