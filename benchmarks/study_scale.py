@@ -43,14 +43,16 @@ names = ["all"]
 """
 
 
-def plan_of_many(folder: Path) -> dict[str, Any]:
+def plan_of_many(folder: Path, seeds: int = 67) -> dict[str, Any]:
     file = folder / "plan.toml"
-    file.write_text(PLAN.format(seeds=", ".join(map(str, range(67)))))
+    file.write_text(PLAN.format(seeds=", ".join(map(str, range(seeds)))))
     began = time.perf_counter()
     plan = read(file)
-    facts = Facts(dict.fromkeys("abc", "m"), {f"scenes:{name}": name for name in ("test", "dev", "train")}, {})
+    facts = Facts(
+        {name: f"model {name}" for name in "abc"}, {f"scenes:{name}": name for name in ("test", "dev", "train")}, {}
+    )
     grid = expand(plan, facts)
-    found = tasks(grid, set(), 8, artifacts(grid), 1)
+    found = tasks(grid, set(), 8, artifacts(grid), apart=True, claims=True)
     queue = Queue(found)
     while (task := queue.take()) is not None:
         queue.finish(task)

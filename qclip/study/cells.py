@@ -27,7 +27,7 @@ CLEAN = ""
 CELL = 32  # hex digits of a cell's hash
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class Block:
     """The cells of one variant on one evaluation: condition -> hash."""
 
@@ -38,7 +38,7 @@ class Block:
     def under(self, conditions: Collection[str]) -> Block:
         """With the cells of these conditions alone."""
         left = {condition: cell for condition, cell in self.cells.items() if condition in conditions}
-        return dataclasses.replace(self, cells=left)
+        return Block(self.variant, self.sets, left)
 
 
 @dataclasses.dataclass(frozen=True)

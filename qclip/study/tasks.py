@@ -20,23 +20,30 @@ from qclip.store import key_of
 
 from .cells import Block, Grid, corruptions_of
 from .plan import Measured, Sets
+from .variants import FLOAT
 
 MEANS = 4  # variants of a task of a group's mean, where several workers share an evaluation
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class Task:
-    """blocks: variants of one model on one evaluation, each with the cells that are wanted of it. facts: keys of what
-    it builds on: of the model, and of the sets. after: the keys of the tasks that come before it."""
+    """whole: variants of one model on one evaluation, of which those conditions are wanted. facts: keys of what it
+    builds on: of the model, and of the sets. after: the keys of the tasks that come before it."""
 
     key: str
     model: str
     sets: Sets
     measured: Measured
-    blocks: tuple[Block, ...]
+    whole: tuple[Block, ...]
+    conditions: tuple[str, ...]
     artifacts: tuple[str, ...]  # key of each block's quantized model, "" of float
     facts: Mapping[str, str]
     after: frozenset[str] = frozenset()
+
+    @property
+    def blocks(self) -> tuple[Block, ...]:
+        """Variants with the cells that are wanted. Made when it is asked for: large plans have very many."""
+        return tuple(block.under(self.conditions) for block in self.whole)
 
     @property
     def cells(self) -> list[str]:
@@ -60,40 +67,59 @@ def tasks(
     for (model, sets), blocks in _by_evaluation(grid.blocks, done).items():
         facts = {f"model {model}": grid.facts.models[model]}
         facts |= {f"set {name}": grid.facts.sets[name] for name in sets.names()}
-        before: list[Task] = []
+        known: dict[tuple[str, ...], dict[str, str]] = {}  # shared by tasks that calibrate on the same sets
+        embedding: dict[str, list[str]] = {}  # by variant: the keys of tasks that embed it
         for conditions in _parts(blocks, apart):
-            narrowed = [block for each in blocks if (block := each.under(conditions)).cells]
-            floats = [block for block in narrowed if block.variant.is_float]
-            others = [block for block in narrowed if not block.variant.is_float]
+            wanted = [block for block in blocks if not block.cells.keys().isdisjoint(conditions)]
+            floats = [block for block in wanted if block.variant.is_float]
+            others = [block for block in wanted if not block.variant.is_float]
             means = apart and any(len(corruptions_of(each)) > 1 for each in conditions)
-            after = frozenset(task.key for task in before) if means and not claims else frozenset()
             size = min(resident, MEANS) if means else resident
+            first: str | None = None  # the key of the task with the float model's own cells
             for at in range(0, max(1, len(others)), size):
                 part = [*(floats if at == 0 else ()), *others[at : at + size]]
-                used = [b.variant.calibration for b in part if b.variant.calibration]
-                known = facts | {f"set {name}": grid.facts.sets[name] for name in used}
+                used = tuple(dict.fromkeys(b.variant.calibration for b in part if b.variant.calibration))
+                if used not in known:
+                    known[used] = facts | {f"set {name}": grid.facts.sets[name] for name in used}
                 keys = tuple(artifacts[f"{block.variant.model}\n{block.variant.label}"] for block in part)
-                cells = [cell for block in part for cell in block.cells.values()]
+                cells = [block.cells[each] for block in part for each in conditions if each in block.cells]
                 key = key_of("task", 1, cells=cells)[:32]
-                before.append(Task(key, model, sets, grid.plan.measured, tuple(part), keys, known, after))
-                if at == 0 and floats and not means and not claims:
-                    after = after | {key}
-        out += before
+                after: set[str] = set()
+                if not claims:
+                    labels = {FLOAT, *(block.variant.label for block in part)} if means else ()
+                    after.update({first} if first else (), *(embedding.get(label, ()) for label in labels))
+                out.append(
+                    Task(
+                        key,
+                        model,
+                        sets,
+                        grid.plan.measured,
+                        tuple(part),
+                        conditions,
+                        keys,
+                        known[used],
+                        frozenset(after),
+                    )
+                )
+                if not means:
+                    first = first or (key if floats else None)
+                    for block in part:
+                        embedding.setdefault(block.variant.label, []).append(key)
     return out
 
 
-def _parts(blocks: Iterable[Block], apart: bool) -> Iterator[list[str]]:
+def _parts(blocks: Iterable[Block], apart: bool) -> Iterator[tuple[str, ...]]:
     """The conditions of an evaluation as tasks have them: the sets as they are, each corruption, and the means of
     groups, which are made of these."""
     wanted = list(dict.fromkeys(condition for block in blocks for condition in block.cells))
     if not apart:
-        yield wanted
+        yield tuple(wanted)
         return
     kinds: tuple[list[str], list[str], list[str]] = ([], [], [])
     for each in wanted:
         kinds[min(len(corruptions_of(each)), 2)].append(each)
     clean, single, groups = kinds
-    yield from filter(None, [clean, *([each] for each in single), groups])
+    yield from filter(None, [tuple(clean), *((each,) for each in single), tuple(groups)])
 
 
 def _by_evaluation(blocks: Iterable[Block], done: Collection[str]) -> dict[tuple[str, Sets], list[Block]]:
@@ -112,11 +138,11 @@ class Queue:
     def __init__(self, todo: Iterable[Task]) -> None:
         todo = list(todo)
         known = {task.key for task in todo}
-        self._needs = {task.key: set(task.after & known) for task in todo}
-        self._ready = deque(task for task in todo if not self._needs[task.key])
+        self._needs = {task.key: set(needs) for task in todo if (needs := task.after & known)}
+        self._ready = deque(task for task in todo if task.key not in self._needs)
         self._waiting: dict[str, list[Task]] = {}  # by what they wait for
         for task in todo:
-            for key in self._needs[task.key]:
+            for key in self._needs.get(task.key, ()):
                 self._waiting.setdefault(key, []).append(task)
         self._running = 0
 

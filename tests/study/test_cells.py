@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks.study_scale import plan_of_many
 from qclip.data.corruptions import members
 from qclip.errors import InputError
 from qclip.study.cells import CLEAN, Grid, conditions, expand
@@ -177,10 +178,10 @@ def test_several_workers_share_an_evaluation_by_its_conditions(tmp_path: Path) -
     parts = [CLEAN, *noises, "noise"]
     variants = "w8a8", "w4a8"
     assert list(waits) == [(variant, part) for part in parts for variant in variants]
-    singles = {(variant, part) for part in parts[:-1] for variant in variants}
     for (variant, part), others in waits.items():
-        floats = {("w8a8", part)} if variant == "w4a8" else set()
-        assert others == (singles if part == "noise" else floats), "whose task has float's cells"
+        floats = {("w8a8", part)} if variant == "w4a8" else set()  # whose task has float's cells
+        made_of = {(each, single) for each in {variant, "w8a8"} for single in parts[:-1]}
+        assert others == (made_of if part == "noise" else floats)
     assert {cell for task in found for cell in task.cells} == expand(plan, FACTS).cells()
 
 
@@ -223,3 +224,8 @@ def test_others_wait_for_the_float_model_s_task_and_what_is_put_back_comes_again
     assert queue.take() is first
     queue.finish(first)
     assert {task.blocks[0].variant.label for task in (queue.take(), queue.take()) if task} == {"w6a8", "w4a8"}
+
+
+def test_the_benchmark_of_large_plans_has_a_task_for_every_cell_once(tmp_path: Path) -> None:
+    found = plan_of_many(tmp_path, seeds=1)
+    assert found["cells"] > 10_000 and found["tasks"] > 100
