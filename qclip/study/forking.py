@@ -14,6 +14,7 @@ import signal
 from collections.abc import Iterator
 from multiprocessing import forkserver, resource_tracker
 from multiprocessing.context import ForkServerContext
+from multiprocessing.util import Finalize
 
 LIBRARIES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 IMPORTED = ["qclip.study.measure"]
@@ -29,9 +30,26 @@ def start() -> ForkServerContext:
     try:
         with _environment(dict.fromkeys(LIBRARIES, "1")):  # read when a library is loaded; a worker may set more later
             forkserver.ensure_running()
+        if (server := _server()) not in _ENDED_AT_EXIT:
+            _ENDED_AT_EXIT.add(server)
+            Finalize(None, _end, (server,), exitpriority=-1)  # of this process, not of its children
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
     return context
+
+
+_ENDED_AT_EXIT: set[int] = set()
+
+
+def _server() -> int:
+    return forkserver._forkserver._forkserver_pid  # type: ignore[attr-defined,no-any-return]
+
+
+def _end(server: int) -> None:
+    """By itself it would end when it has imported: until then who reads what this process printed would wait."""
+    if server == _server():
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(server, signal.SIGKILL)
 
 
 @contextlib.contextmanager

@@ -51,6 +51,16 @@ def test_ctrl_c_reaches_who_started_it_alone() -> None:
     assert done.stderr.splitlines()[-1] == "KeyboardInterrupt" and done.stderr.count("Traceback") == 1
 
 
+def test_nobody_waits_for_the_imports_of_a_process_that_has_ended(tmp_path: Path) -> None:
+    (tmp_path / "slow.py").write_text("import time; time.sleep(600)")
+    lines = "from qclip.study import forking; forking.IMPORTED.append('slow'); forking.start(); forking.start()"
+    path = os.pathsep.join([str(tmp_path), str(Path(forking.__file__).parents[2])])
+    done = subprocess.run(
+        [sys.executable, "-c", lines], env=os.environ | {"PYTHONPATH": path}, capture_output=True, timeout=120
+    )
+    assert done.returncode == 0 and done.stderr == b""
+
+
 def test_a_worker_whose_parent_was_killed_ends_without_a_traceback(small: tuple[Ready, Told]) -> None:
     """Which has not read all that the worker said."""
     ready, told = small
