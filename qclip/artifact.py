@@ -12,6 +12,7 @@ import functools
 import hashlib
 import json
 import os
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -65,8 +66,10 @@ def save(model: nn.Module, path: str | Path, force: bool = False) -> Path:
     with whole_folder(path, last=DESCRIPTION, alone=True) as fresh:
         try:
             save_file(_unshared(tensors_of(model)), fresh / TENSORS, metadata={"format": "pt"})
-        except SafetensorError as error:  # its name for a full disk
-            raise OSError(str(error)) from None
+        except SafetensorError as error:  # its name for a full disk: "... (os error 28)"
+            number = re.search(r"os error (\d+)", str(error))
+            why = OSError(str(error)) if number is None else OSError(int(number[1]), os.strerror(int(number[1])))
+            raise why from None
         tokenizer, tokenizer_file = models.carried_tokenizer(model)
         content = {
             "format": FORMAT,

@@ -128,14 +128,14 @@ def _trained(
 ) -> nn.Module:
     """One run of an arm: loaded where it is finished, else trained, from the last checkpoint where there is one."""
     folder, device = output / f"{arm.folder}-seed{seed}", models.encoders(model).device
+    training = folder.with_name(f"{folder.name}.training")
     chosen = arm.settings | {"seed": seed}
     if artifact.is_artifact(folder):
         _check(folder, arm, source, pairs, dataclasses.asdict(Settings(**chosen)), classes)
-        return artifact.load(folder, device)
-    training = folder.with_name(f"{folder.name}.training")
-    done = train(model, arm.recipe, pairs, training, classes=classes, progress=progress, **chosen)
-    artifact.save(done, folder)
-    forget(training)
+    else:
+        done = train(model, arm.recipe, pairs, training, classes=classes, progress=progress, **chosen)
+        artifact.save(done, folder)
+    forget(training)  # of a run that was killed right behind its artifact, too
     return artifact.load(folder, device)
 
 

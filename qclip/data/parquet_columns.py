@@ -66,7 +66,9 @@ def captions(where: str, column: pa.ChunkedArray, name: str) -> list[list[str]]:
     if is_text(kind):
         return [[c] if c is not None else [] for c in _texts(where, name, column)]
     if not ((pa.types.is_list(kind) or pa.types.is_large_list(kind)) and is_text(kind.value_type)):
-        raise DataError(f"{where}: column {name!r} holds {kind}, not texts or lists of texts.")
+        raise DataError(
+            f"{where}: column {name!r} holds {kind}, not texts or lists of texts; write it as such, or name another."
+        )
     return [[c for c in found or [] if c is not None] for found in _texts(where, name, column)]
 
 

@@ -143,9 +143,8 @@ def begin(
     """What the methods of a recipe work on: the model, brought into explicit form in place, checked, with the state of
     every site and the samples that the recipe needs. Raises as `quantize_`."""
     if (done := rewrite.quantization(model)) is not None and done.plans:
-        raise ModelError(
-            f"the model is quantized already (recipe {done.recipe.name!r}); quantize the float model instead"
-        )
+        why = "quantize" if recipe.trained is None else "no gradient passes its layers: train"
+        raise ModelError(f"the model is quantized already (recipe {done.recipe.name!r}); {why} the float model instead")
     if recipe.needs_data and calibration is None:
         raise RecipeError(f"recipe {recipe.name!r} needs data to calibrate with; name a set ({option('calibration')})")
     names = {module: name for name, module in model.named_modules()}

@@ -17,7 +17,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from ..errors import ArtifactError, InputError
+from ..errors import InputError
 from ..files import write_atomic
 from ..untrusted import open_regular, parse_json, read_header
 
@@ -57,18 +57,27 @@ def latest(folder: Path) -> Path | None:
 
 def read(path: Path, made_of: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors and facts of a checkpoint. Raises CheckpointError where it cannot be read, or is of another run."""
+    try:
+        tensors, facts = _content(path)
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"{error}; remove it, and the run goes on from the checkpoint before it, or begins again"
+        ) from None
+    check_same(path.parent, facts["made_of"], made_of)
+    return tensors, facts
+
+
+def _content(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     read_header(path, CheckpointError)
     try:
         with open_regular(path, CheckpointError) as file:
             tensors = safetensors.torch.load(file.read())
         told = tensors.pop(FACTS).numpy().tobytes()
     except (SafetensorError, KeyError, OSError) as error:
-        raise CheckpointError(f"{str(path)!r} is no checkpoint of training ({error}); remove it") from None
-    facts = parse_json(told, str(path), ArtifactError, LIMIT)
-    before = facts.get("made_of") if isinstance(facts, dict) else None
-    if not isinstance(before, dict):
-        raise CheckpointError(f"{str(path)!r} does not say what it is of; remove it")
-    check_same(path.parent, before, made_of)
+        raise CheckpointError(f"{str(path)!r} is no checkpoint of training ({error})") from None
+    facts = parse_json(told, str(path), CheckpointError, LIMIT)
+    if not isinstance(facts, dict) or not isinstance(facts.get("made_of"), dict):
+        raise CheckpointError(f"{str(path)!r} does not say what it is of")
     return tensors, facts
 
 
@@ -77,9 +86,10 @@ def check_same(folder: Path, before: dict[str, Any], now: dict[str, Any]) -> Non
     difference."""
     for name in dict.fromkeys([*now, *before]):
         if before.get(name) != now.get(name):
+            again = f"start it with as many {name} to go on, " if name in ("threads", "processes") else ""
             raise CheckpointError(
                 f"{str(folder)!r} holds a run whose {name} is {_shown(before.get(name))}, and this one's is "
-                f"{_shown(now.get(name))}; name another output, or remove that folder"
+                f"{_shown(now.get(name))}; {again}name another output, or remove that folder"
             )
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from .. import models, recipes
 from ..errors import DataError, InputError, ModelError
+from ..files import check_folder
 from ..models import Encoders
 from ..progress import Progress
 from ..recipes import Recipe
@@ -58,6 +59,8 @@ def train(
     chosen = Settings.of(recipe, **settings)
     _check_start(chosen, recipe)
     objective, processes = Objective(chosen.objective), Processes.of_environment()
+    if output is not None and processes.first:
+        check_folder(output, (), force=True)
     encoders = models.encoders(model)
     if len(encoders.towers) < 2:
         raise ModelError(

@@ -114,7 +114,7 @@ class Pairs:
         if lacking := [i for i, each in enumerate(texts) if not each]:
             raise DataError(f"image {lacking[0]} of the {name} has an empty caption; give each image one")
         if len(texts) < 2:
-            raise DataError(f"{name} has {len(texts)} pair(s); training needs two at least")
+            raise DataError(f"{name} has {len(texts)} pair(s), and training needs two at least; give more")
         place: dict[str, int] = {}
         captions = [[place.setdefault(c, len(place)) for c in each] for each in texts]
         tokens = encoders.tokenizer(list(place))
@@ -162,7 +162,9 @@ def captioned(data: object) -> ImageSet:
         )
         found = found.select(has)
     if len(found) < 2:
-        raise DataError(f"{found.spec} has {len(found)} image(s) with a caption; training needs two at least")
+        raise DataError(
+            f"{found.spec} has {len(found)} image(s) with a caption, and training needs two at least; give more"
+        )
     return found
 
 

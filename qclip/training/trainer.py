@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..errors import InputError, NonFiniteError, QclipError
+from ..errors import InputError, NonFiniteError, OutputError, QclipError
 from ..progress import Progress
 from . import checkpoint
 from .log import Log
@@ -206,8 +206,12 @@ class Trainer:
             return
         if self.processes.first:
             facts = {"made_of": self.made_of, "step": self.done, "columns": self.log.columns}
-            checkpoint.write(self.folder, self.done, self._state(), facts)
-            self.log.write()
+            try:
+                checkpoint.write(self.folder, self.done, self._state(), facts)
+                self.log.write()
+            except OutputError as error:
+                hint = "make room for it, and start it again"
+                raise self._stopped(OutputError, str(error), hint=hint, step=self.done) from error
         self.processes.wait()
 
     def _go_on(self) -> None:

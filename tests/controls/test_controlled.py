@@ -103,10 +103,13 @@ def test_finished_arms_are_kept_and_others_refused(
     noise = qclip.load(folder / "w2a8-noise-seed1")
     assert not rewrite.is_quantized(noise) and rewrite.is_quantized(qclip.load(folder / "w2a8-lsq-seed0"))
     monkeypatch.setattr(run, "train", lambda *_, **__: pytest.fail("an arm was trained again"))
+    behind = folder / "w2a8-lsq-seed0.training" / "step-0000002.safetensors"  # of a run that was killed at its end
+    behind.write_bytes(b"left")
     model = qclip.load_model("scenes-clean")
     controls = ["float-continued", "float-tuned", "noise"]
     again = qclip.controlled(model, "w2a8-lsq", "scenes:train", folder, seeds=2, controls=controls, **SETS, **SETTINGS)
     assert [row for row in again if row["metric"] == "nll"] == [row for row in results if row["metric"] == "nll"]
+    assert not behind.exists()
     for change, told in (
         ({"rate": 2e-4}, "whose rate is 0.0001, and this one's is 0.0002"),
         ({"pairs": 20}, "whose pairs is"),

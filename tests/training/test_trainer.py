@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from torch import nn
 
@@ -294,13 +295,15 @@ def test_a_full_disk_leaves_the_checkpoint_before(tmp_path: Path, monkeypatch: p
 
     def full(descriptor: int) -> None:
         calls.append(descriptor)
-        if len(calls) > 6:
+        if len(calls) > 5:  # behind a probe, and a checkpoint with its log
             raise OSError(28, "No space left on device")
         sync(descriptor)
 
     with monkeypatch.context() as patch:
         patch.setattr(files.os, "fsync", full)
-        with pytest.raises(OutputError, match="No space left on device; what was there before is unchanged"):
+        with pytest.raises(
+            OutputError, match=r"stopped at step 4: .*No space left on device; .*make room.*step-0000002"
+        ):
             qclip.train(small_clip(), "w8a8-ste", pairs(), tmp_path / "run", **SETTINGS)
     kept = checkpoint.latest(tmp_path / "run")
     assert kept is not None and not list((tmp_path / "run").glob(".qclip*"))
@@ -320,10 +323,35 @@ def test_a_checkpoint_of_something_else_is_refused(tmp_path: Path) -> None:
     for data in ((images.flip(0), texts), (images, texts[::-1])):
         with pytest.raises(CheckpointError, match="whose data is"):
             qclip.train(small_clip(), "w8a8-ste", data, tmp_path, **SETTINGS)
+    with pytest.raises(CheckpointError, match="threads is 1, and this one's is 2; start it with as many threads to go"):
+        checkpoint.check_same(tmp_path, {"threads": 1}, {"threads": 2})
+
+
+def test_a_checkpoint_that_is_damaged_is_removed_by_its_user_and_the_run_goes_on(tmp_path: Path) -> None:
+    whole = qclip.train(small_clip(), "w8a8-ste", pairs(), tmp_path, **SETTINGS)
     path = checkpoint.latest(tmp_path)
-    path.write_bytes(path.read_bytes()[:-9])
-    with pytest.raises(CheckpointError, match="truncated|not a readable"):
-        qclip.train(small_clip(), "w8a8-ste", pairs(), tmp_path, **SETTINGS)
+    content = path.read_bytes()
+    foreign = safetensors.torch.save({"a": torch.zeros(1)})
+    bare = safetensors.torch.save({checkpoint.FACTS: torch.tensor(list(b"{}"), dtype=torch.uint8)})
+    for damaged in (content[:-9], b"", foreign, bare):
+        path.write_bytes(damaged)
+        with pytest.raises(
+            CheckpointError, match=r"step-0000006\.safetensors' .*; remove it, and the run goes on from"
+        ):
+            qclip.train(small_clip(), "w8a8-ste", pairs(), tmp_path, **SETTINGS)
+    path.unlink()
+    same(state(qclip.train(small_clip(), "w8a8-ste", pairs(), tmp_path, **SETTINGS)), state(whole))
+
+
+def test_a_place_where_no_checkpoint_can_be_is_refused_before_anything_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("mine")
+    monkeypatch.setattr(fit.Pairs, "of", lambda *_: pytest.fail("pairs were read first"))
+    for output in ("file", "file/run"):
+        with pytest.raises(InputError, match="file' is a file; name a folder|cannot be written: Not a directory"):
+            qclip.train(small_clip(), "w8a8-ste", pairs(), tmp_path / output, **SETTINGS)
+    assert (tmp_path / "file").read_text() == "mine" and len(list(tmp_path.iterdir())) == 1
 
 
 def refused(data: object, error: type[Exception], told: str, **settings) -> None:
@@ -336,7 +364,7 @@ def test_pairs_that_are_none() -> None:
     refused("scenes:test?samples=8", DataError, "a batch of 8 was asked for, and 6 pairs are there")
     refused((images, texts[:3]), DataError, "24 images and captions of 3")
     refused((images, [[""], *texts[1:]]), DataError, "image 0 of the given pairs has an empty caption")
-    refused((images[:1], texts[:1]), DataError, r"1 pair\(s\); training needs two")
+    refused((images[:1], texts[:1]), DataError, r"1 pair\(s\), and training needs two at least; give more")
     refused((images[:1, :, :9], texts[:1]), DataError, "1 pair")
     refused(17, DataError, "pairs are a data name")
     refused((images, texts), InputError, "batch of one says nothing to objective 'contrastive", batch=1)
@@ -373,6 +401,11 @@ def test_settings_that_are_none() -> None:
         Settings.of(recipe, precision="half")
     with pytest.raises(InputError, match="names 'mse' twice"):
         Objective("mse+contrastive+2*mse")
+    for weight in ("-1", "1e38", "nan"):
+        with pytest.raises(InputError, match=f"the weight '{weight}' is no number from 0 to below 1e9 in plain digits"):
+            Objective(f"{weight}*mse")
+    with pytest.raises(InputError, match="has weights of 0 alone, from which nothing is learned"):
+        Objective("0*contrastive+0.0*mse")
     with pytest.raises(InputError, match="unknown objective 'contrast'"):
         Objective("contrast")
 

@@ -120,11 +120,14 @@ class Objective:
             weight, _, kind = part.rpartition("*")
             if weight and not re.fullmatch(r"\d{1,9}(\.\d{1,9})?", weight):
                 raise InputError(
-                    f"objective {name!r}: the weight {weight!r} is no number; write it as in 'contrastive+10*mse'"
+                    f"objective {name!r}: the weight {weight!r} is no number from 0 to below 1e9 in plain digits; "
+                    "write it as in 'contrastive+0.5*mse'"
                 )
             if kind in [term.name for _, term in self.terms]:
                 raise InputError(f"objective {name!r} names {kind!r} twice; keep one")
             self.terms.append((float(weight or 1), OBJECTIVES.get(kind)()))
+        if not any(weight for weight, _ in self.terms):
+            raise InputError(f"objective {name!r} has weights of 0 alone, from which nothing is learned; raise one")
         if odd := sorted(self.needs - set(NEEDS)):
             raise InputError(f"objective {name!r} needs {odd[0]!r}, and there is only {', '.join(NEEDS)}")
 
