@@ -95,15 +95,15 @@ def note_calls(log: Path) -> None:
     os._exit = noted  # type: ignore[assignment]
 
 
-def kill_at(moment: int) -> None:
-    """SIGKILL right before the call of that number, counted from 1."""
+def kill_at(moment: int, number: int = SIGKILL) -> None:
+    """A signal, right before the call of that number, counted from 1."""
     left = moment
 
     def count(_: str) -> None:
         nonlocal left
         left -= 1
         if left == 0:
-            os.kill(os.getpid(), SIGKILL)
+            os.kill(os.getpid(), number)
 
     _on_call(count)
 

@@ -304,3 +304,44 @@ def test_a_training_that_is_killed_goes_on_to_the_bit(tiny_model: str, folder: P
         assert (file_hash(folder / "small" / "model.safetensors"), (kept / "log.csv").read_bytes()) == undisturbed
         assert leftovers(folder) == []
     assert went_on
+
+
+def test_controls_that_are_killed_or_interrupted_go_on_where_they_were(
+    tiny_model: str, folder: Path, full: bool
+) -> None:
+    command = ["controls", tiny_model, "--recipe", "w4a4-lsq", "--control", "noise", "--pairs", "scenes:train"]
+    command += [
+        "--samples",
+        "12",
+        "--steps",
+        "2",
+        "--batch",
+        "4",
+        "--save-every",
+        "1",
+        "--seeds",
+        "1",
+        "--threads",
+        "1",
+    ]
+    command += ["--data", "scenes:test?samples=12", "--dev", "scenes:dev?samples=12", "--force", "--output", "out"]
+    calls, arms, trained = folder.parent / "calls", folder / "out.arms", set()
+
+    def found() -> tuple[Any, ...]:
+        files = sorted(path for path in arms.rglob("*") if path.is_file())  # no checkpoint among them
+        return numbers(folder / "out" / "results.json"), [(path.name, path.read_bytes()) for path in files]
+
+    assert processes.run(command, folder, processes.note_calls, calls, **cache(folder))[0] == 0
+    undisturbed = found()
+    count = 12 if full else 4
+    for number, moment in enumerate(moments(calls, count, 5)):
+        for path in (folder / "out", arms, folder.parent / "cache"):
+            shutil.rmtree(path, ignore_errors=True)
+        how = signal.SIGINT if number == count // 2 else signal.SIGKILL
+        code, _, err = processes.run(command, folder, processes.kill_at, moment, how, **cache(folder))
+        assert code == (130 if how == signal.SIGINT else -signal.SIGKILL), err
+        trained.add(len(list(arms.glob("*/qclip.json"))))
+        code, _, err = processes.run(command, folder, **cache(folder))
+        assert code == 0, err
+        assert found() == undisturbed and leftovers(folder) == []
+    assert len(trained) > 1  # arms that were finished when it ended
