@@ -1,11 +1,13 @@
 """A run of training on disk: one safetensors file, written whole or not at all, from which it goes on to the bit.
 
 Next to the tensors it holds, as JSON, what the run is made of; a run that differs in any of it does not go on from it.
+Nor does any from a file whose checksum is another: a weight of which a bit has turned looks as good as before.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import re
 from pathlib import Path
@@ -36,8 +38,9 @@ def write(folder: Path, step: int, tensors: dict[str, Tensor], facts: dict[str, 
     the earlier ones are then unharmed."""
     told = np.frombuffer(json.dumps(facts).encode(), np.uint8).copy()
     held = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    held[FACTS] = torch.from_numpy(told)
     path = folder / f"step-{step:07d}.safetensors"
-    write_atomic(path, safetensors.torch.save({**held, FACTS: torch.from_numpy(told)}))
+    write_atomic(path, safetensors.torch.save(held, {"sha256": _checksum(held)}))
     for old in _found(folder)[:-KEPT]:
         with contextlib.suppress(OSError):
             old.unlink()
@@ -71,7 +74,11 @@ def _content(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     read_header(path, CheckpointError)
     try:
         with open_regular(path, CheckpointError) as file:
-            tensors = safetensors.torch.load(file.read())
+            content = file.read()
+        tensors = safetensors.torch.load(content)
+        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+        if header.get("__metadata__", {}).get("sha256") != _checksum(tensors):
+            raise CheckpointError(f"{str(path)!r} is not what was written: its checksum is another")
         told = tensors.pop(FACTS).numpy().tobytes()
     except (SafetensorError, KeyError, OSError) as error:
         raise CheckpointError(f"{str(path)!r} is no checkpoint of training ({error})") from None
@@ -79,6 +86,14 @@ def _content(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if not isinstance(facts, dict) or not isinstance(facts.get("made_of"), dict):
         raise CheckpointError(f"{str(path)!r} does not say what it is of")
     return tensors, facts
+
+
+def _checksum(tensors: dict[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.flatten().view(torch.uint8).numpy().tobytes() if tensor.numel() else b"")
+    return digest.hexdigest()
 
 
 def check_same(folder: Path, before: dict[str, Any], now: dict[str, Any]) -> None:

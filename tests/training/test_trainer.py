@@ -332,8 +332,10 @@ def test_a_checkpoint_that_is_damaged_is_removed_by_its_user_and_the_run_goes_on
     path = checkpoint.latest(tmp_path)
     content = path.read_bytes()
     foreign = safetensors.torch.save({"a": torch.zeros(1)})
-    bare = safetensors.torch.save({checkpoint.FACTS: torch.tensor(list(b"{}"), dtype=torch.uint8)})
-    for damaged in (content[:-9], b"", foreign, bare):
+    empty = {checkpoint.FACTS: torch.tensor(list(b"{}"), dtype=torch.uint8)}
+    bare = safetensors.torch.save(empty, {"sha256": checkpoint._checksum(empty)})
+    turned = content[:-9] + bytes([content[-9] ^ 1]) + content[-8:]  # a bit of a tensor
+    for damaged in (content[:-9], b"", foreign, bare, turned):
         path.write_bytes(damaged)
         with pytest.raises(
             CheckpointError, match=r"step-0000006\.safetensors' .*; remove it, and the run goes on from"
