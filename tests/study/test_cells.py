@@ -226,6 +226,19 @@ def test_others_wait_for_the_float_model_s_task_and_what_is_put_back_comes_again
     assert {task.blocks[0].variant.label for task in (queue.take(), queue.take()) if task} == {"w6a8", "w4a8"}
 
 
+def test_what_is_put_back_is_the_last_again_or_soon_the_next(tmp_path: Path) -> None:
+    names = ", ".join(f'"{each}"' for each in members("noise"))
+    plan = plan_of(tmp_path, TEXT.replace('names = ["gaussian_noise"]', f"names = [{names}]"))
+    queue = Queue(tasks_of(plan, set(), 9, True))
+    first = queue.take()
+    assert first is not None
+    queue.put_back(first, soon=True)
+    assert queue.take() is first
+    queue.put_back(first)
+    second = queue.take()
+    assert second is not None and second is not first
+
+
 def test_the_benchmark_of_large_plans_has_a_task_for_every_cell_once(tmp_path: Path) -> None:
     found = plan_of_many(tmp_path, seeds=1)
     assert found["cells"] > 10_000 and found["tasks"] > 100
