@@ -75,13 +75,7 @@ def evaluated_sets(
                 "them; with ?among=own it is measured among its own, as ImageNet-A and -R are"
             )
         out.append(_among_its_own(found) if role == "shift" else found)
-    known = {each.digest: each for each in (*shift_sets, *id_sets)}
     for kind, each in ood_sets:
-        if each.digest in known:
-            raise InputError(
-                f"{each.spec} is out of distribution (ood), and its images are those of {known[each.digest].name}, "
-                "which is not; name images of other classes"
-            )
         out.append(
             dataclasses.replace(first, data=each, role=f"ood-{kind}" if kind else "ood", labels=None, counts=None)
         )

@@ -52,11 +52,11 @@ def test_ctrl_c_reaches_who_started_it_alone() -> None:
 
 
 def test_nobody_waits_for_the_imports_of_a_process_that_has_ended(tmp_path: Path) -> None:
-    (tmp_path / "slow.py").write_text("import time; time.sleep(600)")
+    (tmp_path / "slow.py").write_text("import signal; signal.pause()")
     lines = "from qclip.study import forking; forking.IMPORTED.append('slow'); forking.start(); forking.start()"
     path = os.pathsep.join([str(tmp_path), str(Path(forking.__file__).parents[2])])
     done = subprocess.run(
-        [sys.executable, "-c", lines], env=os.environ | {"PYTHONPATH": path}, capture_output=True, timeout=120
+        [sys.executable, "-c", lines], env=os.environ | {"PYTHONPATH": path}, capture_output=True, timeout=300
     )
     assert done.returncode == 0 and done.stderr == b""
 
