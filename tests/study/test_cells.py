@@ -213,6 +213,7 @@ def test_what_is_done_is_in_no_task(tmp_path: Path) -> None:
     grid = expand(plan, FACTS)
     assert task_list(plan, grid.cells(), 2) == []
     assert task_list(plan, set(grid.blocks[1].cells.values()), 2) == [["float", "w4a8", "|gaussian_noise"]]
+    assert task_list(plan, grid.cells() - {grid.blocks[0].cells[CLEAN]}, 2) == [["float", CLEAN]]
 
 
 def test_others_wait_for_the_float_model_s_task_and_what_is_put_back_comes_again(tmp_path: Path) -> None:
