@@ -97,9 +97,14 @@ def mark(model: nn.Module, recipe: Recipe, plans: dict[str, Treatment], provenan
 
 
 def weight_hash(model: nn.Module) -> str:
-    """sha256 over names, dtypes, shapes and bytes of the state dict."""
+    """sha256 of the state dict (`tensors_hash`)."""
+    return tensors_hash(model.state_dict())
+
+
+def tensors_hash(tensors: Mapping[str, torch.Tensor]) -> str:
+    """sha256 over names, dtypes, shapes and bytes."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
+    for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         flat = tensor.detach().cpu().contiguous().flatten()
         digest.update(flat.view(torch.uint8).numpy().data if flat.numel() else b"")

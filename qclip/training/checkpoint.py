@@ -7,7 +7,6 @@ Nor does any from a file whose checksum is another: a weight of which a bit has 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import re
 from pathlib import Path
@@ -21,6 +20,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..files import write_atomic
+from ..rewrite import tensors_hash
 from ..untrusted import open_regular, parse_json, read_header
 
 NAME = re.compile(r"step-(\d{7})\.safetensors")
@@ -40,7 +40,7 @@ def write(folder: Path, step: int, tensors: dict[str, Tensor], facts: dict[str, 
     held = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     held[FACTS] = torch.from_numpy(told)
     path = folder / f"step-{step:07d}.safetensors"
-    write_atomic(path, safetensors.torch.save(held, {"sha256": _checksum(held)}))
+    write_atomic(path, safetensors.torch.save(held, {"sha256": tensors_hash(held)}))
     for old in _found(folder)[:-KEPT]:
         with contextlib.suppress(OSError):
             old.unlink()
@@ -77,7 +77,7 @@ def _content(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             content = file.read()
         tensors = safetensors.torch.load(content)
         header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
-        if header.get("__metadata__", {}).get("sha256") != _checksum(tensors):
+        if header.get("__metadata__", {}).get("sha256") != tensors_hash(tensors):
             raise CheckpointError(f"{str(path)!r} is not what was written: its checksum is another")
         told = tensors.pop(FACTS).numpy().tobytes()
     except (SafetensorError, KeyError, OSError) as error:
@@ -86,14 +86,6 @@ def _content(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if not isinstance(facts, dict) or not isinstance(facts.get("made_of"), dict):
         raise CheckpointError(f"{str(path)!r} does not say what it is of")
     return tensors, facts
-
-
-def _checksum(tensors: dict[str, Tensor]) -> str:
-    digest = hashlib.sha256()
-    for name, tensor in sorted(tensors.items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.flatten().view(torch.uint8).numpy().tobytes() if tensor.numel() else b"")
-    return digest.hexdigest()
 
 
 def check_same(folder: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
